@@ -1,0 +1,41 @@
+# Everything below works from nothing but Python 3.11+, make and gcc. `make demo` and `make test` set up by themselves.
+PYTHON ?= python3
+UV := .tools/bin/uv
+BIN := .venv/bin
+export RAY_USAGE_STATS_ENABLED := 0
+export PYTHONUNBUFFERED := 1
+
+.PHONY: demo test lint types setup lock clean
+
+demo: setup  ## raw archives -> Parquet -> training -> NE -> predictions, on this machine
+	$(BIN)/python -m jobs.demo
+
+test: setup lint types  ## lint, types and the whole suite
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+setup: .venv/.installed
+
+# The stamp names the requirements it was made from, so an edited file is installed and an unchanged one is not.
+.venv/.installed: requirements.txt $(UV)
+	test -x $(BIN)/python || $(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.txt
+	@touch $@
+
+$(UV):
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet "uv>=0.9"
+
+lock: $(UV)  ## renew requirements.txt from pyproject.toml
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--group dev pyproject.toml --output-file requirements.txt
+
+clean:
+	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache

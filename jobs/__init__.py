@@ -1,0 +1,1 @@
+"""What is submitted to a cluster: one short file a job, a dataclass for its options."""

@@ -1,0 +1,93 @@
+"""What every job shares: options from a dataclass, one line for a user's mistake, the root, and a running Ray."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import ray
+import tyro
+
+from glefld import storage
+
+Options = TypeVar("Options")
+Root = Annotated[
+    str | None,
+    tyro.conf.arg(help="Where data sets and runs live, a path or URL. Default: $GLEFLD_ROOT, else ./glefld-data."),
+]
+
+#: What a user can cause and mend. Anything else is our own mistake and keeps its traceback.
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, ConnectionError)
+
+
+def main(
+    options_type: type[Options],
+    run: Callable[[Options], None],
+    *,
+    default: Options | None = None,
+    argv: list[str] | None = None,
+) -> None:
+    """Parse the options, run the job, and end a user's mistake in one line on stderr with exit status 1 (2 from the parser)."""
+    options = tyro.cli(
+        options_type,
+        default=default,
+        args=argv,
+        description=sys.modules[options_type.__module__].__doc__,
+    )
+    try:
+        run(options)
+    except Exception as error:
+        cause = user_error(error)
+        if cause is None:
+            raise
+        message = " ".join(str(cause).split()) or type(cause).__name__
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def user_error(error: BaseException) -> BaseException | None:
+    """The user's mistake behind an error, looked for through Ray's wrappers; None if there is none."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return user_error(error.cause) if error.cause is not None else None
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        if (found := user_error(failure)) is not None:
+            return found
+    if isinstance(error, USER_ERRORS):
+        return error
+    return None
+
+
+def on_cluster() -> bool:
+    """Whether a cluster was named: RAY_ADDRESS is set by the user or, in a submitted job, by Ray."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def resolve_root(root: str | None) -> str:
+    """The root as an absolute path or URL; ValueError for a relative one on a cluster, where it would be lost."""
+    chosen = root or os.environ.get("GLEFLD_ROOT") or "./glefld-data"
+    return resolve_url(chosen, "--root (or GLEFLD_ROOT)")
+
+
+def resolve_url(url: str, option: str) -> str:
+    """The same place as an absolute path or URL; ValueError for a relative path on a cluster."""
+    if on_cluster() and "://" not in url and not os.path.isabs(os.path.expanduser(url)):
+        raise ValueError(
+            f"{option} is the relative path {url!r}, which each machine of the cluster would take for its own: "
+            "give a URL (s3://bucket/prefix) or an absolute path that all of them share"
+        )
+    return storage.absolute(url)
+
+
+def start_ray(**local: Any) -> None:
+    """Use the cluster that RAY_ADDRESS names, else start Ray on this machine with the given resources."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if on_cluster():
+        ray.init(log_to_driver=True)
+    else:
+        ray.init(include_dashboard=False, log_to_driver=True, **local)

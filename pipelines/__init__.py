@@ -1,0 +1,1 @@
+"""Ray Data graphs: raw archives to Parquet, and photos to predictions."""
