@@ -1,0 +1,17 @@
+"""Raw layouts to one Arrow table of annotations: one file a layout, ``read_annotations`` chooses it by name."""
+
+from typing import Literal
+
+from glefld.datasets import deepfashion, deepfashion_fine, fld
+from glefld.datasets.lists import Annotations, ListFiles
+
+Dataset = Literal["fld", "deepfashion", "deepfashion-fine"]
+
+
+def read_annotations(dataset: Dataset, lists: ListFiles) -> Annotations:
+    """Every row of the data set's lists; ValueError names a list that is missing or the line that cannot be read."""
+    if dataset == "fld":
+        return fld.read(lists)
+    if dataset == "deepfashion":
+        return deepfashion.read(lists)
+    return deepfashion_fine.read(lists)

@@ -1,0 +1,74 @@
+"""DeepFashion-C (Category and Attribute Prediction), coarse annotation: the landmark lists, a category, 1,000 attributes."""
+
+import numpy as np
+import pyarrow as pa
+
+from glefld.datasets.lists import (
+    Annotations,
+    ListFile,
+    ListFiles,
+    list_array,
+    name_and_type,
+    read_benchmark,
+)
+from glefld.schema import FASHION8, Attribute
+
+FOLDERS = ("Anno", "Anno_coarse", "")
+
+
+def read(lists: ListFiles) -> Annotations:
+    """The benchmark's rows; category and attributes are null where their lists are absent.
+
+    ValueError names a missing list or the line that cannot be read.
+    """
+    attributes = attribute_names(lists.find("list_attr_cloth.txt", FOLDERS))
+    extra = []
+    if (categories := lists.find("list_category_img.txt", FOLDERS)) is not None:
+        extra.append(category_list(categories))
+    if (values := lists.find("list_attr_img.txt", FOLDERS)) is not None:
+        extra.append(attribute_list(values, len(attributes)))
+    return Annotations(
+        read_benchmark("deepfashion", lists, FASHION8, FOLDERS, *extra),
+        FASHION8,
+        categories=tuple(name for name, _ in categories_and_types(lists, FOLDERS)),
+        attributes=attributes,
+    )
+
+
+def attribute_names(file: ListFile | None) -> tuple[Attribute, ...]:
+    return tuple(Attribute(name, type_) for name, type_ in name_and_type(file)) if file is not None else ()
+
+
+def categories_and_types(lists: ListFiles, folders: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+    """The 50 categories and the garment type of each; empty without their list."""
+    file = lists.find("list_category_cloth.txt", folders)
+    return name_and_type(file) if file is not None else ()
+
+
+def category_list(file: ListFile) -> pa.Table:
+    """``list_category_img.txt``: photo and its 1-based category."""
+    photos, categories = [], []
+    for number, line in file.rows():
+        photo, *tokens = line.split()
+        photos.append(photo)
+        categories.append(int(file.numbers(number, tokens, 1)[0]))
+    return pa.table(
+        {"photo": pa.array(photos, pa.string()), "category": pa.array(categories, pa.int16())},
+    )
+
+
+def attribute_list(file: ListFile, count: int) -> pa.Table:
+    """``list_attr_img.txt``: photo and the indices of the attributes whose value is 1 (-1 is no, 0 unknown)."""
+    photos, attributes = [], []
+    for number, line in file.rows():
+        photo, _, values = line.strip().partition(" ")
+        present = np.fromstring(values, np.int8, sep=" ")
+        if len(present) != count:
+            raise file.error(
+                number, f"{count} values were expected (list_attr_cloth.txt), not {len(present)}"
+            )
+        photos.append(photo)
+        attributes.append(np.flatnonzero(present == 1).astype(np.int16))
+    return pa.table(
+        {"photo": pa.array(photos, pa.string()), "attributes": list_array(attributes, pa.int16())}
+    )

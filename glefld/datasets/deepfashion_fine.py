@@ -1,0 +1,123 @@
+"""DeepFashion-C, fine-grained annotation: row-aligned files without header or names, landmarks packed by garment type."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from glefld.datasets.deepfashion import attribute_names, categories_and_types
+from glefld.datasets.lists import (
+    ANNOTATIONS,
+    Annotations,
+    ListFile,
+    ListFiles,
+    box_array,
+    join,
+    list_array,
+    spread,
+)
+from glefld.schema import FASHION8, VIEWS, Visibility
+
+FOLDERS = ("Anno_fine", "Anno", "")
+#: A photo listed in two splits keeps its first row: the evaluation splits stay what the benchmark made them.
+ORDER = ("val", "test", "train")
+
+Row = TypeVar("Row")
+
+
+def read(lists: ListFiles) -> Annotations:
+    """Every split whose ``{split}.txt`` is there; ValueError names a missing list or the line that cannot be read.
+
+    ``_bbox`` and ``_landmards`` (the benchmark's spelling) are required for it; ``_cate``, ``_attr`` and ``_view``
+    are optional.
+    """
+    categories = categories_and_types(lists, (*FOLDERS, "Anno_coarse"))
+    attributes = attribute_names(lists.find("list_attr_cloth.txt", FOLDERS))
+    types = [type_ for _, type_ in categories]
+    splits = [
+        _read_split(split, photos, lists, types, len(attributes))
+        for split in ORDER
+        if (photos := lists.find(f"{split}.txt", FOLDERS)) is not None
+    ]
+    if not splits:
+        lists.require("train.txt", FOLDERS)
+    return Annotations(
+        join("deepfashion-fine", [pa.concat_tables(splits)]),
+        FASHION8,
+        categories=tuple(name for name, _ in categories),
+        attributes=attributes,
+    )
+
+
+def _read_split(
+    split: str, photo_file: ListFile, lists: ListFiles, category_types: Sequence[int], attribute_count: int
+) -> pa.Table:
+    photos = [line.strip() for _, line in photo_file.lines()]
+
+    def column(suffix: str, count: int, required: bool = False) -> list[list[float]] | None:
+        name = f"{split}_{suffix}.txt"
+        file = lists.require(name, FOLDERS) if required else lists.find(name, FOLDERS)
+        if file is None:
+            return None
+        rows = [file.numbers(number, line.split(), count) for number, line in file.lines()]
+        return _aligned(rows, file, photos, photo_file)
+
+    boxes = column("bbox", 4, required=True)
+    packed = column("landmards", 2 * len(FASHION8), required=True)
+    assert boxes is not None and packed is not None
+    cates = column("cate", 1)
+    attrs = column("attr", attribute_count)
+    category = [int(row[0]) for row in cates] if cates else [None] * len(photos)
+    types, landmarks, visibility = [], [], []
+    for row, code in zip(packed, category, strict=True):
+        points = list(zip(row[::2], row[1::2], strict=True))
+        type_ = _garment_type(points, code, category_types)
+        slots = FASHION8.garment_type(type_).landmarks
+        xy, seen = spread(points[: len(slots)], [Visibility.VISIBLE] * len(slots), slots, len(FASHION8))
+        types.append(type_)
+        landmarks.append(xy)
+        visibility.append(seen)
+    columns = {
+        "photo": pa.array(photos, pa.string()),
+        "split": pa.array([split] * len(photos), pa.string()),
+        "box": box_array(boxes),
+        "garment_type": pa.array(types, pa.int8()),
+        "category": pa.array(category, pa.int16()),
+        "landmarks": list_array(landmarks, pa.float32()),
+        "visibility": list_array(visibility, pa.int8()),
+    }
+    if attrs is not None:
+        indices = [np.flatnonzero(np.array(row) == 1) for row in attrs]
+        columns["attributes"] = list_array(indices, pa.int16())
+    if (views := lists.find(f"{split}_view.txt", FOLDERS)) is not None:
+        words = [views.choice(number, line.strip(), VIEWS) for number, line in views.lines()]
+        columns["view"] = pa.array(_aligned(words, views, photos, photo_file), pa.string())
+    for field in ANNOTATIONS:
+        if field.name not in columns and field.name not in ("sample_id", "duplicate"):
+            columns[field.name] = pa.nulls(len(photos), field.type)
+    return pa.table(columns).select(sorted(columns))
+
+
+def _aligned(rows: list[Row], file: ListFile, photos: list[str], photo_file: ListFile) -> list[Row]:
+    if len(rows) != len(photos):
+        raise ValueError(
+            f"{file.path} has {len(rows)} rows and {photo_file.path} {len(photos)}: they belong together line by line"
+        )
+    return rows
+
+
+def _garment_type(
+    points: Sequence[tuple[float, float]], category: int | None, category_types: Sequence[int]
+) -> int:
+    """The category's type, else (no category, or more slots in use than its type has) by the last slot in use."""
+    used = max((i + 1 for i, point in enumerate(points) if point != (0, 0)), default=0)
+    if category is not None and 1 <= category <= len(category_types):
+        type_ = category_types[category - 1]
+        if used <= len(FASHION8.garment_type(type_).landmarks):
+            return type_
+    smallest = min(
+        (garment for garment in FASHION8.garment_types if used <= len(garment.landmarks)),
+        key=lambda garment: len(garment.landmarks),
+    )
+    return smallest.code

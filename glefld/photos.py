@@ -1,0 +1,67 @@
+"""A photo's bytes to an RGB picture and a crop's pixels to bytes, with what may be wrong told apart."""
+
+import io
+import warnings
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+#: Larger pictures are refused before they are decoded: a few bytes can unpack to gigabytes.
+MAX_PIXELS = 100_000_000
+#: What may be decoded. Pillow reads far more formats, some of which start other programs.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+JPEG_QUALITY = 95
+
+BadPhotoReason = Literal["unreadable_photo", "truncated_photo", "missing_photo", "picture_too_large"]
+
+
+class BadPhoto(Exception):
+    """A photo that cannot be used: the reason (a constant) and the detail in words."""
+
+    def __init__(self, reason: BadPhotoReason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["BadPhoto"], tuple[str, str]]:
+        return type(self), (self.reason, self.detail)
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """The photo as stored (no EXIF rotation), any mode to 8-bit RGB, transparency over white; BadPhoto if it cannot be."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise BadPhoto("picture_too_large", f"{image.width} x {image.height} pixels")
+            image.load()
+            return _rgb(image)
+    except BadPhoto:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadPhoto("picture_too_large", str(error)) from error
+    # Pillow's decoders answer damaged input with OSError, SyntaxError, ValueError, struct.error, IndexError and more.
+    except Exception as error:
+        detail = f"{len(data)} bytes: {' '.join(str(error).split())}"
+        truncated = "truncated" in str(error).lower()
+        raise BadPhoto("truncated_photo" if truncated else "unreadable_photo", detail) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit grey to 255, which turns it white.
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert(
+            "RGB"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def encode_jpeg(image: Image.Image) -> bytes:
+    """The picture as JPEG, quality 95, colour at full resolution (4:4:4)."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,262 @@
+"""Photos inside a zip, a tar or a folder, on any file system: an index of members, then their bytes by large ranges.
+
+A zip's directory and a tar's headers are read once, by the driver; what a task needs of the archive it reads itself.
+Nothing is ever extracted to a path, so a member's name cannot lead anywhere.
+"""
+
+import dataclasses
+import gzip
+import io
+import shutil
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Literal, cast
+from urllib.parse import urlsplit, urlunsplit
+
+import pyarrow as pa
+
+from glefld import storage
+from glefld.photos import BadPhoto
+
+#: One row a member. Its bytes, a zip's local header included, lie in [start, stop) of the archive or of its own file.
+MEMBERS = pa.schema(
+    [
+        ("name", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("stored", pa.int64()),  # bytes as stored, perhaps compressed
+        ("size", pa.int64()),  # bytes unpacked, as declared
+        ("method", pa.int32()),  # zip's compression method; 0 is none
+        ("crc", pa.int64()),  # null where the archive has none
+    ]
+)
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+#: A larger member is refused unread.
+MAX_MEMBER_BYTES = 256 << 20
+#: What a task holds of an archive at a time, and how much of it may be gaps between the members it wants.
+BATCH_BYTES = 8 << 20
+MAX_WASTE = 0.1
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_ENCRYPTED = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """Where photos are: ``url`` is read, ``name`` is what rows say of it (no credentials, the original of a copy)."""
+
+    url: str
+    name: str
+    kind: Literal["zip", "tar", "folder"]
+
+    def uri(self, member: str) -> str:
+        """The stable name of one photo."""
+        return storage.join(self.name, member) if self.kind == "folder" else f"{self.name}::{member}"
+
+
+def public_url(url: str) -> str:
+    """The URL without user name, password or signed query."""
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def open_archive(url: str) -> Archive:
+    """The archive or folder at a URL, told by its name; ValueError for a compressed tar, which has no ranges."""
+    name = public_url(url)
+    if name.lower().endswith(".zip"):
+        return Archive(url, name, "zip")
+    if name.lower().endswith(".tar"):
+        return Archive(url, name, "tar")
+    if name.lower().endswith((".tar.gz", ".tgz")):
+        raise ValueError(
+            f"{name} is one compressed stream, which cannot be read by ranges: unpack it with stage_tar"
+        )
+    return Archive(url, name, "folder")
+
+
+def stage_tar(url: str, staged: str) -> Archive:
+    """A compressed tar unpacked, as one stream, into a plain one at ``staged``, unless that is there already."""
+    if not storage.exists(staged):
+        fs, path = storage.filesystem(url)
+        # An unnamed file: it is gone with its process, however that ends.
+        with tempfile.TemporaryFile() as plain:
+            try:
+                with fs.open(path, "rb") as packed, gzip.open(packed) as stream:
+                    shutil.copyfileobj(stream, plain, 1 << 20)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise ValueError(f"{public_url(url)} cannot be unpacked ({error}): get it again") from error
+            plain.flush()
+            storage.put(f"/dev/fd/{plain.fileno()}", staged)
+    return Archive(staged, public_url(url), "tar")
+
+
+def read_index(archive: Archive) -> pa.Table:
+    """Every file in the archive, by offset (folders: by name), as ``MEMBERS``; ValueError if it cannot be read."""
+    rows = {"zip": _zip_members, "tar": _tar_members, "folder": _folder_members}[archive.kind](archive)
+    try:
+        columns = list(zip(*rows, strict=True)) or [()] * len(MEMBERS)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
+        raise ValueError(
+            f"{archive.name} is not a readable {archive.kind} ({error}): get it again"
+        ) from error
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, MEMBERS, strict=True)]
+    table = pa.table(arrays, schema=MEMBERS)
+    return table.sort_by([("name" if archive.kind == "folder" else "start", "ascending")])
+
+
+def _zip_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
+    fs, path = storage.filesystem(archive.url)
+    with fs.open(path, "rb") as file, zipfile.ZipFile(file) as opened:
+        members = sorted((m for m in opened.infolist() if not m.is_dir()), key=lambda m: m.header_offset)
+        ends = [*(m.header_offset for m in members[1:]), opened.start_dir]
+        for member, end in zip(members, ends, strict=True):
+            # The local header's name and extra field have lengths of their own, 65,535 at most each.
+            stop = min(end, member.header_offset + _LOCAL_HEADER.size + 2 * 65535 + member.compress_size)
+            method = _ENCRYPTED if member.flag_bits & 1 else member.compress_type
+            yield (
+                member.filename,
+                member.header_offset,
+                stop,
+                member.compress_size,
+                member.file_size,
+                method,
+                member.CRC,
+            )
+
+
+def _tar_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
+    fs, path = storage.filesystem(archive.url)
+    with fs.open(path, "rb", block_size=BATCH_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as opened:
+        while (member := opened.next()) is not None:
+            opened.members = []  # tarfile keeps every header for itself
+            if member.isreg() and not member.issparse():
+                start, size = member.offset_data, member.size
+                yield member.name.removeprefix("./"), start, start + size, size, size, 0, None
+
+
+def _folder_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
+    fs, path = storage.filesystem(archive.url)
+    for file, info in fs.find(path, detail=True).items():
+        size = info["size"]
+        yield file[len(path) :].lstrip("/"), 0, size, size, size, 0, None
+
+
+def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPhoto]:
+    """The bytes of each of these rows of the index, in their order, or what is wrong with the member.
+
+    Rows come by offset, as in the index. Neighbours share a range, and no more than ``BATCH_BYTES`` (or one member)
+    are held at a time. FileNotFoundError if the archive itself has gone.
+    """
+    fs, root = storage.filesystem(archive.url)
+    rows = members.to_pylist()
+    for batch in _batches(rows):
+        if (refused := _refusal(batch[0])) is not None:
+            yield refused
+            continue
+        ranges = [batch[i:j] for i, j in _ranges(batch, joined=archive.kind != "folder")]
+        found = fs.cat_ranges(
+            [storage.join(root, r[0]["name"]) if archive.kind == "folder" else root for r in ranges],
+            [r[0]["start"] for r in ranges],
+            [max(m["stop"] for m in r) for r in ranges],
+            on_error="return",
+        )
+        for wanted, data in zip(ranges, found, strict=True):
+            if isinstance(data, FileNotFoundError) and archive.kind == "folder":
+                yield BadPhoto("missing_photo", str(data))
+                continue
+            if isinstance(data, Exception):
+                raise data
+            for member in wanted:
+                offset = member["start"] - wanted[0]["start"]
+                piece = data[offset : offset + member["stop"] - member["start"]]
+                try:
+                    yield _unpack_zip(piece, member) if archive.kind == "zip" else _whole(piece, member)
+                except BadPhoto as bad:
+                    yield bad
+
+
+def _refusal(member: dict[str, Any]) -> BadPhoto | None:
+    """What keeps a member from being read at all; an empty one has no range that a server would answer."""
+    if max(member["size"], member["stored"]) > MAX_MEMBER_BYTES:
+        return BadPhoto("picture_too_large", f"{max(member['size'], member['stored'])} bytes")
+    if member["stop"] == member["start"]:
+        return BadPhoto("unreadable_photo", "an empty file")
+    return None
+
+
+def _batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Consecutive rows of ``BATCH_BYTES`` together; a refused member stands alone."""
+    batch: list[dict[str, Any]] = []
+    held = 0
+    for row in rows:
+        length = row["stop"] - row["start"]
+        alone = _refusal(row) is not None or bool(batch and _refusal(batch[0]))
+        if batch and (alone or held + length > BATCH_BYTES):
+            yield batch
+            batch, held = [], 0
+        batch.append(row)
+        held += length
+    if batch:
+        yield batch
+
+
+def _ranges(rows: list[dict[str, Any]], joined: bool) -> Iterator[tuple[int, int]]:
+    """Where to cut a batch into ranges so that gaps stay below ``MAX_WASTE`` of each range's members."""
+    first = wanted = waste = 0
+    for i, row in enumerate(rows):
+        gap = max(0, row["start"] - rows[i - 1]["stop"]) if i > first else 0
+        if i > first and (not joined or waste + gap > MAX_WASTE * wanted):
+            yield first, i
+            first, wanted, waste, gap = i, 0, 0, 0
+        wanted += row["stop"] - row["start"]
+        waste += gap
+    yield first, len(rows)
+
+
+def open_member(archive: Archive, member: dict[str, Any]) -> BinaryIO:
+    """One file of an archive as a stream (a tar's is held in memory, being a range of it)."""
+    fs, path = storage.filesystem(archive.url)
+    if archive.kind == "zip":
+        return cast(BinaryIO, zipfile.ZipFile(fs.open(path, "rb")).open(member["name"]))
+    return io.BytesIO(fs.cat_file(path, member["start"], member["stop"]))
+
+
+def _whole(data: bytes, member: dict[str, Any]) -> bytes:
+    if len(data) != member["size"]:
+        raise BadPhoto("truncated_photo", f"{len(data)} of {member['size']} bytes are there")
+    return data
+
+
+def _unpack_zip(data: bytes, member: dict[str, Any]) -> bytes:
+    """One member from its local header on; BadPhoto unless what comes out is what the directory declares."""
+    if len(data) < _LOCAL_HEADER.size or data[:4] != b"PK\x03\x04":
+        raise BadPhoto("unreadable_photo", "the archive has no member where its directory says")
+    _, name_length, extra_length = _LOCAL_HEADER.unpack_from(data)
+    start = _LOCAL_HEADER.size + name_length + extra_length
+    packed = data[start : start + member["stored"]]
+    if len(packed) != member["stored"]:
+        raise BadPhoto("truncated_photo", f"{len(packed)} of {member['stored']} packed bytes are there")
+    if member["method"] == zipfile.ZIP_STORED:
+        unpacked = packed
+    elif member["method"] == zipfile.ZIP_DEFLATED:
+        try:
+            # One byte more than declared is asked for, and so never more than that is made.
+            unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member["size"] + 1)
+        except zlib.error as error:
+            raise BadPhoto("unreadable_photo", f"damaged in the archive ({error})") from error
+    else:
+        how = "encrypted" if member["method"] == _ENCRYPTED else f"packed by zip method {member['method']}"
+        raise BadPhoto("unreadable_photo", f"{how}: pack the archive anew with deflate or store")
+    if len(unpacked) != member["size"]:
+        raise BadPhoto(
+            "unreadable_photo", f"unpacks to another size than the {member['size']} bytes declared"
+        )
+    if zlib.crc32(unpacked) != member["crc"]:
+        raise BadPhoto("unreadable_photo", "damaged in the archive (its checksum differs)")
+    return unpacked

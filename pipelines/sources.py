@@ -1,0 +1,127 @@
+"""Finding the lists and the photos of a raw data set, wherever its download has put them."""
+
+import dataclasses
+import posixpath
+from collections.abc import Callable
+from functools import partial
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from glefld import storage
+from glefld.datasets.lists import ListFiles
+from pipelines.archives import (
+    ARCHIVES,
+    MEMBERS,
+    Archive,
+    open_archive,
+    open_member,
+    public_url,
+    read_index,
+    stage_tar,
+)
+
+LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A raw data set: its list files, and the index of the archive that has its photos."""
+
+    lists: ListFiles
+    archive: Archive
+    members: pa.Table
+
+
+def open_source(url: str, staging: str) -> Source:
+    """Look at a folder, or at one archive that holds everything; ``staging`` is where a compressed tar is unpacked.
+
+    ValueError if there is nothing to read, or if it holds no photos.
+    """
+    fs, path = storage.filesystem(url)
+    fs.invalidate_cache()
+    if url.lower().endswith(ARCHIVES):
+        if not fs.exists(path):
+            raise ValueError(f"{public_url(url)} does not exist")
+        archive = _photo_archive(url, staging)
+        members = read_index(archive)
+        return Source(_lists_inside(archive, members), archive, members)
+    if not fs.isdir(path):
+        raise ValueError(f"{public_url(url)} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
+    entries = _entries(url)
+    files: dict[str, Callable[[], BinaryIO]] = {}
+    for name, entry in entries.items():
+        if entry["type"] == "directory" and name in LIST_FOLDERS:
+            below = _entries(entry["url"])
+        else:
+            below = {name: entry}
+        folder = name if entry["type"] == "directory" else ""
+        for file, found in below.items():
+            if found["type"] == "file" and file.endswith(".txt"):
+                files[f"{folder}/{file}"] = partial(_open, found["url"])
+    archive = _photo_archive(_find_photos(url, entries), staging)
+    return Source(ListFiles(public_url(url), files), archive, read_index(archive))
+
+
+def _entries(url: str) -> dict[str, dict[str, Any]]:
+    """What lies directly in a folder, by lower-cased name, with its URL: downloads differ in capitals."""
+    fs, path = storage.filesystem(url)
+    entries = {}
+    for entry in sorted(fs.ls(path, detail=True), key=lambda e: e["name"], reverse=True):
+        name = posixpath.basename(entry["name"].rstrip("/"))
+        entries[name.lower()] = {**entry, "url": storage.join(url, name)}
+    return entries
+
+
+def _find_photos(url: str, entries: dict[str, dict[str, Any]]) -> str:
+    """``img.zip`` (or a tar) in the source or in its ``Img/``, else the unpacked ``img/`` or ``Img/img/``."""
+    inner = _entries(entries["img"]["url"]) if entries.get("img", {}).get("type") == "directory" else {}
+    for folder in (entries, inner):
+        for suffix in ARCHIVES:
+            if (found := folder.get(f"img{suffix}")) is not None:
+                return found["url"]
+    if (unpacked := inner.get("img", entries.get("img"))) is not None and unpacked["type"] == "directory":
+        return unpacked["url"]
+    names = ", ".join(f"img{suffix}" for suffix in ARCHIVES)
+    raise ValueError(
+        f"{public_url(url)} has no photos: {names} or a folder img was expected there or in Img/"
+    )
+
+
+def _photo_archive(url: str, staging: str) -> Archive:
+    if url.lower().endswith((".tar.gz", ".tgz")):
+        return stage_tar(url, storage.join(staging, "img.tar"))
+    return open_archive(url)
+
+
+def _open(url: str) -> BinaryIO:
+    fs, path = storage.filesystem(url)
+    return fs.open(path, "rb")
+
+
+def _lists_inside(archive: Archive, members: pa.Table) -> ListFiles:
+    files: dict[str, Callable[[], BinaryIO]] = {}
+    texts = members.filter(pc.ends_with(pc.utf8_lower(members["name"]), ".txt"))
+    for text in texts.to_pylist():
+        folder, file = posixpath.split(text["name"].lower())
+        folder = posixpath.basename(folder)
+        place = f"{folder if folder in LIST_FOLDERS else ''}/{file}"
+        files.setdefault(place, partial(open_member, archive, text))
+    return ListFiles(archive.name, files)
+
+
+def match_photos(photos: pa.ChunkedArray, members: pa.Table) -> tuple[pa.Table, int]:
+    """The member of each listed photo (all null where there is none), and how many matched only without capitals.
+
+    A photo is listed as ``img/...``; in an archive that may lie deeper, in a folder the ``img`` is the folder itself.
+    """
+    at_img = pc.extract_regex(members["name"], r"(?i)^(?:.*/)?img/(?P<below>.*)$")
+    below = pc.coalesce(pc.struct_field(at_img, "below"), members["name"])
+    keys = pc.binary_join_element_wise("img", below, "/")
+    exact = pc.index_in(photos, value_set=keys)
+    # Folder capitals differ between the benchmark's lists and its archive.
+    loose = pc.index_in(pc.utf8_lower(photos), value_set=pc.utf8_lower(keys))
+    chosen = pc.coalesce(exact, loose)
+    capitals = pc.sum(pc.and_(pc.is_null(exact), pc.is_valid(loose))).as_py() or 0
+    return members.take(chosen).cast(MEMBERS), capitals
