@@ -1,0 +1,388 @@
+"""Rendered data sets in the benchmarks' exact raw layouts: ``img.zip`` and its lists, byte for byte the same for a seed.
+
+Photo i comes from (seed, i) alone, so a larger count starts with the smaller one's photos. Two lists and one file are
+ours, not the benchmark's: ``list_view.txt`` (``{split}_view.txt`` in the fine layout) says front, side or back, and
+``planted.json`` names the rows that were made irregular.
+"""
+
+import dataclasses
+import multiprocessing
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from glefld import storage
+from glefld.datasets.faults import KINDS, REJECTED, Row, plant
+from glefld.datasets.vocabulary import (
+    CATEGORIES,
+    CATEGORY_NUMBERS,
+    COARSE_ATTRIBUTES,
+    FINE_ATTRIBUTES,
+    coarse_attributes,
+    fine_attributes,
+)
+from glefld.render import Photo, render_photo
+from glefld.render_wardrobe import Product, sample_product
+from glefld.schema import FASHION8, SPLITS, Attribute, Split, Visibility
+
+Layout = Literal["fld", "deepfashion", "deepfashion-fine"]
+#: Rows of train, val and test in the benchmarks.
+SPLIT_SIZES: dict[Layout, tuple[int, int, int]] = {
+    "fld": (83033, 19992, 19991),
+    "deepfashion": (209222, 40000, 40000),
+    "deepfashion-fine": (14000, 2000, 4000),
+}
+#: What each random stream of a seed is for; a photo's and a product's number is appended.
+PHOTO, PRODUCT, FOLDER, PLANT, UNKNOWN = range(5)
+WINDOW = 512  # photos held in memory at a time
+SMALL = 64  # below so many photos starting processes takes longer than drawing
+_FOLDER_WORDS = (
+    "Amber Aspen Birch Canyon Cedar Clover Coral Dune Ember Fern Garden Harbor Hazel Indigo Ivory Juniper Linen Lunar "
+    "Maple Marble Meadow Misty Olive Opal Pebble Pine Prairie Quartz Raven River Saffron Sage Sierra Silver Slate Sol "
+    "Stone Summer Tide Velvet Willow Winter"
+).split()
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What was written: rows by split, by view and by planted kind, and the archive's size."""
+
+    photos: int
+    splits: dict[str, int]
+    views: dict[str, int]
+    planted: dict[str, int]
+    archive_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listed:
+    """One row of the lists before it is drawn."""
+
+    name: str
+    split: Split
+    product: int  # the number of the product that photo ``drawn`` shows
+    drawn: int  # the number of the photo to draw: another row's for a photo that stands in two splits
+
+
+def write_dataset(
+    output: str,
+    layout: Layout,
+    count: int,
+    *,
+    seed: int = 0,
+    irregularities: int = 0,
+    processes: int = 1,
+    on_photo: Callable[[], object] = lambda: None,
+) -> Summary:
+    """Write ``count`` photos to a path or URL, ``irregularities`` of each of ``faults.KINDS`` among them.
+
+    The archive is written last: without ``img.zip`` a data set is not whole. ValueError for a count that is too small,
+    FileExistsError if there already is an archive.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}")
+    kinds = [kind for kind in KINDS if layout != "fld" or kind != "folder_capitals"] * irregularities
+    if count < 4 * len(kinds):
+        raise ValueError(
+            f"{irregularities} irregularities of each kind need a count of at least {4 * len(kinds)}, not {count}"
+        )
+    archive = storage.join(output, "img.zip")
+    if storage.exists(archive):
+        raise FileExistsError(f"{archive} is there already: name another output or remove it")
+    listed = list_photos(layout, count, seed)
+    planted = choose_planted(listed, kinds, seed)
+    for index, (kind, twin) in planted.items():
+        if kind == "two_splits":
+            listed[index] = dataclasses.replace(
+                listed[index], drawn=listed[twin].drawn, product=listed[twin].product
+            )
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="glefld-synthesize-") as folder:
+        local = Path(folder) / "img.zip"
+        with zipfile.ZipFile(local, "w", zipfile.ZIP_STORED) as file:
+            for index, (photo, product) in enumerate(draw(listed, seed, processes)):
+                row = _row(listed[index], photo, product, layout)
+                if index in planted:
+                    rng = np.random.default_rng((seed, PLANT, index))
+                    plant(planted[index][0], row, rng)
+                if row.photo is not None:
+                    # A fixed time: the archive's bytes depend on the seed alone.
+                    file.writestr(zipfile.ZipInfo(row.member, (2016, 1, 1, 0, 0, 0)), row.photo)
+                row.photo = None
+                rows.append(row)
+                on_photo()
+        rows += [rows[index] for index, (kind, _) in planted.items() if kind == "duplicate_id"]
+        if layout == "deepfashion-fine":
+            _write_fine_lists(output, rows, Path(folder))
+        else:
+            _write_lists(output, layout, rows, seed, Path(folder))
+        storage.write_json(
+            storage.join(output, "planted.json"), _planted_json(layout, seed, count, listed, planted)
+        )
+        storage.put(local, archive)
+        size = local.stat().st_size
+    return Summary(
+        photos=count,
+        splits={split: sum(row.split == split for row in rows) for split in SPLITS},
+        views=dict(Counter(row.view for row in rows)),
+        planted=dict(Counter(kinds)),
+        archive_bytes=size,
+    )
+
+
+# -- which photos there are ---------------------------------------------------------------------------------
+
+
+def list_photos(layout: Layout, count: int, seed: int) -> list[_Listed]:
+    """Name, split and product of each photo; the first n are the same for every count."""
+    listed: list[_Listed] = []
+    shares = np.array(SPLIT_SIZES[layout]) / sum(SPLIT_SIZES[layout])
+    given = np.zeros(3)
+    number, product, folder = 0, -1, ""
+    for index in range(count):
+        chance = np.random.default_rng((seed, FOLDER, index)).random(2)
+        # Whichever split lacks most gets the next photo: proportional at every count, and none empty from ten on.
+        split = int(np.argmax(shares * (index + 1) - given))
+        given[split] += 1
+        if layout == "fld":
+            # Ids have gaps in the benchmark: 123,016 photos are numbered up to 123,059.
+            number += 1 + int(chance[0] < 0.03) * (1 + int(chance[1] * 2))
+            product, name = index, f"img/img_{number:08d}.jpg"
+        else:
+            if index == 0 or chance[0] < 0.3:
+                product, number = product + 1, 0
+                folder = _folder(seed, product)
+            # The fine layout annotates only some of a product's photos.
+            number += 1 + (int(chance[1] * 4) if layout == "deepfashion-fine" else 0)
+            name = f"img/{folder}/img_{number:08d}.jpg"
+        listed.append(_Listed(name, SPLITS[split], product, index))
+    return listed
+
+
+def _folder(seed: int, product: int) -> str:
+    """A product's folder, as ``Sheer_Pleated-Front_Blouse``; no two products share one."""
+    item = sample_product(np.random.default_rng((seed, PRODUCT, product)))
+    base, words, rest = len(_FOLDER_WORDS), [], product
+    while not words or rest:
+        words.append(_FOLDER_WORDS[rest % base])
+        rest //= base
+    style = item.pattern if item.pattern != "solid" else item.fabric
+    return "_".join([*words, style.capitalize(), item.garment.category])
+
+
+def choose_planted(listed: list[_Listed], kinds: list[str], seed: int) -> dict[int, tuple[str, int]]:
+    """Row number to (kind, twin): rows at random; the twin is the row of another split whose photo a copy repeats."""
+    order = np.random.default_rng((seed, PLANT)).permutation(len(listed)).tolist()
+    chosen, free = order[: len(kinds)], order[len(kinds) :]
+    planted = {}
+    for index, kind in zip(chosen, kinds, strict=True):
+        twin = index
+        if kind == "two_splits":
+            twin = next(i for i in free if listed[i].split != listed[index].split)
+            free.remove(twin)
+        planted[index] = (kind, twin)
+    return dict(sorted(planted.items()))
+
+
+def _planted_json(
+    layout: Layout, seed: int, count: int, listed: list[_Listed], planted: dict[int, tuple[str, int]]
+) -> dict[str, object]:
+    rows = [
+        {
+            "kind": kind,
+            "image_name": listed[index].name,
+            "split": listed[index].split,
+            "rejected": kind in REJECTED,
+            "same_as": listed[twin].name if twin != index else None,
+        }
+        for index, (kind, twin) in planted.items()
+    ]
+    return {"layout": layout, "seed": seed, "count": count, "rows": rows}
+
+
+# -- drawing ------------------------------------------------------------------------------------------------
+
+
+def draw(listed: list[_Listed], seed: int, processes: int) -> Iterator[tuple[Photo, Product]]:
+    """The photos in order, drawn by so many processes; which one draws a photo does not matter to it."""
+    tasks = [(seed, row.product, row.drawn) for row in listed]
+    if processes == 1 or len(tasks) < SMALL:
+        yield from map(draw_one, tasks)
+        return
+    # Not forked: the caller may have threads, whose locks a fork would copy as they are.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        for start in range(0, len(tasks), WINDOW):
+            yield from pool.map(draw_one, tasks[start : start + WINDOW], chunksize=16)
+
+
+def draw_one(task: tuple[int, int, int]) -> tuple[Photo, Product]:
+    """Photo number ``drawn`` of a product, from (seed, product, drawn)."""
+    seed, product, drawn = task
+    item = sample_product(np.random.default_rng((seed, PRODUCT, product)))
+    return render_photo(np.random.default_rng((seed, PHOTO, drawn)), item), item
+
+
+def _row(listed: _Listed, photo: Photo, item: Product, layout: Layout) -> Row:
+    attributes = fine_attributes(item) if layout == "deepfashion-fine" else coarse_attributes(item)
+    return Row(
+        name=listed.name,
+        member=listed.name,
+        split=listed.split,
+        number=listed.drawn,
+        photo=photo.jpeg,
+        width=photo.width,
+        height=photo.height,
+        box=photo.box,
+        landmarks=photo.landmarks,
+        visibility=photo.visibility,
+        garment_type=item.garment.code,
+        category=CATEGORY_NUMBERS[item.garment.category],
+        attributes=attributes,
+        variation=photo.variation,
+        view=photo.view,
+    )
+
+
+# -- lists --------------------------------------------------------------------------------------------------
+
+
+def _write_lists(output: str, layout: Layout, rows: list[Row], seed: int, folder: Path) -> None:
+    """The lists of FLD and of DeepFashion-C: line 1 the row count, line 2 the column names."""
+
+    def write(name: str, header: str, count: int, lines: Iterable[str]) -> None:
+        _put_lines(storage.join(output, name), [str(count), header], lines, folder)
+
+    n = len(rows)
+    fld = layout == "fld"
+    # DeepFashion's lists pad the names to a column, FLD's do not.
+    names = [row.name if fld else row.name.ljust(70) for row in rows]
+    pairs = list(zip(names, rows, strict=True))
+    points = " ".join(
+        f"landmark_visibility_{i} landmark_location_x_{i} landmark_location_y_{i}" for i in range(1, 9)
+    )
+    variation = "variation_type " if fld else ""
+    write(
+        "Anno/list_landmarks.txt",
+        f"image_name clothes_type {variation}{points}",
+        n,
+        (
+            f"{name} {row.garment_type} {f'{row.variation} ' if fld else ''}{_landmark_tokens(row)}"
+            for name, row in pairs
+        ),
+    )
+    write(
+        "Anno/list_bbox.txt",
+        "image_name x_1 y_1 x_2 y_2",
+        n,
+        (f"{name} {_padded(row.box)}" for name, row in pairs),
+    )
+    write("Anno/list_view.txt", "image_name view", n, (f"{name} {row.view}" for name, row in pairs))
+    write(
+        "Eval/list_eval_partition.txt",
+        "image_name evaluation_status",
+        n,
+        (f"{name} {row.split}" for name, row in pairs),
+    )
+    if fld:
+        return
+    _write_vocabulary(write, "Anno", COARSE_ATTRIBUTES)
+    write(
+        "Anno/list_category_img.txt",
+        "image_name  category_label",
+        n,
+        (f"{name} {row.category}" for name, row in pairs),
+    )
+    write(
+        "Anno/list_attr_img.txt",
+        "image_name  attribute_labels",
+        n,
+        (f"{name} {_attribute_tokens(row, seed)}" for name, row in pairs),
+    )
+
+
+def _write_fine_lists(output: str, rows: list[Row], folder: Path) -> None:
+    """The fine-grained lists: a file a column, aligned by line, without header."""
+    columns: dict[str, Callable[[Row], str]] = {
+        "": lambda row: row.name,
+        "_bbox": lambda row: _padded(row.box),
+        "_landmards": _packed_landmarks,
+        "_cate": lambda row: str(row.category),
+        "_attr": lambda row: " ".join(
+            "1" if i in row.attributes else "0" for i in range(len(FINE_ATTRIBUTES))
+        ),
+        "_view": lambda row: row.view,
+    }
+    for split in SPLITS:
+        mine = [row for row in rows if row.split == split]
+        for suffix, value in columns.items():
+            url = storage.join(output, f"Anno_fine/{split}{suffix}.txt")
+            _put_lines(url, [], map(value, mine), folder)
+
+    def write(name: str, header: str, count: int, lines: Iterable[str]) -> None:
+        _put_lines(storage.join(output, name), [str(count), header], lines, folder)
+
+    _write_vocabulary(write, "Anno_fine", FINE_ATTRIBUTES)
+
+
+def _write_vocabulary(
+    write: Callable[[str, str, int, Iterable[str]], None], folder: str, attributes: tuple[Attribute, ...]
+) -> None:
+    write(
+        f"{folder}/list_category_cloth.txt",
+        "category_name  category_type",
+        len(CATEGORIES),
+        (f"{name:<15}{code}" for name, code in CATEGORIES),
+    )
+    write(
+        f"{folder}/list_attr_cloth.txt",
+        "attribute_name  attribute_type",
+        len(attributes),
+        (f"{attribute.name:<28} {attribute.type}" for attribute in attributes),
+    )
+
+
+def _put_lines(url: str, header: list[str], lines: Iterable[str], folder: Path) -> None:
+    local = folder / "list.txt"
+    with local.open("w", encoding="ascii", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in header)
+        file.writelines(f"{line}\n" for line in lines)
+    storage.put(local, url)
+
+
+def _padded(values: Iterable[int]) -> str:
+    return " ".join(f"{value:03d}" for value in values)
+
+
+def _landmark_tokens(row: Row) -> str:
+    """Visibility, x and y of each landmark of the garment's type; ``2 000 000`` where it is cut off."""
+    tokens = []
+    for slot in FASHION8.garment_type(row.garment_type).landmarks:
+        code = int(row.visibility[slot])
+        x, y = (0, 0) if code == Visibility.CUT_OFF else row.landmarks[slot]
+        tokens.append(f"{code} {x:03d} {y:03d}")
+    return " ".join(tokens)
+
+
+def _packed_landmarks(row: Row) -> str:
+    """16 integers: the landmarks of the garment's type in its order, ``0 0`` for what is cut off and behind the last."""
+    tokens = []
+    for slot in FASHION8.garment_type(row.garment_type).landmarks:
+        cut_off = row.visibility[slot] == Visibility.CUT_OFF
+        tokens.append("0 0" if cut_off else _padded(row.landmarks[slot]))
+    return " ".join(tokens + ["0 0"] * (len(FASHION8) - len(tokens)))
+
+
+def _attribute_tokens(row: Row, seed: int) -> str:
+    """1 has it, -1 has it not, 0 unknown, each two characters wide."""
+    tokens = ["-1"] * len(COARSE_ATTRIBUTES)
+    for index in np.random.default_rng((seed, UNKNOWN, row.number)).integers(0, len(tokens), 6):
+        tokens[index] = " 0"
+    for index in row.attributes:
+        tokens[index] = " 1"
+    return " ".join(tokens)

@@ -1,0 +1,61 @@
+"""Write a raw data set of rendered garments in a benchmark's layout, to try every job without the real photos."""
+
+import dataclasses
+import os
+import time
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from glefld.datasets.synthetic import Layout, Summary, write_dataset
+from jobs import cli
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    layout: Layout
+    """Whose raw layout: fld, deepfashion (the coarse lists) or deepfashion-fine."""
+    count: Annotated[int, tyro.conf.arg(metavar="N")]
+    """How many photos."""
+    output: Annotated[str, tyro.conf.arg(metavar="DIR")]
+    """Where img.zip and the lists go, a path or URL."""
+    seed: int = 0
+    """The same seed writes the same bytes; a larger count goes on where a smaller one ended."""
+    irregularities: int = 0
+    """How many of each kind of irregular row to plant; planted.json names them."""
+    processes: int = os.cpu_count() or 1
+    """How many processes draw."""
+
+
+def run(options: Options) -> None:
+    output = cli.resolve_url(options.output, "--output")
+    start = time.perf_counter()
+    with Progress() as progress:
+        task = progress.add_task("drawing", total=options.count)
+        summary = write_dataset(
+            output,
+            options.layout,
+            options.count,
+            seed=options.seed,
+            irregularities=options.irregularities,
+            processes=options.processes,
+            on_photo=lambda: progress.advance(task),
+        )
+    show(summary, output, time.perf_counter() - start)
+
+
+def show(summary: Summary, output: str, seconds: float) -> None:
+    table = Table(title=f"{output}: {summary.photos:,} photos in {seconds:.1f} s")
+    table.add_column("rows of")
+    table.add_column("number", justify="right")
+    for name, number in (summary.splits | summary.views | summary.planted).items():
+        table.add_row(name, f"{number:,}")
+    table.add_row("img.zip, bytes", f"{summary.archive_bytes:,}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    cli.main(Options, run)
