@@ -1,0 +1,107 @@
+"""Published normalised errors, to print beside ours. None of them was measured here.
+
+Each figure is the papers' own, on the real benchmark's test split: it compares with a run only if that was
+evaluated on the same photos.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import rich.box
+import rich.table
+
+from glefld.metrics import Baselines, Report
+from glefld.schema import FASHION8
+
+NOTE = "published: the papers' own figures, on the benchmark's test split, not ours"
+#: More columns than this no terminal shows: then only the average is printed.
+MOST_COLUMNS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """One system's NE: the average, and by landmark in FASHION8's order (None where the paper has none)."""
+
+    system: str
+    source: str
+    average: float
+    by_landmark: tuple[float | None, ...] = (None,) * len(FASHION8)
+
+
+_FASHIONNET = "Liu et al., DeepFashion, CVPR 2016"
+_DFA = "Liu et al., Fashion Landmark Detection in the Wild, ECCV 2016"
+_DLAN = "Yan et al., Unconstrained Fashion Landmark Detection, ACM MM 2017"
+_BCRNN = "Wang et al., Attentive Fashion Grammar Network, CVPR 2018"
+_LIU_LU = "Liu & Lu, Deep Fashion Analysis, ECCV Workshops 2018"
+_GLE = "Lee et al., A Global-Local Embedding Module, 2019"
+_SANL = "Li et al., Spatial-Aware Non-Local Attention, 2019; as later papers cite it"
+
+FLD = (
+    Published(
+        "FashionNet", _FASHIONNET, 0.0859, (0.0781, 0.0803, 0.0975, 0.0923, 0.0874, 0.0821, 0.0802, 0.0893)
+    ),
+    Published("DFA", _DFA, 0.0680, (0.0480, 0.0480, 0.0910, 0.0890, None, None, 0.0710, 0.0720)),
+    Published("DLAN", _DLAN, 0.0672, (0.0531, 0.0547, 0.0705, 0.0735, 0.0752, 0.0748, 0.0693, 0.0675)),
+    Published("BCRNN", _BCRNN, 0.0583, (0.0463, 0.0471, 0.0627, 0.0614, 0.0635, 0.0692, 0.0635, 0.0527)),
+    Published("GLE", _GLE, 0.0568, (0.0386, 0.0391, 0.0675, 0.0672, 0.0576, 0.0605, 0.0615, 0.0621)),
+    Published("SANL", _SANL, 0.0396),
+)
+DEEPFASHION = (
+    Published(
+        "FashionNet", _FASHIONNET, 0.0872, (0.0854, 0.0902, 0.0973, 0.0935, 0.0854, 0.0845, 0.0812, 0.0823)
+    ),
+    Published("DFA", _DFA, 0.0660, (0.0628, 0.0637, 0.0658, 0.0621, 0.0726, 0.0702, 0.0658, 0.0663)),
+    Published("DLAN", _DLAN, 0.0643, (0.0570, 0.0611, 0.0672, 0.0647, 0.0703, 0.0694, 0.0624, 0.0627)),
+    Published("BCRNN", _BCRNN, 0.0484, (0.0415, 0.0404, 0.0496, 0.0449, 0.0502, 0.0523, 0.0537, 0.0551)),
+    Published("Liu & Lu", _LIU_LU, 0.0474, (0.0332, 0.0346, 0.0487, 0.0519, 0.0422, 0.0429, 0.0620, 0.0639)),
+    Published("GLE", _GLE, 0.0393, (0.0312, 0.0324, 0.0427, 0.0434, 0.0361, 0.0373, 0.0442, 0.0475)),
+    Published("SANL", _SANL, 0.0299),
+)
+#: The fine-grained lists annotate a part of DeepFashion's photos anew: its figures are the nearest there are.
+_BY_DATASET = {"fld": FLD, "deepfashion": DEEPFASHION, "deepfashion-fine": DEEPFASHION}
+
+
+def published(dataset: str, landmarks: Sequence[str]) -> tuple[Published, ...]:
+    """The systems published for a data set; none where its landmarks are not the benchmarks' eight."""
+    return _BY_DATASET.get(dataset, ()) if tuple(landmarks) == FASHION8.landmarks else ()
+
+
+def table(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.table.Table:
+    """NE by landmark in 80 columns: the published systems, then the mean-position baselines and this run."""
+    names = tuple(report.ne_by_landmark)
+    columns = names if len(names) <= MOST_COLUMNS else ()
+    title = f"normalised error on {dataset}, {report.rows:,} garments (lower is better)"
+    result = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, padding=0, show_edge=False)
+    result.add_column("system", no_wrap=True)
+    for name in columns:
+        result.add_column(short_name(name).replace(" ", "\n", 1), justify="right")
+    result.add_column("average", justify="right", style="bold")
+
+    systems = published(dataset, names)
+    if systems:
+        result.caption = NOTE
+        result.add_row("published", style="italic")
+    for system in systems:
+        by_landmark = dict(zip(names, system.by_landmark, strict=True))
+        cells = [_cell(by_landmark[name]) for name in columns]
+        result.add_row(f"  {system.system}", *cells, _cell(system.average), style="dim")
+    result.add_row("measured here", style="italic")
+    measured = {"  this run": report}
+    if baseline is not None:
+        means = {"  mean position": baseline.mean_position, "  mean by type": baseline.mean_position_by_type}
+        measured = means | measured
+    for label, scores in measured.items():
+        cells = [_cell(scores.ne_by_landmark[name]) for name in columns]
+        result.add_row(label, *cells, _cell(scores.ne), style="bold" if scores is report else "")
+    result.add_row("  visible", *[f"{report.counted[name]}" for name in columns], "", style="dim")
+    return result
+
+
+def short_name(landmark: str) -> str:
+    """``left_waistline`` -> ``L waist``."""
+    short = landmark.replace("left_", "L ").replace("right_", "R ").replace("_", " ")
+    return short.replace("waistline", "waist")
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}".removeprefix("0")
