@@ -7,11 +7,11 @@ MANIFEST = "manifest.json"
 
 
 def open_dataset(url: str) -> Manifest:
-    """The manifest of the data set at this URL; ValueError if it has none, which is to say that it is not finished."""
+    """The manifest of the data set at this URL; ValueError if it has none: then it is not finished."""
     try:
         value = storage.read_json(storage.join(url, MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
-            f"{url} is not a finished data set, it has no {MANIFEST}: run `python -m jobs.ingest` for it first"
+            f"{url} is not a finished data set, it has no {MANIFEST}: run `python -m jobs.ingest` first"
         ) from None
     return Manifest.from_json(value)

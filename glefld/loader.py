@@ -6,7 +6,6 @@ is drawn on the host from the seed, the epoch and the row's number, so a sample 
 b local batch, K landmarks, S the square input's size. Frames: photo -> stored picture (a crop) -> input.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,7 +16,9 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
-from glefld.schema import VIEWS, LandmarkSet, Visibility
+from glefld.ahead import ahead
+from glefld.metrics import Truth
+from glefld.schema import LandmarkSet, Visibility
 
 #: ImageNet's channel statistics, which the papers' VGG16 expects. RGB, of 255.
 MEAN = (123.675, 116.28, 103.53)
@@ -36,7 +37,7 @@ class Augmentation:
     """Size, up to this factor more or less."""
     shift: float = 0.1
     """Shift, up to this part of the input's size either way."""
-    colour: float = 0.3
+    colour: float = 0.2
     """Brightness, contrast and saturation, up to this factor more or less; hue up to 30 degrees times it."""
 
     def __post_init__(self) -> None:
@@ -111,22 +112,13 @@ class Picture:
 
 @dataclass
 class Batch:
-    """A rank's share of a batch. ``images`` is on the device, the rest on the host.
+    """A rank's share of a batch. ``images`` is on the device, the rest on the host."""
 
-    images [b, 3, S, S] normalised; landmarks [b, K, 2] in the input's pixels (NaN: none); visibility [b, K];
-    to_photo [b, 2, 3] from the input to the photo; photo_landmarks [b, K, 2] and box [b, 4] in the photo's pixels;
-    garment_type, view [b], -1 where unknown; sample_id b names.
-    """
-
-    images: Tensor
-    landmarks: Tensor
-    visibility: Tensor
-    to_photo: Tensor
-    photo_landmarks: Tensor
-    box: Tensor
-    garment_type: Tensor
-    view: Tensor
-    sample_id: list[str]
+    images: Tensor  # [b, 3, S, S], normalised
+    landmarks: Tensor  # [b, K, 2] in the input's pixels, NaN where there is none
+    visibility: Tensor  # [b, K], of the landmarks as they stand in the input: swapped where it is a mirror image
+    to_photo: Tensor  # [b, 2, 3], affine, from the input to the photo
+    truth: Truth  # as annotated
 
     def weight(self) -> Tensor:
         """[b, K]: 1 for the landmarks that train, visible and within the input; else 0."""
@@ -136,41 +128,36 @@ class Batch:
 
 
 class InputPipeline:
-    """The DALI graph. ``run`` takes lists of pictures and yields [b, 3, S, S] tensors on the device, in order.
+    """The DALI graph: lists of pictures in, [b, 3, S, S] tensors on the device out.
 
-    ``device_id`` None runs all of it on the CPU. RuntimeError for a batch with an undecodable picture.
+    ``device_id`` None runs all of it on the CPU.
     """
 
     def __init__(self, size: int, batch_size: int, device_id: int | None = None, threads: int = 2) -> None:
         self.size = size
-        self.device_id = device_id
-        self.max_batch_size = batch_size
-        self._ahead = 2
+        self.batch_size = batch_size
+        # Run by hand, one batch at a time: a prefetching pipeline would stall on a stream's last, smaller batch.
         self._pipeline: Pipeline = _graph(
             size=size,
             gpu=device_id is not None,
             batch_size=batch_size,
             num_threads=threads,
             device_id=device_id,
-            prefetch_queue_depth=self._ahead,
+            prefetch_queue_depth=1,
+            exec_async=False,
+            exec_pipelined=False,
         )
         self._pipeline.build()
 
-    def run(self, batches: Iterable[list[Picture]]) -> Iterator[Tensor]:
-        """Inputs for each list of pictures; while one is used, the next is being made."""
-        under_way = 0
-        for pictures in batches:
-            self._feed(pictures)
-            self._pipeline.schedule_run()
-            under_way += 1
-            if under_way == self._ahead:
-                yield self._collect()
-                under_way -= 1
-        for _ in range(under_way):
-            yield self._collect()
+    def run(self, pictures: list[Picture]) -> Tensor:
+        """At most ``batch_size`` pictures to [b, 3, S, S]. RuntimeError if one of them cannot be decoded."""
+        assert 0 < len(pictures) <= self.batch_size
+        self._feed(pictures)
+        (output,) = self._pipeline.run()
+        # The pipeline's buffer is used again by the next run, so the batch is copied out of it.
+        return torch.from_dlpack(output.as_tensor()).clone()
 
     def _feed(self, pictures: list[Picture]) -> None:
-        assert 0 < len(pictures) <= self.max_batch_size
         sizes, matrices = [], []
         for picture in pictures:
             # Shrinking goes through an antialiased resize; the affine map that follows then works near scale 1.
@@ -184,13 +171,6 @@ class InputPipeline:
         self._pipeline.feed_input("resized", sizes)
         self._pipeline.feed_input("matrix", matrices)
         self._pipeline.feed_input("colour", [np.array(picture.colour, np.float32) for picture in pictures])
-
-    def _collect(self) -> Tensor:
-        (output,) = self._pipeline.share_outputs()
-        # The pipeline's buffer is used again once released, so the batch is copied out of it.
-        images = torch.utils.dlpack.from_dlpack(output.as_tensor()).clone()
-        self._pipeline.release_outputs()
-        return images
 
 
 @pipeline_def
@@ -223,6 +203,7 @@ class BatchLoader:
     """Tables of samples to batches: the host's side of the geometry, and the DALI pipeline behind it."""
 
     def __init__(self, landmark_set: LandmarkSet, pipeline: InputPipeline) -> None:
+        self.landmark_set = landmark_set
         self.mirror = np.array(landmark_set.mirror)
         self.pipeline = pipeline
 
@@ -233,71 +214,51 @@ class BatchLoader:
 
         Without seeds the augmentation must be ``NO_AUGMENTATION``.
         """
-        waiting: deque[Batch] = deque()
         streams = iter(seeds)
 
-        def pictures() -> Iterator[list[Picture]]:
+        def batches() -> Iterator[Batch]:
             for table in tables:
                 draws = [
-                    draw_augmentation(
-                        augmentation, self.pipeline.size, np.random.default_rng(next(streams, (0,)))
-                    )
+                    draw_augmentation(augmentation, self.pipeline.size, np.random.default_rng(next(streams, (0,))))
                     for _ in range(table.num_rows)
                 ]
-                batch, encoded = self._prepare(table, draws)
-                waiting.append(batch)
-                yield encoded
+                batch, pictures = self._prepare(table, draws)
+                batch.images = self.pipeline.run(pictures)
+                yield batch
 
-        for images in self.pipeline.run(pictures()):
-            batch = waiting.popleft()
-            batch.images = images
-            yield batch
+        return ahead(batches(), 2)
 
     def _prepare(self, table: pa.Table, draws: list[Draw]) -> tuple[Batch, list[Picture]]:
-        rows, size = table.num_rows, self.pipeline.size
-        box = _matrix(table, "box")
-        crop = _matrix(table, "crop_box")
-        landmarks = _matrix(table, "landmarks").reshape(rows, -1, 2)
-        visibility = _matrix(table, "visibility").astype(np.int64)
-        squash = np.stack([box_to_input(b, size) for b in box - np.tile(crop[:, :2], 2)])
-        to_input = np.stack([compose(d.affine, s) for d, s in zip(draws, squash, strict=True)])
-
-        moved = transform(landmarks, to_input)
+        size = self.pipeline.size
+        truth = Truth.from_arrow(table, self.landmark_set)
+        squash = np.stack([box_to_input(box, size) for box in truth.box.numpy()])
+        to_input = np.stack([compose(d.affine, s) for d, s in zip(draws, squash, strict=True)])  # from the photo
         mirrored = np.array([d.mirrored for d in draws])[:, None]
         names = np.where(mirrored, self.mirror, np.arange(len(self.mirror)))  # whose coordinates each slot takes
-        offset = np.zeros((rows, 2, 3))
-        offset[:, :, :2] = np.eye(2)
-        offset[:, :, 2] = crop[:, :2]
-        to_photo = np.stack([compose(o, i) for o, i in zip(offset, invert(to_input), strict=True)])
-
-        image = table.column("image").combine_chunks()
-        width, height = table.column("image_width").to_pylist(), table.column("image_height").to_pylist()
-        pictures = [
-            Picture(np.frombuffer(image[i].as_buffer(), np.uint8), width[i], height[i], to_input[i], draws[i].colour)
-            for i in range(rows)
-        ]
-        view = [VIEWS.index(v) if v is not None else -1 for v in table.column("view").to_pylist()]
+        moved = transform(truth.points.numpy(), to_input)
         batch = Batch(
             images=torch.empty(0),
             landmarks=torch.from_numpy(np.take_along_axis(moved, names[..., None], axis=1)).float(),
-            visibility=torch.from_numpy(np.take_along_axis(visibility, names, axis=1)),
-            to_photo=torch.from_numpy(to_photo),
-            photo_landmarks=torch.from_numpy(landmarks + crop[:, None, :2]),
-            box=torch.from_numpy(box),
-            garment_type=torch.tensor(
-                [-1 if t is None else t for t in table.column("garment_type").to_pylist()], dtype=torch.int64
-            ),
-            view=torch.tensor(view, dtype=torch.int64),
-            sample_id=table.column("sample_id").to_pylist(),
+            visibility=torch.from_numpy(np.take_along_axis(truth.visibility.numpy(), names, axis=1)),
+            to_photo=torch.from_numpy(invert(to_input)),
+            truth=truth,
         )
+        image = table["image"].combine_chunks()
+        pictures = [
+            Picture(
+                encoded=np.frombuffer(image[i].as_buffer(), np.uint8),
+                width=width,
+                height=height,
+                to_input=compose(to_input[i], np.array([[1, 0, x], [0, 1, y]])),
+                colour=draws[i].colour,
+            )
+            for i, (width, height, (x, y, _, _)) in enumerate(
+                zip(*(table[c].to_pylist() for c in ("image_width", "image_height", "crop_box")), strict=True)
+            )
+        ]
         return batch, pictures
 
 
 def to_photo(points: Tensor, affine: Tensor) -> Tensor:
     """Points [b, K, 2] of the input through [b, 2, 3] to the photo, in float64."""
     return points.double() @ affine[..., :2].transpose(-1, -2) + affine[:, None, :, 2]
-
-
-def _matrix(table: pa.Table, column: str) -> np.ndarray:
-    """A list column whose rows have one length, as float64 [rows, length]."""
-    return np.stack(table.column(column).to_numpy()).astype(np.float64)

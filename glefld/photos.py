@@ -29,7 +29,7 @@ class BadPhoto(Exception):
 
 
 def decode_rgb(data: bytes) -> Image.Image:
-    """The photo as stored (no EXIF rotation), any mode to 8-bit RGB, transparency over white; BadPhoto if it cannot be."""
+    """The photo as stored (no EXIF rotation) in 8-bit RGB, transparency over white; else BadPhoto."""
     try:
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -41,7 +41,7 @@ def decode_rgb(data: bytes) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise BadPhoto("picture_too_large", str(error)) from error
-    # Pillow's decoders answer damaged input with OSError, SyntaxError, ValueError, struct.error, IndexError and more.
+    # Pillow's decoders answer damage with OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
         detail = f"{len(data)} bytes: {' '.join(str(error).split())}"
         truncated = "truncated" in str(error).lower()

@@ -4,8 +4,6 @@ The order comes from the seed and the epoch alone: not from timing, and not from
 number of workers sees the same global batches, and a run goes on from a step without looking at what came before.
 """
 
-import queue
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from glefld import storage
+from glefld.ahead import ahead
 from glefld.schema import Manifest, Split
 
 #: Rows shuffled together. Row groups are permuted over the whole split first, so this bounds memory, not mixing.
@@ -94,39 +93,9 @@ class SplitReader:
         order = shuffled([group.rows for group in self.groups], seed, epoch)
         return order[order < self.rows]
 
-    def read(self, batches: Sequence[np.ndarray], ahead: int = 4) -> Iterator[pa.Table]:
-        """Tables of the given row numbers, in their order; read by a thread that stays ``ahead`` batches ahead."""
-        full: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=ahead)
-        stopped = threading.Event()
-
-        def put(item: pa.Table | BaseException | None) -> bool:
-            while not stopped.is_set():
-                try:
-                    full.put(item, timeout=0.1)
-                    return True
-                except queue.Full:
-                    continue
-            return False
-
-        def work() -> None:
-            try:
-                for table in self._read(batches):
-                    if not put(table):
-                        return
-                put(None)
-            except BaseException as error:  # handed over: the consumer raises it
-                put(error)
-
-        thread = threading.Thread(target=work, name="split-reader", daemon=True)
-        thread.start()
-        try:
-            while (item := full.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stopped.set()
-            thread.join()
+    def read(self, batches: Sequence[np.ndarray]) -> Iterator[pa.Table]:
+        """Tables of the given row numbers, in their order; a thread reads a few batches ahead."""
+        return ahead(self._read(batches), 4)
 
     def _read(self, batches: Sequence[np.ndarray]) -> Iterator[pa.Table]:
         group_of = [np.searchsorted(self._starts, rows, side="right") - 1 for rows in batches]

@@ -1,4 +1,4 @@
-"""Raw layouts to one Arrow table of annotations: one file a layout, ``read_annotations`` chooses it by name."""
+"""Raw layouts to one Arrow table of annotations: one file a layout, chosen by name."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ Dataset = Literal["fld", "deepfashion", "deepfashion-fine"]
 
 
 def read_annotations(dataset: Dataset, lists: ListFiles) -> Annotations:
-    """Every row of the data set's lists; ValueError names a list that is missing or the line that cannot be read."""
+    """Every row of the data set's lists; ValueError names a missing list or the line that cannot be read."""
     if dataset == "fld":
         return fld.read(lists)
     if dataset == "deepfashion":

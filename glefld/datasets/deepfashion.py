@@ -1,4 +1,4 @@
-"""DeepFashion-C (Category and Attribute Prediction), coarse annotation: the landmark lists, a category, 1,000 attributes."""
+"""DeepFashion-C (Category and Attribute Prediction), coarse: landmark lists, a category, 1,000 attributes."""
 
 import numpy as np
 import pyarrow as pa
@@ -41,8 +41,12 @@ def attribute_names(file: ListFile | None) -> tuple[Attribute, ...]:
 
 def categories_and_types(lists: ListFiles, folders: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
     """The 50 categories and the garment type of each; empty without their list."""
-    file = lists.find("list_category_cloth.txt", folders)
-    return name_and_type(file) if file is not None else ()
+    if (file := lists.find("list_category_cloth.txt", folders)) is None:
+        return ()
+    categories = name_and_type(file)
+    if unknown := {type_ for _, type_ in categories} - {garment.code for garment in FASHION8.garment_types}:
+        raise ValueError(f"{file.path}: garment types {sorted(unknown)} are unknown")
+    return categories
 
 
 def category_list(file: ListFile) -> pa.Table:
@@ -52,13 +56,11 @@ def category_list(file: ListFile) -> pa.Table:
         photo, *tokens = line.split()
         photos.append(photo)
         categories.append(int(file.numbers(number, tokens, 1)[0]))
-    return pa.table(
-        {"photo": pa.array(photos, pa.string()), "category": pa.array(categories, pa.int16())},
-    )
+    return pa.table({"photo": pa.array(photos, pa.string()), "category": pa.array(categories, pa.int16())})
 
 
 def attribute_list(file: ListFile, count: int) -> pa.Table:
-    """``list_attr_img.txt``: photo and the indices of the attributes whose value is 1 (-1 is no, 0 unknown)."""
+    """``list_attr_img.txt``: photo and the indices of the attributes with value 1 (-1 is no, 0 unknown)."""
     photos, attributes = [], []
     for number, line in file.rows():
         photo, _, values = line.strip().partition(" ")

@@ -1,4 +1,4 @@
-"""DeepFashion-C, fine-grained annotation: row-aligned files without header or names, landmarks packed by garment type."""
+"""DeepFashion-C, fine-grained: row-aligned files without header, landmarks packed by garment type."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -27,10 +27,10 @@ Row = TypeVar("Row")
 
 
 def read(lists: ListFiles) -> Annotations:
-    """Every split whose ``{split}.txt`` is there; ValueError names a missing list or the line that cannot be read.
+    """Every split whose ``{split}.txt`` is there.
 
-    ``_bbox`` and ``_landmards`` (the benchmark's spelling) are required for it; ``_cate``, ``_attr`` and ``_view``
-    are optional.
+    ``_bbox`` and ``_landmards`` (the benchmark's spelling) are required for it; ``_cate``, ``_attr`` and
+    ``_view`` are optional. ValueError names a missing list or the line that cannot be read.
     """
     categories = categories_and_types(lists, (*FOLDERS, "Anno_coarse"))
     attributes = attribute_names(lists.find("list_attr_cloth.txt", FOLDERS))
@@ -55,20 +55,15 @@ def _read_split(
 ) -> pa.Table:
     photos = [line.strip() for _, line in photo_file.lines()]
 
-    def column(suffix: str, count: int, required: bool = False) -> list[list[float]] | None:
-        name = f"{split}_{suffix}.txt"
-        file = lists.require(name, FOLDERS) if required else lists.find(name, FOLDERS)
-        if file is None:
-            return None
+    def numbers(file: ListFile, count: int) -> list[list[float]]:
         rows = [file.numbers(number, line.split(), count) for number, line in file.lines()]
         return _aligned(rows, file, photos, photo_file)
 
-    boxes = column("bbox", 4, required=True)
-    packed = column("landmards", 2 * len(FASHION8), required=True)
-    assert boxes is not None and packed is not None
-    cates = column("cate", 1)
-    attrs = column("attr", attribute_count)
-    category = [int(row[0]) for row in cates] if cates else [None] * len(photos)
+    boxes = numbers(lists.require(f"{split}_bbox.txt", FOLDERS), 4)
+    packed = numbers(lists.require(f"{split}_landmards.txt", FOLDERS), 2 * len(FASHION8))
+    category: Sequence[int | None] = [None] * len(photos)
+    if (cates := lists.find(f"{split}_cate.txt", FOLDERS)) is not None:
+        category = [int(row[0]) for row in numbers(cates, 1)]
     types, landmarks, visibility = [], [], []
     for row, code in zip(packed, category, strict=True):
         points = list(zip(row[::2], row[1::2], strict=True))
@@ -87,8 +82,8 @@ def _read_split(
         "landmarks": list_array(landmarks, pa.float32()),
         "visibility": list_array(visibility, pa.int8()),
     }
-    if attrs is not None:
-        indices = [np.flatnonzero(np.array(row) == 1) for row in attrs]
+    if (attrs := lists.find(f"{split}_attr.txt", FOLDERS)) is not None:
+        indices = [np.flatnonzero(np.array(row) == 1) for row in numbers(attrs, attribute_count)]
         columns["attributes"] = list_array(indices, pa.int16())
     if (views := lists.find(f"{split}_view.txt", FOLDERS)) is not None:
         words = [views.choice(number, line.strip(), VIEWS) for number, line in views.lines()]
@@ -102,7 +97,8 @@ def _read_split(
 def _aligned(rows: list[Row], file: ListFile, photos: list[str], photo_file: ListFile) -> list[Row]:
     if len(rows) != len(photos):
         raise ValueError(
-            f"{file.path} has {len(rows)} rows and {photo_file.path} {len(photos)}: they belong together line by line"
+            f"{file.path} has {len(rows)} rows and {photo_file.path} has {len(photos)}: "
+            "they belong together line by line"
         )
     return rows
 
@@ -110,7 +106,7 @@ def _aligned(rows: list[Row], file: ListFile, photos: list[str], photo_file: Lis
 def _garment_type(
     points: Sequence[tuple[float, float]], category: int | None, category_types: Sequence[int]
 ) -> int:
-    """The category's type, else (no category, or more slots in use than its type has) by the last slot in use."""
+    """The category's type; without one, or with more slots in use than it has, by the last slot in use."""
     used = max((i + 1 for i, point in enumerate(points) if point != (0, 0)), default=0)
     if category is not None and 1 <= category <= len(category_types):
         type_ = category_types[category - 1]

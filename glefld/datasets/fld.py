@@ -1,4 +1,4 @@
-"""The Fashion Landmark Detection benchmark: one garment a photo, three joined lists, a variation type a row."""
+"""The Fashion Landmark Detection benchmark: one garment a photo, three joined lists, a variation type."""
 
 from glefld.datasets.lists import Annotations, ListFiles, read_benchmark
 from glefld.schema import FASHION8

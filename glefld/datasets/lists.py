@@ -5,6 +5,9 @@ Letters in shapes: N rows, K landmarks of the set.
 
 import dataclasses
 import io
+import math
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
@@ -35,7 +38,7 @@ ANNOTATIONS = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """A data set's lists: ``table`` has the schema ``ANNOTATIONS``; the names are empty where no list gives them."""
+    """A data set's lists: ``table`` is as ``ANNOTATIONS``; the names are empty where no list gives them."""
 
     table: pa.Table
     landmark_set: LandmarkSet
@@ -76,14 +79,14 @@ class ListFile:
         return ValueError(f"{self.path}, line {line}: {what}")
 
     def lines(self) -> Iterator[tuple[int, str]]:
-        """Line number and text of each line that has any; ValueError if the file is not text."""
+        """Line number and text of each line that has any; ValueError if the file is not text, or damaged."""
         with self.open() as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
             try:
                 for number, line in enumerate(file, 1):
                     if line.strip():
                         yield number, line
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{self.path}: not a text file ({error})") from error
+            except (UnicodeDecodeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+                raise ValueError(f"{self.path} cannot be read ({error}): get the list again") from error
 
     def rows(self) -> Iterator[tuple[int, str]]:
         """The lines after the two of the header; ValueError if they are not as many as line 1 says."""
@@ -107,9 +110,12 @@ class ListFile:
         if len(tokens) != count:
             raise self.error(line, f"{count} numbers were expected, not {len(tokens)}")
         try:
-            return [float(token) for token in tokens]
+            values = [float(token) for token in tokens]
         except ValueError as error:
             raise self.error(line, str(error)) from None
+        if not all(map(math.isfinite, values)):
+            raise self.error(line, "finite numbers were expected")
+        return values
 
     def choice(self, line: int, value: str, choices: Sequence[str]) -> str:
         if value not in choices:
@@ -118,7 +124,7 @@ class ListFile:
 
 
 def name_and_type(file: ListFile) -> tuple[tuple[str, int], ...]:
-    """``list_category_cloth.txt`` and ``list_attr_cloth.txt``: names may contain spaces, the type is the last token."""
+    """``list_category_cloth.txt``, ``list_attr_cloth.txt``: names may contain spaces, the type comes last."""
     pairs = []
     for number, line in file.rows():
         name, *rest = line.strip().rsplit(None, 1)
@@ -129,10 +135,10 @@ def name_and_type(file: ListFile) -> tuple[tuple[str, int], ...]:
 def spread(
     points: Sequence[tuple[float, float]], codes: Sequence[int], slots: Sequence[int], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A garment's own annotated pixels in the set's common order: [2K] float32 points and [K] int8 visibility.
+    """A garment's own annotated pixels in the set's common order: [2K] float32 points, [K] int8 visibility.
 
-    An annotated pixel x is the point x + 0.5. Cut-off and absent landmarks have no point (NaN); ``0 0`` is absent
-    whatever its code, since it is what the benchmarks write where nothing was annotated.
+    An annotated pixel x is the point x + 0.5. Cut-off and absent landmarks have no point (NaN). ``0 0`` with
+    another code than cut off is absent: it is what the benchmarks write where nothing was annotated.
     """
     landmarks = np.full(2 * k, np.nan, np.float32)
     visibility = np.full(k, Visibility.ABSENT, np.int8)
@@ -146,7 +152,7 @@ def spread(
 
 
 def landmark_list(file: ListFile, landmark_set: LandmarkSet) -> pa.Table:
-    """``list_landmarks.txt``: photo, garment_type, variation (null where the file has no such column), points."""
+    """``list_landmarks.txt``: photo, garment_type, variation (null without such a column) and landmarks."""
     k = len(landmark_set)
     types = {garment.code: garment for garment in landmark_set.garment_types}
     photos: list[str] = []
@@ -165,7 +171,7 @@ def landmark_list(file: ListFile, landmark_set: LandmarkSet) -> pa.Table:
         if not np.isin(triples[:, 0], (0, 1, 2)).all():
             raise file.error(number, "visibility must be 0, 1 or 2")
         points, codes = spread(
-            [(x, y) for _, x, y in triples], triples[:, 0].astype(int), garment.landmarks, k
+            [(x, y) for _, x, y in triples], triples[:, 0].astype(int).tolist(), garment.landmarks, k
         )
         photos.append(photo)
         kinds.append((garment.code, int(values[0]) if varied else None))
@@ -216,7 +222,7 @@ def list_array(rows: Sequence[np.ndarray], type_: pa.DataType) -> pa.Array:
 def read_benchmark(
     dataset: str, lists: ListFiles, landmark_set: LandmarkSet, folders: Sequence[str], *extra: pa.Table
 ) -> pa.Table:
-    """Landmarks, boxes and partition (each required) joined by photo, with the columns of ``extra`` where listed."""
+    """Landmarks, boxes and partition (all required) joined by photo, ``extra`` where it has the photo."""
     tables = [
         landmark_list(lists.require("list_landmarks.txt", folders), landmark_set),
         box_list(lists.require("list_bbox.txt", folders)),
@@ -228,10 +234,10 @@ def read_benchmark(
 
 
 def join(dataset: str, tables: Sequence[pa.Table], extra: Sequence[pa.Table] = ()) -> pa.Table:
-    """One row a photo listed in any of ``tables`` (columns null where a list has no such photo), as ``ANNOTATIONS``.
+    """One row a photo listed in any of ``tables``, as ``ANNOTATIONS``; null is what its lists lack.
 
-    The second listing of a photo meets the second one of the other lists, and so on; all but the first are marked
-    as duplicates.
+    The second listing of a photo meets the second one of the other lists, and so on; all but the first are
+    marked as duplicates.
     """
     keys = pa.concat_arrays([_keys(table) for table in tables]).unique()
     columns: dict[str, pa.Array] = {}
@@ -252,7 +258,7 @@ def join(dataset: str, tables: Sequence[pa.Table], extra: Sequence[pa.Table] = (
 
 
 def _keys(table: pa.Table) -> pa.Array:
-    """``n photo`` for the (n + 1)th row of this photo: photos have no spaces, since lists are split on them."""
+    """``n photo`` for each photo's row number n, from 0, among its own; lists are split on the space."""
     photos = table["photo"].combine_chunks()
     codes = photos.dictionary_encode().indices.to_numpy()
     order = np.argsort(codes, kind="stable")

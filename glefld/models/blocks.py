@@ -71,6 +71,17 @@ class LandmarkBranch(nn.Module):
             *conv(width // 4, width // 4),
             nn.Conv2d(width // 4, landmarks, 1),
         )
+        # Twelve layers without a norm: PyTorch's default start would shrink the signal by 3 ** 0.5 in each.
+        for layer in self.layers[:-1]:
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+        # Heatmaps are nearly zero everywhere; a map that starts so does not spend its first epochs on getting there.
+        last = self.layers[-1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        nn.init.normal_(last.weight, std=1e-3)
+        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, K, 8H, 8W]"""

@@ -1,0 +1,136 @@
+"""Checkpoints: a folder of weights and a JSON that rebuilds the model, whole or not there.
+
+    <checkpoint>/model.safetensors   weights and buffers
+    <checkpoint>/model.json          ``ModelCard``: the system, its config, landmarks, input, how it was trained
+    <checkpoint>/training.pt         optimizer and position, to go on from (left out of exported models)
+    <checkpoint>/complete.json       size and SHA-256 of each file, written last and after reading them back
+
+A run folder holds ``checkpoints/<step>/`` and two pointers, ``last.json`` and ``best.json``. Nothing is unpickled:
+weights are safetensors, and ``training.pt`` is read with ``weights_only``.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from glefld import storage
+from glefld.models import build_model
+from glefld.schema import LandmarkSet
+
+CARD_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """All that is needed to rebuild and use a model without the flags that trained it."""
+
+    model: str
+    config: dict[str, Any]
+    landmark_set: LandmarkSet
+    input_size: int
+    radius: float
+    dataset: str
+    data_hash: str
+    recipe: dict[str, Any]
+    epoch: int
+    step: int
+    ne: float | None
+    version: int = CARD_VERSION
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "ModelCard":
+        if value.get("version") != CARD_VERSION:
+            raise ValueError(f"model.json has version {value.get('version')}, this program reads {CARD_VERSION}")
+        return cls(**{**value, "landmark_set": LandmarkSet.from_json(value["landmark_set"])})
+
+
+def save(url: str, model: nn.Module, card: ModelCard, training: Mapping[str, Any] | None = None) -> None:
+    """Write a checkpoint folder; OSError if what storage gives back is not what was written."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        safetensors.torch.save_file(state, Path(folder, "model.safetensors"))
+        Path(folder, "model.json").write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+        if training is not None:
+            torch.save(dict(training), Path(folder, "training.pt"))
+        files = {}
+        for path in sorted(Path(folder).iterdir()):
+            files[path.name] = _digest(path.read_bytes())
+            storage.put(path, storage.join(url, path.name))
+        for name, expected in files.items():
+            # Some object stores' clients lose a failed write without a word.
+            if _digest(storage.read_bytes(storage.join(url, name))) != expected:
+                raise OSError(f"{storage.join(url, name)} was written but reads back differently")
+        storage.write_json(storage.join(url, "complete.json"), files)
+
+
+def load(url: str) -> tuple[nn.Module, ModelCard]:
+    """The model, in eval mode on the CPU, and its card. ValueError if the checkpoint is not whole."""
+    files = _verified(url, ["model.safetensors", "model.json"])
+    card = ModelCard.from_json(json.loads(files["model.json"]))
+    model = build_model(card.model, card.config, len(card.landmark_set))
+    model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
+    return model.eval(), card
+
+
+def load_training(url: str) -> dict[str, Any]:
+    """What ``save`` was given as ``training``, its tensors on the CPU."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(_verified(url, ["training.pt"])["training.pt"])
+        file.flush()
+        return torch.load(file.name, map_location="cpu", weights_only=True)
+
+
+def export(url: str, folder: Path) -> None:
+    """Copy the model without its training state to a local folder, itself a whole checkpoint."""
+    names = ["model.safetensors", "model.json"]
+    files = _verified(url, names)
+    for name in names:
+        Path(folder, name).write_bytes(files[name])
+    storage.write_json(str(Path(folder, "complete.json")), {name: _digest(files[name]) for name in names})
+
+
+def point(run: str, name: Literal["last", "best"], checkpoint: str) -> None:
+    """Let the run's pointer name a checkpoint, a path below the run."""
+    storage.write_json(storage.join(run, f"{name}.json"), {"checkpoint": checkpoint})
+
+
+def pointed(run: str, name: Literal["last", "best"]) -> str | None:
+    """The checkpoint, below the run, that its pointer names; None before there is one."""
+    url = storage.join(run, f"{name}.json")
+    return storage.read_json(url)["checkpoint"] if storage.exists(url) else None
+
+
+def resolve(url: str) -> str:
+    """The checkpoint folder of a URL that names one, or names a run (its best). ValueError otherwise."""
+    if storage.exists(storage.join(url, "complete.json")):
+        return url
+    if (best := pointed(url, "best")) is not None:
+        return storage.join(url, best)
+    raise ValueError(f"{url} is neither a checkpoint nor a run with one (no complete.json, no best.json)")
+
+
+def _verified(url: str, names: list[str]) -> dict[str, bytes]:
+    try:
+        expected = storage.read_json(storage.join(url, "complete.json"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{url} is not a whole checkpoint: it has no complete.json") from error
+    files = {}
+    for name in names:
+        if name not in expected:
+            raise ValueError(f"the checkpoint {url} holds no {name}")
+        files[name] = storage.read_bytes(storage.join(url, name))
+        if _digest(files[name]) != expected[name]:
+            raise ValueError(f"{storage.join(url, name)} is damaged: its size or hash is not what complete.json says")
+    return files
+
+
+def _digest(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
