@@ -1,20 +1,22 @@
-"""Raw archives of a data set to Parquet shards with a manifest. Killed and started again, it goes on where it was."""
+"""Raw archives of a data set to Parquet shards with a manifest. Killed and started again, it goes on."""
 
 import dataclasses
+import logging
 import time
 from typing import Annotated, Literal
 
-import ray
+import ray.data
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Column, Table
 
 from glefld import storage
 from glefld.datasets import Dataset
 from glefld.schema import Manifest
 from jobs.cli import Root, main, resolve_root, resolve_url, start_ray
-from pipelines.ingest import IngestOptions, ingest
+from pipelines.ingest import find_finished, ingest, prepare
+from pipelines.plan import IngestOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +26,14 @@ class Options:
     dataset: Dataset
     """Layout of the raw data."""
     source: str
-    """Folder with the lists and img.zip (or .tar, .tar.gz, an unpacked img), or one archive of all; path or URL."""
+    """Folder with the lists and img.zip (.tar, .tar.gz, unpacked img), or one archive of all; path or URL."""
     output: str | None = None
     """Folder to write, path or URL. Default: <root>/data/<dataset>."""
     root: Root = None
     margin: float | Literal["full"] = 0.25
     """What to store around the box, as a part of its size on each side; `full` stores the whole photo."""
     landmark_tolerance: float = 0.1
-    """How far outside its box a landmark may lie, as a part of the box's size, before its row is turned away."""
+    """How far outside its box a landmark may lie, as a part of the box's size, for its row to be kept."""
     shard_mib: Annotated[int, tyro.conf.arg(metavar="MIB")] = 256
     """Size to aim at for one Parquet file of a large data set."""
     dedupe: bool = False
@@ -58,26 +60,32 @@ def run(options: Options) -> None:
         shard_mib=options.shard_mib,
         dedupe=options.dedupe,
     )
-    start_ray()
-    ray.data.DataContext.get_current().enable_progress_bars = False
     console = Console()
-    start = time.monotonic()
-    with Progress(
-        TextColumn("ingest"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn()
-    ) as bar:
-        task = bar.add_task("rows", total=None)
-        manifest, finished = ingest(
-            chosen, output, lambda done, total: bar.update(task, completed=done, total=total)
-        )
-    if finished:
+    if (manifest := find_finished(chosen, output)) is not None:
         console.print(f"{output} is finished already: nothing was done", soft_wrap=True)
-    print_summary(console, manifest, None if finished else manifest.rows_in / (time.monotonic() - start))
+        console.print(summary(manifest))
+        return
+    plan = prepare(chosen, output)
+    start_ray()
+    show_own_progress()
+    start = time.monotonic()
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
+        task = bar.add_task("ingest", total=None)
+        manifest = ingest(plan, output, lambda done, total: bar.update(task, completed=done, total=total))
+    console.print(summary(manifest, manifest.rows_in / (time.monotonic() - start)))
     console.print(output, soft_wrap=True)
 
 
-def print_summary(console: Console, manifest: Manifest, rows_per_second: float | None) -> None:
-    table = Table("", "rows", title=f"{manifest.dataset}, content {manifest.content_hash[:16]}")
-    table.columns[1].justify = "right"
+def show_own_progress() -> None:
+    """One bar of rows in place of Ray Data's own bars and the lines that it logs for each graph."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
+
+
+def summary(manifest: Manifest, rows_per_second: float | None = None) -> Table:
+    """What came in and what became of it."""
+    table = Table(Column(), Column(justify="right"), title=manifest.dataset, show_header=False)
     table.add_row("listed", f"{manifest.rows_in:,}", end_section=True)
     for split, rows in manifest.splits.items():
         table.add_row(split, f"{rows:,}")
@@ -90,7 +98,8 @@ def print_summary(console: Console, manifest: Manifest, rows_per_second: float |
     table.add_row("MiB", f"{sum(shard.bytes for shard in manifest.shards) / 2**20:,.1f}")
     if rows_per_second is not None:
         table.add_row("rows a second", f"{rows_per_second:,.0f}")
-    console.print(table)
+    table.add_row("content", manifest.content_hash[:16])
+    return table
 
 
 if __name__ == "__main__":

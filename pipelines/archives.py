@@ -1,11 +1,12 @@
-"""Photos inside a zip, a tar or a folder, on any file system: an index of members, then their bytes by large ranges.
+"""Photos in a zip, a tar or a folder on any file system: an index of members, their bytes by large ranges.
 
-A zip's directory and a tar's headers are read once, by the driver; what a task needs of the archive it reads itself.
+A zip's directory and a tar's headers are read once, by the driver; a task reads its own part of the archive.
 Nothing is ever extracted to a path, so a member's name cannot lead anywhere.
 """
 
 import dataclasses
 import gzip
+import hashlib
 import io
 import shutil
 import struct
@@ -22,7 +23,7 @@ import pyarrow as pa
 from glefld import storage
 from glefld.photos import BadPhoto
 
-#: One row a member. Its bytes, a zip's local header included, lie in [start, stop) of the archive or of its own file.
+#: One row a member. Its bytes, with a zip's local header, are [start, stop) of the archive or its own file.
 MEMBERS = pa.schema(
     [
         ("name", pa.string()),
@@ -47,7 +48,7 @@ _ENCRYPTED = -1
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """Where photos are: ``url`` is read, ``name`` is what rows say of it (no credentials, the original of a copy)."""
+    """Where photos are: ``url`` is read, ``name`` is what rows say (no credentials, a copy's original)."""
 
     url: str
     name: str
@@ -66,24 +67,27 @@ def public_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def open_archive(url: str) -> Archive:
-    """The archive or folder at a URL, told by its name; ValueError for a compressed tar, which has no ranges."""
+def open_archive(url: str, staging: str) -> Archive:
+    """The zip, tar or folder at a URL, told by its name.
+
+    A compressed tar has neither directory nor ranges: it is unpacked, as one stream, into a plain one below
+    ``staging``, unless an earlier run has done so. ValueError if it is damaged.
+    """
     name = public_url(url)
+    if name.lower().endswith((".tar.gz", ".tgz")):
+        return Archive(_stage_tar(url, staging), name, "tar")
     if name.lower().endswith(".zip"):
         return Archive(url, name, "zip")
     if name.lower().endswith(".tar"):
         return Archive(url, name, "tar")
-    if name.lower().endswith((".tar.gz", ".tgz")):
-        raise ValueError(
-            f"{name} is one compressed stream, which cannot be read by ranges: unpack it with stage_tar"
-        )
     return Archive(url, name, "folder")
 
 
-def stage_tar(url: str, staged: str) -> Archive:
-    """A compressed tar unpacked, as one stream, into a plain one at ``staged``, unless that is there already."""
+def _stage_tar(url: str, staging: str) -> str:
+    fs, path = storage.filesystem(url)
+    identity = hashlib.blake2b(f"{url} {fs.size(path)}".encode(), digest_size=8).hexdigest()
+    staged = storage.join(staging, f"{identity}.tar")
     if not storage.exists(staged):
-        fs, path = storage.filesystem(url)
         # An unnamed file: it is gone with its process, however that ends.
         with tempfile.TemporaryFile() as plain:
             try:
@@ -93,11 +97,11 @@ def stage_tar(url: str, staged: str) -> Archive:
                 raise ValueError(f"{public_url(url)} cannot be unpacked ({error}): get it again") from error
             plain.flush()
             storage.put(f"/dev/fd/{plain.fileno()}", staged)
-    return Archive(staged, public_url(url), "tar")
+    return staged
 
 
 def read_index(archive: Archive) -> pa.Table:
-    """Every file in the archive, by offset (folders: by name), as ``MEMBERS``; ValueError if it cannot be read."""
+    """Every file in it, by offset (folders: by name), as ``MEMBERS``; ValueError for a damaged archive."""
     rows = {"zip": _zip_members, "tar": _tar_members, "folder": _folder_members}[archive.kind](archive)
     try:
         columns = list(zip(*rows, strict=True)) or [()] * len(MEMBERS)
@@ -134,10 +138,14 @@ def _tar_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
     fs, path = storage.filesystem(archive.url)
     with fs.open(path, "rb", block_size=BATCH_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as opened:
         while (member := opened.next()) is not None:
-            opened.members = []  # tarfile keeps every header for itself
+            opened.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
             if member.isreg() and not member.issparse():
                 start, size = member.offset_data, member.size
                 yield member.name.removeprefix("./"), start, start + size, size, size, 0, None
+        # tarfile takes a damaged header, or a missing rest, for the end.
+        file.seek(opened.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"damaged or cut off at byte {opened.offset}")
 
 
 def _folder_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
@@ -150,8 +158,8 @@ def _folder_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
 def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPhoto]:
     """The bytes of each of these rows of the index, in their order, or what is wrong with the member.
 
-    Rows come by offset, as in the index. Neighbours share a range, and no more than ``BATCH_BYTES`` (or one member)
-    are held at a time. FileNotFoundError if the archive itself has gone.
+    Rows come by offset, as in the index. Neighbours share a range, and no more than ``BATCH_BYTES`` (or one
+    member) are held at a time. FileNotFoundError if the archive itself has gone.
     """
     fs, root = storage.filesystem(archive.url)
     rows = members.to_pylist()

@@ -1,4 +1,4 @@
-"""What one ingest task does: the annotations of a shard and the photos' bytes to one Parquet file and its rejects."""
+"""What one ingest task does: a shard's annotations and photos to one Parquet file and its rejects."""
 
 import dataclasses
 import hashlib
@@ -61,8 +61,8 @@ def rejects_path(split: str, index: int) -> str:
 def write_shard(row: dict[str, Any], *, job: ShardJob, held_out: frozenset[bytes]) -> dict[str, Any]:
     """Write one shard (``split``, ``index`` and ``rows``, an Arrow stream of annotations with their members).
 
-    ``held_out`` are the photo hashes that this shard must not hold. The rejects are put first and the shard last,
-    each whole or not at all, so a shard that is there is finished. Returns ``split``, ``index`` and ``rows_in``.
+    ``held_out`` are the photo hashes that this shard must not hold. The rejects are put first and the shard
+    last, each whole or not at all, so a shard that is there is finished. Returns ``rows_in``.
     """
     rows = pa.ipc.open_stream(row["rows"]).read_all()
     schema = sample_schema(job.landmark_set)
@@ -80,7 +80,7 @@ def write_shard(row: dict[str, Any], *, job: ShardJob, held_out: frozenset[bytes
         ) as writer:
             for batch in _batches(rows, job, held_out, rejects):
                 table = pa.RecordBatch.from_pylist(batch, schema)
-                # Where the photo came from is not content: a zip and a folder of the same photos are the same data.
+                # Where a photo lies is not content: a zip and a folder of the same photos are the same data.
                 digest.update(table.drop_columns(["source_uri"]).serialize())
                 writer.write_batch(table, row_group_size=ROW_GROUP)
                 kept += len(batch)
@@ -98,7 +98,7 @@ def write_shard(row: dict[str, Any], *, job: ShardJob, held_out: frozenset[bytes
         storage.put(
             f"/dev/fd/{file.fileno()}", storage.join(job.output, shard_path(row["split"], row["index"]))
         )
-    return {"split": row["split"], "index": row["index"], "rows_in": len(rows)}
+    return {"rows_in": len(rows)}
 
 
 def write_rejects(rejects: list[dict[str, Any]], url: str) -> None:
@@ -207,7 +207,7 @@ def _check_landmarks(points: np.ndarray, box: tuple[float, float, float, float],
 def crop_box(
     box: tuple[float, float, float, float], width: int, height: int, margin: float | Literal["full"]
 ) -> tuple[int, int, int, int]:
-    """What of a photo to store: whole pixels around the box and ``margin`` of its size on each side, in the photo."""
+    """What of a photo to store, in whole pixels: the box and ``margin`` of its size on each side, clipped."""
     if margin == "full":
         return 0, 0, width, height
     x1, y1, x2, y2 = box

@@ -13,13 +13,11 @@ from glefld import storage
 from glefld.datasets.lists import ListFiles
 from pipelines.archives import (
     ARCHIVES,
-    MEMBERS,
     Archive,
     open_archive,
     open_member,
     public_url,
     read_index,
-    stage_tar,
 )
 
 LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
@@ -35,33 +33,21 @@ class Source:
 
 
 def open_source(url: str, staging: str) -> Source:
-    """Look at a folder, or at one archive that holds everything; ``staging`` is where a compressed tar is unpacked.
+    """A folder, or one archive that holds everything; ``staging`` is where a compressed tar is unpacked.
 
     ValueError if there is nothing to read, or if it holds no photos.
     """
     fs, path = storage.filesystem(url)
     fs.invalidate_cache()
-    if url.lower().endswith(ARCHIVES):
-        if not fs.exists(path):
-            raise ValueError(f"{public_url(url)} does not exist")
-        archive = _photo_archive(url, staging)
+    if url.lower().endswith(ARCHIVES) and fs.isfile(path):
+        archive = open_archive(url, staging)
         members = read_index(archive)
         return Source(_lists_inside(archive, members), archive, members)
     if not fs.isdir(path):
-        raise ValueError(f"{public_url(url)} is neither a folder nor an archive ({', '.join(ARCHIVES)})")
+        raise ValueError(f"{public_url(url)} is neither a folder nor one archive ({', '.join(ARCHIVES)})")
     entries = _entries(url)
-    files: dict[str, Callable[[], BinaryIO]] = {}
-    for name, entry in entries.items():
-        if entry["type"] == "directory" and name in LIST_FOLDERS:
-            below = _entries(entry["url"])
-        else:
-            below = {name: entry}
-        folder = name if entry["type"] == "directory" else ""
-        for file, found in below.items():
-            if found["type"] == "file" and file.endswith(".txt"):
-                files[f"{folder}/{file}"] = partial(_open, found["url"])
-    archive = _photo_archive(_find_photos(url, entries), staging)
-    return Source(ListFiles(public_url(url), files), archive, read_index(archive))
+    archive = open_archive(_find_photos(url, entries), staging)
+    return Source(_lists_beside(url, entries), archive, read_index(archive))
 
 
 def _entries(url: str) -> dict[str, dict[str, Any]]:
@@ -89,15 +75,18 @@ def _find_photos(url: str, entries: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _photo_archive(url: str, staging: str) -> Archive:
-    if url.lower().endswith((".tar.gz", ".tgz")):
-        return stage_tar(url, storage.join(staging, "img.tar"))
-    return open_archive(url)
-
-
-def _open(url: str) -> BinaryIO:
-    fs, path = storage.filesystem(url)
-    return fs.open(path, "rb")
+def _lists_beside(url: str, entries: dict[str, dict[str, Any]]) -> ListFiles:
+    files: dict[str, Callable[[], BinaryIO]] = {}
+    folders = {"": entries}
+    for name in LIST_FOLDERS:
+        if entries.get(name, {}).get("type") == "directory":
+            folders[name] = _entries(entries[name]["url"])
+    for folder, below in folders.items():
+        for name, entry in below.items():
+            if entry["type"] == "file" and name.endswith(".txt"):
+                fs, path = storage.filesystem(entry["url"])
+                files[f"{folder}/{name}"] = partial(fs.open, path, "rb")
+    return ListFiles(public_url(url), files)
 
 
 def _lists_inside(archive: Archive, members: pa.Table) -> ListFiles:
@@ -112,9 +101,9 @@ def _lists_inside(archive: Archive, members: pa.Table) -> ListFiles:
 
 
 def match_photos(photos: pa.ChunkedArray, members: pa.Table) -> tuple[pa.Table, int]:
-    """The member of each listed photo (all null where there is none), and how many matched only without capitals.
+    """The member of each listed photo (null where there is none), and how many differ in capitals only.
 
-    A photo is listed as ``img/...``; in an archive that may lie deeper, in a folder the ``img`` is the folder itself.
+    A photo is listed as ``img/...``. That may lie deeper in an archive; an unpacked folder is that ``img``.
     """
     at_img = pc.extract_regex(members["name"], r"(?i)^(?:.*/)?img/(?P<below>.*)$")
     below = pc.coalesce(pc.struct_field(at_img, "below"), members["name"])
@@ -122,6 +111,5 @@ def match_photos(photos: pa.ChunkedArray, members: pa.Table) -> tuple[pa.Table, 
     exact = pc.index_in(photos, value_set=keys)
     # Folder capitals differ between the benchmark's lists and its archive.
     loose = pc.index_in(pc.utf8_lower(photos), value_set=pc.utf8_lower(keys))
-    chosen = pc.coalesce(exact, loose)
     capitals = pc.sum(pc.and_(pc.is_null(exact), pc.is_valid(loose))).as_py() or 0
-    return members.take(chosen).cast(MEMBERS), capitals
+    return members.take(pc.coalesce(exact, loose)), capitals

@@ -1,4 +1,4 @@
-"""What all tests share: one Ray cluster for the whole run, and where the real photos are if this machine has them."""
+"""What all tests share: one Ray cluster for the whole run, and the real photos where there are any."""
 
 from collections.abc import Iterator
 from pathlib import Path
