@@ -1,4 +1,4 @@
-"""Write a raw data set of rendered garments in a benchmark's layout, to try every job without the real photos."""
+"""Write a raw data set of rendered garments in a benchmark's layout, to try the jobs without photographs."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""Irregularities that a rendered data set can be given: what the real archives hold, and what a bad download does to them."""
+"""Irregularities to plant in a rendered data set: what real archives hold, what a bad download does."""
 
 import dataclasses
 import io

@@ -1,8 +1,8 @@
-"""Rendered data sets in the benchmarks' exact raw layouts: ``img.zip`` and its lists, byte for byte the same for a seed.
+"""Rendered data sets in the benchmarks' exact raw layouts, byte for byte the same for a seed.
 
-Photo i comes from (seed, i) alone, so a larger count starts with the smaller one's photos. Two lists and one file are
-ours, not the benchmark's: ``list_view.txt`` (``{split}_view.txt`` in the fine layout) says front, side or back, and
-``planted.json`` names the rows that were made irregular.
+Photo i comes from (seed, i) alone, so a larger count starts with the smaller one's photos. Two things are
+ours, not the benchmarks': ``list_view.txt`` (``{split}_view.txt`` in the fine layout) says front, side or
+back, and ``planted.json`` names the rows that were made irregular.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from glefld.datasets.vocabulary import (
     coarse_attributes,
     fine_attributes,
 )
-from glefld.render import Photo, render_photo
-from glefld.render_wardrobe import Product, sample_product
+from glefld.render.photo import Photo, render_photo
+from glefld.render.wardrobe import Product, sample_product
 from glefld.schema import FASHION8, SPLITS, Attribute, Split, Visibility
 
 Layout = Literal["fld", "deepfashion", "deepfashion-fine"]
@@ -42,11 +42,50 @@ SPLIT_SIZES: dict[Layout, tuple[int, int, int]] = {
 PHOTO, PRODUCT, FOLDER, PLANT, UNKNOWN = range(5)
 WINDOW = 512  # photos held in memory at a time
 SMALL = 64  # below so many photos starting processes takes longer than drawing
-_FOLDER_WORDS = (
-    "Amber Aspen Birch Canyon Cedar Clover Coral Dune Ember Fern Garden Harbor Hazel Indigo Ivory Juniper Linen Lunar "
-    "Maple Marble Meadow Misty Olive Opal Pebble Pine Prairie Quartz Raven River Saffron Sage Sierra Silver Slate Sol "
-    "Stone Summer Tide Velvet Willow Winter"
-).split()
+_FOLDER_WORDS = [
+    "Amber",
+    "Aspen",
+    "Birch",
+    "Canyon",
+    "Cedar",
+    "Clover",
+    "Coral",
+    "Dune",
+    "Ember",
+    "Fern",
+    "Garden",
+    "Harbor",
+    "Hazel",
+    "Indigo",
+    "Ivory",
+    "Juniper",
+    "Linen",
+    "Lunar",
+    "Maple",
+    "Marble",
+    "Meadow",
+    "Misty",
+    "Olive",
+    "Opal",
+    "Pebble",
+    "Pine",
+    "Prairie",
+    "Quartz",
+    "Raven",
+    "River",
+    "Saffron",
+    "Sage",
+    "Sierra",
+    "Silver",
+    "Slate",
+    "Sol",
+    "Stone",
+    "Summer",
+    "Tide",
+    "Velvet",
+    "Willow",
+    "Winter",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +121,16 @@ def write_dataset(
 ) -> Summary:
     """Write ``count`` photos to a path or URL, ``irregularities`` of each of ``faults.KINDS`` among them.
 
-    The archive is written last: without ``img.zip`` a data set is not whole. ValueError for a count that is too small,
-    FileExistsError if there already is an archive.
+    The archive is written last: without ``img.zip`` a data set is not whole. ValueError for a count that is
+    too small, FileExistsError if there already is an archive.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
     kinds = [kind for kind in KINDS if layout != "fld" or kind != "folder_capitals"] * irregularities
     if count < 4 * len(kinds):
         raise ValueError(
-            f"{irregularities} irregularities of each kind need a count of at least {4 * len(kinds)}, not {count}"
+            f"{irregularities} irregularities of each kind need a count of at least {4 * len(kinds)}, "
+            f"not {count}"
         )
     archive = storage.join(output, "img.zip")
     if storage.exists(archive):
@@ -147,7 +187,7 @@ def list_photos(layout: Layout, count: int, seed: int) -> list[_Listed]:
     number, product, folder = 0, -1, ""
     for index in range(count):
         chance = np.random.default_rng((seed, FOLDER, index)).random(2)
-        # Whichever split lacks most gets the next photo: proportional at every count, and none empty from ten on.
+        # The split that lacks most gets the next photo: proportional at every count, none empty from ten on.
         split = int(np.argmax(shares * (index + 1) - given))
         given[split] += 1
         if layout == "fld":
@@ -168,7 +208,8 @@ def list_photos(layout: Layout, count: int, seed: int) -> list[_Listed]:
 def _folder(seed: int, product: int) -> str:
     """A product's folder, as ``Sheer_Pleated-Front_Blouse``; no two products share one."""
     item = sample_product(np.random.default_rng((seed, PRODUCT, product)))
-    base, words, rest = len(_FOLDER_WORDS), [], product
+    words: list[str] = []
+    base, rest = len(_FOLDER_WORDS), product
     while not words or rest:
         words.append(_FOLDER_WORDS[rest % base])
         rest //= base
@@ -177,7 +218,7 @@ def _folder(seed: int, product: int) -> str:
 
 
 def choose_planted(listed: list[_Listed], kinds: list[str], seed: int) -> dict[int, tuple[str, int]]:
-    """Row number to (kind, twin): rows at random; the twin is the row of another split whose photo a copy repeats."""
+    """Row number to (kind, twin), at random; a photo in two splits repeats its twin, another split's."""
     order = np.random.default_rng((seed, PLANT)).permutation(len(listed)).tolist()
     chosen, free = order[: len(kinds)], order[len(kinds) :]
     planted = {}
@@ -370,7 +411,7 @@ def _landmark_tokens(row: Row) -> str:
 
 
 def _packed_landmarks(row: Row) -> str:
-    """16 integers: the landmarks of the garment's type in its order, ``0 0`` for what is cut off and behind the last."""
+    """16 integers: the type's landmarks in its order, ``0 0`` for what is cut off and after the last."""
     tokens = []
     for slot in FASHION8.garment_type(row.garment_type).landmarks:
         cut_off = row.visibility[slot] == Visibility.CUT_OFF

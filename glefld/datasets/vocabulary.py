@@ -1,23 +1,24 @@
 """Categories and attributes of the rendered data sets.
 
-The 50 categories and their clothes types are DeepFashion's. The attributes are our own, as many of each type as the
-benchmark has, so that a reader of the real lists reads these: 1,000 for the coarse layout, 26 for the fine one.
+The 50 categories and their clothes types are DeepFashion's. The attributes are our own, as many of each type
+as the benchmark has, so that what reads the real lists reads these: 1,000 for the coarse layout, 26 for the
+fine one.
 """
 
 from collections.abc import Iterable
 from itertools import islice, product
 
-from glefld.render_scene import COLOURS, FABRICS, PATTERNS
-from glefld.render_wardrobe import Product
+from glefld.render.scene import COLOURS, FABRICS, PATTERNS
+from glefld.render.wardrobe import Product
 from glefld.schema import Attribute
 
 _UPPER = (
-    "Anorak Blazer Blouse Bomber Button-Down Cardigan Flannel Halter Henley Hoodie Jacket Jersey Parka Peacoat Poncho "
-    "Sweater Tank Tee Top Turtleneck"
+    "Anorak Blazer Blouse Bomber Button-Down Cardigan Flannel Halter Henley Hoodie Jacket Jersey Parka "
+    "Peacoat Poncho Sweater Tank Tee Top Turtleneck"
 )
 _LOWER = (
-    "Capris Chinos Culottes Cutoffs Gauchos Jeans Jeggings Jodhpurs Joggers Leggings Sarong Shorts Skirt Sweatpants "
-    "Sweatshorts Trunks"
+    "Capris Chinos Culottes Cutoffs Gauchos Jeans Jeggings Jodhpurs Joggers Leggings Sarong Shorts Skirt "
+    "Sweatpants Sweatshorts Trunks"
 )
 _FULL = (
     "Caftan Cape Coat Coverup Dress Jumpsuit Kaftan Kimono Nightdress Onesie Robe Romper Shirtdress Sundress"
@@ -45,18 +46,93 @@ NECKLINES = {
     "turtle": "roll neck",
     "hood": "hooded",
 }
-_TREATMENTS = (
-    "washed brushed faded coated pressed light heavy soft fine coarse stretch raw bonded lined quilted sheer woven "
-    "twill ribbed slub boucle waffle crinkled pleated crushed glazed combed felted slubbed dyed printed perforated "
-    "textured recycled matte shiny"
-).split()
-_MOODS = (
-    "city coast garden festival office travel studio campus weekend evening holiday market harbour meadow summer winter "
-    "autumn spring vintage modern classic retro"
-).split()
-_STYLES = "boxy casual layered minimal romantic sporty tailored utility western folk".split()
-_CUFFS = "plain rolled buttoned gathered split banded flared tied frilled scalloped".split()
-_EDGES = "curved straight raw stepped rounded side-slit lettuce tulip handkerchief".split()
+_TREATMENTS = [
+    "washed",
+    "brushed",
+    "faded",
+    "coated",
+    "pressed",
+    "light",
+    "heavy",
+    "soft",
+    "fine",
+    "coarse",
+    "stretch",
+    "raw",
+    "bonded",
+    "lined",
+    "quilted",
+    "sheer",
+    "woven",
+    "twill",
+    "ribbed",
+    "slub",
+    "boucle",
+    "waffle",
+    "crinkled",
+    "pleated",
+    "crushed",
+    "glazed",
+    "combed",
+    "felted",
+    "slubbed",
+    "dyed",
+    "printed",
+    "perforated",
+    "textured",
+    "recycled",
+    "matte",
+    "shiny",
+]
+_MOODS = [
+    "city",
+    "coast",
+    "garden",
+    "festival",
+    "office",
+    "travel",
+    "studio",
+    "campus",
+    "weekend",
+    "evening",
+    "holiday",
+    "market",
+    "harbour",
+    "meadow",
+    "summer",
+    "winter",
+    "autumn",
+    "spring",
+    "vintage",
+    "modern",
+    "classic",
+    "retro",
+]
+_STYLES = [
+    "boxy",
+    "casual",
+    "layered",
+    "minimal",
+    "romantic",
+    "sporty",
+    "tailored",
+    "utility",
+    "western",
+    "folk",
+]
+_CUFFS = [
+    "plain",
+    "rolled",
+    "buttoned",
+    "gathered",
+    "split",
+    "banded",
+    "flared",
+    "tied",
+    "frilled",
+    "scalloped",
+]
+_EDGES = ["curved", "straight", "raw", "stepped", "rounded", "side-slit", "lettuce", "tulip", "handkerchief"]
 
 
 def _listed(type_: int, count: int, *groups: Iterable[str]) -> list[Attribute]:
@@ -71,17 +147,23 @@ def _joined(*words: Iterable[str]) -> list[str]:
 
 _FITS = ("tight", "regular fit", "loose")
 _LENGTHS = ("mini", "midi", "maxi", "cropped")
+_SHAPES = (
+    _joined(_FITS, _LENGTHS),
+    _joined(_EDGES, _LENGTHS),
+    _joined(_EDGES, _FITS, _LENGTHS),
+    _joined(_CUFFS, _LENGTHS),
+)
 _PARTS = sorted(
     {*SLEEVES.values(), *NECKLINES.values(), "button front", "zip front", "belted", "graphic print"}
 )
 
-#: DeepFashion's 1,000: 156 of texture, 218 of fabric, 180 of shape, 216 of part, 230 of style; by name, as listed there.
+#: By name, as DeepFashion lists its 1,000: 156 of texture, 218 fabric, 180 shape, 216 part, 230 style.
 COARSE_ATTRIBUTES: tuple[Attribute, ...] = tuple(
     sorted(
         [
             *_listed(1, 156, PATTERNS, _joined(COLOURS, PATTERNS)),
             *_listed(2, 218, FABRICS, _joined(_TREATMENTS, FABRICS)),
-            *_listed(3, 180, _FITS, _LENGTHS, _joined(_FITS, _LENGTHS), _joined(_EDGES, _LENGTHS), _joined(_EDGES, _FITS, _LENGTHS), _joined(_CUFFS, _LENGTHS)),
+            *_listed(3, 180, _FITS, _LENGTHS, *_SHAPES),
             *_listed(4, 216, _PARTS, _joined(_CUFFS, _PARTS), _joined(_EDGES, _PARTS)),
             *_listed(5, 230, _STYLES, _joined(_MOODS, _STYLES)),
         ],
@@ -123,7 +205,7 @@ def coarse_attributes(item: Product) -> list[int]:
         _STYLES[pick // 7 % len(_STYLES)],
         f"{_MOODS[pick // 97 % len(_MOODS)]} {_STYLES[pick // 7 % len(_STYLES)]}",
     }
-    if garment.code != 1 and not garment.legs or garment.code == 1 and garment.hem < 2.1:
+    if not garment.legs and (garment.code != 1 or garment.hem < 2.1):
         names.add(length)
     if garment.code != 2:
         names |= {SLEEVES[garment.sleeve], NECKLINES[garment.neckline]}

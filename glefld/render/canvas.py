@@ -1,7 +1,8 @@
-"""What rendered photos are drawn on: a supersampled picture, who owns each pixel of it, and soft light and shade.
+"""What rendered photos are drawn on: a supersampled picture, who owns each pixel of it, and soft light and
+shade.
 
-Every coordinate is in continuous photo pixels, pixel i covering [i, i + 1). The owner of a pixel is the garment part,
-person or thing painted there last: whether a landmark is visible is read from it, not guessed.
+Every coordinate is in continuous photo pixels, pixel i covering [i, i + 1). The owner of a pixel is the
+garment part, person or thing painted there last: whether a landmark is visible is read from it, not guessed.
 """
 
 from collections.abc import Sequence
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 Points = NDArray[np.float64]
+Pixels = NDArray[np.float32]
 Colour = tuple[int, ...]
 
 SUPERSAMPLING = 2
 BACKGROUND, TORSO, LEFT_SLEEVE, RIGHT_SLEEVE, LEFT_LEG, RIGHT_LEG, OTHER_GARMENT, PERSON = range(8)
 SLEEVES = (LEFT_SLEEVE, RIGHT_SLEEVE)
 LEGS = (LEFT_LEG, RIGHT_LEG)
-#: Added to a part's number where a button, a seam or a print lies on it: it owns the pixel, its texture stays out.
+#: Added to a part's number where a button, a seam or a print lies on it: its texture does not run over those.
 DETAIL = 8
 
 _CIRCLE = np.stack([np.cos(t := np.linspace(0, 2 * np.pi, 33)), np.sin(t)], axis=-1)
@@ -47,7 +49,7 @@ def ellipse(centre: Points, rx: float, ry: float, angle: float = 0.0) -> Points:
 
 
 def limb(joints: Points, radii: Sequence[float]) -> Points:
-    """The outline of a limb through joints [n, 2] with a radius at each; its ends are flat."""
+    """The outline [2m, 2] of a limb through joints [n, 2] with their radii: one side down, the other up."""
     along = np.diff(joints, axis=0)
     along /= np.hypot(along[:, :1], along[:, 1:]) + 1e-9
     along = np.concatenate([along[:1], (along[:-1] + along[1:]) / 2, along[-1:]])
@@ -57,14 +59,14 @@ def limb(joints: Points, radii: Sequence[float]) -> Points:
 
 
 class Canvas:
-    """A picture of width x height photo pixels under construction, on a given background."""
+    """A picture under construction on a given, supersampled background."""
 
     def __init__(self, background: Image.Image) -> None:
-        self.image = background
+        self._image = background
         self.width, self.height = (size // SUPERSAMPLING for size in background.size)
         self._owner = Image.new("L", background.size, BACKGROUND)
         self._shade = Image.new("L", (self.width, self.height), 128)
-        self._draw = ImageDraw.Draw(self.image)
+        self._draw = ImageDraw.Draw(self._image)
         self._draw_owner = ImageDraw.Draw(self._owner)
         self._draw_shade = ImageDraw.Draw(self._shade)
         #: For each textured part the point [2] and the angle (radians) that its texture hangs on.
@@ -82,7 +84,7 @@ class Canvas:
             self._draw.line([*fine, *fine[:2]], fill=outline, width=2)
 
     def line(self, points: Points, colour: Colour, width: float, part: int | None = None) -> None:
-        """Draw an open line [n, 2]; without a part the pixels keep their owner and lose their texture."""
+        """Draw an open line [n, 2]; without a part the pixels keep their owner."""
         fine = _flat(points * SUPERSAMPLING)
         thick = max(1, round(width * SUPERSAMPLING))
         self._draw.line(fine, fill=colour, width=thick, joint="curve")
@@ -94,47 +96,47 @@ class Canvas:
         self._draw_shade.polygon(_flat(points), fill=128 + level)
 
     def owners(self) -> NDArray[np.uint8]:
-        """Who owns each supersampled pixel, [height * 2, width * 2], without the mark of details."""
-        return np.asarray(self._owner) & (DETAIL - 1)
+        """Who owns each supersampled pixel, [height * 2, width * 2], details counted to their parts."""
+        return np.asarray(self._owner) % np.uint8(DETAIL)
 
-    def finish(self, textures: dict[int, NDArray[np.float32]], softness: float) -> NDArray[np.float32]:
-        """The picture [height, width, 3], 0..255: antialiased, textures ([size, size, 3] differences) and shade laid on."""
-        picture = np.asarray(self.image.reduce(SUPERSAMPLING), dtype=np.float32)
+    def finish(self, textures: dict[int, Pixels], softness: float) -> Pixels:
+        """The picture [height, width, 3], 0..255, antialiased, with shade and the parts' textures.
+
+        A texture is a seamless tile [size, size, 3] of what it adds to the plain colour; softness is the
+        shade's blur.
+        """
+        picture = np.asarray(self._image.reduce(SUPERSAMPLING), dtype=np.float32)
         owner = np.asarray(self._owner)
         for part, texture in textures.items():
             if part in self.frames:
-                self._lay(picture, owner == part, texture, *self.frames[part])
+                _lay(picture, owner == part, texture, *self.frames[part])
         shade = np.asarray(self._shade.filter(ImageFilter.BoxBlur(softness)), dtype=np.float32)
         painted = _coverage(owner != BACKGROUND)
         picture *= (1 + painted * (shade - 128) / 128)[..., None]
         return picture
 
-    @staticmethod
-    def _lay(
-        picture: NDArray[np.float32],
-        owned: NDArray[np.bool_],
-        texture: NDArray[np.float32],
-        origin: Points,
-        angle: float,
-    ) -> None:
-        cover = _coverage(owned)
-        rows, columns = np.flatnonzero(cover.any(1)), np.flatnonzero(cover.any(0))
-        if not len(rows):
-            return
-        window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-        y = np.arange(rows[0], rows[-1] + 1, dtype=np.float32)[:, None] - np.float32(origin[1])
-        x = np.arange(columns[0], columns[-1] + 1, dtype=np.float32)[None] - np.float32(origin[0])
-        c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-        size = len(texture)
-        u = (x * c + y * s).astype(np.int32) % size
-        v = (y * c - x * s).astype(np.int32) % size
-        picture[window] += texture.reshape(-1, 3)[v * size + u] * cover[window][..., None]
+
+def _lay(picture: Pixels, owned: NDArray[np.bool_], texture: Pixels, origin: Points, angle: float) -> None:
+    """Add a texture, hung on a point and turned by an angle, where a supersampled mask says."""
+    cover = _coverage(owned)
+    rows, columns = np.flatnonzero(cover.any(1)), np.flatnonzero(cover.any(0))
+    if not len(rows):
+        return
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    y = np.arange(rows[0], rows[-1] + 1, dtype=np.float32)[:, None] - np.float32(origin[1])
+    x = np.arange(columns[0], columns[-1] + 1, dtype=np.float32)[None] - np.float32(origin[0])
+    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    size = len(texture)
+    assert size & (size - 1) == 0, "a tile's size must be a power of two"
+    u = np.floor(x * c + y * s).astype(np.int32) & (size - 1)
+    v = np.floor(y * c - x * s).astype(np.int32) & (size - 1)
+    picture[window] += texture.reshape(-1, 3)[v * size + u] * cover[window][..., None]
 
 
-def _coverage(owned: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _coverage(owned: NDArray[np.bool_]) -> Pixels:
     """How much of each photo pixel, 0..1, a supersampled mask covers."""
     reduced = Image.fromarray(owned.view(np.uint8) * np.uint8(255)).reduce(SUPERSAMPLING)
-    return np.asarray(reduced, dtype=np.float32) / 255
+    return np.asarray(reduced, dtype=np.float32) / np.float32(255)
 
 
 def _flat(points: Points) -> list[float]:

@@ -1,19 +1,18 @@
 """The person in a rendered photo: measures, pose, and how a point of the body comes to the picture.
 
-Lengths are in head heights. x runs to the right of a frontal picture, y down from the base of the neck, z towards
-the viewer of a frontal picture; ``yaw`` turns the person about y (0 front, +-90 degrees side, 180 degrees back). Index 0 is the
-side that a frontal picture shows on its left, which the benchmarks call left; index 1 is the other.
+Lengths are in head heights. x runs to the right of a frontal picture, y down from the base of the neck, z
+towards the viewer of a frontal picture; ``yaw`` turns the person about y (0 front, +-90 degrees side, 180
+degrees back). Side 0 is the one that a frontal picture shows on its left, which the benchmarks call left;
+side 1 is the other.
 """
 
 import dataclasses
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from glefld.render_canvas import PERSON, Canvas, Colour, darker, ellipse, limb, spline
+from glefld.render.canvas import Canvas, Colour, Points, darker, ellipse, limb, spline
 
-Points = NDArray[np.float64]
 SIDES = (-1.0, 1.0)
 HIP_Y, WAIST_Y, CROTCH_Y = 2.4, 1.65, 2.85
 UPPER_ARM, FOREARM, THIGH, SHIN = 1.15, 1.0, 1.5, 1.5
@@ -46,7 +45,7 @@ ARM_POSES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float
     "lifted": ((0.25, 0.95, 0.15), (0.05, -0.75, 0.65)),
     "raised": ((0.72, -0.68, 0.10), (-0.45, -0.88, 0.0)),
 }
-#: Which arm poses each FLD variation_type draws from: 1 normal, 2 medium pose, 3 large pose, 4 and 5 zoomed in.
+#: The arm poses of each FLD variation_type: 1 normal, 2 medium pose, 3 large pose, 4 and 5 zoomed in.
 ARM_CHOICES: dict[int, tuple[str, ...]] = {
     1: ("relaxed", "relaxed", "relaxed", "bent", "bent", "on_hip"),
     2: ("bent", "on_hip", "on_hip", "out", "across"),
@@ -71,10 +70,15 @@ class Body:
     hair_length: float
     shoes: Colour
 
-    def half_width(self, y: Points | float) -> Points:
+    def half_width(self, y: Points) -> Points:
         """The torso's half width at each height; below the hips it stays the hips'."""
         rows = (0.55, 0.8, WAIST_Y, HIP_Y)
-        return np.interp(y, rows, (self.chest * 0.97, self.chest, self.waist, self.hip))
+        widths = (self.chest * 0.97, self.chest, self.waist, self.hip)
+        return np.asarray(np.interp(y, rows, widths))
+
+    def shoulder_line(self, x: float) -> float:
+        """The height of the shoulder at a distance from the neck's axis."""
+        return -0.03 + 0.22 * max(x - 0.19, 0) / (self.shoulder - 0.19)
 
 
 def sample_body(rng: np.random.Generator) -> Body:
@@ -161,7 +165,7 @@ class Figure:
         c, s = math.cos(camera.angle) * camera.scale, math.sin(camera.angle) * camera.scale
         self._affine = np.array([[c, s], [-s, c]])
         self._offset = np.array([camera.x, camera.y])
-        shoulders = np.array([[g * body.shoulder * 0.9, 0.27, 0.0] for g in SIDES])
+        shoulders = np.array([[g * body.shoulder * 0.86, 0.38, 0.0] for g in SIDES])
         shoulders[:, 0] += self.shift(shoulders[:, 1])
         elbows = shoulders + UPPER_ARM * pose.upper_arms
         self.arms = np.stack([shoulders, elbows, elbows + FOREARM * pose.forearms], axis=1)
@@ -170,9 +174,8 @@ class Figure:
         knees = hips + THIGH * pose.thighs
         self.legs = np.stack([hips, knees, knees + SHIN * pose.shins], axis=1)
 
-    def shift(self, y: Points | float) -> Points:
-        """How far lean and sway move the body's axis sideways at height y."""
-        y = np.asarray(y)
+    def shift(self, y: Points) -> Points:
+        """How far lean and sway move the body's axis sideways at each height."""
         sway = self.pose.sway * np.sin(np.pi * np.clip(y / HIP_Y, 0, 1))
         return sway + self.pose.lean * np.maximum(HIP_Y - y, 0)
 
@@ -187,10 +190,10 @@ class Figure:
 
     def at(self, x: float, y: float, z: float = 0.0) -> Points:
         """One point of the torso, which lean and sway have moved, in photo pixels [2]."""
-        return self.project(np.array([x + float(self.shift(y)), y, z]))
+        return self.project(np.array([x + float(self.shift(np.asarray(y))), y, z]))
 
     def outline(self, side: float, y: Points, width: Points, depth: Points) -> Points:
-        """The picture's left (-1) or right (+1) outline [n, 2] of elliptic sections at heights y, in photo pixels."""
+        """The picture's left (-1) or right (+1) outline [n, 2], photo pixels, of sections at heights y."""
         half = np.hypot(width * self.cos, depth * self.sin)
         x = self.shift(y) * self.cos + side * half
         return np.stack([x, y], axis=-1) @ self._affine + self._offset
@@ -204,9 +207,12 @@ def draw_leg(canvas: Canvas, figure: Figure, side: int) -> None:
     """One bare leg with its shoe."""
     body, px = figure.body, figure.px
     joints = figure.project(figure.legs[side])
-    canvas.fill(limb(joints, [px(body.hip * 0.50), px(0.20), px(0.115)]), body.skin)
-    canvas.fill(ellipse(joints[1], px(0.2), px(0.22)), body.skin)
-    # A foot points where the person looks: down in the picture from the front, away and foreshortened from behind.
+    thigh = limb(joints, [px(body.hip * 0.48), px(0.19), px(0.11)])
+    canvas.fill(thigh, body.skin, outline=darker(body.skin, 0.86))
+    canvas.fill(ellipse(joints[1], px(0.18), px(0.2)), body.skin)
+    first, second = np.split(thigh, 2)
+    canvas.shade(np.concatenate([second, first * 0.3 + second[::-1] * 0.7]), -26)
+    # A foot points where the person looks: down in the picture from the front, away from behind.
     ankle = figure.legs[side, 2]
     toe = ankle + np.array([SIDES[side] * 0.10, 0.0, 0.42])
     flat = figure.project(np.stack([ankle, toe]))
@@ -223,6 +229,7 @@ def draw_arm(canvas: Canvas, figure: Figure, side: int) -> None:
     skin, px = figure.body.skin, figure.px
     joints = figure.project(figure.arms[side])
     edge = darker(skin, 0.86)
+    canvas.fill(ellipse(joints[0], px(0.17), px(0.17)), skin, outline=edge)
     canvas.fill(limb(joints, [px(0.17), px(0.135), px(0.085)]), skin, outline=edge)
     canvas.fill(ellipse(joints[1], px(0.13), px(0.13)), skin)
     reach = joints[2] - joints[1]
@@ -236,15 +243,23 @@ def draw_torso(canvas: Canvas, figure: Figure) -> None:
     body = figure.body
     ys = np.array([0.2, 0.35, 0.8, WAIST_Y, HIP_Y, CROTCH_Y])
     widths = body.half_width(ys)
-    widths[:2] = body.shoulder, body.shoulder
-    sides = [figure.outline(p, ys, widths, widths * body.depth) for p in SIDES]
-    canvas.fill(np.concatenate([spline(sides[0]), spline(sides[1])[::-1]]), body.skin)
-    ys = np.array([-0.55, -0.1, 0.05, 0.22])
-    widths = np.array([0.2, 0.19, 0.25, body.shoulder])
-    neck = [figure.outline(p, ys, widths, np.array([0.2, 0.19, 0.2, 0.25])) for p in SIDES]
-    canvas.fill(np.concatenate([neck[0], neck[1][::-1]]), body.skin)
-    chin = figure.at(0.0, -0.2, 0.1)
-    canvas.shade(ellipse(chin, figure.px(0.26), figure.px(0.12)), -34)
+    widths[:2] = body.shoulder * 0.97
+    depths = widths * body.depth
+    depths[:2] = 0.18, 0.26
+    sides = [spline(figure.outline(p, ys, widths, depths)) for p in SIDES]
+    canvas.fill(np.concatenate([sides[0], sides[1][::-1]]), body.skin)
+    ys, widths = np.array([-0.02, 0.08, 0.22]), np.array([0.2, 0.4, body.shoulder * 0.97])
+    slopes = [figure.outline(p, ys, widths, np.full(3, 0.18)) for p in SIDES]
+    canvas.fill(np.concatenate([slopes[0], slopes[1][::-1]]), body.skin)
+    draw_neck(canvas, figure, 0.1)
+
+
+def draw_neck(canvas: Canvas, figure: Figure, bottom: float) -> None:
+    """The neck from the head down to a height, in the head's shadow."""
+    ys = np.array([-0.55, -0.15, bottom])
+    left, right = (figure.outline(p, ys, np.array([0.2, 0.185, 0.2]), np.full(3, 0.19)) for p in SIDES)
+    canvas.fill(np.concatenate([left, right[::-1]]), figure.body.skin)
+    canvas.shade(ellipse(figure.at(0.0, -0.2, 0.1), figure.px(0.24), figure.px(0.12)), -34)
 
 
 def draw_back_hair(canvas: Canvas, figure: Figure) -> None:
@@ -259,7 +274,6 @@ def draw_back_hair(canvas: Canvas, figure: Figure) -> None:
 def draw_head(canvas: Canvas, figure: Figure) -> None:
     """Head and the hair before it: a face from the front, hair alone from behind, both from the side."""
     body, px, sin, cos = figure.body, figure.px, figure.sin, figure.cos
-    centre = figure.at(0.0, -0.72)
     turn = -figure.camera.angle
     bulk = {"short": 0.03, "bun": 0.02, "ponytail": 0.02}.get(body.hair_style, 0.07)
     hair_edge = darker(body.hair, 0.8)
@@ -269,7 +283,7 @@ def draw_head(canvas: Canvas, figure: Figure) -> None:
     canvas.fill(ellipse(skull, px(0.38 + bulk), px(0.50 + bulk), turn), body.hair, outline=hair_edge)
     canvas.shade(ellipse(figure.at(-0.12, -1.0, 0.1), px(0.14), px(0.18)), 22)
     if cos > -0.3:
-        _draw_face(canvas, figure, centre, turn)
+        _draw_face(canvas, figure, turn)
     if cos <= -0.3:
         if body.hair_style == "short":
             canvas.fill(ellipse(figure.at(0.0, -0.33, -0.1), px(0.21), px(0.14)), body.skin)
@@ -282,23 +296,19 @@ def draw_head(canvas: Canvas, figure: Figure) -> None:
         # Strands before the shoulders, which now and then cover a collar.
         for g in SIDES:
             tip = min(body.hair_length, 1.0)
-            roots = np.stack(
-                [
-                    figure.at(g * 0.33, -1.0, 0.1),
-                    figure.at(g * 0.42, -0.4, 0.12),
-                    figure.at(g * 0.40, tip, 0.2),
-                ]
-            )
-            canvas.fill(limb(roots, [px(0.08), px(0.13), px(0.05)]), body.hair, outline=hair_edge)
+            middle = (tip - 0.5) / 2
+            strand = ((0.28, -1.05, 0.1), (0.41, -0.5, 0.12), (0.43, middle, 0.16), (0.36, tip, 0.2))
+            roots = np.stack([figure.at(g * x, y, z) for x, y, z in strand])
+            canvas.fill(limb(roots, [px(0.05), px(0.10), px(0.11), px(0.015)]), body.hair, outline=hair_edge)
 
 
-def _draw_face(canvas: Canvas, figure: Figure, centre: Points, turn: float) -> None:
+def _draw_face(canvas: Canvas, figure: Figure, turn: float) -> None:
     body, px, sin = figure.body, figure.px, figure.sin
     side_on = abs(sin) > 0.75
     width = 0.27 if side_on else 0.345 - 0.05 * abs(sin)
     face = figure.at(0.0, -0.64, 0.15)
     canvas.fill(ellipse(face, px(width), px(0.42), turn), body.skin)
-    canvas.shade(ellipse(face + [px(0.22), px(0.05)], px(0.1), px(0.3)), -16)
+    canvas.shade(ellipse(figure.at(0.22, -0.59, 0.15), px(0.1), px(0.3)), -16)
     if side_on:
         nose = np.stack(
             [figure.at(0.0, -0.74, 0.40), figure.at(0.0, -0.60, 0.50), figure.at(0.0, -0.54, 0.36)]
@@ -310,13 +320,13 @@ def _draw_face(canvas: Canvas, figure: Figure, centre: Points, turn: float) -> N
         for x, y in ((-0.37, -0.72), (-0.22, -0.98), (0.02, -1.04), (0.22, -0.97), (0.37, -0.72))
     ]
     crown = ellipse(figure.at(0.0, -0.8, 0.06), px(0.40), px(0.46), turn)[16:33]
-    canvas.fill(np.concatenate([spline(np.array(brow)), crown[::-1]]), body.hair)
+    canvas.fill(np.concatenate([spline(np.stack(brow)), crown[::-1]]), body.hair)
     dark, lips = darker(body.skin, 0.35), (186, 92, 88)
     for g in SIDES:
         if not side_on or g * sin < 0:
             eye = figure.at(g * 0.14, -0.68, 0.36 if not side_on else 0.3)
             canvas.fill(ellipse(eye, px(0.045), px(0.03)), dark)
-            canvas.line(np.stack([eye + [-px(0.08), -px(0.09)], eye + [px(0.08), -px(0.1)]]), dark, px(0.03))
+            canvas.line(eye + px(1) * np.array([[-0.08, -0.09], [0.08, -0.1]]), dark, px(0.03))
     mouth = figure.at(0.0, -0.42, 0.36)
     canvas.fill(ellipse(mouth, px(0.05 if side_on else 0.1), px(0.03)), lips)
     if not side_on:
@@ -337,7 +347,7 @@ def _hair_curtain(
     ]
     tip = figure.at(0.0, bottom + 0.1, -back)
     shape = np.concatenate([spline(sides[0]), [tip], spline(sides[1])[::-1]])
-    canvas.fill(shape, figure.body.hair, PERSON, outline=darker(figure.body.hair, 0.8))
+    canvas.fill(shape, figure.body.hair, outline=darker(figure.body.hair, 0.8))
     for x in (-0.45, 0.1, 0.5):
         strand = np.stack([figure.at(half * x, top + 0.1, -back), figure.at(half * x * 0.9, bottom, -back)])
         canvas.line(strand, darker(figure.body.hair, 0.85), figure.px(0.02))

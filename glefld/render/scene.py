@@ -1,12 +1,11 @@
-"""What surrounds and covers a rendered garment: textures, backgrounds, things in the way, and the camera's faults."""
+"""What surrounds a rendered garment: cloth, backgrounds, things in the way, and the camera's faults."""
 
 import io
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from glefld.render_canvas import SUPERSAMPLING, Canvas, Colour, Points, darker
+from glefld.render.canvas import PERSON, SUPERSAMPLING, Canvas, Colour, Pixels, Points, darker
 
 TILE = 128
 PATTERNS = ("solid", "striped", "checked", "dotted", "floral", "zigzag", "mottled")
@@ -41,14 +40,14 @@ COLOURS: dict[str, Colour] = {
 
 def texture(
     rng: np.random.Generator, pattern: str, fabric: str, colour: Colour, accent: Colour, scale: float
-) -> NDArray[np.float32]:
-    """What a cloth adds to its plain colour: a seamless tile [TILE, TILE, 3]; scale is photo pixels a head height."""
-    y, x = np.mgrid[0:TILE, 0:TILE].astype(np.float32) / TILE
+) -> Pixels:
+    """A seamless tile [TILE, TILE, 3] of what a cloth adds to its colour; scale is pixels a head height."""
+    y, x = np.mgrid[0:TILE, 0:TILE].astype(np.float32) / np.float32(TILE)
     repeats = int(np.clip(round(TILE / (scale * rng.uniform(0.16, 0.5))), 2, 24))
     soft = TILE / repeats / 2  # pixels in half a period: edges are one pixel wide
     wave_x, wave_y = (np.abs((v * repeats) % 1 - 0.5) * 4 - 1 for v in (x, y))
 
-    def step(value: NDArray[np.float32]) -> NDArray[np.float32]:
+    def step(value: Points | Pixels) -> Points:
         return np.clip(value * soft / 2 + 0.5, 0, 1)
 
     share = rng.uniform(-0.4, 0.4)
@@ -70,17 +69,18 @@ def texture(
             )
             amount = step((np.asarray(smooth)[TILE : 2 * TILE, TILE : 2 * TILE] - 0.55) * 2)
         case _:
-            amount = np.zeros((TILE, TILE), np.float32)
-    difference = amount[..., None] * (np.array(accent, np.float32) - np.array(colour, np.float32))
-    grain = {"denim": 9.0, "knit": 5.0, "wool": 11.0, "leather": 2.0, "chiffon": 1.5}.get(fabric, 3.0)
-    weave = rng.normal(0, grain, (TILE, TILE)).astype(np.float32)
+            amount = np.zeros((TILE, TILE))
+    difference = amount[..., None] * (np.array(accent) - np.array(colour))
+    grain = {"denim": 5.0, "knit": 3.0, "wool": 7.0, "leather": 1.0, "chiffon": 1.0}.get(fabric, 2.0)
+    weave = rng.normal(0, grain, (TILE, TILE))
     if fabric == "knit":
         ribs = int(np.clip(round(TILE / (scale * 0.11)), 8, 40))
-        weave += 9 * np.cos(2 * np.pi * ribs * x).astype(np.float32)
-    return difference + weave[..., None]
+        weave += 9 * np.cos(2 * np.pi * ribs * x)
+    return (difference + weave[..., None]).astype(np.float32)
 
 
-def _flowers(rng: np.random.Generator, repeats: int) -> NDArray[np.float32]:
+def _flowers(rng: np.random.Generator, repeats: int) -> Points:
+    """How much of each pixel [TILE, TILE] belongs to a flower."""
     tile = Image.new("L", (TILE * 2, TILE * 2))
     draw = ImageDraw.Draw(tile)
     cell = 2 * TILE / repeats
@@ -96,14 +96,14 @@ def _flowers(rng: np.random.Generator, repeats: int) -> NDArray[np.float32]:
                     (px - radius * 0.6, py - radius * 0.6, px + radius * 0.6, py + radius * 0.6), fill=255
                 )
             draw.ellipse((x - radius * 0.4, y - radius * 0.4, x + radius * 0.4, y + radius * 0.4), fill=90)
-    return np.asarray(tile.reduce(2), dtype=np.float32) / 255
+    return np.asarray(tile.reduce(2)) / 255
 
 
 def background(rng: np.random.Generator, width: int, height: int, kind: str) -> Image.Image:
     """A supersampled background of width x height photo pixels: studio, wall, room or street."""
     w, h = width * SUPERSAMPLING, height * SUPERSAMPLING
     tone = rng.uniform(0.82, 1.0) * 255 if kind == "studio" else rng.uniform(0.4, 0.92) * 255
-    top = np.clip(tone + rng.normal(0, 4 if kind == "studio" else 22, 3), 20, 255)
+    top = np.clip(tone + rng.normal(0, 4 if kind == "studio" else 14, 3), 20, 255)
     ramp = np.linspace(0, 1, 24)[:, None, None]
     gradient = top * (1 - ramp * rng.uniform(0, 0.22))
     picture = Image.fromarray(gradient.astype(np.uint8)).resize((w, h), Image.Resampling.BILINEAR)
@@ -122,12 +122,14 @@ def background(rng: np.random.Generator, width: int, height: int, kind: str) -> 
     return picture
 
 
-def _near(rng: np.random.Generator, colour: NDArray[np.float64], spread: float) -> Colour:
+def _near(rng: np.random.Generator, colour: Points, spread: float) -> Colour:
     return tuple(int(v) for v in np.clip(colour + rng.normal(0, spread, 3), 0, 255))
 
 
 def _any(rng: np.random.Generator) -> Colour:
-    return tuple(int(v) for v in rng.integers(40, 235, 3))
+    """A colour of the clothes' own range: the surroundings must not differ from them by colour."""
+    colour = np.array(list(COLOURS.values())[rng.integers(len(COLOURS))])
+    return _near(rng, colour * rng.uniform(0.75, 1.1), 8)
 
 
 def _furnish(rng: np.random.Generator, draw: ImageDraw.ImageDraw, w: int, floor: int) -> None:
@@ -165,8 +167,10 @@ def _furnish(rng: np.random.Generator, draw: ImageDraw.ImageDraw, w: int, floor:
                     (0.3, 1.2),
                     (0.27, 0.4),
                     (0.38, 0.5),
+                    (0.5, 0.25),
+                    (0.15, 0),
+                    (0, 0.1),
                 ]
-                + [(0.5, 0.25), (0.15, 0), (0, 0.1)]
             )
             outline = (shirt * width + [x + width / 2, y]).ravel().tolist()
             draw.polygon(outline, fill=colour, outline=darker(colour, 0.7))
@@ -193,7 +197,7 @@ def _street(rng: np.random.Generator, draw: ImageDraw.ImageDraw, w: int, floor: 
 
 
 def put_in_the_way(rng: np.random.Generator, canvas: Canvas, near: Points, size: float) -> None:
-    """Something that hides part of the garment: a bag, a plant's leaves or a plain thing, of a size in photo pixels."""
+    """Hide part of the garment: a bag, a plant's leaves or a plain thing, of a size in photo pixels."""
     colour = _any(rng)
     centre = near + rng.normal(0, size * 0.35, 2)
     kind = rng.integers(3)
@@ -201,7 +205,7 @@ def put_in_the_way(rng: np.random.Generator, canvas: Canvas, near: Points, size:
         w, h = size * rng.uniform(0.4, 0.6), size * rng.uniform(0.35, 0.5)
         bag = np.array([(-0.8, -1), (0.8, -1), (1, 1), (-1, 1)]) * [w, h] + centre
         handle = np.array([(-0.5, -1), (-0.4, -1.8), (0.4, -1.8), (0.5, -1)]) * [w, h] + centre
-        canvas.line(handle, darker(colour, 0.6), size * 0.06, 7)
+        canvas.line(handle, darker(colour, 0.6), size * 0.06, PERSON)
         canvas.fill(bag, colour, outline=darker(colour, 0.6))
         flap = np.array([(-0.8, -1), (0.8, -1), (0.7, 0.1), (-0.7, 0.1)]) * [w, h] + centre
         canvas.fill(flap, darker(colour, 0.88), outline=darker(colour, 0.6))
@@ -221,7 +225,7 @@ def put_in_the_way(rng: np.random.Generator, canvas: Canvas, near: Points, size:
         )
 
 
-def develop(rng: np.random.Generator, picture: NDArray[np.float32]) -> bytes:
+def develop(rng: np.random.Generator, picture: Pixels) -> bytes:
     """Light falling from one side, a colour cast, noise, some blur, and JPEG of a random quality."""
     height, width = picture.shape[:2]
     slope_x, slope_y = rng.uniform(-0.14, 0.14, 2)
@@ -229,7 +233,7 @@ def develop(rng: np.random.Generator, picture: NDArray[np.float32]) -> bytes:
     cast = rng.uniform(0.86, 1.06) * (1 + rng.normal(0, 0.022, 3))
     picture = picture * light.astype(np.float32)[..., None] * cast.astype(np.float32)
     noise = rng.integers(-128, 128, (height, width, 1), dtype=np.int8).astype(np.float32)
-    picture += noise * np.float32(rng.uniform(0.004, 0.06))
+    picture += noise * np.float32(rng.uniform(0.004, 0.04))
     image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
     if rng.random() < 0.2:
         image = image.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 0.8)))
