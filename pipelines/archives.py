@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -38,7 +38,7 @@ MEMBERS = pa.schema(
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 #: A larger member is refused unread.
 MAX_MEMBER_BYTES = 256 << 20
-#: What a task holds of an archive at a time, and how much of it may be gaps between the members it wants.
+#: How much of its members a task reads at a time, and how large a part of that the gaps between may add.
 BATCH_BYTES = 8 << 20
 MAX_WASTE = 0.1
 
@@ -64,7 +64,7 @@ def public_url(url: str) -> str:
     if "://" not in url:
         return url
     parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def open_archive(url: str, staging: str) -> Archive:
@@ -158,8 +158,8 @@ def _folder_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
 def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPhoto]:
     """The bytes of each of these rows of the index, in their order, or what is wrong with the member.
 
-    Rows come by offset, as in the index. Neighbours share a range, and no more than ``BATCH_BYTES`` (or one
-    member) are held at a time. FileNotFoundError if the archive itself has gone.
+    Rows come by offset, as in the index. Neighbours share a range, and no more than ``BATCH_BYTES`` of
+    members (or one larger one) are held at a time. FileNotFoundError if the archive itself has gone.
     """
     fs, root = storage.filesystem(archive.url)
     rows = members.to_pylist()

@@ -126,10 +126,20 @@ def _write_shards(shards: list[PlannedShard], job: ShardJob, held_out: frozenset
     items = [{"split": s.split, "index": s.index, "rows": s.to_bytes()} for s in shards]
     # A block a shard: Ray repeats the task of a worker that was lost, and a shard is whole or not there.
     graph = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        write_shard, fn_kwargs={"job": job, "held_out": held_out}
+        _write_or_tell, fn_kwargs={"job": job, "held_out": held_out}
     )
     for report in graph.iter_rows():
+        if report["error"]:
+            raise ValueError(report["error"])
         yield report["rows_in"]
+
+
+def _write_or_tell(row: dict[str, Any], job: ShardJob, held_out: frozenset[bytes]) -> dict[str, Any]:
+    """As ``write_shard``; what the user can mend comes back as a value, since Ray Data loses an error's cause."""
+    try:
+        return {"rows_in": write_shard(row, job, held_out), "error": ""}
+    except OSError as error:
+        return {"rows_in": 0, "error": f"{type(error).__name__}: {error}"}
 
 
 def _photos(output: str, shard: PlannedShard) -> pa.Table:

@@ -58,11 +58,11 @@ def rejects_path(split: str, index: int) -> str:
     return f"_rejects/{split}-{index:05d}.parquet"
 
 
-def write_shard(row: dict[str, Any], *, job: ShardJob, held_out: frozenset[bytes]) -> dict[str, Any]:
+def write_shard(row: dict[str, Any], job: ShardJob, held_out: frozenset[bytes]) -> int:
     """Write one shard (``split``, ``index`` and ``rows``, an Arrow stream of annotations with their members).
 
     ``held_out`` are the photo hashes that this shard must not hold. The rejects are put first and the shard
-    last, each whole or not at all, so a shard that is there is finished. Returns ``rows_in``.
+    last, each whole or not at all, so a shard that is there is finished. Returns the number of rows read.
     """
     rows = pa.ipc.open_stream(row["rows"]).read_all()
     schema = sample_schema(job.landmark_set)
@@ -98,7 +98,7 @@ def write_shard(row: dict[str, Any], *, job: ShardJob, held_out: frozenset[bytes
         storage.put(
             f"/dev/fd/{file.fileno()}", storage.join(job.output, shard_path(row["split"], row["index"]))
         )
-    return {"rows_in": len(rows)}
+    return len(rows)
 
 
 def write_rejects(rejects: list[dict[str, Any]], url: str) -> None:

@@ -1,0 +1,167 @@
+"""The raw lists: rows are joined by photo and none is lost; a broken line is named."""
+
+import io
+from collections import Counter
+from functools import partial
+
+import numpy as np
+import pytest
+from raw_layouts import Row, fine_lists, fld_lists, listing, rows
+
+from glefld.datasets import read_annotations
+from glefld.datasets.lists import ListFiles
+from glefld.schema import FASHION8
+
+
+def list_files(files: dict[str, str]) -> ListFiles:
+    return ListFiles(
+        "raw", {name.lower(): partial(io.BytesIO, text.encode()) for name, text in files.items()}
+    )
+
+
+def test_join_keeps_every_listed_photo_once_per_listing() -> None:
+    """Lists lack photos, repeat them and are in any order: each listing stays, with what is known of it."""
+    seed = int(np.random.default_rng().integers(1 << 31))
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    listed = rows(40)
+    chosen = {}
+    for column in ("landmarks", "bbox", "partition"):
+        picks = rng.choice(40, size=50, replace=True)
+        files = fld_lists([listed[i] for i in picks])
+        chosen[column] = (Counter(listed[i].photo for i in picks), files)
+    names = ("Anno/list_landmarks.txt", "Anno/list_bbox.txt", "Eval/list_eval_partition.txt")
+    files = {name: chosen[column][1][name] for name, column in zip(names, chosen, strict=True)}
+    table = read_annotations("fld", list_files(files)).table.to_pylist()
+
+    counts = [counter for counter, _ in chosen.values()]
+    expected = {photo: max(c[photo] for c in counts) for photo in {p for c in counts for p in c}}
+    assert Counter(row["photo"] for row in table) == expected
+    for photo in expected:
+        found = [row for row in table if row["photo"] == photo]
+        assert sorted(row["duplicate"] for row in found) == [False] + [True] * (len(found) - 1)
+        assert len({row["sample_id"] for row in found}) == 1
+        for column, counter in zip(("landmarks", "box", "split"), counts, strict=True):
+            assert sum(row[column] is not None for row in found) == counter[photo]
+
+
+@pytest.mark.parametrize("varied", [True, False])
+def test_landmarks_spread_into_the_common_order(varied: bool) -> None:
+    """A garment's own slots land on its type's landmarks, half a pixel in; codes 2 and 0 0 have no point."""
+    points = {1: "0 010 020 1 030 040 2 000 000 0 000 000 0 050 060 1 070 080", 2: "0 001 002 " * 4}
+    lines = [f"img/{code}.jpg {code} {'3 ' if varied else ''}{text}" for code, text in points.items()]
+    files = fld_lists([Row("img/1.jpg"), Row("img/2.jpg")])
+    files["Anno/list_landmarks.txt"] = listing("image_name ...", lines)
+    upper, lower = read_annotations("fld", list_files(files)).table.to_pylist()
+    nan = float("nan")
+    expected = [10.5, 20.5, 30.5, 40.5, nan, nan, nan, nan, nan, nan, nan, nan, 50.5, 60.5, 70.5, 80.5]
+    np.testing.assert_array_equal(upper["landmarks"], expected)
+    assert upper["visibility"] == [0, 1, 2, 3, 3, 3, 0, 1]
+    np.testing.assert_array_equal(lower["landmarks"], [nan] * 8 + [1.5, 2.5] * 4)
+    assert lower["visibility"] == [3, 3, 3, 3, 0, 0, 0, 0]
+    assert upper["variation"] == (3 if varied else None)
+
+
+BROKEN = {
+    "promised rows are missing": ("Anno/list_bbox.txt", "2\nh\nimg/1.jpg 1 2 3 4\n", "promises 2 rows"),
+    "no count": ("Anno/list_bbox.txt", "image_name x\n", "line 1"),
+    "an empty list": ("Anno/list_bbox.txt", "", "line 1"),
+    "a box of three": ("Anno/list_bbox.txt", "1\nh\nimg/1.jpg 1 2 3\n", "line 3"),
+    "a box of words": ("Anno/list_bbox.txt", "1\nh\nimg/1.jpg 1 2 3 x\n", "line 3"),
+    "a box without end": ("Anno/list_bbox.txt", "1\nh\nimg/1.jpg 1 2 3 inf\n", "line 3"),
+    "an unknown split": ("Eval/list_eval_partition.txt", "1\nh\nimg/1.jpg dev\n", "train, val, test"),
+    "an unknown type": ("Anno/list_landmarks.txt", "1\nh\nimg/1.jpg 4 1 0 1 1\n", r"\[1, 2, 3\]"),
+    "too few points": ("Anno/list_landmarks.txt", "1\nh\nimg/1.jpg 2 1 0 1 1\n", "line 3"),
+    "an unknown visibility": (
+        "Anno/list_landmarks.txt",
+        "1\nh\nimg/1.jpg 2 " + "3 1 1 " * 4 + "\n",
+        "0, 1 or 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_list_is_named(case: str) -> None:
+    """What a list says wrongly ends in one line that names the file and what is wrong in it."""
+    name, text, message = BROKEN[case]
+    files = fld_lists([Row("img/1.jpg")]) | {name: text}
+    with pytest.raises(ValueError, match=message) as error:
+        read_annotations("fld", list_files(files))
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("name", list(fld_lists([])))
+def test_a_missing_list_is_named(name: str) -> None:
+    files = fld_lists(rows(3))
+    del files[name]
+    with pytest.raises(ValueError, match=name.split("/")[1]):
+        read_annotations("fld", list_files(files))
+
+
+def test_deepfashion_reads_categories_attributes_and_views() -> None:
+    """Only the value 1 is an attribute the garment has; names with spaces stay whole."""
+    files = fld_lists([Row("img/A/1.jpg"), Row("img/B/2.jpg")])
+    files = {name.replace("Anno/", "Anno_coarse/"): text for name, text in files.items()} | {
+        "Anno_coarse/list_category_cloth.txt": listing("name type", ["Anorak  1", "Jeans   2"]),
+        "Anno_coarse/list_category_img.txt": listing("name label", ["img/A/1.jpg 2", "img/B/2.jpg 1"]),
+        "Anno_coarse/list_attr_cloth.txt": listing(
+            "name type", ["a-line 3", "abstract chevron   1", "lace 2"]
+        ),
+        "Anno_coarse/list_attr_img.txt": listing(
+            "name labels", ["img/B/2.jpg 1  0 -1", "img/A/1.jpg -1 1  1"]
+        ),
+        "Anno_coarse/list_view.txt": listing("name view", ["img/B/2.jpg back"]),
+    }
+    annotations = read_annotations("deepfashion", list_files(files))
+    table = annotations.table.to_pylist()
+    assert [(r["category"], r["attributes"], r["view"]) for r in table] == [
+        (2, [1, 2], None),
+        (1, [0], "back"),
+    ]
+    assert annotations.categories == ("Anorak", "Jeans")
+    assert [(a.name, a.type) for a in annotations.attributes][1] == ("abstract chevron", 1)
+
+    files["Anno_coarse/list_attr_img.txt"] = listing("name labels", ["img/A/1.jpg 1 1"])
+    with pytest.raises(ValueError, match="3 values were expected"):
+        read_annotations("deepfashion", list_files(files))
+
+
+# Slots in use, the category's garment type if there is a category, the type expected.
+FINE_TYPES = [
+    (8, None, 3),
+    (7, None, 3),
+    (6, None, 1),
+    (5, None, 1),
+    (4, None, 2),
+    (1, None, 2),
+    (0, None, 2),
+]
+FINE_TYPES += [(4, 1, 1), (4, 3, 3), (4, 2, 2), (6, 2, 1), (8, 1, 3), (0, 3, 3)]
+
+
+@pytest.mark.parametrize(("used", "category_type", "expected"), FINE_TYPES)
+def test_fine_garment_type(used: int, category_type: int | None, expected: int) -> None:
+    """The category decides, unless more slots are in use than its type has; else the last slot does."""
+    points = [f"{i + 1} {i + 2}" if i == used - 1 else "0 0" for i in range(8)]
+    files = fine_lists([Row("img/1.jpg")]) | {"Anno_fine/train_landmards.txt": " ".join(points) + "\n"}
+    if category_type is not None:
+        files["Anno_fine/list_category_cloth.txt"] = listing("name type", ["Upper 1", "Lower 2", "Full 3"])
+        files["Anno_fine/train_cate.txt"] = f"{category_type}\n"
+    (row,) = read_annotations("deepfashion-fine", list_files(files)).table.to_pylist()
+    assert row["garment_type"] == expected
+    assert row["category"] == category_type
+    visible = [i for i, code in enumerate(row["visibility"]) if code == 0]
+    assert visible == ([FASHION8.garment_type(expected).landmarks[used - 1]] if used else [])
+
+
+def test_fine_reads_the_splits_that_are_there() -> None:
+    """A split without its list is not there; one whose other files are missing or shorter is an error."""
+    files = fine_lists(rows(8)) | {"Anno_fine/val_view.txt": "side\n"}
+    table = read_annotations("deepfashion-fine", list_files(files)).table
+    assert Counter(table["split"].to_pylist()) == {"train": 7, "val": 1}
+    assert Counter(table["view"].to_pylist()) == {None: 7, "side": 1}
+    with pytest.raises(ValueError, match=r"train_bbox\.txt"):
+        read_annotations("deepfashion-fine", list_files(files | {"Anno_fine/train_bbox.txt": "1 2 3 4\n"}))
+    del files["Anno_fine/val_landmards.txt"]
+    with pytest.raises(ValueError, match=r"val_landmards\.txt is missing"):
+        read_annotations("deepfashion-fine", list_files(files))

@@ -1,0 +1,81 @@
+"""Photos: every mode becomes the RGB that a person sees, and each kind of damage has its own reason."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, JpegImagePlugin
+from raw_layouts import jpeg
+
+from glefld.photos import BadPhoto, decode_rgb, encode_jpeg
+
+
+def encoded(image: Image.Image, format_: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+GREY16 = Image.fromarray(np.full((8, 8), 32896, np.uint16))
+RED_PALETTE = Image.new("P", (8, 8), 1)
+RED_PALETTE.putpalette([0, 0, 255, 255, 0, 0])
+MODES = {
+    "grey JPEG": (encoded(Image.new("L", (8, 8), 77), "JPEG"), (77, 77, 77)),
+    "CMYK JPEG": (encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), (255, 0, 0)),
+    "RGB WebP": (encoded(Image.new("RGB", (8, 8), (10, 200, 30)), "WEBP", lossless=True), (10, 200, 30)),
+    "transparent PNG": (encoded(Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "PNG"), (255, 255, 255)),
+    "half transparent": (encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 128)), "PNG"), (127, 127, 127)),
+    "grey and alpha": (encoded(Image.new("LA", (8, 8), (50, 255)), "PNG"), (50, 50, 50)),
+    "palette": (encoded(RED_PALETTE, "PNG"), (255, 0, 0)),
+    "transparent palette": (encoded(RED_PALETTE, "PNG", transparency=1), (255, 255, 255)),
+    "16-bit grey PNG": (encoded(GREY16, "PNG"), (128, 128, 128)),
+    "16-bit grey TIFF": (encoded(GREY16, "TIFF"), (128, 128, 128)),
+    "bilevel": (encoded(Image.new("1", (8, 8), 1), "PNG"), (255, 255, 255)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_mode_becomes_rgb(mode: str) -> None:
+    """Light stays light and transparent turns white, whatever the file's way to say it."""
+    data, colour = MODES[mode]
+    image = decode_rgb(data)
+    assert (image.mode, image.size) == ("RGB", (8, 8))
+    np.testing.assert_allclose(np.asarray(image).reshape(-1, 3).mean(axis=0), colour, atol=2)
+
+
+def test_orientation_tag_is_ignored() -> None:
+    """Annotations are in stored pixels, so a photo is not turned."""
+    image = Image.new("RGB", (30, 20))
+    image.paste((255, 0, 0), (0, 0, 5, 5))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decoded = decode_rgb(encoded(image, "JPEG", exif=exif))
+    assert decoded.size == (30, 20)
+    assert decoded.getpixel((2, 2))[0] > 200
+
+
+BAD = {
+    "half a JPEG": (jpeg(1)[: len(jpeg(1)) // 2], "truncated_photo"),
+    "half a PNG": (encoded(Image.effect_noise((64, 64), 90), "PNG")[:2000], "truncated_photo"),
+    "text": (b"<html>not found</html>", "unreadable_photo"),
+    "nothing": (b"", "unreadable_photo"),
+    "a format that runs programs": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable_photo"),
+    "a picture of 120 megapixels": (encoded(Image.new("1", (12000, 10000)), "PNG"), "picture_too_large"),
+    "a picture of 300 megapixels": (encoded(Image.new("1", (20000, 15000)), "PNG"), "picture_too_large"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_damage_is_told_apart(case: str) -> None:
+    data, reason = BAD[case]
+    with pytest.raises(BadPhoto) as error:
+        decode_rgb(data)
+    assert error.value.reason == reason
+
+
+def test_stored_pictures_keep_colour_at_full_resolution() -> None:
+    """Quality 95 and 4:4:4: what is stored must not be worse than what a paper would have trained on."""
+    stored = Image.open(io.BytesIO(encode_jpeg(decode_rgb(jpeg(3)))))
+    reference = Image.open(io.BytesIO(encoded(stored, "JPEG", quality=95)))
+    assert JpegImagePlugin.get_sampling(stored) == 0
+    assert stored.quantization == reference.quantization
