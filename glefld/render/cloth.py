@@ -58,7 +58,7 @@ class Cloth:
         part = self.part(TORSO) + DETAIL
         self.canvas.line(points, colour or self.seam, self.figure.px(width), part)
 
-    def faces(self, side: int, tolerance: float = 0.35) -> bool:
+    def faces(self, side: int, tolerance: float = 0.6) -> bool:
         """Whether a side faces the viewer, or turns away by no more than the tolerance (a sine)."""
         return -SIDES[side] * self.figure.sin > -tolerance
 
@@ -100,7 +100,8 @@ class Cloth:
             t = (i + 0.5 + 0.13 * np.sin(i * 2.4)) / count
             head = left[start] + (right[start] - left[start]) * (0.12 + 0.76 * t)
             foot = hem[min(int(t * len(hem)), len(hem) - 1)]
-            self.canvas.shade(np.stack([head, foot + (width, 0), foot - (width, 0)]), -26 if i % 2 else -18)
+            wedge = np.stack([head, foot, foot]) + np.array([[0, 0], [width, 0], [-width, 0]])
+            self.canvas.shade(wedge, -26 if i % 2 else -18)
 
     def band(self, top: float, bottom: float) -> tuple[Points, Points]:
         """The upper and the lower edge [n, 2] of a band round the torso between two heights."""

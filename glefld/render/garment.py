@@ -119,13 +119,13 @@ def draw_sleeve(cloth: Cloth, side: int) -> None:
 def draw_trousers(cloth: Cloth) -> None:
     """Trousers or shorts, alone or below the bodice of a jumpsuit; the further leg first."""
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
-    for side in np.argsort(f.depth(f.legs[:, 1])).tolist():
-        _draw_trouser_leg(cloth, side)
     top = g.top if g.code == 2 else WAIST_Y
+    for side in np.argsort(f.depth(f.legs[:, 1])).tolist():
+        _draw_trouser_leg(cloth, side, f.at(0.0, top))
     ys = np.linspace(top, CROTCH_Y, 6)
-    widths = g.half_width(body, ys)
-    # Where the seat meets the legs it is as wide as they are.
-    widths[-1] = body.hip * (0.5 + 0.5 * g.ease) - 0.01
+    # The seat is a little slimmer than a skirt, and as wide as the legs where it meets them.
+    widths = g.half_width(body, ys) * np.linspace(1, 0.95, 6)
+    widths[-1] = body.hip * (0.49 + 0.48 * g.ease)
     left, right = (spline(f.outline(p, ys, widths, widths * body.depth)) for p in SIDES)
     crotch = f.at(0.0, CROTCH_Y + 0.1, 0.1)[None]
     cloth.cover(np.concatenate([left, crotch, right[::-1]]), TORSO, f.camera.angle, f.at(0.0, top))
@@ -138,7 +138,7 @@ def draw_trousers(cloth: Cloth) -> None:
     draw_fly(cloth, top)
 
 
-def _draw_trouser_leg(cloth: Cloth, side: int) -> None:
+def _draw_trouser_leg(cloth: Cloth, side: int, origin: Points) -> None:
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
     hip, knee, ankle = f.legs[side]
     thigh = body.hip * 0.5 * g.ease
@@ -146,11 +146,12 @@ def _draw_trouser_leg(cloth: Cloth, side: int) -> None:
         path = np.stack([hip, hip + (knee - hip) * g.legs])
         radii = [thigh, g.leg_width]
     else:
-        path = np.stack([hip, knee, knee + (ankle - knee) * (g.legs - 1)])
-        radii = [thigh, max(0.23, (0.25 + g.leg_width) / 2), g.leg_width]
+        path = np.stack([hip, (hip + knee) / 2, knee, knee + (ankle - knee) * (g.legs - 1)])
+        knee_width = max(0.2 * g.ease, (0.25 + g.leg_width) / 2)
+        radii = [thigh, max(0.84 * thigh, knee_width), knee_width, g.leg_width]
     joints = f.project(path)
     edges = limb(joints, [f.px(r) for r in radii])
-    cloth.cover(edges, LEGS[side], f.camera.angle, joints[0], cloth.edge)
+    cloth.cover(edges, LEGS[side], f.camera.angle, origin, cloth.edge)
     first, second = np.split(edges, 2)
     second = second[::-1]
     left, right = (first, second) if first[-1, 0] < second[-1, 0] else (second, first)
@@ -189,7 +190,7 @@ def _draw_waistband(cloth: Cloth) -> None:
     colour = g.accent if g.belt else darker(g.colour, 0.88)
     upper, lower = cloth.band(g.top, g.top + 0.14)
     cloth.detail(np.concatenate([upper, lower[::-1]]), colour, darker(colour, 0.7))
-    cloth.mark_pair(WAISTLINE, float(g.half_width(cloth.figure.body, np.array(g.top))), g.top + 0.06)
+    cloth.mark_pair(WAISTLINE, float(g.half_width(cloth.figure.body, np.array(g.top))) - 0.01, g.top + 0.06)
 
 
 def extent(g: Garment, f: Figure) -> Points:

@@ -1,0 +1,39 @@
+"""The synthesize job's command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import cli, synthesize
+
+
+def test_writes_a_data_set_and_says_what_is_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line of options gives an archive with its lists and a table of its rows."""
+    output = str(tmp_path / "raw")
+    monkeypatch.setattr(sys, "argv", ["", "--layout", "fld", "--count", "10", "--output", output])
+    cli.main(synthesize.Options, synthesize.run)
+    found = sorted(str(path.relative_to(output)) for path in Path(output).rglob("*.*"))
+    assert found == [
+        "Anno/list_bbox.txt",
+        "Anno/list_landmarks.txt",
+        "Anno/list_view.txt",
+        "Eval/list_eval_partition.txt",
+        "img.zip",
+        "planted.json",
+    ]
+    assert "10 photos" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_mistake_ends_in_one_line(tmp_path: Path) -> None:
+    """No traceback, no output, an exit status that a script can see."""
+    command = [sys.executable, "-m", "jobs.synthesize", "--layout", "fld", "--count", "0"]
+    result = subprocess.run(
+        [*command, "--output", str(tmp_path / "raw")], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr.strip() == "error: count must be at least 1, not 0"
+    assert not (tmp_path / "raw").exists()
