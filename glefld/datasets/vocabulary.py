@@ -227,10 +227,9 @@ def fine_attributes(item: Product) -> list[int]:
     neckline = {"crew": "crew", "scoop": "crew", "v": "v", "square": "square"}.get(garment.neckline, "no")
     if garment.code == 2:
         neckline = "no"
+    length = "maxi_length" if garment.hem > 4.6 else "mini_length"
     if garment.code == 1 or garment.legs:
         length = "no_dress"
-    else:
-        length = "maxi_length" if garment.hem > 4.6 else "mini_length"
     names = (
         item.pattern,
         SLEEVES[garment.sleeve].replace(" ", "_"),

@@ -97,7 +97,7 @@ class Canvas:
 
     def owners(self) -> NDArray[np.uint8]:
         """Who owns each supersampled pixel, [height * 2, width * 2], details counted to their parts."""
-        return np.asarray(self._owner) % np.uint8(DETAIL)
+        return np.bitwise_and(np.asarray(self._owner), np.uint8(DETAIL - 1))
 
     def finish(self, textures: dict[int, Pixels], softness: float) -> Pixels:
         """The picture [height, width, 3], 0..255, antialiased, with shade and the parts' textures.
@@ -118,24 +118,27 @@ class Canvas:
 
 def _lay(picture: Pixels, owned: NDArray[np.bool_], texture: Pixels, origin: Points, angle: float) -> None:
     """Add a texture, hung on a point and turned by an angle, where a supersampled mask says."""
-    cover = _coverage(owned)
-    rows, columns = np.flatnonzero(cover.any(1)), np.flatnonzero(cover.any(0))
+    rows, columns = np.flatnonzero(owned.any(1)), np.flatnonzero(owned.any(0))
     if not len(rows):
         return
-    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    y = np.arange(rows[0], rows[-1] + 1, dtype=np.float32)[:, None] - np.float32(origin[1])
-    x = np.arange(columns[0], columns[-1] + 1, dtype=np.float32)[None] - np.float32(origin[0])
-    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    top, left = rows[0] // SUPERSAMPLING, columns[0] // SUPERSAMPLING
+    bottom, right = rows[-1] // SUPERSAMPLING + 1, columns[-1] // SUPERSAMPLING + 1
+    s = SUPERSAMPLING
+    cover = _coverage(owned[top * s : bottom * s, left * s : right * s])
+    y = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(origin[1])
+    x = np.arange(left, right, dtype=np.float32)[None] - np.float32(origin[0])
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     size = len(texture)
     assert size & (size - 1) == 0, "a tile's size must be a power of two"
-    u = np.floor(x * c + y * s).astype(np.int32) & (size - 1)
-    v = np.floor(y * c - x * s).astype(np.int32) & (size - 1)
-    picture[window] += texture.reshape(-1, 3)[v * size + u] * cover[window][..., None]
+    u = np.floor(x * cos + y * sin).astype(np.int32) & (size - 1)
+    v = np.floor(y * cos - x * sin).astype(np.int32) & (size - 1)
+    pattern = texture.reshape(-1, 3).take(v * size + u, axis=0)
+    picture[top:bottom, left:right] += pattern * cover[..., None]
 
 
 def _coverage(owned: NDArray[np.bool_]) -> Pixels:
     """How much of each photo pixel, 0..1, a supersampled mask covers."""
-    reduced = Image.fromarray(owned.view(np.uint8) * np.uint8(255)).reduce(SUPERSAMPLING)
+    reduced = Image.fromarray(owned.astype(np.uint8) * np.uint8(255)).reduce(SUPERSAMPLING)
     return np.asarray(reduced, dtype=np.float32) / np.float32(255)
 
 

@@ -95,8 +95,9 @@ def render_photo(rng: np.random.Generator, product: Product, view: str | None = 
     if rng.random() < 0.15:
         near = landmarks.points[present[rng.integers(len(present))]]
         put_in_the_way(rng, canvas, near, camera.scale * rng.uniform(0.5, 1.0))
-    textures = {OTHER_GARMENT: _texture(scene.other, camera.scale)}
-    textures |= dict.fromkeys(range(TORSO, OTHER_GARMENT), _texture(product, camera.scale))
+    textures = dict.fromkeys(range(TORSO, OTHER_GARMENT), _texture(product, camera.scale))
+    if OTHER_GARMENT in canvas.frames:
+        textures[OTHER_GARMENT] = _texture(scene.other, camera.scale)
     picture = canvas.finish(textures, softness=max(0.8, camera.scale * 0.035))
     points, visibility = annotate(canvas, landmarks, present)
     return Photo(

@@ -42,7 +42,7 @@ def texture(
     rng: np.random.Generator, pattern: str, fabric: str, colour: Colour, accent: Colour, scale: float
 ) -> Pixels:
     """A seamless tile [TILE, TILE, 3] of what a cloth adds to its colour; scale is pixels a head height."""
-    y, x = np.mgrid[0:TILE, 0:TILE].astype(np.float32) / np.float32(TILE)
+    y, x = (np.asarray(axis / TILE) for axis in np.ogrid[0:TILE, 0:TILE])
     repeats = int(np.clip(round(TILE / (scale * rng.uniform(0.16, 0.5))), 2, 24))
     soft = TILE / repeats / 2  # pixels in half a period: edges are one pixel wide
     wave_x, wave_y = (np.abs((v * repeats) % 1 - 0.5) * 4 - 1 for v in (x, y))
@@ -53,7 +53,7 @@ def texture(
     share = rng.uniform(-0.4, 0.4)
     match pattern:
         case "striped":
-            amount = step((wave_y if rng.random() < 0.65 else wave_x) - share)
+            amount = step((wave_y if rng.random() < 0.65 else wave_x) - share) * np.ones((TILE, TILE))
         case "checked":
             amount = (step(wave_x - share) + step(wave_y - share)) / 2
         case "dotted":
@@ -104,9 +104,8 @@ def background(rng: np.random.Generator, width: int, height: int, kind: str) -> 
     w, h = width * SUPERSAMPLING, height * SUPERSAMPLING
     tone = rng.uniform(0.82, 1.0) * 255 if kind == "studio" else rng.uniform(0.4, 0.92) * 255
     top = np.clip(tone + rng.normal(0, 4 if kind == "studio" else 14, 3), 20, 255)
-    ramp = np.linspace(0, 1, 24)[:, None, None]
-    gradient = top * (1 - ramp * rng.uniform(0, 0.22))
-    picture = Image.fromarray(gradient.astype(np.uint8)).resize((w, h), Image.Resampling.BILINEAR)
+    gradient = top * (1 - np.linspace(0, rng.uniform(0, 0.22), h)[:, None, None])
+    picture = Image.fromarray(gradient.astype(np.uint8).repeat(w, axis=1))
     draw = ImageDraw.Draw(picture)
     if kind != "studio":
         floor = int(h * rng.uniform(0.68, 0.92))
@@ -226,15 +225,16 @@ def put_in_the_way(rng: np.random.Generator, canvas: Canvas, near: Points, size:
 
 
 def develop(rng: np.random.Generator, picture: Pixels) -> bytes:
-    """Light falling from one side, a colour cast, noise, some blur, and JPEG of a random quality."""
+    """Light from one side, a colour cast, noise, some blur, JPEG of a random quality; the picture is used up."""
     height, width = picture.shape[:2]
     slope_x, slope_y = rng.uniform(-0.14, 0.14, 2)
     light = 1 + slope_x * np.linspace(-1, 1, width)[None, :] + slope_y * np.linspace(-1, 1, height)[:, None]
     cast = rng.uniform(0.86, 1.06) * (1 + rng.normal(0, 0.022, 3))
-    picture = picture * light.astype(np.float32)[..., None] * cast.astype(np.float32)
+    picture *= light.astype(np.float32)[..., None]
+    picture *= cast.astype(np.float32)
     noise = rng.integers(-128, 128, (height, width, 1), dtype=np.int8).astype(np.float32)
     picture += noise * np.float32(rng.uniform(0.004, 0.04))
-    image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+    image = Image.fromarray(picture.clip(0, 255, out=picture).astype(np.uint8))
     if rng.random() < 0.2:
         image = image.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 0.8)))
     file = io.BytesIO()
