@@ -96,12 +96,14 @@ def transform(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def box_to_input(box: np.ndarray, size: int) -> np.ndarray:
     """The map that squashes a box (x1, y1, x2, y2 of the picture) to the S x S input, as the papers do: [2, 3]."""
     x1, y1, x2, y2 = np.asarray(box, np.float64)
-    return np.array([[size / (x2 - x1), 0, -x1 * size / (x2 - x1)], [0, size / (y2 - y1), -y1 * size / (y2 - y1)]])
+    return np.array(
+        [[size / (x2 - x1), 0, -x1 * size / (x2 - x1)], [0, size / (y2 - y1), -y1 * size / (y2 - y1)]]
+    )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One encoded picture and how it becomes an input: its size upright, the affine map [2, 3] to the input, its colour."""
+    """One encoded picture and how it becomes an input: its size as stored, the affine map [2, 3] to the input, its colour."""
 
     encoded: np.ndarray
     width: int
@@ -116,7 +118,9 @@ class Batch:
 
     images: Tensor  # [b, 3, S, S], normalised
     landmarks: Tensor  # [b, K, 2] in the input's pixels, NaN where there is none
-    visibility: Tensor  # [b, K], of the landmarks as they stand in the input: swapped where it is a mirror image
+    visibility: (
+        Tensor  # [b, K], of the landmarks as they stand in the input: swapped where it is a mirror image
+    )
     to_photo: Tensor  # [b, 2, 3], affine, from the input to the photo
     truth: Truth  # as annotated
 
@@ -180,7 +184,7 @@ def _graph(size: int, gpu: bool) -> object:
     matrix = fn.external_source(name="matrix", dtype=types.FLOAT, ndim=2)
     colour = fn.external_source(name="colour", dtype=types.FLOAT, ndim=1)
     images = fn.decoders.image(
-        encoded, device="mixed" if gpu else "cpu", output_type=types.RGB, adjust_orientation=True
+        encoded, device="mixed" if gpu else "cpu", output_type=types.RGB, adjust_orientation=False
     )
     images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)
     images = fn.warp_affine(
@@ -219,7 +223,9 @@ class BatchLoader:
         def batches() -> Iterator[Batch]:
             for table in tables:
                 draws = [
-                    draw_augmentation(augmentation, self.pipeline.size, np.random.default_rng(next(streams, (0,))))
+                    draw_augmentation(
+                        augmentation, self.pipeline.size, np.random.default_rng(next(streams, (0,)))
+                    )
                     for _ in range(table.num_rows)
                 ]
                 batch, pictures = self._prepare(table, draws)
@@ -232,9 +238,13 @@ class BatchLoader:
         size = self.pipeline.size
         truth = Truth.from_arrow(table, self.landmark_set)
         squash = np.stack([box_to_input(box, size) for box in truth.box.numpy()])
-        to_input = np.stack([compose(d.affine, s) for d, s in zip(draws, squash, strict=True)])  # from the photo
+        to_input = np.stack(
+            [compose(d.affine, s) for d, s in zip(draws, squash, strict=True)]
+        )  # from the photo
         mirrored = np.array([d.mirrored for d in draws])[:, None]
-        names = np.where(mirrored, self.mirror, np.arange(len(self.mirror)))  # whose coordinates each slot takes
+        names = np.where(
+            mirrored, self.mirror, np.arange(len(self.mirror))
+        )  # whose coordinates each slot takes
         moved = transform(truth.points.numpy(), to_input)
         batch = Batch(
             images=torch.empty(0),

@@ -1,7 +1,9 @@
 """A photo's bytes to an RGB picture and a crop's pixels to bytes, with what may be wrong told apart."""
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 #: Larger pictures are refused before they are decoded: a few bytes can unpack to gigabytes.
 MAX_PIXELS = 100_000_000
 #: What may be decoded. Pillow reads far more formats, some of which start other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 JPEG_QUALITY = 95
 
 BadPhotoReason = Literal["unreadable_photo", "truncated_photo", "missing_photo", "picture_too_large"]
@@ -28,15 +30,15 @@ class BadPhoto(Exception):
         return type(self), (self.reason, self.detail)
 
 
-def decode_rgb(data: bytes) -> Image.Image:
-    """The photo as stored (no EXIF rotation) in 8-bit RGB, transparency over white; else BadPhoto."""
+@contextlib.contextmanager
+def open_photo(data: bytes) -> Iterator[Image.Image]:
+    """The photo's header read, its pixels not yet; BadPhoto, also for what goes wrong with it in the block."""
     try:
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise BadPhoto("picture_too_large", f"{image.width} x {image.height} pixels")
-            image.load()
-            return _rgb(image)
+            yield image
     except BadPhoto:
         raise
     except Image.DecompressionBombError as error:
@@ -48,7 +50,15 @@ def decode_rgb(data: bytes) -> Image.Image:
         raise BadPhoto("truncated_photo" if truncated else "unreadable_photo", detail) from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def decode_rgb(data: bytes) -> Image.Image:
+    """The photo as stored (no EXIF rotation) in 8-bit RGB, transparency over white; else BadPhoto."""
+    with open_photo(data) as image:
+        image.load()
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded picture in 8-bit RGB: 16-bit grey scaled down, transparency over white."""
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit grey to 255, which turns it white.
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert(

@@ -1,0 +1,81 @@
+"""Pictures of predictions, for a person to look at: one a garment, and a sheet of all."""
+
+import io
+import itertools
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from glefld import storage
+from glefld.draw import contact_sheet, overlay
+from glefld.photos import BadPhoto, open_photo, to_rgb
+from glefld.predict import ORIENTATIONS, orientation
+from pipelines.infer import InferOptions, Plan, make_plan, read_reports
+from pipelines.inputs import Photo
+
+FOLDER = "overlays"
+COLUMNS = 5
+#: Pictures on the sheet at most.
+SHEET = 30
+
+
+def write_overlays(options: InferOptions, output: str, number: int) -> str | None:
+    """Draw the first ``number`` finished predictions; the contact sheet's URL, None if there are none.
+
+    ValueError if the input has changed since.
+    """
+    plan = make_plan(options, output)
+    read_reports(plan, output)
+    tiles: list[tuple[Image.Image, str]] = []
+    for i, (row, photo) in enumerate(itertools.islice(_predicted(plan, output), number)):
+        picture, offset = _upright(photo)
+        drawn = overlay(
+            picture,
+            plan.card.landmark_set,
+            predicted=np.array(row["landmarks"]).reshape(-1, 2) - offset,
+            score=np.array(row["score"]),
+            box=np.array(row["box"]) - np.tile(offset, 2),
+        )
+        stem = PurePosixPath(row["uri"].rpartition("::")[2]).stem
+        _write(drawn, storage.join(output, FOLDER, f"{i:05d}-{stem}-{row['garment']}.jpg"))
+        if len(tiles) < SHEET:
+            tiles.append((drawn, stem))
+    if not tiles:
+        return None
+    url = storage.join(output, FOLDER, "contact-sheet.jpg")
+    _write(contact_sheet(tiles, COLUMNS, title=f"predictions, {plan.card.model} of {plan.card.dataset}"), url)
+    return url
+
+
+def _predicted(plan: Plan, output: str) -> Iterator[tuple[dict[str, Any], Photo]]:
+    """The rows without error, in order, with their photos."""
+    for path, planned in plan.shards():
+        fs, file_path = storage.filesystem(storage.join(output, path))
+        with fs.open(file_path, "rb") as file:
+            predictions = pq.read_table(file)
+        ok = pc.equal(predictions["status"], "ok")
+        photos = plan.input.photos.read(planned.filter(ok))
+        yield from zip(predictions.filter(ok).to_pylist(), photos, strict=True)
+
+
+def _upright(photo: Photo) -> tuple[np.ndarray, np.ndarray]:
+    """[H, W, 3] uint8, turned as its EXIF says, and where its corner lies in the photo: [2]."""
+    assert not isinstance(photo.data, BadPhoto), "a photo that was read before cannot be read now"
+    with open_photo(photo.data) as image:
+        image.load()
+        swap, flip_x, flip_y = ORIENTATIONS[orientation(image)]
+        pixels = np.asarray(to_rgb(image))
+    pixels = pixels.swapaxes(0, 1) if swap else pixels
+    pixels = pixels[:, ::-1] if flip_x else pixels
+    return pixels[::-1] if flip_y else pixels, np.array(photo.origin)
+
+
+def _write(picture: Image.Image, url: str) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    storage.write_bytes(url, buffer.getvalue())
