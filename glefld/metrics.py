@@ -90,22 +90,18 @@ class _Sums:
 
     def __iadd__(self, other: Self) -> Self:
         for name, total in self.sums.items():
-            total.add_(other.sums[name].to(total.device))
+            total.add_(other.sums[name])
         return self
 
 
 class Counters(_Sums):
-    """What the scores of a landmark set are made of.
+    """What the scores of a landmark set are made of, counted on the CPU."""
 
-    Give the device on which predictions lie: then neither ``update`` nor an all-reduce of ``vector()`` waits
-    for the host; ``report`` does.
-    """
-
-    def __init__(self, landmark_set: LandmarkSet, device: torch.device | str = "cpu") -> None:
+    def __init__(self, landmark_set: LandmarkSet) -> None:
         self.landmark_set = landmark_set
         k = len(landmark_set)
-        self._codes = torch.tensor([t.code for t in landmark_set.garment_types], device=device).long()
-        self._mirror = torch.tensor(landmark_set.mirror, device=device)
+        self._codes = torch.tensor([t.code for t in landmark_set.garment_types]).long()
+        self._mirror = torch.tensor(landmark_set.mirror)
         # One more type and view than there are: the unknown.
         groups = (len(landmark_set.garment_types) + 1, len(VIEWS) + 1)
         shapes = {
@@ -121,7 +117,7 @@ class Counters(_Sums):
             "paired": (k,),
             "confused": (k,),
         }
-        self.sums = {name: torch.zeros(s, dtype=torch.float64, device=device) for name, s in shapes.items()}
+        self.sums = {name: torch.zeros(s, dtype=torch.float64) for name, s in shapes.items()}
 
     def update(
         self,
@@ -132,7 +128,7 @@ class Counters(_Sums):
         garment_type: Tensor,
         view: Tensor,
     ) -> None:
-        """Count B rows, on the counters' device.
+        """Count B rows.
 
         predicted, truth: [B, K, 2] photo pixels. visibility: [B, K] codes. box: [B, 4]. garment_type: [B],
         a type's code, any other is unknown. view: [B], an index into schema.VIEWS or -1.
@@ -146,12 +142,12 @@ class Counters(_Sums):
         offset = predicted - truth
         distance = offset.norm(dim=-1)
         ne = (offset / size[:, None]).norm(dim=-1)
-        thresholds = torch.arange(AUC_STEPS, device=box.device, dtype=torch.float64) / AUC_STEPS
+        thresholds = torch.arange(AUC_STEPS, dtype=torch.float64) / AUC_STEPS
         under_curve = (distance[..., None] / AUC_PIXELS < thresholds).double().mean(dim=-1)
         within = distance / size.amax(dim=-1, keepdim=True) < PCK_THRESHOLD
 
         partner = truth[:, self._mirror]
-        has_partner = self._mirror != torch.arange(len(self._mirror), device=box.device)
+        has_partner = self._mirror != torch.arange(len(self._mirror))
         paired = visible & scored[:, self._mirror] & has_partner
         nearer_to_partner = (predicted - partner).norm(dim=-1) < distance
 
@@ -174,7 +170,7 @@ class Counters(_Sums):
 
     def report(self) -> Report:
         """The scores of all rows counted so far; ValueError if a prediction was not a number."""
-        s = {name: total.cpu() for name, total in self.sums.items()}
+        s = self.sums
         if not self.vector().isfinite().all():
             raise ValueError(
                 "predicted or annotated landmarks are not finite: training has diverged (lower the learning "
