@@ -10,7 +10,7 @@ import multiprocessing
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -19,17 +19,11 @@ import numpy as np
 
 from glefld import storage
 from glefld.datasets.faults import KINDS, REJECTED, Row, plant
-from glefld.datasets.vocabulary import (
-    CATEGORIES,
-    CATEGORY_NUMBERS,
-    COARSE_ATTRIBUTES,
-    FINE_ATTRIBUTES,
-    coarse_attributes,
-    fine_attributes,
-)
+from glefld.datasets.raw_lists import write_deepfashion, write_deepfashion_fine, write_fld
+from glefld.datasets.vocabulary import CATEGORY_NUMBERS, coarse_attributes, fine_attributes
 from glefld.render.photo import Photo, render_photo
 from glefld.render.wardrobe import Product, sample_product
-from glefld.schema import FASHION8, SPLITS, Attribute, Split, Visibility
+from glefld.schema import SPLITS, Split
 
 Layout = Literal["fld", "deepfashion", "deepfashion-fine"]
 #: Rows of train, val and test in the benchmarks.
@@ -38,54 +32,21 @@ SPLIT_SIZES: dict[Layout, tuple[int, int, int]] = {
     "deepfashion": (209222, 40000, 40000),
     "deepfashion-fine": (14000, 2000, 4000),
 }
+WRITERS: dict[Layout, Callable[[str, list[Row]], None]] = {
+    "fld": write_fld,
+    "deepfashion": write_deepfashion,
+    "deepfashion-fine": write_deepfashion_fine,
+}
 #: What each random stream of a seed is for; a photo's and a product's number is appended.
-PHOTO, PRODUCT, FOLDER, PLANT, UNKNOWN = range(5)
+PHOTO, PRODUCT, FOLDER, PLANT = range(4)
 WINDOW = 512  # photos held in memory at a time
 SMALL = 64  # below so many photos starting processes takes longer than drawing
-_FOLDER_WORDS = [
-    "Amber",
-    "Aspen",
-    "Birch",
-    "Canyon",
-    "Cedar",
-    "Clover",
-    "Coral",
-    "Dune",
-    "Ember",
-    "Fern",
-    "Garden",
-    "Harbor",
-    "Hazel",
-    "Indigo",
-    "Ivory",
-    "Juniper",
-    "Linen",
-    "Lunar",
-    "Maple",
-    "Marble",
-    "Meadow",
-    "Misty",
-    "Olive",
-    "Opal",
-    "Pebble",
-    "Pine",
-    "Prairie",
-    "Quartz",
-    "Raven",
-    "River",
-    "Saffron",
-    "Sage",
-    "Sierra",
-    "Silver",
-    "Slate",
-    "Sol",
-    "Stone",
-    "Summer",
-    "Tide",
-    "Velvet",
-    "Willow",
-    "Winter",
-]
+_FOLDER_WORDS = (
+    "Amber", "Aspen", "Birch", "Canyon", "Cedar", "Clover", "Coral", "Dune", "Ember", "Fern", "Garden",
+    "Harbor", "Hazel", "Indigo", "Ivory", "Juniper", "Linen", "Lunar", "Maple", "Marble", "Meadow", "Misty",
+    "Olive", "Opal", "Pebble", "Pine", "Prairie", "Quartz", "Raven", "River", "Saffron", "Sage", "Sierra",
+    "Silver", "Slate", "Sol", "Stone", "Summer", "Tide", "Velvet", "Willow", "Winter",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +85,10 @@ def write_dataset(
     The archive is written last: without ``img.zip`` a data set is not whole. ValueError for a count that is
     too small, FileExistsError if there already is an archive.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, not {count}")
+    if count < 1 or irregularities < 0:
+        raise ValueError(
+            f"count must be at least 1 and irregularities at least 0, not {count} and {irregularities}"
+        )
     kinds = [kind for kind in KINDS if layout != "fld" or kind != "folder_capitals"] * irregularities
     if count < 4 * len(kinds):
         raise ValueError(
@@ -158,10 +121,7 @@ def write_dataset(
                 rows.append(row)
                 on_photo()
         rows += [rows[index] for index, (kind, _) in planted.items() if kind == "duplicate_id"]
-        if layout == "deepfashion-fine":
-            _write_fine_lists(output, rows, Path(folder))
-        else:
-            _write_lists(output, layout, rows, seed, Path(folder))
+        WRITERS[layout](output, rows)
         storage.write_json(
             storage.join(output, "planted.json"), _planted_json(layout, seed, count, listed, planted)
         )
@@ -174,9 +134,6 @@ def write_dataset(
         planted=dict(Counter(kinds)),
         archive_bytes=size,
     )
-
-
-# -- which photos there are ---------------------------------------------------------------------------------
 
 
 def list_photos(layout: Layout, count: int, seed: int) -> list[_Listed]:
@@ -247,9 +204,6 @@ def _planted_json(
     return {"layout": layout, "seed": seed, "count": count, "rows": rows}
 
 
-# -- drawing ------------------------------------------------------------------------------------------------
-
-
 def draw(listed: list[_Listed], seed: int, processes: int) -> Iterator[tuple[Photo, Product]]:
     """The photos in order, drawn by so many processes; which one draws a photo does not matter to it."""
     tasks = [(seed, row.product, row.drawn) for row in listed]
@@ -288,142 +242,3 @@ def _row(listed: _Listed, photo: Photo, item: Product, layout: Layout) -> Row:
         variation=photo.variation,
         view=photo.view,
     )
-
-
-# -- lists --------------------------------------------------------------------------------------------------
-
-
-def _write_lists(output: str, layout: Layout, rows: list[Row], seed: int, folder: Path) -> None:
-    """The lists of FLD and of DeepFashion-C: line 1 the row count, line 2 the column names."""
-
-    def write(name: str, header: str, count: int, lines: Iterable[str]) -> None:
-        _put_lines(storage.join(output, name), [str(count), header], lines, folder)
-
-    n = len(rows)
-    fld = layout == "fld"
-    # DeepFashion's lists pad the names to a column, FLD's do not.
-    names = [row.name if fld else row.name.ljust(70) for row in rows]
-    pairs = list(zip(names, rows, strict=True))
-    points = " ".join(
-        f"landmark_visibility_{i} landmark_location_x_{i} landmark_location_y_{i}" for i in range(1, 9)
-    )
-    variation = "variation_type " if fld else ""
-    write(
-        "Anno/list_landmarks.txt",
-        f"image_name clothes_type {variation}{points}",
-        n,
-        (
-            f"{name} {row.garment_type} {f'{row.variation} ' if fld else ''}{_landmark_tokens(row)}"
-            for name, row in pairs
-        ),
-    )
-    write(
-        "Anno/list_bbox.txt",
-        "image_name x_1 y_1 x_2 y_2",
-        n,
-        (f"{name} {_padded(row.box)}" for name, row in pairs),
-    )
-    write("Anno/list_view.txt", "image_name view", n, (f"{name} {row.view}" for name, row in pairs))
-    write(
-        "Eval/list_eval_partition.txt",
-        "image_name evaluation_status",
-        n,
-        (f"{name} {row.split}" for name, row in pairs),
-    )
-    if fld:
-        return
-    _write_vocabulary(write, "Anno", COARSE_ATTRIBUTES)
-    write(
-        "Anno/list_category_img.txt",
-        "image_name  category_label",
-        n,
-        (f"{name} {row.category}" for name, row in pairs),
-    )
-    write(
-        "Anno/list_attr_img.txt",
-        "image_name  attribute_labels",
-        n,
-        (f"{name} {_attribute_tokens(row, seed)}" for name, row in pairs),
-    )
-
-
-def _write_fine_lists(output: str, rows: list[Row], folder: Path) -> None:
-    """The fine-grained lists: a file a column, aligned by line, without header."""
-    columns: dict[str, Callable[[Row], str]] = {
-        "": lambda row: row.name,
-        "_bbox": lambda row: _padded(row.box),
-        "_landmards": _packed_landmarks,
-        "_cate": lambda row: str(row.category),
-        "_attr": lambda row: " ".join(
-            "1" if i in row.attributes else "0" for i in range(len(FINE_ATTRIBUTES))
-        ),
-        "_view": lambda row: row.view,
-    }
-    for split in SPLITS:
-        mine = [row for row in rows if row.split == split]
-        for suffix, value in columns.items():
-            url = storage.join(output, f"Anno_fine/{split}{suffix}.txt")
-            _put_lines(url, [], map(value, mine), folder)
-
-    def write(name: str, header: str, count: int, lines: Iterable[str]) -> None:
-        _put_lines(storage.join(output, name), [str(count), header], lines, folder)
-
-    _write_vocabulary(write, "Anno_fine", FINE_ATTRIBUTES)
-
-
-def _write_vocabulary(
-    write: Callable[[str, str, int, Iterable[str]], None], folder: str, attributes: tuple[Attribute, ...]
-) -> None:
-    write(
-        f"{folder}/list_category_cloth.txt",
-        "category_name  category_type",
-        len(CATEGORIES),
-        (f"{name:<15}{code}" for name, code in CATEGORIES),
-    )
-    write(
-        f"{folder}/list_attr_cloth.txt",
-        "attribute_name  attribute_type",
-        len(attributes),
-        (f"{attribute.name:<28} {attribute.type}" for attribute in attributes),
-    )
-
-
-def _put_lines(url: str, header: list[str], lines: Iterable[str], folder: Path) -> None:
-    local = folder / "list.txt"
-    with local.open("w", encoding="ascii", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in header)
-        file.writelines(f"{line}\n" for line in lines)
-    storage.put(local, url)
-
-
-def _padded(values: Iterable[int]) -> str:
-    return " ".join(f"{value:03d}" for value in values)
-
-
-def _landmark_tokens(row: Row) -> str:
-    """Visibility, x and y of each landmark of the garment's type; ``2 000 000`` where it is cut off."""
-    tokens = []
-    for slot in FASHION8.garment_type(row.garment_type).landmarks:
-        code = int(row.visibility[slot])
-        x, y = (0, 0) if code == Visibility.CUT_OFF else row.landmarks[slot]
-        tokens.append(f"{code} {x:03d} {y:03d}")
-    return " ".join(tokens)
-
-
-def _packed_landmarks(row: Row) -> str:
-    """16 integers: the type's landmarks in its order, ``0 0`` for what is cut off and after the last."""
-    tokens = []
-    for slot in FASHION8.garment_type(row.garment_type).landmarks:
-        cut_off = row.visibility[slot] == Visibility.CUT_OFF
-        tokens.append("0 0" if cut_off else _padded(row.landmarks[slot]))
-    return " ".join(tokens + ["0 0"] * (len(FASHION8) - len(tokens)))
-
-
-def _attribute_tokens(row: Row, seed: int) -> str:
-    """1 has it, -1 has it not, 0 unknown, each two characters wide."""
-    tokens = ["-1"] * len(COARSE_ATTRIBUTES)
-    for index in np.random.default_rng((seed, UNKNOWN, row.number)).integers(0, len(tokens), 6):
-        tokens[index] = " 0"
-    for index in row.attributes:
-        tokens[index] = " 1"
-    return " ".join(tokens)

@@ -46,93 +46,26 @@ NECKLINES = {
     "turtle": "roll neck",
     "hood": "hooded",
 }
-_TREATMENTS = [
-    "washed",
-    "brushed",
-    "faded",
-    "coated",
-    "pressed",
-    "light",
-    "heavy",
-    "soft",
-    "fine",
-    "coarse",
-    "stretch",
-    "raw",
-    "bonded",
-    "lined",
-    "quilted",
-    "sheer",
-    "woven",
-    "twill",
-    "ribbed",
-    "slub",
-    "boucle",
-    "waffle",
-    "crinkled",
-    "pleated",
-    "crushed",
-    "glazed",
-    "combed",
-    "felted",
-    "slubbed",
-    "dyed",
-    "printed",
-    "perforated",
-    "textured",
-    "recycled",
-    "matte",
-    "shiny",
-]
-_MOODS = [
-    "city",
-    "coast",
-    "garden",
-    "festival",
-    "office",
-    "travel",
-    "studio",
-    "campus",
-    "weekend",
-    "evening",
-    "holiday",
-    "market",
-    "harbour",
-    "meadow",
-    "summer",
-    "winter",
-    "autumn",
-    "spring",
-    "vintage",
-    "modern",
-    "classic",
-    "retro",
-]
-_STYLES = [
-    "boxy",
-    "casual",
-    "layered",
-    "minimal",
-    "romantic",
-    "sporty",
-    "tailored",
-    "utility",
-    "western",
-    "folk",
-]
-_CUFFS = [
-    "plain",
-    "rolled",
-    "buttoned",
-    "gathered",
-    "split",
-    "banded",
-    "flared",
-    "tied",
-    "frilled",
-    "scalloped",
-]
-_EDGES = ["curved", "straight", "raw", "stepped", "rounded", "side-slit", "lettuce", "tulip", "handkerchief"]
+_TREATMENTS = (
+    "washed", "brushed", "faded", "coated", "pressed", "light", "heavy", "soft", "fine", "coarse", "stretch",
+    "raw", "bonded", "lined", "quilted", "sheer", "woven", "twill", "ribbed", "slub", "boucle", "waffle",
+    "crinkled", "pleated", "crushed", "glazed", "combed", "felted", "slubbed", "dyed", "printed",
+    "perforated", "textured", "recycled", "matte", "shiny",
+)  # fmt: skip
+_MOODS = (
+    "city", "coast", "garden", "festival", "office", "travel", "studio", "campus", "weekend", "evening",
+    "holiday", "market", "harbour", "meadow", "summer", "winter", "autumn", "spring", "vintage", "modern",
+    "classic", "retro",
+)  # fmt: skip
+_STYLES = (
+    "boxy", "casual", "layered", "minimal", "romantic", "sporty", "tailored", "utility", "western", "folk",
+)  # fmt: skip
+_CUFFS = (
+    "plain", "rolled", "buttoned", "gathered", "split", "banded", "flared", "tied", "frilled", "scalloped",
+)  # fmt: skip
+_EDGES = (
+    "curved", "straight", "raw", "stepped", "rounded", "side-slit", "lettuce", "tulip", "handkerchief",
+)  # fmt: skip
 
 
 def _listed(type_: int, count: int, *groups: Iterable[str]) -> list[Attribute]:

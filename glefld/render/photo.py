@@ -135,10 +135,11 @@ def draw_scene(canvas: Canvas, scene: Scene, camera: Camera) -> Landmarks:
         for side in np.argsort(figure.depth(figure.legs[:, 1])).tolist():
             draw_leg(canvas, figure, side)
         draw_torso(canvas, figure)
-    tucked = code == 2 and scene.tucked
-    dress = [_dress_torso, _dress_legs] if tucked else [_dress_legs, _dress_torso]
-    for part, cloth in zip(dress, (top, bottom) if tucked else (bottom, top), strict=True):
-        part(cloth)
+    layers = [(_dress_legs, bottom), (_dress_torso, top)]
+    if code == 2 and scene.tucked:
+        layers.reverse()
+    for dress, cloth in layers:
+        dress(cloth)
     _dress_arms(top, near)
     if scene.worn:
         draw_head(canvas, figure)
