@@ -48,7 +48,9 @@ class ModelCard:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ModelCard":
         if value.get("version") != CARD_VERSION:
-            raise ValueError(f"model.json has version {value.get('version')}, this program reads {CARD_VERSION}")
+            raise ValueError(
+                f"model.json has version {value.get('version')}, this program reads {CARD_VERSION}"
+            )
         return cls(**{**value, "landmark_set": LandmarkSet.from_json(value["landmark_set"])})
 
 
@@ -128,7 +130,9 @@ def _verified(url: str, names: list[str]) -> dict[str, bytes]:
             raise ValueError(f"the checkpoint {url} holds no {name}")
         files[name] = storage.read_bytes(storage.join(url, name))
         if _digest(files[name]) != expected[name]:
-            raise ValueError(f"{storage.join(url, name)} is damaged: its size or hash is not what complete.json says")
+            raise ValueError(
+                f"{storage.join(url, name)} is damaged: its size or hash is not what complete.json says"
+            )
     return files
 
 

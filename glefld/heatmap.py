@@ -29,11 +29,12 @@ def encode(landmarks: Tensor, size: int, r: float) -> Tensor:
 def decode(heatmaps: Tensor, r: float, window: int = 2) -> tuple[Tensor, Tensor]:
     """Sub-pixel peaks and their heights: [B, K, H, W] -> [B, K, 2] (x, y in map pixels), [B, K].
 
-    A target's value tells the distance to the landmark, d = -2R log(value), so the pixels around the maximum
-    trilaterate it: with p a pixel's offset from the maximum and c the landmark's, d^2 = |p|^2 - 2 p.c + |c|^2 is
-    linear in (c, |c|^2), and a least-squares fit over the (2 window + 1)^2 neighbours, weighted by their values,
-    gives c. Unlike a centroid it has no bias where the border cuts the window. The fit is held within 1.5 pixels of
-    the maximum, beyond which a neighbour would have been the maximum. The method is ours; the papers take the argmax.
+    A map a exp(-d / 2R) tells distances up to its height a: with u = 2R log(value) and A = 2R log a, d = A - u. So
+    the pixels around the maximum trilaterate the landmark: p a pixel's offset from the maximum and c the landmark's,
+    d^2 = |p|^2 - 2 p.c + |c|^2 becomes u^2 - |p|^2 = -2 p.c + 2 A u + (|c|^2 - A^2), linear in c, A and a constant.
+    A least-squares fit over the (2 window + 1)^2 neighbours, weighted by their values, gives c, for peaks of any
+    height and without a bias where the border cuts the window. It is held within 1.5 pixels of the maximum, beyond
+    which a neighbour would have been the maximum. The method is ours; the papers take the argmax.
     """
     b, k, h, w = heatmaps.shape
     maps = heatmaps.float().reshape(b * k, 1, h, w)
@@ -49,13 +50,13 @@ def decode(heatmaps: Tensor, r: float, window: int = 2) -> tuple[Tensor, Tensor]
     value = maps.flatten(1).gather(1, index).clamp(1e-4, 1.0)
 
     weight = torch.where(inside, value, 0.0).double()
-    distance = -2 * r * value.double().log()
+    u = 2 * r * value.double().log()
     p = torch.stack([dx, dy], dim=-1).double().expand(b * k, -1, -1)
-    design = torch.cat([-2 * p, torch.ones_like(p[..., :1])], dim=-1)  # unknowns: c_x, c_y, |c|^2
-    observed = distance.square() - p.square().sum(-1)
+    design = torch.cat([-2 * p, 2 * u[..., None], torch.ones_like(u[..., None])], dim=-1)
+    observed = u.square() - p.square().sum(-1)
     gram = torch.einsum("np,npi,npj->nij", weight, design, design)
     moment = torch.einsum("np,npi,np->ni", weight, design, observed)
-    gram = gram + 1e-9 * torch.eye(3, device=gram.device, dtype=gram.dtype)  # a flat map has no solution of its own
+    gram = gram + 1e-9 * torch.eye(4, device=gram.device, dtype=gram.dtype)  # a flat map has no solution of its own
     centre = torch.linalg.solve(gram, moment)[:, :2].clamp(-1.5, 1.5)
     xy = torch.stack([col, row], dim=-1) + 0.5 + centre
     limit = torch.tensor([w, h], device=xy.device, dtype=xy.dtype)

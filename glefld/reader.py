@@ -84,7 +84,9 @@ class SplitReader:
             for i in range(footer.num_row_groups)
         ]
         total = sum(group.rows for group in self.groups)
-        assert total == manifest.splits[split], f"{root}: {split} has {total} rows, its manifest says otherwise"
+        assert total == manifest.splits[split], (
+            f"{root}: {split} has {total} rows, its manifest says otherwise"
+        )
         self.rows = total if limit is None else min(limit, total)
         self._starts = np.cumsum([0] + [group.rows for group in self.groups])
 
@@ -97,6 +99,14 @@ class SplitReader:
         """Tables of the given row numbers, in their order; a thread reads a few batches ahead."""
         return ahead(self._read(batches), 4)
 
+    def tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Some columns of all rows, in shard order, a row group at a time."""
+        left = self.rows
+        for group in self.groups:
+            table = _read_group(group, columns).slice(0, left)
+            left -= table.num_rows
+            yield table
+
     def _read(self, batches: Sequence[np.ndarray]) -> Iterator[pa.Table]:
         group_of = [np.searchsorted(self._starts, rows, side="right") - 1 for rows in batches]
         # A row group is kept from the batch that first needs it to the one that last does.
@@ -107,8 +117,7 @@ class SplitReader:
             filled = 0
             for g in np.unique(groups):
                 if g not in held:
-                    group = self.groups[g]
-                    held[g] = _read_group(group)
+                    held[g] = _read_group(self.groups[g])
                 at = np.flatnonzero(groups == g)
                 parts.append(held[g].take(pa.array(rows[at] - self._starts[g])))
                 positions[at] = np.arange(filled, filled + len(at))
@@ -124,7 +133,7 @@ def _footer(url: str) -> pq.FileMetaData:
         return pq.read_metadata(file)
 
 
-def _read_group(group: RowGroup) -> pa.Table:
+def _read_group(group: RowGroup, columns: list[str] | None = None) -> pa.Table:
     fs, path = storage.filesystem(group.url)
     with fs.open(path, "rb", cache_type="readahead", block_size=8 << 20) as file:
-        return pq.ParquetFile(file).read_row_group(group.index)
+        return pq.ParquetFile(file).read_row_group(group.index, columns)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
 
 
@@ -23,6 +24,11 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except ImportError as error:
         raise ValueError(f"{url}: reading this kind of URL needs another package ({error})") from error
     return fs, path
+
+
+def arrow_filesystem(url: str) -> pyarrow.fs.FileSystem:
+    """The same file system for libraries that want pyarrow's."""
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem(url)[0]))
 
 
 def is_local(url: str) -> bool:
@@ -42,6 +48,16 @@ def exists(url: str) -> bool:
     fs, path = filesystem(url)
     fs.invalidate_cache()
     return fs.exists(path)
+
+
+def folders(url: str) -> list[str]:
+    """Names of the folders right below a URL; none where it is not there."""
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    if not fs.isdir(path):
+        return []
+    found = fs.ls(path, detail=True)
+    return sorted(posixpath.basename(e["name"].rstrip("/")) for e in found if e["type"] == "directory")
 
 
 def read_bytes(url: str) -> bytes:

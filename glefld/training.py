@@ -17,12 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from glefld import checkpoint, heatmap, storage
 from glefld.checkpoint import ModelCard
-from glefld.evaluation import evaluate
+from glefld.dataset import open_dataset
+from glefld.evaluation import EVAL_BATCH, evaluate
 from glefld.loader import Augmentation, Batch, BatchLoader, InputPipeline
 from glefld.metrics import Report
 from glefld.models import build_model
 from glefld.reader import SplitReader, global_batch, share, steps_per_epoch
-from glefld.schema import Manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,9 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
         if self.input_size % 8:
-            raise ValueError(f"input-size must be a multiple of 8, the network's stride, not {self.input_size}")
+            raise ValueError(
+                f"input-size must be a multiple of 8, the network's stride, not {self.input_size}"
+            )
         if self.learning_rate <= 0:
             raise ValueError(f"learning-rate must be above 0, not {self.learning_rate}")
 
@@ -121,7 +123,7 @@ def train(
     """
     recipe = job.recipe
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    manifest = Manifest.from_json(storage.read_json(storage.join(job.data, "manifest.json")))
+    manifest = open_dataset(job.data)
     train_rows = SplitReader(job.data, manifest, "train", limit=job.rows)
     val_rows = SplitReader(job.data, manifest, "val")
     steps = steps_per_epoch(train_rows.rows, recipe.batch_size)
@@ -210,7 +212,9 @@ def train(
                 group["lr"] = learning_rate(recipe, epoch * steps + step, steps)
             loss = train_step(parallel, optimizer, batch, r, end - first, world, dtype, recipe.loss_scale)
             meter.add(step, loss, end - first, waited)
-            middle = recipe.checkpoint_steps and (step + 1) % recipe.checkpoint_steps == 0 and step + 1 < steps
+            middle = (
+                recipe.checkpoint_steps and (step + 1) % recipe.checkpoint_steps == 0 and step + 1 < steps
+            )
             if middle:
                 average_buffers(model, world)
                 if rank == 0:
@@ -221,7 +225,9 @@ def train(
         average_buffers(model, world)
         result = validate(model, val_rows, loader, r, rank, world, device)
         if result.ne is None:
-            raise ValueError(f"the val split of {job.data} has no visible landmark: there is no NE to choose by")
+            raise ValueError(
+                f"the val split of {job.data} has no visible landmark: there is no NE to choose by"
+            )
         ne = result.ne
         best = ne < best_ne
         best_ne = min(ne, best_ne)
@@ -234,10 +240,6 @@ def train(
             dist.barrier()  # no rank may look for a checkpoint that rank 0 is still writing
 
 
-#: Rows a validation or evaluation batch holds. Fixed, so that the same rows share a batch on any number of workers.
-EVAL_BATCH = 32
-
-
 def validate(
     model: nn.Module,
     rows: SplitReader,
@@ -248,7 +250,7 @@ def validate(
     device: torch.device,
 ) -> Report:
     """The whole split's scores on every rank; asserts that each row was counted once."""
-    counters = evaluate(model, rows, loader, r, rank, world, EVAL_BATCH)
+    counters = evaluate(model, rows, loader, r, rank, world)
     if world > 1:
         total = counters.vector().to(device)
         dist.all_reduce(total)
@@ -313,7 +315,9 @@ def load_backbone(model: nn.Module, url: str) -> None:
 class Meter:
     """Collects a step's figures on the device and hands them on each ``log_steps``, averaged over ranks."""
 
-    def __init__(self, recipe: Recipe, first: int, steps: int, log: Callable[[dict[str, float], int], None]) -> None:
+    def __init__(
+        self, recipe: Recipe, first: int, steps: int, log: Callable[[dict[str, float], int], None]
+    ) -> None:
         self.recipe, self.first, self.steps, self.log = recipe, first, steps, log
         self.losses: list[Tensor] = []
         self.figures: list[tuple[int, int, float]] = []

@@ -1,6 +1,7 @@
 """What every job shares: options from a dataclass, one line for a user's mistake, the root, and a running Ray."""
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -13,29 +14,32 @@ from glefld import storage
 Options = TypeVar("Options")
 Root = Annotated[
     str | None,
-    tyro.conf.arg(help="Where data sets and runs live, a path or URL. Default: $GLEFLD_ROOT, else ./glefld-data."),
+    tyro.conf.arg(
+        help="Where data sets and runs live, a path or URL. Default: $GLEFLD_ROOT, else ./glefld-data."
+    ),
 ]
 
 #: What a user can cause and mend. Anything else is our own mistake and keeps its traceback.
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, ConnectionError)
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    NotADirectoryError,
+    ConnectionError,
+)
 
 
-def main(
-    options_type: type[Options],
-    run: Callable[[Options], None],
-    *,
-    default: Options | None = None,
-    argv: list[str] | None = None,
-) -> None:
-    """Parse the options, run the job, and end a user's mistake in one line on stderr with exit status 1 (2 from the parser)."""
-    options = tyro.cli(
-        options_type,
-        default=default,
-        args=argv,
-        description=sys.modules[options_type.__module__].__doc__,
-    )
+def main(options_type: type[Options], run: Callable[[Options], None]) -> None:
+    """Parse the options (exit status 2 if they are wrong) and run the job."""
+    options = tyro.cli(options_type, description=sys.modules[options_type.__module__].__doc__)
+    guard(lambda: run(options))
+
+
+def guard(action: Callable[[], None]) -> None:
+    """End a user's mistake in one line on stderr with exit status 1, Ctrl-C with 130."""
     try:
-        run(options)
+        action()
     except Exception as error:
         cause = user_error(error)
         if cause is None:
@@ -82,12 +86,26 @@ def resolve_url(url: str, option: str) -> str:
     return storage.absolute(url)
 
 
-def start_ray(**local: Any) -> None:
-    """Use the cluster that RAY_ADDRESS names, else start Ray on this machine with the given resources."""
+def start_ray(*, dashboard: bool = False, **local: Any) -> None:
+    """Use the cluster that RAY_ADDRESS names, else start Ray on this machine with the given resources.
+
+    ``dashboard`` also starts its state API, which Ray Train asks about the actors of a lost worker group.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if on_cluster():
-        ray.init(log_to_driver=True)
-    else:
-        ray.init(include_dashboard=False, log_to_driver=True, **local)
+        ray.init()
+        return
+    # Parts of Ray Train look their own cluster up by its address, in vain where a second one runs on this machine.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    ray.init(
+        address="local",
+        include_dashboard=dashboard,
+        runtime_env={"env_vars": {"RAY_ADDRESS": address}},
+        **local,
+    )

@@ -36,7 +36,9 @@ class NonLocal(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]"""
         query, key, value = (conv(x).flatten(2).transpose(1, 2) for conv in (self.theta, self.phi, self.g))
-        y = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # [B, HW, C / 2]; the paper does not scale
+        y = F.scaled_dot_product_attention(
+            query, key, value, scale=1.0
+        )  # [B, HW, C / 2]; the paper does not scale
         y = y.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
         return x + self.norm(self.w(y))
 

@@ -1,0 +1,32 @@
+"""Named starting points for a training run: a model's config and a recipe. Every option can still be given by itself."""
+
+from typing import Any, Literal
+
+from glefld.loader import Augmentation
+from glefld.models.gle import GLEConfig
+from glefld.training import Recipe
+
+Preset = Literal["paper", "small"]
+
+#: Of the augmentation the paper names only the mirror image; its released code does not swap left and right, this does.
+PAPER_RECIPE = Recipe()
+#: Ours, tuned on val for two CPU cores and random weights.
+SMALL_RECIPE = Recipe(
+    input_size=112,
+    epochs=40,
+    batch_size=32,
+    learning_rate=2e-3,
+    schedule="cosine",
+    weight_decay=0.01,
+    augmentation=Augmentation(),
+)
+
+
+def preset(name: Preset, model: str, dataset: str) -> tuple[Any, Recipe]:
+    """The model's config and the recipe of a preset for a data set. ValueError for an unknown model."""
+    if model != "gle":
+        raise ValueError(f"unknown model {model!r}: choose gle")
+    modules = 3 if dataset == "fld" else 2  # the paper's choice
+    if name == "paper":
+        return GLEConfig(modules=modules), PAPER_RECIPE
+    return GLEConfig(backbone="vgg-small", modules=modules, start="identity", width=32), SMALL_RECIPE

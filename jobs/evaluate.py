@@ -1,0 +1,112 @@
+"""Score a checkpoint on a split: NE beside the published figures, PCK, AUC and EPE; as a table, JSON and in MLflow."""
+
+import dataclasses
+import time
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from glefld import checkpoint, draw, metrics, storage, tracking
+from glefld.dataset import open_dataset
+from glefld.datasets import Dataset
+from glefld.metrics import Report
+from glefld.published import table
+from glefld.schema import Split
+from jobs.cli import Root, main, on_cluster, resolve_root, resolve_url, start_ray
+from pipelines.evaluate import draw_examples, evaluate_checkpoint, mean_position
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to score, and on what."""
+
+    dataset: Dataset
+    """Which data set."""
+    checkpoint: str
+    """A checkpoint's folder, or a run's (its best one); path or URL."""
+    split: Split
+    """Which split."""
+    data: str | None = None
+    """The ingested data set, path or URL. Default: <root>/data/<dataset>."""
+    output: str | None = None
+    """JSON file to write, path or URL."""
+    root: Root = None
+    num_workers: int = 1
+    """Tasks that share the split; the scores do not depend on it."""
+    cpus_per_worker: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """CPUs a task takes."""
+    experiment: str | None = None
+    """MLflow experiment. Default: glefld-<dataset>."""
+
+
+def run(options: Options) -> None:
+    if options.num_workers < 1 or options.cpus_per_worker < 1:
+        raise ValueError("--num-workers and --cpus-per-worker must be at least 1")
+    root = resolve_root(options.root)
+    data = (
+        resolve_url(options.data, "--data") if options.data else storage.join(root, "data", options.dataset)
+    )
+    manifest = open_dataset(data)
+    if manifest.dataset != options.dataset:
+        raise ValueError(f"{data} holds the data set {manifest.dataset!r}, not {options.dataset!r}")
+    url = checkpoint.resolve(resolve_url(options.checkpoint, "--checkpoint"))
+    uri = tracking.tracking_uri(root, on_cluster())
+    start_ray()
+    start = time.monotonic()
+    report = evaluate_checkpoint(url, data, options.split, options.num_workers, options.cpus_per_worker)
+    seconds = time.monotonic() - start
+    baselines = mean_position(data, options.split)
+    scores = metrics.evaluation_json(
+        report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baselines
+    )
+    if options.output:
+        storage.write_json(resolve_url(options.output, "--output"), scores)
+
+    handle = tracking.start_run(
+        uri,
+        options=options,
+        manifest=manifest,
+        data=data,
+        name=f"evaluate-{options.split}",
+        experiment=options.experiment,
+    )
+    log = tracking.RunLog(handle)
+    log.log({f"{options.split}_{name}": value for name, value in _numbers(report).items()}, step=0)
+    log.flush()
+    log.client.log_dict(handle.run_id, scores, f"{options.split}/evaluation.json")
+    log.log_figure(draw.ne_chart(manifest.dataset, report, baselines), f"{options.split}/ne_by_landmark.png")
+    sheet = draw.contact_sheet(
+        draw_examples(url, data, options.split, 24), columns=6, title="predictions beside the truth"
+    )
+    log.log_image(sheet, f"{options.split}/predictions.png")
+    tracking.finish(handle, "FINISHED")
+
+    console = Console()
+    console.print(table(options.dataset, report, baselines))
+    for name, value in _numbers(report).items():
+        if "/" not in name:
+            console.print(f"{name:24s} {value:.4f}")
+    console.print(f"{'garments a second':24s} {report.rows / seconds:.0f}")
+    if options.output:
+        console.print(f"written to {options.output}", soft_wrap=True)
+    console.print(f"MLflow     {uri}  run {handle.run_id}", soft_wrap=True)
+
+
+def _numbers(report: Report) -> dict[str, float]:
+    """The scores that were counted, flat."""
+    single = {
+        "ne": report.ne,
+        "ne_occluded": report.ne_occluded,
+        "pck": report.pck,
+        "auc": report.auc,
+        "epe": report.epe,
+        "left_right_confusion": report.left_right_confusion,
+    }
+    nested = {"landmark": report.ne_by_landmark, "type": report.ne_by_type, "view": report.ne_by_view}
+    flat = single | {f"ne_{kind}/{name}": v for kind, named in nested.items() for name, v in named.items()}
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+if __name__ == "__main__":
+    main(Options, run)

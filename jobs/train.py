@@ -1,0 +1,221 @@
+"""Train a model on an ingested data set with Ray Train; options, NE and the best model go to MLflow."""
+
+import argparse
+import dataclasses
+import datetime
+import io
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import ray
+import tyro
+from rich.console import Console
+
+from glefld import checkpoint, draw, metrics, storage, tracking
+from glefld.dataset import open_dataset
+from glefld.datasets import Dataset
+from glefld.metrics import Baselines, Report
+from glefld.models import MODELS
+from glefld.presets import Preset, preset
+from glefld.published import table
+from glefld.schema import Manifest
+from glefld.tracking import RunHandle, RunLog
+from glefld.training import Job, Recipe
+from jobs.cli import Root, guard, on_cluster, resolve_root, resolve_url, start_ray
+from pipelines.evaluate import draw_examples, evaluate_checkpoint, mean_position
+from pipelines.train import Workers, parse_workers, train
+
+Config = TypeVar("Config")
+
+#: What may differ when a run is resumed; all else is what the run was started with.
+FREE_ON_RESUME = {"resume", "num_workers", "cpus_per_worker", "gpu", "max_failures", "root", "name", "output"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Generic[Config]):
+    """What to train, on what, where and how. Defaults are the preset's: `--preset paper --help` shows the paper's."""
+
+    dataset: Dataset
+    """Which data set."""
+    config: Annotated[Config, tyro.conf.arg(name="model")]
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    system: Annotated[str, tyro.conf.arg(name="model", help=f"Which system: {', '.join(MODELS)}.")] = "gle"
+    preset: Preset = "small"
+    """paper: the paper's network and recipe at 224 pixels; small: a narrow one at 112 for two CPU cores."""
+    data: str | None = None
+    """The ingested data set, path or URL. Default: <root>/data/<dataset>."""
+    output: str | None = None
+    """Folder of the run, path or URL. Default: <root>/runs/<name>."""
+    root: Root = None
+    name: str | None = None
+    """Name of the run. Default: data set, model and time; with --resume, the newest such run."""
+    num_workers: str | None = None
+    """Workers: N, or MIN-MAX for elastic training. Default: one for each GPU, or one."""
+    cpus_per_worker: int | None = None
+    """CPUs a worker takes. Default on one machine: all of them, shared out; on a cluster: 1."""
+    gpu: bool | None = None
+    """Train on GPUs. Default: if there are any."""
+    max_failures: int = 3
+    """How often the worker group is started again after a loss."""
+    resume: bool = False
+    """Go on with a run that was stopped: the same options as it was started with."""
+    weights: str | None = None
+    """ImageNet weights of the backbone: torchvision's vgg16 checkpoint, a path or URL. Never fetched by itself."""
+    random_weights: bool = False
+    """Let --preset paper start without --weights, from random ones."""
+    rows: int | None = None
+    """Train on the first so many rows only."""
+    experiment: str | None = None
+    """MLflow experiment. Default: glefld-<dataset>."""
+
+
+def run(options: Options[Any]) -> None:
+    if options.preset == "paper" and options.weights is None and not options.random_weights:
+        raise ValueError(
+            "--preset paper starts from ImageNet weights: give --weights FILE_OR_URL (torchvision's vgg16 checkpoint), "
+            "or --random-weights to go without"
+        )
+    root = resolve_root(options.root)
+    data = (
+        resolve_url(options.data, "--data") if options.data else storage.join(root, "data", options.dataset)
+    )
+    manifest = open_dataset(data)
+    if manifest.dataset != options.dataset:
+        raise ValueError(f"{data} holds the data set {manifest.dataset!r}, not {options.dataset!r}")
+    uri = tracking.tracking_uri(root, on_cluster())
+    folder, started = find_run(options, root)
+    start_ray(dashboard=True)
+    workers = choose_workers(options)
+    handle = tracking.start_run(
+        uri,
+        options=options,
+        manifest=manifest,
+        data=data,
+        name=folder.rsplit("/", 1)[-1],
+        experiment=options.experiment,
+        resume=started["run_id"] if started else None,
+    )
+    storage.write_json(
+        storage.join(folder, "run.json"), {"options": _comparable(options), "run_id": handle.run_id}
+    )
+    job = Job(
+        dataset=options.dataset,
+        data=data,
+        run=folder,
+        model=options.system,
+        config=dataclasses.asdict(options.config),
+        recipe=options.recipe,
+        weights=resolve_url(options.weights, "--weights") if options.weights else None,
+        rows=options.rows,
+    )
+    try:
+        best = train(job, workers, handle)
+        report, baselines = summarise(best, data, manifest, handle)
+    except BaseException as error:
+        tracking.finish(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracking.finish(handle, "FINISHED")
+    console = Console()
+    console.print(table(options.dataset, report, baselines))
+    console.print(f"run        {folder}", soft_wrap=True)
+    console.print(f"checkpoint {best}", soft_wrap=True)
+    console.print(f"MLflow     {uri}  run {handle.run_id}", soft_wrap=True)
+
+
+def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | None]:
+    """The run's folder, and what run.json says of it if it goes on. ValueError for a wrong --resume or a taken name."""
+    runs = storage.join(root, "runs")
+    prefix = f"{options.dataset}-{options.system}-"
+    if options.output:
+        folder = resolve_url(options.output, "--output")
+    elif options.name:
+        folder = storage.join(runs, options.name)
+    elif options.resume:
+        names = [name for name in storage.folders(runs) if name.startswith(prefix)]
+        if not names:
+            raise ValueError(f"--resume: there is no run {prefix}... in {runs}; say which with --name")
+        folder = storage.join(runs, max(names))
+    else:
+        folder = storage.join(runs, prefix + datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
+    record = storage.join(folder, "run.json")
+    if not storage.exists(record):
+        if options.resume:
+            raise ValueError(f"--resume: {folder} is not a run (it has no run.json)")
+        return folder, None
+    if not options.resume:
+        raise ValueError(f"there is a run in {folder}: give --resume to go on with it, or another --name")
+    started = storage.read_json(record)
+    wanted = _comparable(options)
+    changed = [name for name in wanted if wanted[name] != started["options"].get(name)]
+    if changed:
+        was = ", ".join(f"{name} {started['options'].get(name)!r}" for name in changed)
+        raise ValueError(
+            f"--resume goes on with the run's own options, which were: {was}; give the same again"
+        )
+    return folder, started
+
+
+def _comparable(options: Options[Any]) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in FREE_ON_RESUME}
+
+
+def choose_workers(options: Options[Any]) -> Workers:
+    """The worker group that the options ask for, on the resources that are there."""
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    gpu = gpus > 0 if options.gpu is None else options.gpu
+    if gpu and not gpus:
+        raise ValueError("--gpu: Ray has no GPU here; leave it out to train on CPUs")
+    least, most = parse_workers(options.num_workers or str(max(1, gpus if gpu else 1)))
+    each = options.cpus_per_worker or (1 if on_cluster() else max(1, cpus // most))
+    if not on_cluster() and least * each > cpus:
+        raise ValueError(
+            f"{least} workers of {each} CPUs are more than this machine's {cpus}: lower --num-workers"
+        )
+    return Workers(least, most, each, gpu, options.max_failures)
+
+
+def summarise(best: str, data: str, manifest: Manifest, handle: RunHandle) -> tuple[Report, Baselines]:
+    """Score the best checkpoint on val and put scores, table, pictures and model into the run."""
+    report, baselines = evaluate_checkpoint(best, data, "val"), mean_position(data, "val")
+    log = RunLog(handle)
+    scores = metrics.evaluation_json(
+        report, dataset=manifest.dataset, split="val", checkpoint=best, baseline=baselines
+    )
+    text = Console(file=io.StringIO(), width=120, record=True)
+    text.print(table(manifest.dataset, report, baselines))
+    log.log_text(text.export_text(), "val/table.txt")
+    log.log_figure(draw.ne_chart(manifest.dataset, report, baselines), "val/ne_by_landmark.png")
+    sheet = draw.contact_sheet(
+        draw_examples(best, data, "val", 24), columns=6, title="predictions beside the truth"
+    )
+    log.log_image(sheet, "val/predictions.png")
+    log.client.log_dict(handle.run_id, scores, "val/evaluation.json")
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.export(best, Path(folder))
+        _, card = checkpoint.load(folder)
+        ne = {"val_ne_best_fp32": report.ne} if report.ne is not None else {}
+        tracking.log_model(handle, folder, name=card.model, step=card.step, metrics=ne)
+    return report, baselines
+
+
+def parse(argv: list[str]) -> Options[Any]:
+    """Options whose defaults are the preset's, for the model and data set that are named. Exits 2 on a wrong one."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--dataset", default="fld")
+    first.add_argument("--model", choices=MODELS, default="gle")
+    first.add_argument("--preset", choices=("paper", "small"), default="small")
+    named, _ = first.parse_known_args(argv)
+    config, recipe = preset(named.preset, named.model, named.dataset)
+    default = Options(
+        dataset=tyro.MISSING, config=config, recipe=recipe, system=named.model, preset=named.preset
+    )
+    of_this_system: Any = Options[type(config)]  # type: ignore[misc]
+    return tyro.cli(of_this_system, default=default, args=argv, description=__doc__)
+
+
+if __name__ == "__main__":
+    arguments = parse(sys.argv[1:])
+    guard(lambda: run(arguments))

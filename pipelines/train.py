@@ -1,0 +1,95 @@
+"""Ray Train runs the workers of a training job: DDP over gloo or nccl, restarted after a loss, in one MLflow run."""
+
+import dataclasses
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from glefld import checkpoint, storage, training
+from glefld.loader import Augmentation
+from glefld.tracking import RunHandle, RunLog
+from glefld.training import EpochReport, Job, Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """The worker group: a number of workers, or the least and most for elastic training; what each one takes."""
+
+    least: int
+    most: int
+    cpus: float
+    gpu: bool
+    max_failures: int
+
+    @property
+    def count(self) -> int | tuple[int, int]:
+        return self.least if self.least == self.most else (self.least, self.most)
+
+
+def parse_workers(text: str) -> tuple[int, int]:
+    """``N`` or ``MIN-MAX`` as (least, most). ValueError for anything else."""
+    least, dash, most = text.partition("-")
+    if not least.isdecimal() or (dash and not most.isdecimal()):
+        raise ValueError(f"--num-workers takes N or MIN-MAX, such as 2 or 1-4, not {text!r}")
+    bounds = int(least), int(most if dash else least)
+    if not 1 <= bounds[0] <= bounds[1]:
+        raise ValueError(f"--num-workers {text}: at least one worker, and MIN at most MAX")
+    return bounds
+
+
+def train(job: Job, workers: Workers, handle: RunHandle) -> str:
+    """Run the job to its end and return the URL of its best checkpoint. Raises what ended the workers for good."""
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"job": dataclasses.asdict(job), "handle": dataclasses.asdict(handle)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.gpu,
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            # Ray's own records. Checkpoints are ours: read back, hashed, and the same without Ray.
+            name="ray",
+            storage_path=storage.filesystem(job.run)[1],
+            storage_filesystem=storage.arrow_filesystem(job.run),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+        ),
+    )
+    metrics = trainer.fit().metrics or {}
+    if "mistake" in metrics:
+        raise ValueError(metrics["mistake"])
+    best = checkpoint.pointed(job.run, "best")
+    assert best is not None, "training ended without a checkpoint"
+    return storage.join(job.run, best)
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One worker: its device, rank 0's log, and one report to Ray an epoch."""
+    recipe = dict(config["job"]["recipe"])
+    recipe["augmentation"] = Augmentation(**recipe["augmentation"])
+    job = Job(**{**config["job"], "recipe": Recipe(**recipe)})
+    device = ray.train.torch.get_device()
+    assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+    torch.set_num_threads(max(1, int(assigned)))
+    log = RunLog(RunHandle(**config["handle"])) if ray.train.get_context().get_world_rank() == 0 else None
+
+    def log_step(metrics: dict[str, float], step: int) -> None:
+        if log is not None:
+            log.log(metrics, step)
+
+    def report(epoch: EpochReport) -> None:
+        log_step(epoch.metrics, epoch.step)
+        if log is not None:
+            log.flush()
+            print(f"epoch {epoch.epoch}: NE {epoch.ne:.4f} on val, best {epoch.best_ne:.4f}", flush=True)
+        ray.train.report({"ne": epoch.ne, "epoch": epoch.epoch})
+
+    try:
+        training.train(job, device, log_step, report)
+    except ValueError as error:
+        # A user's mistake would be made again by a restarted group, so it is not left to Ray's retries. All ranks
+        # see the same data and sums, so all of them come here.
+        ray.train.report({"mistake": str(error)})

@@ -1,0 +1,139 @@
+"""GLE: its parameters are the paper's, and its module computes the paper's equations."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from glefld.models import build_model
+from glefld.models.blocks import VGG_LAYERS, LandmarkBranch
+from glefld.models.gle import GLEConfig, GlobalLocalModule
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameter_counts() -> None:
+    """447,496 in the landmark branch and 5,248,256 in each module, whatever k is."""
+    assert count(LandmarkBranch(512, 8)) == 447_496
+    assert count(GlobalLocalModule(512)) == 5_248_256
+    backbone = count(build_model("gle", {"modules": 0}, 8)) - 447_496
+    for modules in (1, 2, 3):
+        assert count(build_model("gle", {"modules": modules}, 8)) == backbone + 447_496 + modules * 5_248_256
+
+
+def test_backbone_is_torchvisions_vgg16_to_conv4_3() -> None:
+    """The same parameters, by name and shape, as torchvision's own, so that its checkpoint loads."""
+    from torchvision.models import vgg16
+
+    ours = {k: v.shape for k, v in build_model("gle", {"modules": 0}, 8).get_submodule("features").state_dict().items()}
+    theirs = {k: v.shape for k, v in vgg16().features[:23].state_dict().items()}
+    assert ours == theirs
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """All weights, norm statistics and affine terms random, so that none of them can be left out unseen."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    for name, buffer in module.named_buffers():
+        if name.endswith("running_mean"):
+            nn.init.normal_(buffer, std=0.3)
+        elif name.endswith("running_var"):
+            nn.init.uniform_(buffer, 0.5, 2.0)
+    return module.double().eval()
+
+
+def conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    """A convolution with padding as plain matrix products: one for each of its offsets. x [C, H, W]."""
+    size = layer.kernel_size[0]
+    pad = size // 2
+    _, height, width = x.shape
+    padded = torch.zeros(x.shape[0], height + 2 * pad, width + 2 * pad, dtype=x.dtype)
+    padded[:, pad : pad + height, pad : pad + width] = x
+    total = torch.zeros(layer.out_channels, height * width, dtype=x.dtype)
+    for i in range(size):
+        for j in range(size):
+            total += layer.weight[:, :, i, j] @ padded[:, i : i + height, j : j + width].reshape(x.shape[0], -1)
+    assert layer.bias is not None
+    return (total + layer.bias[:, None]).reshape(-1, height, width)
+
+
+def norm(x: Tensor, layer: nn.BatchNorm2d) -> Tensor:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    scale = layer.weight / (layer.running_var + layer.eps).sqrt()
+    return (x - layer.running_mean[:, None, None]) * scale[:, None, None] + layer.bias[:, None, None]
+
+
+def by_equations(module: GlobalLocalModule, x: Tensor) -> Tensor:
+    """GLE eq. 1-3 and the local part on one sample [C, H, W], with matrix products only."""
+    block = module.non_local
+    theta, phi, g = (conv(x, layer).flatten(1) for layer in (block.theta, block.phi, block.g))  # [C / 2, N]
+    affinity = torch.exp(theta.T @ phi)  # not scaled
+    y = g @ (affinity / affinity.sum(dim=1, keepdim=True)).T
+    z = x + norm(conv(y.reshape(-1, *x.shape[1:]), block.w), block.norm)
+    first, first_norm, _, second, second_norm, _ = module.local
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(second, nn.Conv2d)
+    assert isinstance(first_norm, nn.BatchNorm2d)
+    assert isinstance(second_norm, nn.BatchNorm2d)
+    h = norm(conv(z, first), first_norm).clamp(min=0)
+    return norm(conv(h, second), second_norm).clamp(min=0)
+
+
+@pytest.mark.parametrize(("channels", "height", "width"), [(8, 5, 5), (16, 4, 7)])
+def test_module_computes_its_equations(channels: int, height: int, width: int) -> None:
+    """The module and its equations, written out with plain matrix products, agree to 1e-5."""
+    torch.manual_seed(channels)
+    module = randomised(GlobalLocalModule(channels))
+    x = torch.randn(2, channels, height, width, dtype=torch.float64)
+    expected = torch.stack([by_equations(module, sample) for sample in x])  # type: ignore[arg-type]
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_identity_start_passes_its_input_on() -> None:
+    """A module that starts as identity gives features that follow its input, and a random one does not."""
+    torch.manual_seed(0)
+    x = torch.rand(4, 64, 14, 14)
+    same, other = GlobalLocalModule(64), GlobalLocalModule(64)
+    same.start_as_identity()
+
+    def likeness(module: nn.Module) -> float:
+        return torch.corrcoef(torch.stack([module(x).flatten(), x.flatten()]))[0, 1].item()
+
+    assert likeness(same) > 0.8
+    assert abs(likeness(other)) < 0.2
+
+
+@pytest.mark.parametrize("backbone", VGG_LAYERS)
+def test_every_parameter_learns(backbone: str) -> None:
+    """No gradient is None, and each weight's is non-zero but for biases that a norm or the softmax cancels."""
+    torch.manual_seed(0)
+    model = build_model("gle", {"backbone": backbone, "modules": 2, "width": 16}, 8)
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    cancelled = (".phi.bias", ".w.bias", ".g.bias", ".local.0.bias", ".local.3.bias")
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        before_norm = backbone != "vgg16" and name.startswith("features") and name.endswith(".bias")
+        if not name.endswith(cancelled) and not before_norm:
+            assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("gel", {}, "unknown model 'gel'"),
+        ("gle", {"module": 2}, "has no option module"),
+        ("gle", {"modules": -1}, "must be 0 or more"),
+        ("gle", {"width": 6}, "multiple of 4"),
+    ],
+)
+def test_wrong_options_end_in_one_line(name: str, config: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_model(name, config, 8)
+
+
+def test_config_names_its_defaults() -> None:
+    """The paper's network is the default: VGG16, two modules, width 64, random start."""
+    assert GLEConfig() == GLEConfig("vgg16", 2, "random", 64)
