@@ -149,19 +149,10 @@ def infer(plan: Plan, output: str, workers: Workers, progress: Callable[[int, in
     total = len(plan.input.rows)
     done = sum(report["rows"] for report in finished.values())
     progress(done, total)
-    todo = [{"path": path, "rows": _to_bytes(rows)} for path, rows in plan.shards() if path not in finished]
+    todo = [{"path": path, "rows": to_bytes(rows)} for path, rows in plan.shards() if path not in finished]
     if not todo:
         return
-    job = Job(
-        checkpoint=plan.options.checkpoint,
-        model=model_name(plan.options.checkpoint),
-        photos=plan.input.photos,
-        output=output,
-        plan=plan.key,
-        precision=plan.options.precision,
-        threads=workers.threads,
-        batch_size=workers.batch_size,
-    )
+    job = make_job(plan, output, workers)
     # A block a shard: Ray repeats the task of an actor that was lost, and a shard is whole or not there.
     graph = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
         ShardWriter,
@@ -175,6 +166,19 @@ def infer(plan: Plan, output: str, workers: Workers, progress: Callable[[int, in
     for report in graph.iter_rows():
         done += report["rows"]
         progress(done, total)
+
+
+def make_job(plan: Plan, output: str, workers: Workers) -> Job:
+    return Job(
+        checkpoint=plan.options.checkpoint,
+        model=model_name(plan.options.checkpoint),
+        photos=plan.input.photos,
+        output=output,
+        plan=plan.key,
+        precision=plan.options.precision,
+        threads=workers.threads,
+        batch_size=workers.batch_size,
+    )
 
 
 def finish(plan: Plan, output: str) -> dict[str, Any]:
@@ -272,7 +276,8 @@ def _crop(photo: Photo, box: list[float] | None, size: int) -> Crop | Bad:
         return bad
 
 
-def _to_bytes(rows: pa.Table) -> bytes:
+def to_bytes(rows: pa.Table) -> bytes:
+    """A table as an Arrow stream, as which Ray carries it."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)

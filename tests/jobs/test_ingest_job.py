@@ -1,0 +1,129 @@
+"""The ingest job as a user runs it: killed at any moment and run again, and told what is wrong in one line."""
+
+import dataclasses
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from raw_layouts import fld_lists, photos, rows, write_fld
+
+from glefld.dataset import open_dataset
+from jobs.cli import guard
+from jobs.ingest import Options, run
+
+#: More moments take longer and prove more: `GLEFLD_KILL_MOMENTS=20 pytest tests/jobs/test_ingest_job.py`.
+MOMENTS = int(os.environ.get("GLEFLD_KILL_MOMENTS", "2"))
+
+
+def files(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def shards(output: Path) -> dict[str, int]:
+    """The finished shards by path, with what identifies the file."""
+    return {str(path.relative_to(output)): path.stat().st_ino for path in output.glob("split=*/part-*")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """Options for a source of several shards, and the data set that they give when nothing happens."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    listed = rows(300)
+    source = write_fld(root / "source", listed, photos(listed, width=110, height=140))
+    options = Options("fld", str(source), output=str(root / "output"), shard_mib=1)
+    run(options)
+    return options
+
+
+def killed(options: Options, ready: Callable[[], bool], delay: float) -> None:
+    """Run the job with a Ray of its own; SIGKILL for its whole process group a while after ``ready``."""
+    arguments = ["--dataset", options.dataset, "--source", options.source, "--output", str(options.output)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.ingest", *arguments, "--shard-mib", str(options.shard_mib)],
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not ready():
+        assert process.poll() is None, f"the job ended before its moment, status {process.returncode}"
+        time.sleep(0.001)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(MOMENTS))
+def test_killed_and_run_again(moment: int, undisturbed: Options, tmp_path: Path) -> None:
+    """Whenever it was killed, the next run ends with the undisturbed data set and redoes no finished shard.
+
+    The first moment is the one between the last shard and the manifest.
+    """
+    expected = Path(str(undisturbed.output))
+    count = len(open_dataset(str(expected)).shards)
+    rng = np.random.default_rng(moment)
+    wanted, delay = (count, 0.0) if moment == 0 else (int(rng.integers(1, count)), float(rng.uniform(0, 0.3)))
+    print(f"killed {delay:.3f} s after {wanted} of {count} shards were there")
+    output = tmp_path / "output"
+    options = dataclasses.replace(undisturbed, output=str(output))
+    killed(options, lambda: len(shards(output)) >= wanted, delay)
+    time.sleep(2)  # a worker that is being taken down may still finish the shard in hand
+    kept = shards(output)
+    assert wanted <= len(kept)
+    if moment == 0:
+        assert not (output / "manifest.json").exists(), "killed too late to show anything"
+    run(options)
+    assert files(output) == files(expected)
+    assert kept.items() <= shards(output).items()
+
+
+def test_a_finished_one_says_so(undisturbed: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    before = shards(Path(str(undisturbed.output)))
+    run(undisturbed)
+    assert "is finished already" in capsys.readouterr().out
+    assert shards(Path(str(undisturbed.output))) == before
+
+
+WRONG = {
+    "no such source": (Options("fld", "/nowhere"), "neither a folder nor one archive"),
+    "a margin below zero": (Options("fld", "/nowhere", margin=-0.1), "--margin must be between 0 and 10"),
+    "a tolerance below zero": (Options("fld", "/nowhere", landmark_tolerance=-1), "--landmark-tolerance"),
+    "no shard size": (Options("fld", "/nowhere", shard_mib=0), "--shard-mib must be at least 1"),
+    "an unknown kind of URL": (Options("fld", "ftpx://host/a"), "ftpx"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_mistakes_end_in_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options, message = WRONG[case]
+    with pytest.raises(SystemExit) as end:
+        guard(lambda: run(options))
+    printed = capsys.readouterr().err
+    assert end.value.code == 1
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    assert message in printed
+
+
+@pytest.mark.parametrize("missing", list(fld_lists([])))
+def test_a_missing_list_is_named(missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The job stops with the list's name, and nothing that could be taken for a data set is written."""
+    listed = rows(10)
+    source = write_fld(tmp_path / "source", listed, photos(listed))
+    (source / missing).unlink()
+    with pytest.raises(SystemExit):
+        guard(lambda: run(Options("fld", str(source), output=str(tmp_path / "output"))))
+    assert f"the list {missing.split('/')[1]} is missing" in capsys.readouterr().err
+    assert not (tmp_path / "output").exists()
