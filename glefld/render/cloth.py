@@ -36,6 +36,9 @@ class Cloth:
         self.landmarks = Landmarks()
         self.edge = darker(garment.colour, 0.66)
         self.seam = darker(garment.colour, 0.76)
+        # Fronts and backs are told apart by lines that must show on a dark cloth too.
+        dark = sum(garment.colour) < 3 * 95
+        self.mark = tuple(v + 75 for v in garment.colour) if dark else darker(garment.colour, 0.5)
         self.front = figure.cos > -0.2
 
     def part(self, named: int) -> int:

@@ -91,23 +91,28 @@ def draw_closure(cloth: Cloth, end: float) -> None:
         return
     z = f.body.chest * f.body.depth * g.ease
     if not cloth.front:
-        if g.neckline == "shirt":
-            cloth.stitch(np.stack([f.at(x, 0.55 - 0.1 * x * x, -z) for x in np.linspace(-0.56, 0.56, 7)]))
-        elif g.code == 3:
-            cloth.stitch(np.stack([f.at(0.0, y, -z) for y in (g.back_depth + 0.04, min(end, HIP_Y))]), 0.04)
+        if g.code == 3:
+            zip_ends = [f.at(0.0, y, -z) for y in (g.back_depth + 0.25, min(end, HIP_Y))]
+            cloth.stitch(np.stack(zip_ends), 0.07, cloth.mark)
+        elif g.neckline != "hood":
+            yoke = [f.at(x, 0.62 - 0.1 * x * x, -z) for x in np.linspace(-0.5, 0.5, 7)]
+            cloth.stitch(np.stack(yoke), 0.05, cloth.mark)
+            cloth.stitch(
+                np.stack([f.at(0.0, y, -z) for y in (0.62, min(end, HIP_Y) - 0.15)]), 0.04, cloth.mark
+            )
         return
     start = g.neck_depth + (0.15 if g.neckline in ("v", "shirt") else 0.02)
     if g.closure != "none":
         line = np.stack([f.at(0.0, y, z) for y in np.linspace(start, end - 0.02, 6)])
-        cloth.stitch(line, 0.03 if g.closure == "buttons" else 0.06, cloth.edge)
+        cloth.stitch(line, 0.04 if g.closure == "buttons" else 0.08, cloth.mark)
     if g.closure == "buttons":
         for y in np.linspace(start + 0.12, end - 0.2, max(4, int(end * 2))):
-            cloth.detail(ellipse(f.at(0.05, y, z), f.px(0.04), f.px(0.04)), g.accent)
+            cloth.detail(ellipse(f.at(0.06, y, z), f.px(0.055), f.px(0.055)), g.accent, cloth.mark)
     if g.closure == "none" and g.graphic:
         _draw_print(cloth, z)
     if g.neckline == "hood":
         pouch = ((-0.36, 1.62), (0.36, 1.62), (0.48, 2.1), (-0.48, 2.1), (-0.36, 1.62))
-        cloth.stitch(np.stack([f.at(x, y, z) for x, y in pouch]), 0.04)
+        cloth.stitch(np.stack([f.at(x, y, z) for x, y in pouch]), 0.05, cloth.mark)
 
 
 def _draw_print(cloth: Cloth, z: float) -> None:
@@ -136,14 +141,15 @@ def draw_fly(cloth: Cloth, top: float) -> None:
     if cloth.front:
         fly = ((0.0, top + 0.12, z), (0.0, CROTCH_Y - 0.1, z), (0.0, CROTCH_Y + 0.05, 0.1))
         stitched = ((0.13, top + 0.14, z), (0.13, CROTCH_Y - 0.5, z), (0.0, CROTCH_Y - 0.3, z))
-        cloth.stitch(np.stack([f.at(*point) for point in fly]), 0.035)
-        cloth.stitch(np.stack([f.at(*point) for point in stitched]), 0.02)
+        cloth.stitch(np.stack([f.at(*point) for point in fly]), 0.06, cloth.mark)
+        cloth.stitch(np.stack([f.at(*point) for point in stitched]), 0.035, cloth.mark)
         for g in SIDES:
             slant = [f.at(g * hip * 0.62, top + 0.15, z * 0.75), f.at(g * hip * 0.96, top + 0.55, z * 0.3)]
-            cloth.stitch(np.stack(slant), 0.035)
+            cloth.stitch(np.stack(slant), 0.05, cloth.mark)
         return
-    cloth.stitch(np.stack([f.at(0.0, top + 0.12, -z), f.at(0.0, CROTCH_Y + 0.1, -z * 0.5)]), 0.03)
-    patch = ((-0.15, 0.0), (0.15, 0.0), (0.15, 0.3), (0.0, 0.37), (-0.15, 0.3), (-0.15, 0.0))
+    cloth.stitch(np.stack([f.at(0.0, top + 0.12, -z), f.at(0.0, CROTCH_Y + 0.1, -z * 0.5)]), 0.04, cloth.mark)
+    patch = ((-0.17, 0.0), (0.17, 0.0), (0.17, 0.34), (0.0, 0.42), (-0.17, 0.34), (-0.17, 0.0))
     for g in SIDES:
         pocket = [f.at(g * hip * 0.48 + x, top + 0.42 + y, -z * 0.85) for x, y in patch]
-        cloth.stitch(np.stack(pocket), 0.035)
+        cloth.detail(np.stack(pocket), cloth.seam)
+        cloth.stitch(np.stack(pocket), 0.05, cloth.mark)

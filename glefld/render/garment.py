@@ -178,8 +178,13 @@ def draw_skirt(cloth: Cloth) -> None:
     _draw_waistband(cloth)
     z = body.hip * body.depth
     if not cloth.front:
-        cloth.stitch(np.stack([f.at(0.0, y, -z) for y in (g.top, g.top + 0.75)]), 0.04, cloth.edge)
-    elif g.belt:
+        cloth.stitch(np.stack([f.at(0.0, y, -z) for y in (g.top, g.top + 0.8)]), 0.08, cloth.mark)
+    else:
+        # The pockets that a skirt has in front only.
+        for side in SIDES:
+            slant = [f.at(side * body.hip * x, g.top + y, z * 0.6) for x, y in ((0.45, 0.2), (0.8, 0.6))]
+            cloth.stitch(np.stack(slant), 0.06, cloth.mark)
+    if cloth.front and g.belt:
         buckle = ((-0.1, 0.0), (0.1, 0.0), (0.1, 0.14), (-0.1, 0.14))
         cloth.detail(np.stack([f.at(x, g.top + y, z) for x, y in buckle]), (212, 190, 120), (120, 100, 50))
     cloth.mark_pair(HEM, float(widths[-1]), g.hem - 0.04)

@@ -227,7 +227,7 @@ CUTS = (
         **FITTED,
     ),
 )
-NECK_DEPTHS = {"v": (0.45, 0.95), "scoop": (0.35, 0.6), "square": (0.3, 0.55), "shirt": (0.15, 0.5)}
+NECK_DEPTHS = {"v": (0.5, 0.95), "scoop": (0.4, 0.65), "square": (0.4, 0.6), "shirt": (0.25, 0.5)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,12 +269,12 @@ def sample_product(rng: np.random.Generator, code: int | None = None) -> Product
         neckline=neckline,
         neck_width=float(rng.uniform(0.25, 0.30 if neckline in ("shirt", "hood") else 0.38)),
         neck_depth=float(
-            rng.uniform(*((0.9, 1.4) if open_front else NECK_DEPTHS.get(neckline, (0.1, 0.22))))
+            rng.uniform(*((0.9, 1.4) if open_front else NECK_DEPTHS.get(neckline, (0.2, 0.32))))
         ),
-        back_depth=float(rng.uniform(0.06, 0.14) if rng.random() < 0.7 else rng.uniform(0.2, 0.5)),
+        back_depth=float(rng.uniform(0.05, 0.1) if rng.random() < 0.85 else rng.uniform(0.15, 0.3)),
         strap=float(rng.uniform(0.76, 0.98)) if sleeve == "none" else 1.0,
         closure=cut.closures[rng.integers(len(cut.closures))],
-        graphic=int(rng.integers(1, 4)) if pattern == "solid" and code == 1 and rng.random() < 0.3 else 0,
+        graphic=int(rng.integers(1, 4)) if pattern == "solid" and code == 1 and rng.random() < 0.5 else 0,
         ease=float(rng.uniform(*cut.ease)),
         waisted=cut.waisted,
         flare=float(rng.uniform(*cut.flare)),
