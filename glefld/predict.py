@@ -264,9 +264,8 @@ def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
         [
             field("uri", pa.string(), "the photo; archive_uri::member inside an archive", nullable=False),
             field("garment", pa.int32(), "its number in the photo, from 0", nullable=False),
-            field(
-                "box", pa.list_(pa.float32(), 4), "x1 y1 x2 y2, upright photo's pixels: what was looked at"
-            ),
+            # NaN for a photo that could not be read: Parquet readers refuse fixed-size lists that are null.
+            field("box", pa.list_(pa.float32(), 4), "x1 y1 x2 y2, upright photo's pixels", nullable=False),
             field("landmarks", pa.list_(pa.float32()), "2K: x y, upright photo's pixels; null for an error"),
             field("score", pa.list_(pa.float32()), "K: height of the heatmap's peak, about 1 where sure"),
             field("visibility", pa.list_(pa.int8()), "K, where the model says it, else null"),

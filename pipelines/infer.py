@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 import tempfile
 from collections import Counter
@@ -264,7 +265,8 @@ class ShardWriter:
                 found = {"box": answer.box, "landmarks": landmarks, "score": answer.score, "status": "ok"}
                 yield row | found
             else:
-                yield row | {"status": "error", "error": f"{answer.reason}: {answer.detail}"}
+                box = row["box"] or [math.nan] * 4
+                yield row | {"box": box, "status": "error", "error": f"{answer.reason}: {answer.detail}"}
 
 
 def _crop(photo: Photo, box: list[float] | None, size: int) -> Crop | Bad:

@@ -1,0 +1,89 @@
+"""Photos of two dots, and a network made by hand to find them: geometry that is wrong anywhere shows."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+
+from glefld import checkpoint, heatmap
+from glefld.checkpoint import ModelCard
+from glefld.loader import MEAN, STD
+from glefld.models import build_model
+from glefld.schema import GarmentType, LandmarkSet
+
+DOTS = LandmarkSet("dots", ("left_dot", "right_dot"), (1, 0), (GarmentType(1, "dots", (0, 1)),))
+COLOURS = ((255, 40, 40), (40, 40, 255))
+SIZE = 64
+CELLS = SIZE // 8  # the network pools to this many cells a side and answers with a cell's centre
+CONFIG = {"backbone": "vgg-small", "modules": 0, "width": 8}
+
+
+def random_points(rng: np.random.Generator, box: tuple[float, float, float, float]) -> np.ndarray:
+    """Two points [2, 2] in the box (x1 y1 x2 y2), each the centre of another of the network's cells."""
+    cells = rng.choice(CELLS * CELLS, 2, replace=False)
+    place = np.stack([cells % CELLS, cells // CELLS], axis=1)
+    return (place + 0.5) / CELLS * (box[2] - box[0], box[3] - box[1]) + box[:2]
+
+
+def photo(
+    points: np.ndarray, width: int, height: int, box: tuple[float, float, float, float] | None = None
+) -> Image.Image:
+    """Grey, with a coloured dot within its cell of the box (else the photo) on each of the points [n, 2]."""
+    x1, y1, x2, y2 = box or (0, 0, width, height)
+    rx, ry = (x2 - x1) / CELLS / 4, (y2 - y1) / CELLS / 4
+    image = Image.new("RGB", (4 * width, 4 * height), (128, 128, 128))
+    draw = ImageDraw.Draw(image)
+    for i, (x, y) in enumerate(points):
+        corners = np.array([x - rx, y - ry, x + rx, y + ry]) * 4
+        draw.ellipse([*corners], fill=COLOURS[i % 2])
+    return image.resize((width, height), Image.Resampling.BOX)
+
+
+def encoded(image: Image.Image, format_: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def network() -> nn.Module:
+    """GLE without modules whose first two channels carry redness and blueness from the input to the maps."""
+    model = build_model("gle", CONFIG, 2).eval()
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    linear = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.zero_()
+            layer.bias.zero_()
+            for i in range(2):
+                if isinstance(layer, nn.ConvTranspose2d):
+                    layer.weight[i, i] = torch.outer(linear, linear)
+                else:
+                    middle = layer.kernel_size[0] // 2
+                    layer.weight[i, i, middle, middle] = 1
+        first = layers[0]
+        first.weight.zero_()
+        for i, (plus, minus) in enumerate(((0, 2), (2, 0))):
+            first.weight[i, plus, 1, 1], first.weight[i, minus, 1, 1] = STD[plus] / 255, -STD[minus] / 255
+            first.bias[i] = (MEAN[plus] - MEAN[minus]) / 255
+    return model
+
+
+def write_checkpoint(url: str) -> str:
+    """The network as a checkpoint folder; its URL again."""
+    card = ModelCard(
+        model="gle",
+        config=CONFIG,
+        landmark_set=DOTS,
+        input_size=SIZE,
+        radius=heatmap.radius(SIZE),
+        dataset="dots",
+        data_hash="",
+        recipe={},
+        epoch=1,
+        step=1,
+        ne=None,
+    )
+    checkpoint.save(url, network(), card)
+    return url
