@@ -71,6 +71,7 @@ class SplitReader:
     """
 
     def __init__(self, root: str, manifest: Manifest, split: Split, limit: int | None = None) -> None:
+        self.root = root
         shards = [s for s in manifest.shards if s.split == split]
         if not any(s.rows for s in shards):
             have = ", ".join(name for name, rows in manifest.splits.items() if rows)

@@ -14,7 +14,7 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray with logical CPUs to spare: on two cores, training workers would leave Ray Data none."""
-    start_ray(num_cpus=4)
+    start_ray(num_cpus=4, dashboard=True)  # Ray Train asks its state API
     yield
     ray.shutdown()
 

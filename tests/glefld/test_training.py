@@ -1,0 +1,227 @@
+"""Training: the same gradient however a batch is shared out, runs that go on where they stopped, whole checkpoints."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
+
+from glefld import checkpoint, heatmap, storage
+from glefld.dataset import open_dataset
+from glefld.evaluation import EVAL_BATCH, evaluate
+from glefld.loader import Augmentation, BatchLoader, InputPipeline
+from glefld.metrics import Counters
+from glefld.models import build_model
+from glefld.reader import SplitReader, share
+from glefld.training import EpochReport, Job, Recipe, learning_rate, train, train_step
+from tests.dots import DOTS, write_checkpoint
+from tests.ingested import write_dataset
+
+SIZE = 32
+BATCH = 12
+CONFIG = {"backbone": "vgg-small", "modules": 1, "width": 8, "start": "identity"}
+RECIPE = Recipe(
+    input_size=SIZE,
+    epochs=3,
+    batch_size=8,
+    learning_rate=1e-3,
+    precision="fp32",
+    log_steps=2,
+    augmentation=Augmentation(),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """In the first half of a global batch of 12 rows one of two landmarks is occluded."""
+    return write_dataset(tmp_path_factory.mktemp("data"), {"train": 21, "val": 5}, hide=6)
+
+
+def gradient(data: str, rank: int, world: int) -> torch.Tensor:
+    """All gradients of one step on the same global batch, as one vector; batch norm uses fixed statistics."""
+    torch.manual_seed(0)
+    model = build_model("gle", CONFIG, 2).eval()
+    parallel: nn.Module = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    loader = BatchLoader(DOTS, InputPipeline(SIZE, BATCH))
+    first, end = share(0, BATCH, rank, world)
+    rows = np.arange(BATCH)[first:end]
+    seeds = ((0, 0, int(row)) for row in rows)
+    (batch,) = loader.run(SplitReader(data, open_dataset(data), "train").read([rows]), RECIPE.augmentation, seeds)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    train_step(parallel, optimizer, batch, heatmap.radius(SIZE), BATCH, world, torch.float32)
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def rank_of_a_group(rank: int, world: int, data: str, folder: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    torch.save(gradient(data, rank, world), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("hide", [0, 6], ids=["equal shares", "unequal shares"])
+def test_two_workers_have_one_workers_gradient(hide: int, tmp_path: Path) -> None:
+    """DDP over gloo: equal and unequal shares of visible landmarks give the gradient of the whole batch, to rounding."""
+    data = write_dataset(tmp_path / "data", {"train": BATCH}, hide=hide)
+    alone = gradient(data, 0, 1)
+    torch.multiprocessing.spawn(rank_of_a_group, (2, data, str(tmp_path)), nprocs=2)
+    assert alone.abs().max() > 0
+    for rank in range(2):
+        together = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert (together - alone).norm() < 1e-5 * alone.norm()
+
+
+@pytest.mark.parametrize("rows", [23, 65, 97])
+def test_evaluation_is_the_same_on_any_number_of_workers(rows: int, tmp_path: Path) -> None:
+    """For row counts that neither 2 nor 3 divides: every row is counted once and NE agrees to 1e-6."""
+    assert rows % 2
+    assert rows % 3
+    url = write_dataset(tmp_path / "data", {"val": rows})
+    model, card = checkpoint.load(write_checkpoint(str(tmp_path / "checkpoint")))
+    loader = BatchLoader(DOTS, InputPipeline(card.input_size, EVAL_BATCH))
+    reports = []
+    for world in (1, 2, 3):
+        total = Counters(DOTS)
+        for rank in range(world):
+            reader = SplitReader(url, open_dataset(url), "val")
+            total += evaluate(model, reader, loader, card.radius, rank, world)
+        reports.append(total.report())
+    assert [report.rows for report in reports] == [rows] * 3
+    assert reports[0].ne is not None
+    for report in reports[1:]:
+        assert report.ne == pytest.approx(reports[0].ne, abs=1e-6)
+
+
+class Stopped(Exception):
+    pass
+
+
+def run(data: str, folder: Path, recipe: Recipe = RECIPE, stop_after: int | None = None) -> list[tuple[int, float]]:
+    """Train; the loss of every step as it was logged. ``stop_after`` an epoch, as if the worker had died."""
+    losses: list[tuple[int, float]] = []
+
+    def report(epoch: EpochReport) -> None:
+        if epoch.epoch == stop_after:
+            raise Stopped
+
+    job = Job("fld", data, str(folder), "gle", CONFIG, recipe)
+    train(job, torch.device("cpu"), lambda metrics, step: losses.append((step, metrics["loss"])), report)
+    return losses
+
+
+def weights(folder: Path) -> torch.Tensor:
+    last = checkpoint.pointed(str(folder), "last")
+    assert last is not None
+    model, _ = checkpoint.load(storage.join(str(folder), last))
+    return torch.cat([p.flatten() for p in model.parameters()])
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not(data: str, tmp_path: Path) -> None:
+    """After a stop at an epoch's end the same steps follow, with the same losses and the same final weights."""
+    whole = run(data, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(data, tmp_path / "parts", stop_after=1)
+    rest = run(data, tmp_path / "parts")
+    assert [step for step, _ in whole] == list(range(9))
+    assert [step for step, _ in rest] == list(range(3, 9))
+    np.testing.assert_allclose([v for _, v in rest], [v for _, v in whole[3:]], rtol=1e-4)
+    torch.testing.assert_close(weights(tmp_path / "parts"), weights(tmp_path / "whole"), rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_goes_on_within_an_epoch(data: str, tmp_path: Path) -> None:
+    """From a checkpoint kept in the middle of an epoch, training goes on with the steps not yet taken."""
+    recipe = dataclasses.replace(RECIPE, epochs=1, checkpoint_steps=2)
+    whole = run(data, tmp_path / "run", recipe)
+    folder = tmp_path / "run"
+    # What was there when the worker died after its second step: no epoch's end.
+    middle = tmp_path / "middle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glefld.training.validate", lambda *_: (_ for _ in ()).throw(Stopped()))
+        with pytest.raises(Stopped):
+            run(data, middle, recipe)
+    assert checkpoint.pointed(str(middle), "last") == "checkpoints/00000002"
+    assert checkpoint.pointed(str(middle), "best") is None
+    rest = run(data, middle, recipe)
+    assert rest == [whole[2]]
+    torch.testing.assert_close(weights(middle), weights(folder), rtol=1e-3, atol=1e-5)
+
+
+def test_only_the_best_and_the_last_checkpoint_are_kept(data: str, tmp_path: Path) -> None:
+    run(data, tmp_path)
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    pointed = {checkpoint.pointed(str(tmp_path), name) for name in ("last", "best")}
+    assert {f"checkpoints/{name}" for name in kept} == pointed
+
+
+def test_learning_rates_of_the_paper() -> None:
+    """Adam 1e-4, times 0.1 each five epochs; the cosine warms up, peaks at the rate given and ends near zero."""
+    paper = Recipe()
+    rates = [learning_rate(paper, epoch * 7, 7) for epoch in range(30)]
+    assert rates[:5] == [1e-4] * 5
+    assert rates[5] == pytest.approx(1e-5)
+    assert rates[29] == pytest.approx(1e-9)
+    cosine = dataclasses.replace(paper, schedule="cosine", epochs=10, warmup_epochs=2)
+    rates = [learning_rate(cosine, step, 10) for step in range(100)]
+    assert max(rates) == pytest.approx(1e-4, rel=1e-3)
+    assert rates.index(max(rates)) in (19, 20)
+    assert rates[0] < 1e-5
+    assert rates[-1] < 1e-7
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    """Sixty epochs on sixteen two-dot photos: each dot is found far better than its mean position."""
+    url = write_dataset(tmp_path / "data", {"train": 16, "val": 16})
+    recipe = dataclasses.replace(
+        RECIPE, epochs=60, schedule="cosine", learning_rate=5e-3, augmentation=Augmentation(0, 0, 0, 0, 0)
+    )
+    reports: list[EpochReport] = []
+    job = Job("fld", url, str(tmp_path / "run"), "gle", {**CONFIG, "modules": 0}, recipe)
+    train(job, torch.device("cpu"), lambda *_: None, reports.append)
+    assert reports[-1].best_ne < 0.1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "complete.json"])
+def test_a_damaged_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
+    """A file cut short, changed or missing ends in one line that names the checkpoint."""
+    url = write_checkpoint(str(tmp_path / "checkpoint"))
+    checkpoint.load(url)
+    path = tmp_path / "checkpoint" / name
+    if name == "complete.json":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ValueError, match="checkpoint"):
+        checkpoint.load(url)
+
+
+def test_a_checkpoint_rebuilds_itself(tmp_path: Path) -> None:
+    """Exported and loaded without any flag: the same card and the same answers."""
+    url = write_checkpoint(str(tmp_path / "checkpoint"))
+    (tmp_path / "export").mkdir()
+    checkpoint.export(url, tmp_path / "export")
+    (model, card), (again, card_again) = checkpoint.load(url), checkpoint.load(str(tmp_path / "export"))
+    x = torch.randn(2, 3, card.input_size, card.input_size)
+    assert card == card_again
+    assert torch.equal(model(x), again(x))
+
+
+def test_resolve_takes_a_run_or_a_checkpoint(data: str, tmp_path: Path) -> None:
+    run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=1))
+    best = checkpoint.resolve(str(tmp_path / "run"))
+    assert checkpoint.resolve(best) == best
+    with pytest.raises(ValueError, match="neither a checkpoint nor a run"):
+        checkpoint.resolve(str(tmp_path))
+
+
+def test_more_workers_than_rows_ends_in_one_line() -> None:
+    """What a user can get wrong about the recipe is one line that names the option."""
+    for wrong, message in (({"input_size": 100}, "multiple of 8"), ({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch")):
+        with pytest.raises(ValueError, match=message):
+            Recipe(**wrong)
