@@ -7,8 +7,21 @@ export PYTHONUNBUFFERED := 1
 
 .PHONY: demo test lint types setup lock clean
 
-demo: setup  ## raw archives -> Parquet -> training -> NE -> predictions, on this machine
-	$(BIN)/python -m jobs.demo
+DEMO := demo-data
+
+demo: setup  ## raw archive -> Parquet -> training -> NE -> predictions, on this machine
+	rm -rf $(DEMO)
+	$(BIN)/python -m jobs.synthesize --layout fld --count 1600 --output $(DEMO)/raw/fld
+	$(BIN)/python -m jobs.ingest --dataset fld --source $(DEMO)/raw/fld --root $(DEMO)
+	$(BIN)/python -m jobs.train --dataset fld --root $(DEMO) --name demo --num-workers 2 --preset small \
+		--input-size 64 --epochs 16 --batch-size 16
+	$(BIN)/python -m jobs.infer --checkpoint $(DEMO)/runs/demo --input $(DEMO)/raw/fld/img.zip \
+		--output $(DEMO)/predictions --overlays 12
+	$(BIN)/python -m jobs.evaluate --dataset fld --root $(DEMO) --checkpoint $(DEMO)/runs/demo --split test \
+		--output $(DEMO)/evaluation.json
+	@echo
+	@echo "predictions  $(DEMO)/predictions/overlays (pictures), $(DEMO)/predictions/*.parquet"
+	@echo "track it     $(BIN)/mlflow server --backend-store-uri sqlite:///$(DEMO)/mlflow.db --port 5000"
 
 test: setup lint types  ## lint, types and the whole suite
 	$(BIN)/python -m pytest
