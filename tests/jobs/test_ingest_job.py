@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,16 +50,19 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
 def killed(options: Options, ready: Callable[[], bool], delay: float) -> None:
     """Run the job with a Ray of its own; SIGKILL for its whole process group a while after ``ready``."""
     arguments = ["--dataset", options.dataset, "--source", options.source, "--output", str(options.output)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.ingest", *arguments, "--shard-mib", str(options.shard_mib)],
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    while not ready():
-        assert process.poll() is None, f"the job ended before its moment, status {process.returncode}"
-        time.sleep(0.001)
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.ingest", *arguments, "--shard-mib", str(options.shard_mib)],
+            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        while not ready():
+            if process.poll() is not None:
+                printed.seek(0)
+                pytest.fail(f"the job ended before its moment: {printed.read()}")
+            time.sleep(0.001)
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

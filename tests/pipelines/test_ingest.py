@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from raw_layouts import Row, jpeg, photos, rows, write_fld
 
 from glefld.dataset import open_dataset
+from glefld.datasets.synthetic import write_dataset
 from glefld.schema import Manifest
 from pipelines.archives import Archive
 from pipelines.ingest import find_finished, ingest, prepare
@@ -193,6 +195,24 @@ class SecretiveFileSystem(LocalFileSystem):
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         return super()._strip_protocol(path.partition("@")[2] or path)
+
+
+@pytest.mark.parametrize("layout", ["fld", "deepfashion", "deepfashion-fine"])
+def test_planted_irregularities_meet_their_reasons(layout: str, tmp_path: Path) -> None:
+    """Each row that synthesize spoils on purpose is turned away for just that, each odd but good one is kept."""
+    write_dataset(str(tmp_path / "source"), layout, 64, irregularities=1)
+    manifest = run(IngestOptions(layout, str(tmp_path / "source")), tmp_path / "output")
+    planted = json.loads((tmp_path / "source" / "planted.json").read_text())["rows"]
+    found = [row for path in tmp_path.glob("output/_rejects/*") for row in pq.read_table(path).to_pylist()]
+    reasons = sorted((row["sample_id"], row["reason"]) for row in found)
+    assert reasons == sorted(
+        (f"{layout}/{row['image_name']}#0", row["kind"]) for row in planted if row["rejected"]
+    )
+    twins = [row for row in planted if row["kind"] == "two_splits"]
+    assert manifest.photos_in_several_splits == tuple(
+        tuple(sorted(f"{layout}/{name}#0" for name in (row["image_name"], row["same_as"]))) for row in twins
+    )
+    assert manifest.source["photos_found_by_other_capitals"] == (layout != "fld")
 
 
 REAL = {
