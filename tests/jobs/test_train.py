@@ -1,0 +1,159 @@
+"""The training job as a user runs it: one MLflow run whatever happens to its workers, and mistakes in one line."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from ray.util.state import list_actors
+
+from glefld import checkpoint
+from jobs import evaluate, train
+from pipelines.evaluate import evaluate_checkpoint
+from pipelines.train import parse_workers
+from tests.dots import write_checkpoint
+from tests.ingested import write_dataset
+
+TINY = "--input-size 32 --epochs 3 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 --cpus-per-worker 1"
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_dataset(tmp_path / "data" / "fld", {"train": 45, "val": 23}, hide=10)
+    return tmp_path
+
+
+def options(root: Path, line: str) -> train.Options[Any]:
+    return train.parse(f"--dataset fld --root {root} {line}".split())
+
+
+def kill_a_worker(when: Callable[[], bool], killed: list[int]) -> None:
+    """SIGKILL one training worker once ``when`` says so; its pid goes to ``killed``."""
+    deadline = time.monotonic() + 120
+    while not when():
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+    workers = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    pid = min(worker.pid for worker in workers)
+    os.kill(pid, signal.SIGKILL)
+    killed.append(pid)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
+    """Two workers, one killed after the first epoch's checkpoint: training ends, in one MLflow run with every step."""
+    folder = root / "runs" / "killed"
+    killed: list[int] = []
+    watcher = threading.Thread(target=kill_a_worker, args=((folder / "last.json").exists, killed))
+    watcher.start()
+    train.run(options(root, f"{TINY} --name killed --num-workers 2"))
+    watcher.join()
+    assert len(killed) == 1
+    assert not Path(f"/proc/{killed[0]}").exists()
+
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "loss")}
+    assert steps == set(range(3 * 6))
+    assert {m.step for m in client.get_metric_history(run.info.run_id, "val_ne")} == {6, 12, 18}
+    assert run.data.params["recipe.batch_size"] == "8"
+    assert run.data.tags["dataset_hash"] == "dots-0"
+    artifacts = {f.path for f in client.list_artifacts(run.info.run_id, "val")}
+    assert artifacts == {f"val/{n}" for n in ("table.txt", "ne_by_landmark.png", "predictions.png", "evaluation.json")}
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    assert model.name == "gle"
+
+    # Evaluated again by three tasks, the checkpoint scores what it scored in the run.
+    best = checkpoint.resolve(str(folder))
+    report = evaluate_checkpoint(best, str(root / "data" / "fld"), "val", workers=3)
+    assert report.ne == pytest.approx(run.data.metrics["val_ne_best_fp32"], abs=1e-6)
+
+    # The name is taken; resumed, a finished run has nothing left to do and stays one run.
+    with pytest.raises(ValueError, match="give --resume to go on with it"):
+        train.run(options(root, f"{TINY} --name killed"))
+    with pytest.raises(ValueError, match="recipe"):
+        train.run(options(root, f"{TINY} --name killed --resume --learning-rate 0.5"))
+    train.run(options(root, f"{TINY} --resume"))
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_mistake_that_only_the_workers_see_is_one_line(root: Path) -> None:
+    """It comes back as the user's ValueError, at once, and the run is marked as failed."""
+    with pytest.raises(ValueError, match="batches of at least 2 rows"):
+        train.run(options(root, f"{TINY} --batch-size 1 --num-workers 2 --name wrong"))
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"])
+    assert run.info.status == "FAILED"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_evaluate_writes_its_json_and_run(root: Path) -> None:
+    """The keys that DESIGN names, with the numbers of the split, beside the baselines."""
+    url = write_checkpoint(str(root / "checkpoint"))
+    out = root / "evaluation.json"
+    evaluate.run(
+        evaluate.Options("fld", url, "val", root=str(root), output=str(out), num_workers=2)
+    )
+    scores = json.loads(out.read_text())
+    assert scores["rows"] == 23
+    assert set(scores["ne"]["by_landmark"]) == {"left_dot", "right_dot"}
+    assert scores["counted"] == {"left_dot": 23, "right_dot": 23}
+    assert 0 < scores["ne"]["average"] < scores["baseline"]["mean_position"]
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"])
+    assert run.data.metrics["val_ne"] == pytest.approx(scores["ne"]["average"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--preset paper", "give --weights FILE_OR_URL"),
+        ("--data {root}/nowhere", "not a finished data set"),
+        ("--resume", "there is no run fld-gle-"),
+        ("--resume --name never", "is not a run"),
+        ("--data {root}/other", "holds the data set 'fld', not 'deepfashion'"),
+    ],
+)
+def test_mistakes_end_in_one_line(root: Path, line: str, message: str) -> None:
+    """What is wrong is said before Ray starts and before a run is made."""
+    dataset = "fld"
+    if "other" in line:
+        write_dataset(root / "other", {"train": 4, "val": 4})
+        dataset = "deepfashion"
+    with pytest.raises(ValueError, match=message):
+        train.run(train.parse(f"--dataset {dataset} --root {root} {line.format(root=root)}".split()))
+    assert not (root / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "bounds"), [("1", (1, 1)), ("3", (3, 3)), ("1-4", (1, 4)), ("2-2", (2, 2))]
+)
+def test_worker_counts(text: str, bounds: tuple[int, int]) -> None:
+    assert parse_workers(text) == bounds
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "4-1", "two", "1-", "1-2-3", ""])
+def test_wrong_worker_counts_end_in_one_line(text: str) -> None:
+    with pytest.raises(ValueError, match="--num-workers"):
+        parse_workers(text)
+
+
+def test_presets_are_defaults_that_options_override() -> None:
+    """--preset chooses the defaults; FLD gets the paper's three modules; what is given wins."""
+    paper = train.parse("--dataset fld --preset paper --epochs 7".split())
+    assert (paper.config.backbone, paper.config.modules, paper.recipe.epochs) == ("vgg16", 3, 7)
+    assert (paper.recipe.input_size, paper.recipe.batch_size, paper.recipe.learning_rate) == (224, 50, 1e-4)
+    small = train.parse("--dataset deepfashion --model.modules 0".split())
+    assert (small.preset, small.config.backbone, small.config.modules) == ("small", "vgg-small", 0)
+    assert train.parse(["--dataset", "deepfashion"]).config.modules == 2
