@@ -188,11 +188,11 @@ def test_the_model_sees_what_it_was_trained_on(predictor: Predictor) -> None:
 
 
 def without_tables(jpeg: bytes) -> bytes:
-    """A JPEG whose Huffman tables are gone: its header reads well, its pixels cannot be decoded."""
+    """A JPEG whose quantisation tables are gone: its header reads well, its pixels cannot be decoded."""
     position, kept = 2, jpeg[:2]
     while jpeg[position + 1] != 0xDA:
         end = position + 2 + int.from_bytes(jpeg[position + 2 : position + 4])
-        kept += jpeg[position:end] if jpeg[position + 1] != 0xC4 else b""
+        kept += jpeg[position:end] if jpeg[position + 1] != 0xDB else b""
         position = end
     return kept + jpeg[position:]
 
