@@ -73,6 +73,18 @@ def save(url: str, model: nn.Module, card: ModelCard, training: Mapping[str, Any
         storage.write_json(storage.join(url, "complete.json"), files)
 
 
+def keep(run: str, model: nn.Module, card: ModelCard, training: Mapping[str, Any], best: bool) -> None:
+    """Save a checkpoint of a run, point to it, and only then drop those that no pointer names any more."""
+    name = f"checkpoints/{card.step:08d}"
+    before = {pointed(run, "last"), pointed(run, "best")}
+    save(storage.join(run, name), model, card, training)
+    point(run, "last", name)
+    if best:
+        point(run, "best", name)
+    for old in before - {None, name, pointed(run, "best")}:
+        storage.remove_tree(storage.join(run, str(old)))
+
+
 def load(url: str) -> tuple[nn.Module, ModelCard]:
     """The model, in eval mode on the CPU, and its card. ValueError if the checkpoint is not whole."""
     files = _verified(url, ["model.safetensors", "model.json"])

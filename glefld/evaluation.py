@@ -38,7 +38,7 @@ def evaluate(
 def examples(
     model: nn.Module, rows: SplitReader, loader: BatchLoader, r: float, count: int
 ) -> list[tuple[Image.Image, str]]:
-    """Predictions beside the truth on ``count`` rows (at most ``EVAL_BATCH``) spread over the split: captioned pictures."""
+    """Captioned pictures of predictions beside the truth: ``count`` rows (up to ``EVAL_BATCH``) all over the split."""
     chosen = np.unique(np.linspace(0, rows.rows - 1, min(count, EVAL_BATCH)).astype(np.int64))
     (table,) = rows.read([chosen])
     (batch,) = loader.run([table], NO_AUGMENTATION)

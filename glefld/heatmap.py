@@ -23,7 +23,8 @@ def encode(landmarks: Tensor, size: int, r: float) -> Tensor:
     centres = torch.arange(size, device=landmarks.device, dtype=landmarks.dtype) + 0.5
     dx = centres - landmarks[..., 0, None]  # [B, K, W]
     dy = centres - landmarks[..., 1, None]  # [B, K, H]
-    return torch.exp(-torch.hypot(dx[..., None, :], dy[..., :, None]) / (2 * r))
+    distance = (dx.square()[..., None, :] + dy.square()[..., :, None]).sqrt_()
+    return distance.div_(-2 * r).exp_()
 
 
 def decode(heatmaps: Tensor, r: float, window: int = 2) -> tuple[Tensor, Tensor]:
@@ -56,7 +57,9 @@ def decode(heatmaps: Tensor, r: float, window: int = 2) -> tuple[Tensor, Tensor]
     observed = u.square() - p.square().sum(-1)
     gram = torch.einsum("np,npi,npj->nij", weight, design, design)
     moment = torch.einsum("np,npi,np->ni", weight, design, observed)
-    gram = gram + 1e-9 * torch.eye(4, device=gram.device, dtype=gram.dtype)  # a flat map has no solution of its own
+    gram = gram + 1e-9 * torch.eye(
+        4, device=gram.device, dtype=gram.dtype
+    )  # a flat map has no solution of its own
     centre = torch.linalg.solve(gram, moment)[:, :2].clamp(-1.5, 1.5)
     xy = torch.stack([col, row], dim=-1) + 0.5 + centre
     limit = torch.tensor([w, h], device=xy.device, dtype=xy.dtype)

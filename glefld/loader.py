@@ -52,11 +52,11 @@ NO_AUGMENTATION = Augmentation(mirror=0, rotate=0, scale=0, shift=0, colour=0)
 
 @dataclass(frozen=True)
 class Draw:
-    """What one sample is told: ``affine`` [2, 3] acts on the S x S input frame; colour is brightness, contrast, saturation, hue."""
+    """What one sample is told."""
 
-    affine: np.ndarray
+    affine: np.ndarray  # [2, 3], within the S x S input's frame
     mirrored: bool
-    colour: tuple[float, float, float, float]
+    colour: tuple[float, float, float, float]  # brightness, contrast, saturation, hue in degrees
 
 
 def draw_augmentation(augmentation: Augmentation, size: int, rng: np.random.Generator) -> Draw:
@@ -103,12 +103,12 @@ def box_to_input(box: np.ndarray, size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Picture:
-    """One encoded picture and how it becomes an input: its size as stored, the affine map [2, 3] to the input, its colour."""
+    """One encoded picture, and how it becomes an input."""
 
-    encoded: np.ndarray
-    width: int
+    encoded: np.ndarray  # uint8, the file's bytes
+    width: int  # as stored: the graph does not turn a picture by its EXIF tag
     height: int
-    to_input: np.ndarray
+    to_input: np.ndarray  # [2, 3], affine, from the picture as stored
     colour: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 0.0)
 
 
@@ -118,9 +118,7 @@ class Batch:
 
     images: Tensor  # [b, 3, S, S], normalised
     landmarks: Tensor  # [b, K, 2] in the input's pixels, NaN where there is none
-    visibility: (
-        Tensor  # [b, K], of the landmarks as they stand in the input: swapped where it is a mirror image
-    )
+    visibility: Tensor  # [b, K], swapped like the landmarks where the input is a mirror image
     to_photo: Tensor  # [b, 2, 3], affine, from the input to the photo
     truth: Truth  # as annotated
 

@@ -1,4 +1,4 @@
-"""Named starting points for a training run: a model's config and a recipe. Every option can still be given by itself."""
+"""Named starting points of a training run: a model's config and a recipe, each option of which can be overridden."""
 
 from typing import Any, Literal
 

@@ -52,11 +52,17 @@ class LandmarkSet:
         k = len(self.landmarks)
         if len(set(self.landmarks)) != k:
             raise ValueError(f"landmark set {self.name!r}: landmark names must be unique")
-        if sorted(self.mirror) != list(range(k)) or any(self.mirror[m] != i for i, m in enumerate(self.mirror)):
-            raise ValueError(f"landmark set {self.name!r}: mirror must pair each of the {k} landmarks with one")
+        if sorted(self.mirror) != list(range(k)) or any(
+            self.mirror[m] != i for i, m in enumerate(self.mirror)
+        ):
+            raise ValueError(
+                f"landmark set {self.name!r}: mirror must pair each of the {k} landmarks with one"
+            )
         for garment in self.garment_types:
             if not set(garment.landmarks) <= set(range(k)):
-                raise ValueError(f"landmark set {self.name!r}: type {garment.name!r} names an unknown landmark")
+                raise ValueError(
+                    f"landmark set {self.name!r}: type {garment.name!r} names an unknown landmark"
+                )
 
     def __len__(self) -> int:
         return len(self.landmarks)
@@ -127,9 +133,13 @@ def sample_schema(landmark_set: LandmarkSet) -> pa.Schema:
             _field("garment_type", pa.int8(), "code of the landmark set's garment type", nullable=True),
             _field("variation", pa.int8(), "FLD variation_type, 1..5", nullable=True),
             _field("category", pa.int16(), "1-based category of the data set's list", nullable=True),
-            _field("attributes", pa.list_(pa.int16()), "0-based indices of the attributes it has", nullable=True),
+            _field(
+                "attributes", pa.list_(pa.int16()), "0-based indices of the attributes it has", nullable=True
+            ),
             _field("view", pa.string(), "front, side or back", nullable=True),
-            _field("landmarks", pa.list_(pa.float32()), "2K: x y in the stored picture, NaN where there is none"),
+            _field(
+                "landmarks", pa.list_(pa.float32()), "2K: x y in the stored picture, NaN where there is none"
+            ),
             _field("visibility", pa.list_(pa.int8()), "K: 0 visible, 1 occluded, 2 cut off, 3 absent"),
         ],
         metadata={

@@ -25,6 +25,10 @@ from glefld.models import build_model
 from glefld.reader import SplitReader, global_batch, share, steps_per_epoch
 
 
+def mirror_only() -> Augmentation:
+    return Augmentation(rotate=0, scale=0, shift=0, colour=0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a model is trained. The defaults are GLE's paper: Adam 1e-4, x0.1 each 5 epochs, batch 50, 30 epochs."""
@@ -52,7 +56,7 @@ class Recipe:
     """Also keep a checkpoint each so many steps within an epoch; 0 keeps one at each epoch's end only."""
     log_steps: int = 20
     """Steps between two looks at the loss: the only times at which a step waits for the host."""
-    augmentation: Augmentation = Augmentation(rotate=0, scale=0, shift=0, colour=0)
+    augmentation: Augmentation = dataclasses.field(default_factory=mirror_only)
 
     def __post_init__(self) -> None:
         for name in ("input_size", "epochs", "batch_size", "step_epochs", "log_steps"):
@@ -92,7 +96,7 @@ class EpochReport:
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """The rate of a step, counted over the whole run; ``steps`` an epoch. A function of the step alone: nothing to save."""
+    """The rate of a step, counted over the whole run; ``steps`` an epoch. It needs no state to go on from."""
     if recipe.schedule == "step":
         return recipe.learning_rate * recipe.step_factor ** (step // steps // recipe.step_epochs)
     warmup = recipe.warmup_epochs * steps
@@ -110,6 +114,15 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """How far a run has come: so many whole epochs and, in the next one, so many steps."""
+
+    epoch: int = 0
+    step: int = 0
+    best_ne: float = math.inf
+
+
 def train(
     job: Job,
     device: torch.device,
@@ -119,7 +132,8 @@ def train(
     """Train to the end, going on from the run's last checkpoint if it has one.
 
     ``log`` gets metrics by step (call it on rank 0 only, or make it ignore the others); ``report`` is called on every
-    rank once an epoch. Uses torch.distributed's default group where there is one.
+    rank once an epoch. Uses torch.distributed's default group where there is one. ValueError, on every rank, for a
+    data set that cannot be trained on.
     """
     recipe = job.recipe
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -133,92 +147,59 @@ def train(
             f"and batch-size is {recipe.batch_size}"
         )
 
-    torch.manual_seed(recipe.seed)
-    model = build_model(job.model, job.config, len(manifest.landmark_set))
-    resumed = checkpoint.pointed(job.run, "last")
-    if resumed is not None:
-        model, _ = checkpoint.load(storage.join(job.run, resumed))
-    elif job.weights is not None:
-        load_backbone(model, job.weights)
-    model = model.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
-    position = {"epoch": 0, "step_in_epoch": 0, "best_ne": math.inf}
-    if resumed is not None:
-        state = checkpoint.load_training(storage.join(job.run, resumed))
-        optimizer.load_state_dict(state["optimizer"])
-        position = state["position"]
-
+    model, optimizer, position = begin(job, len(manifest.landmark_set), device)
     parallel: nn.Module = model
     if world > 1:
         # Batch norm: each worker normalises by its own share, and running statistics are averaged before they are
         # used (validation and checkpoints). Synchronising every layer would cost more than it gives here.
         parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-    device_id = device.index if device.type == "cuda" else None
-    threads = max(1, torch.get_num_threads())
-    largest = -(-recipe.batch_size // world)
-    pipeline = InputPipeline(recipe.input_size, max(largest, EVAL_BATCH), device_id, threads)
-    loader = BatchLoader(manifest.landmark_set, pipeline)
-    r = heatmap.radius(recipe.input_size)
     dtype = choose_precision(recipe.precision, device)
+    r = heatmap.radius(recipe.input_size)
+    pipeline = InputPipeline(
+        recipe.input_size,
+        max(-(-recipe.batch_size // world), EVAL_BATCH),
+        device.index if device.type == "cuda" else None,
+        torch.get_num_threads(),
+    )
+    loader = BatchLoader(manifest.landmark_set, pipeline)
 
-    def card(epoch: int, step: int, ne: float | None) -> ModelCard:
-        return ModelCard(
-            model=job.model,
-            config=job.config,
-            landmark_set=manifest.landmark_set,
-            input_size=recipe.input_size,
-            radius=r,
-            dataset=job.dataset,
-            data_hash=manifest.content_hash,
-            recipe=dataclasses.asdict(recipe),
-            epoch=epoch,
-            step=step,
-            ne=ne,
-        )
+    def keep(at: Position, ne: float | None) -> None:
+        """Let rank 0 write a checkpoint, the best one if its NE is; all ranks wait for it."""
+        if rank == 0:
+            card = ModelCard(
+                model=job.model,
+                config=job.config,
+                landmark_set=manifest.landmark_set,
+                input_size=recipe.input_size,
+                radius=r,
+                dataset=job.dataset,
+                data_hash=manifest.content_hash,
+                recipe=dataclasses.asdict(recipe),
+                epoch=at.epoch,
+                step=at.epoch * steps + at.step,
+                ne=ne,
+            )
+            training = {"optimizer": optimizer.state_dict(), "position": dataclasses.asdict(at)}
+            checkpoint.keep(job.run, model, card, training, best=ne is not None and ne == at.best_ne)
+        if world > 1:
+            dist.barrier()
 
-    def keep(epoch: int, step_in_epoch: int, ne: float | None, best_ne: float, best: bool) -> None:
-        """Write a checkpoint, point to it, and only then drop what no pointer names any more."""
-        step = epoch * steps + step_in_epoch
-        name = f"checkpoints/{step:08d}"
-        training = {
-            "optimizer": optimizer.state_dict(),
-            "position": {"epoch": epoch, "step_in_epoch": step_in_epoch, "best_ne": best_ne},
-        }
-        before = {checkpoint.pointed(job.run, "last"), checkpoint.pointed(job.run, "best")}
-        checkpoint.save(storage.join(job.run, name), model, card(epoch, step, ne), training)
-        checkpoint.point(job.run, "last", name)
-        if best:
-            checkpoint.point(job.run, "best", name)
-        now = {name, checkpoint.pointed(job.run, "best")}
-        for old in before - now - {None}:
-            assert old is not None
-            storage.remove_tree(storage.join(job.run, old))
-
-    first_epoch, first_step, best_ne = position["epoch"], position["step_in_epoch"], position["best_ne"]
-    for epoch in range(first_epoch, recipe.epochs):
-        start = first_step if epoch == first_epoch else 0
-        meter = Meter(recipe, epoch * steps, steps, log)
+    while position.epoch < recipe.epochs:
+        meter = Meter(recipe, position.epoch * steps, steps, log)
+        batches = _train_batches(loader, train_rows, recipe, position, rank, world)
         parallel.train()
-        batches = _train_batches(loader, train_rows, recipe, epoch, start, rank, world)
-        for step in range(start, steps):
+        for step in range(position.step, steps):
             waited = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - waited
             first, end = global_batch(train_rows.rows, recipe.batch_size, step)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, epoch * steps + step, steps)
+                group["lr"] = learning_rate(recipe, position.epoch * steps + step, steps)
             loss = train_step(parallel, optimizer, batch, r, end - first, world, dtype, recipe.loss_scale)
             meter.add(step, loss, end - first, waited)
-            middle = (
-                recipe.checkpoint_steps and (step + 1) % recipe.checkpoint_steps == 0 and step + 1 < steps
-            )
-            if middle:
+            if recipe.checkpoint_steps and (step + 1) % recipe.checkpoint_steps == 0 and step + 1 < steps:
                 average_buffers(model, world)
-                if rank == 0:
-                    keep(epoch, step + 1, None, best_ne, best=False)
+                keep(dataclasses.replace(position, step=step + 1), None)
         assert next(batches, None) is None, "the loader has more batches than the epoch has steps"
         meter.flush()
 
@@ -228,16 +209,35 @@ def train(
             raise ValueError(
                 f"the val split of {job.data} has no visible landmark: there is no NE to choose by"
             )
-        ne = result.ne
-        best = ne < best_ne
-        best_ne = min(ne, best_ne)
-        if rank == 0:
-            keep(epoch + 1, 0, ne, best_ne, best)
-        metrics = {"val_ne": ne, "val_ne_best": best_ne, "epoch": float(epoch + 1)}
-        metrics |= {f"val_ne/{name}": v for name, v in result.ne_by_landmark.items() if v is not None}
-        report(EpochReport(epoch + 1, (epoch + 1) * steps, ne, best_ne, metrics))
-        if world > 1:
-            dist.barrier()  # no rank may look for a checkpoint that rank 0 is still writing
+        position = Position(position.epoch + 1, 0, min(result.ne, position.best_ne))
+        keep(position, result.ne)
+        metrics = {"val_ne": result.ne, "val_ne_best": position.best_ne, "epoch": float(position.epoch)}
+        metrics |= {f"val_ne/{name}": ne for name, ne in result.ne_by_landmark.items() if ne is not None}
+        report(EpochReport(position.epoch, position.epoch * steps, result.ne, position.best_ne, metrics))
+
+
+def begin(
+    job: Job, landmarks: int, device: torch.device
+) -> tuple[nn.Module, torch.optim.Optimizer, Position]:
+    """Model, optimizer and position: from the run's last checkpoint, else from the seed and the backbone's weights."""
+    last = checkpoint.pointed(job.run, "last")
+    if last is not None:
+        model, _ = checkpoint.load(storage.join(job.run, last))
+    else:
+        torch.manual_seed(job.recipe.seed)
+        model = build_model(job.model, job.config, landmarks)
+        if job.weights is not None:
+            load_backbone(model, job.weights)
+    model.to(device)
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=job.recipe.learning_rate, weight_decay=job.recipe.weight_decay, fused=True
+    )
+    if last is None:
+        return model, optimizer, Position()
+    state = checkpoint.load_training(storage.join(job.run, last))
+    optimizer.load_state_dict(state["optimizer"])
+    return model, optimizer, Position(**state["position"])
 
 
 def validate(
@@ -294,7 +294,7 @@ def average_buffers(model: nn.Module, world: int) -> None:
     for buffer in model.buffers():
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
-            buffer /= world
+            buffer.div_(world)
 
 
 def load_backbone(model: nn.Module, url: str) -> None:
@@ -353,13 +353,13 @@ class Meter:
 
 
 def _train_batches(
-    loader: BatchLoader, rows: SplitReader, recipe: Recipe, epoch: int, start: int, rank: int, world: int
+    loader: BatchLoader, rows: SplitReader, recipe: Recipe, position: Position, rank: int, world: int
 ) -> Iterator[Batch]:
-    """A rank's shares of the epoch's global batches from step ``start`` on."""
-    order = rows.order(recipe.seed, epoch)
+    """A rank's shares of the global batches that the epoch still has."""
+    order = rows.order(recipe.seed, position.epoch)
     shares = []
-    for step in range(start, steps_per_epoch(rows.rows, recipe.batch_size)):
+    for step in range(position.step, steps_per_epoch(rows.rows, recipe.batch_size)):
         first, end = share(*global_batch(rows.rows, recipe.batch_size, step), rank, world)
         shares.append(order[first:end])
-    seeds = ((recipe.seed, epoch, int(row)) for part in shares for row in part)
+    seeds = ((recipe.seed, position.epoch, int(row)) for part in shares for row in part)
     return loader.run(rows.read(shares), recipe.augmentation, seeds)

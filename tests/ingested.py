@@ -13,7 +13,9 @@ from tests.dots import DOTS, encoded, photo
 WIDTH, HEIGHT = 90, 70
 
 
-def write_dataset(root: Path, splits: dict[str, int], *, seed: int = 0, shard_rows: int = 20, hide: int = 0) -> str:
+def write_dataset(
+    root: Path, splits: dict[str, int], *, seed: int = 0, shard_rows: int = 20, hide: int = 0
+) -> str:
     """A data set with so many rows a split, in shards of several row groups; its URL.
 
     Each row is the stored crop (10, 6, 90, 64) of a photo with a box in it. In the first ``hide`` rows of train the
@@ -24,7 +26,8 @@ def write_dataset(root: Path, splits: dict[str, int], *, seed: int = 0, shard_ro
     for split, rows in splits.items():
         (root / f"split={split}").mkdir(parents=True)
         for number, first in enumerate(range(0, rows, shard_rows)):
-            made = [_row(split, i, rng, split == "train" and i < hide) for i in range(first, min(first + shard_rows, rows))]
+            numbers = range(first, min(first + shard_rows, rows))
+            made = [_row(split, i, rng, split == "train" and i < hide) for i in numbers]
             path = f"split={split}/part-{number:05d}.parquet"
             table = pa.Table.from_pylist(made, schema=sample_schema(DOTS))
             pq.write_table(table, root / path, row_group_size=7)
@@ -47,7 +50,9 @@ def write_dataset(root: Path, splits: dict[str, int], *, seed: int = 0, shard_ro
 def _row(split: str, number: int, rng: np.random.Generator, hidden: bool) -> dict[str, object]:
     box = np.array([rng.integers(12, 18), rng.integers(8, 14), rng.integers(76, 86), rng.integers(52, 62)])
     # Dots apart from each other and from the box's border, so that each can be found by its colour.
-    points = box[:2] + (box[2:] - box[:2]) * rng.permutation([[0.3, 0.3], [0.7, 0.6]]) + rng.uniform(-5, 5, (2, 2))
+    points = (
+        box[:2] + (box[2:] - box[:2]) * rng.permutation([[0.3, 0.3], [0.7, 0.6]]) + rng.uniform(-5, 5, (2, 2))
+    )
     crop = (10, 6, WIDTH, 64)
     picture = photo(points, WIDTH, HEIGHT, tuple(box)).crop(crop)
     return {

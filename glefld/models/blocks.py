@@ -81,7 +81,8 @@ class LandmarkBranch(nn.Module):
                 nn.init.zeros_(layer.bias)
         # Heatmaps are nearly zero everywhere; a map that starts so does not spend its first epochs on getting there.
         last = self.layers[-1]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
         nn.init.normal_(last.weight, std=1e-3)
         nn.init.zeros_(last.bias)
 

@@ -73,7 +73,8 @@ class GLE(nn.Module):
         self.embedding = nn.Sequential(*(GlobalLocalModule(channels) for _ in range(config.modules)))
         self.branch = LandmarkBranch(channels, landmarks, config.width)
         if config.start == "identity":
-            for module in self.embedding:
+            for module in self.embedding.children():
+                assert isinstance(module, GlobalLocalModule)
                 module.start_as_identity()
 
     def forward(self, images: Tensor) -> Tensor:

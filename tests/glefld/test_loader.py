@@ -43,7 +43,11 @@ def loader() -> BatchLoader:
 
 
 def load(loader: BatchLoader, reader: SplitReader, augmentation: Augmentation, epoch: int = 0) -> list[Batch]:
-    batches = [np.arange(0, 10), np.arange(10, 23), np.arange(23, ROWS)]  # of different sizes, one of a single row
+    batches = [
+        np.arange(0, 10),
+        np.arange(10, 23),
+        np.arange(23, ROWS),
+    ]  # of different sizes, one of a single row
     seeds = ((0, epoch, row) for row in range(ROWS))
     return list(loader.run(reader.read(batches), augmentation, seeds))
 
@@ -56,7 +60,9 @@ def dots(image: torch.Tensor) -> np.ndarray:
     for channel, other in ((0, 2), (2, 0)):
         weight = (rgb[channel] - rgb[other] - 60).clamp(min=0)
         assert weight.sum() > 0, "the dot is not in the picture"
-        found.append([(weight.sum(0) * centre).sum() / weight.sum(), (weight.sum(1) * centre).sum() / weight.sum()])
+        found.append(
+            [(weight.sum(0) * centre).sum() / weight.sum(), (weight.sum(1) * centre).sum() / weight.sum()]
+        )
     return np.array(found)
 
 
@@ -74,7 +80,9 @@ def test_landmarks_land_on_their_dots(name: str, loader: BatchLoader, reader: Sp
     """In every input each landmark lies on its dot to 0.35 px; in a mirror image left and right have changed names."""
     mirrored = 0
     for batch in load(loader, reader, AUGMENTATIONS[name]):
-        for image, landmarks, affine in zip(batch.images, batch.landmarks.numpy(), batch.to_photo, strict=True):
+        for image, landmarks, affine in zip(
+            batch.images, batch.landmarks.numpy(), batch.to_photo, strict=True
+        ):
             is_mirror = bool(torch.linalg.det(affine[:, :2]) < 0)
             mirrored += is_mirror
             red_and_blue = landmarks[::-1] if is_mirror else landmarks
@@ -116,8 +124,9 @@ def test_only_visible_landmarks_within_the_input_count(tmp_path: Path, loader: B
 
 
 def test_an_undecodable_picture_is_an_error() -> None:
-    """RuntimeError, so that no grey square trains a network; the error passes through the thread that loads ahead."""
-    broken = Picture(np.frombuffer(b"not a picture at all", np.uint8), 10, 10, box_to_input(np.array([0, 0, 10, 10]), 8))
+    """RuntimeError: no grey square trains a network."""
+    box = np.array([0, 0, 10, 10])
+    broken = Picture(np.frombuffer(b"not a picture at all", np.uint8), 10, 10, box_to_input(box, 8))
     with pytest.raises(RuntimeError):
         InputPipeline(8, 1).run([broken])
 

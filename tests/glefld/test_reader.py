@@ -1,5 +1,6 @@
 """The reader: a seeded order that covers every row once, the same for any number of workers."""
 
+import itertools
 import random
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def test_every_row_once_in_an_order_of_the_seed(groups: list[int], window: int) 
 
 
 def test_a_window_bounds_how_many_row_groups_are_open() -> None:
-    """Rows of one window of the order come from as many row groups as fill it, so memory does not grow with the data."""
+    """Rows of one window of the order come from as many row groups as fill it, so memory is bounded."""
     order = shuffled([10] * 100, seed=0, epoch=0, window_rows=50)
     for first in range(0, 1000, 50):
         assert len(np.unique(order[first : first + 50] // 10)) == 5
@@ -45,7 +46,7 @@ def test_global_batches_and_shares_cover_the_epoch(rows: int, batch: int, world:
     bounds = [global_batch(rows, batch, step) for step in range(steps_per_epoch(rows, batch))]
     assert bounds[0][0] == 0
     assert bounds[-1][1] == rows
-    assert all(a[1] == b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(bounds))
     sizes = {end - first for first, end in bounds}
     assert max(sizes) <= batch
     assert max(sizes) - min(sizes) <= 1
@@ -53,7 +54,7 @@ def test_global_batches_and_shares_cover_the_epoch(rows: int, batch: int, world:
         parts = [share(first, end, rank, world) for rank in range(world)]
         assert parts[0][0] == first
         assert parts[-1][1] == end
-        assert all(a[1] == b[0] for a, b in zip(parts, parts[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
         lengths = [b - a for a, b in parts]
         assert max(lengths) - min(lengths) <= 1
 

@@ -20,7 +20,10 @@ from pipelines.train import parse_workers
 from tests.dots import write_checkpoint
 from tests.ingested import write_dataset
 
-TINY = "--input-size 32 --epochs 3 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 --cpus-per-worker 1"
+TINY = (
+    "--input-size 32 --epochs 3 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 "
+    "--cpus-per-worker 1"
+)
 
 
 @pytest.fixture
@@ -69,7 +72,9 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
     assert run.data.params["recipe.batch_size"] == "8"
     assert run.data.tags["dataset_hash"] == "dots-0"
     artifacts = {f.path for f in client.list_artifacts(run.info.run_id, "val")}
-    assert artifacts == {f"val/{n}" for n in ("table.txt", "ne_by_landmark.png", "predictions.png", "evaluation.json")}
+    assert artifacts == {
+        f"val/{n}" for n in ("table.txt", "ne_by_landmark.png", "predictions.png", "evaluation.json")
+    }
     (model,) = client.search_logged_models([experiment.experiment_id])
     assert model.name == "gle"
 
@@ -93,7 +98,9 @@ def test_a_mistake_that_only_the_workers_see_is_one_line(root: Path) -> None:
     with pytest.raises(ValueError, match="batches of at least 2 rows"):
         train.run(options(root, f"{TINY} --batch-size 1 --num-workers 2 --name wrong"))
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
-    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"])
+    (run,) = client.search_runs(
+        [e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"]
+    )
     assert run.info.status == "FAILED"
 
 
@@ -102,16 +109,16 @@ def test_evaluate_writes_its_json_and_run(root: Path) -> None:
     """The keys that DESIGN names, with the numbers of the split, beside the baselines."""
     url = write_checkpoint(str(root / "checkpoint"))
     out = root / "evaluation.json"
-    evaluate.run(
-        evaluate.Options("fld", url, "val", root=str(root), output=str(out), num_workers=2)
-    )
+    evaluate.run(evaluate.Options("fld", url, "val", root=str(root), output=str(out), num_workers=2))
     scores = json.loads(out.read_text())
     assert scores["rows"] == 23
     assert set(scores["ne"]["by_landmark"]) == {"left_dot", "right_dot"}
     assert scores["counted"] == {"left_dot": 23, "right_dot": 23}
     assert 0 < scores["ne"]["average"] < scores["baseline"]["mean_position"]
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
-    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"])
+    (run,) = client.search_runs(
+        [e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"]
+    )
     assert run.data.metrics["val_ne"] == pytest.approx(scores["ne"]["average"])
 
 
@@ -136,9 +143,7 @@ def test_mistakes_end_in_one_line(root: Path, line: str, message: str) -> None:
     assert not (root / "mlflow.db").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "bounds"), [("1", (1, 1)), ("3", (3, 3)), ("1-4", (1, 4)), ("2-2", (2, 2))]
-)
+@pytest.mark.parametrize(("text", "bounds"), [("1", (1, 1)), ("3", (3, 3)), ("1-4", (1, 4)), ("2-2", (2, 2))])
 def test_worker_counts(text: str, bounds: tuple[int, int]) -> None:
     assert parse_workers(text) == bounds
 
@@ -151,9 +156,9 @@ def test_wrong_worker_counts_end_in_one_line(text: str) -> None:
 
 def test_presets_are_defaults_that_options_override() -> None:
     """--preset chooses the defaults; FLD gets the paper's three modules; what is given wins."""
-    paper = train.parse("--dataset fld --preset paper --epochs 7".split())
+    paper = train.parse(["--dataset", "fld", "--preset", "paper", "--epochs", "7"])
     assert (paper.config.backbone, paper.config.modules, paper.recipe.epochs) == ("vgg16", 3, 7)
     assert (paper.recipe.input_size, paper.recipe.batch_size, paper.recipe.learning_rate) == (224, 50, 1e-4)
-    small = train.parse("--dataset deepfashion --model.modules 0".split())
+    small = train.parse(["--dataset", "deepfashion", "--model.modules", "0"])
     assert (small.preset, small.config.backbone, small.config.modules) == ("small", "vgg-small", 0)
     assert train.parse(["--dataset", "deepfashion"]).config.modules == 2
