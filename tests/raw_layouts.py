@@ -111,7 +111,9 @@ def write_archive(path: Path, members: Mapping[str, bytes], compression: int = z
     return path
 
 
-def write_fld(root: Path, listed: Sequence[Row], images: Mapping[str, bytes], archive: str = "img.zip") -> Path:
+def write_fld(
+    root: Path, listed: Sequence[Row], images: Mapping[str, bytes], archive: str = "img.zip"
+) -> Path:
     """A whole source in the layout of the Fashion Landmark Detection benchmark."""
     write_files(root, fld_lists(listed))
     below_img = {name.removeprefix("img/"): data for name, data in images.items()}
