@@ -26,7 +26,10 @@ def test_backbone_is_torchvisions_vgg16_to_conv4_3() -> None:
     """The same parameters, by name and shape, as torchvision's own, so that its checkpoint loads."""
     from torchvision.models import vgg16
 
-    ours = {k: v.shape for k, v in build_model("gle", {"modules": 0}, 8).get_submodule("features").state_dict().items()}
+    ours = {
+        k: v.shape
+        for k, v in build_model("gle", {"modules": 0}, 8).get_submodule("features").state_dict().items()
+    }
     theirs = {k: v.shape for k, v in vgg16().features[:23].state_dict().items()}
     assert ours == theirs
 
@@ -53,7 +56,9 @@ def conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
     total = torch.zeros(layer.out_channels, height * width, dtype=x.dtype)
     for i in range(size):
         for j in range(size):
-            total += layer.weight[:, :, i, j] @ padded[:, i : i + height, j : j + width].reshape(x.shape[0], -1)
+            total += layer.weight[:, :, i, j] @ padded[:, i : i + height, j : j + width].reshape(
+                x.shape[0], -1
+            )
     assert layer.bias is not None
     return (total + layer.bias[:, None]).reshape(-1, height, width)
 
