@@ -13,12 +13,12 @@ PAPER_RECIPE = Recipe()
 #: Ours, tuned on val for two CPU cores and random weights.
 SMALL_RECIPE = Recipe(
     input_size=112,
-    epochs=40,
-    batch_size=32,
-    learning_rate=2e-3,
+    epochs=20,
+    batch_size=16,
+    learning_rate=1e-3,
     schedule="cosine",
     weight_decay=0.01,
-    augmentation=Augmentation(),
+    augmentation=Augmentation(rotate=10, scale=0.1, shift=0.05, colour=0.1),
 )
 
 
@@ -29,4 +29,4 @@ def preset(name: Preset, model: str, dataset: str) -> tuple[Any, Recipe]:
     modules = 3 if dataset == "fld" else 2  # the paper's choice
     if name == "paper":
         return GLEConfig(modules=modules), PAPER_RECIPE
-    return GLEConfig(backbone="vgg-small", modules=modules, start="identity", width=32), SMALL_RECIPE
+    return GLEConfig(backbone="vgg-small", modules=modules, start="identity"), SMALL_RECIPE

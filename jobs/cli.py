@@ -1,5 +1,6 @@
 """What every job shares: options from a dataclass, one line for a user's mistake, the root, and a running Ray."""
 
+import logging
 import os
 import socket
 import sys
@@ -7,7 +8,9 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import ray
+import ray.data
 import tyro
+from botocore.exceptions import BotoCoreError
 
 from glefld import storage
 
@@ -27,6 +30,7 @@ USER_ERRORS = (
     PermissionError,
     NotADirectoryError,
     ConnectionError,
+    BotoCoreError,  # object storage: no credentials, no such endpoint
 )
 
 
@@ -109,3 +113,10 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
         runtime_env={"env_vars": {"RAY_ADDRESS": address}},
         **local,
     )
+
+
+def show_own_progress() -> None:
+    """Let a job's bar of rows stand alone: Ray Data's own bars, and the lines it logs of each graph, are silenced."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)

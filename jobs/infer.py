@@ -14,8 +14,7 @@ from rich.table import Column, Table
 
 from glefld import checkpoint, storage
 from glefld.schema import Split
-from jobs.cli import Root, main, resolve_root, resolve_url, start_ray
-from jobs.ingest import show_own_progress
+from jobs.cli import Root, main, resolve_root, resolve_url, show_own_progress, start_ray
 from pipelines.archives import public_url
 from pipelines.infer import InferOptions, Workers, find_finished, finish, infer, make_plan
 from pipelines.overlays import write_overlays

@@ -1,11 +1,9 @@
 """Raw archives of a data set to Parquet shards with a manifest. Killed and started again, it goes on."""
 
 import dataclasses
-import logging
 import time
 from typing import Annotated, Literal
 
-import ray.data
 import tyro
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
@@ -14,7 +12,7 @@ from rich.table import Column, Table
 from glefld import storage
 from glefld.datasets import Dataset
 from glefld.schema import Manifest
-from jobs.cli import Root, main, resolve_root, resolve_url, start_ray
+from jobs.cli import Root, main, resolve_root, resolve_url, show_own_progress, start_ray
 from pipelines.ingest import find_finished, ingest, prepare
 from pipelines.plan import IngestOptions
 
@@ -74,13 +72,6 @@ def run(options: Options) -> None:
         manifest = ingest(plan, output, lambda done, total: bar.update(task, completed=done, total=total))
     console.print(summary(manifest, manifest.rows_in / (time.monotonic() - start)))
     console.print(output, soft_wrap=True)
-
-
-def show_own_progress() -> None:
-    """One bar of rows in place of Ray Data's own bars and the lines that it logs for each graph."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
 
 
 def summary(manifest: Manifest, rows_per_second: float | None = None) -> Table:

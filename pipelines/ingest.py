@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
+from botocore.exceptions import BotoCoreError
 
 from glefld import storage
 from glefld.dataset import MANIFEST, open_dataset
@@ -138,7 +139,7 @@ def _write_or_tell(row: dict[str, Any], job: ShardJob, held_out: frozenset[bytes
     """As ``write_shard``; what the user can mend comes back as a value, since Ray Data loses an error's cause."""
     try:
         return {"rows_in": write_shard(row, job, held_out), "error": ""}
-    except OSError as error:
+    except (OSError, BotoCoreError) as error:
         return {"rows_in": 0, "error": f"{type(error).__name__}: {error}"}
 
 

@@ -83,7 +83,7 @@ class LandmarkBranch(nn.Module):
         last = self.layers[-1]
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
-        nn.init.normal_(last.weight, std=1e-3)
+        nn.init.normal_(last.weight, std=1e-2)
         nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
