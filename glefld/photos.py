@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 #: Larger pictures are refused before they are decoded: a few bytes can unpack to gigabytes.
 MAX_PIXELS = 100_000_000
@@ -43,6 +43,9 @@ def open_photo(data: bytes) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError as error:
         raise BadPhoto("picture_too_large", str(error)) from error
+    except UnidentifiedImageError as error:
+        # Pillow's own words name an address in memory, which is another one in each run.
+        raise BadPhoto("unreadable_photo", f"{len(data)} bytes: no picture in a known format") from error
     # Pillow's decoders answer damage with OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
         detail = f"{len(data)} bytes: {' '.join(str(error).split())}"

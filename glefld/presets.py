@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from glefld.loader import Augmentation
+from glefld.models import MODELS
 from glefld.models.gle import GLEConfig
 from glefld.training import Recipe
 
@@ -23,10 +24,11 @@ SMALL_RECIPE = Recipe(
 
 
 def preset(name: Preset, model: str, dataset: str) -> tuple[Any, Recipe]:
-    """The model's config and the recipe of a preset for a data set. ValueError for an unknown model."""
-    if model != "gle":
-        raise ValueError(f"unknown model {model!r}: choose gle")
-    modules = 3 if dataset == "fld" else 2  # the paper's choice
-    if name == "paper":
-        return GLEConfig(modules=modules), PAPER_RECIPE
-    return GLEConfig(backbone="vgg-small", modules=modules, start="identity"), SMALL_RECIPE
+    """The model's config and the recipe of a preset for a data set."""
+    recipe = PAPER_RECIPE if name == "paper" else SMALL_RECIPE
+    if model == "gle":
+        modules = 3 if dataset == "fld" else 2  # the paper's choice
+        if name == "paper":
+            return GLEConfig(modules=modules), recipe
+        return GLEConfig(backbone="vgg-small", modules=modules, start="identity"), recipe
+    return MODELS[model].config(), recipe

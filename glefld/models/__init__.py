@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from glefld.models.gle import GLE, GLEConfig
+from glefld.models.local import Local, LocalConfig
 
 
 class System(NamedTuple):
@@ -16,6 +17,7 @@ class System(NamedTuple):
 
 MODELS: dict[str, System] = {
     "gle": System(GLEConfig, GLE),
+    "local": System(LocalConfig, Local),
 }
 
 

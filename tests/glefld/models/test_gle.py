@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from glefld.models import build_model
-from glefld.models.blocks import VGG_LAYERS, LandmarkBranch
+from glefld.models.blocks import LandmarkBranch
 from glefld.models.gle import GLEConfig, GlobalLocalModule
 
 
@@ -109,20 +109,6 @@ def test_identity_start_passes_its_input_on() -> None:
 
     assert likeness(same) > 0.8
     assert abs(likeness(other)) < 0.2
-
-
-@pytest.mark.parametrize("backbone", VGG_LAYERS)
-def test_every_parameter_learns(backbone: str) -> None:
-    """No gradient is None, and each weight's is non-zero but for biases that a norm or the softmax cancels."""
-    torch.manual_seed(0)
-    model = build_model("gle", {"backbone": backbone, "modules": 2, "width": 16}, 8)
-    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
-    cancelled = (".phi.bias", ".w.bias", ".g.bias", ".local.0.bias", ".local.3.bias")
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        before_norm = backbone != "vgg16" and name.startswith("features") and name.endswith(".bias")
-        if not name.endswith(cancelled) and not before_norm:
-            assert parameter.grad.abs().max() > 0, name
 
 
 @pytest.mark.parametrize(
