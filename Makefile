@@ -20,8 +20,8 @@ demo: setup  ## raw archive -> Parquet -> training -> NE -> predictions, on this
 	$(BIN)/python -m jobs.evaluate --dataset fld --root $(DEMO) --checkpoint $(DEMO)/runs/demo --split test \
 		--output $(DEMO)/evaluation.json
 	@echo
-	@echo "predictions  $(DEMO)/predictions/overlays (pictures), $(DEMO)/predictions/*.parquet"
-	@echo "track it     $(BIN)/mlflow server --backend-store-uri sqlite:///$(DEMO)/mlflow.db --port 5000"
+	@echo "pictures   $(DEMO)/predictions/overlays"
+	@echo "serve      $(BIN)/mlflow server --backend-store-uri sqlite:///$(DEMO)/mlflow.db --port 5000"
 
 test: setup lint types  ## lint, types and the whole suite
 	$(BIN)/python -m pytest

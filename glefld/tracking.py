@@ -129,6 +129,16 @@ def finish(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"]) -
     MlflowClient(handle.tracking_uri).set_terminated(handle.run_id, status)
 
 
+def where(handle: RunHandle) -> str:
+    """How a person opens the run: a link and, for a store without a server, the command that serves it."""
+    # Without the workflow type the page opens in MLflow's mode for language models, which hides the metrics.
+    page = f"/#/experiments/{handle.experiment_id}/runs/{handle.run_id}?workflowType=machine_learning"
+    if handle.tracking_uri.startswith("http"):
+        return str(_redacted(handle.tracking_uri)).rstrip("/") + page
+    serve = f"mlflow server --backend-store-uri {_redacted(handle.tracking_uri)} --port 5000"
+    return f"{serve}\n           http://127.0.0.1:5000{page}"
+
+
 class RunLog:
     """Rank 0's side of a run. ``log`` never waits for the store; ``flush`` does and raises what failed."""
 

@@ -90,7 +90,7 @@ def run(options: Options) -> None:
     console.print(f"{'garments a second':24s} {report.rows / seconds:.0f}")
     if options.output:
         console.print(f"written to {options.output}", soft_wrap=True)
-    console.print(f"MLflow     {uri}  run {handle.run_id}", soft_wrap=True)
+    console.print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
 
 
 def _numbers(report: Report) -> dict[str, float]:

@@ -121,7 +121,7 @@ def run(options: Options[Any]) -> None:
     console.print(table(options.dataset, report, baselines))
     console.print(f"run        {folder}", soft_wrap=True)
     console.print(f"checkpoint {best}", soft_wrap=True)
-    console.print(f"MLflow     {uri}  run {handle.run_id}", soft_wrap=True)
+    console.print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
 
 
 def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | None]:

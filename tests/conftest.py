@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from mlflow import MlflowClient
 
 from jobs.cli import start_ray
 
@@ -25,3 +26,11 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no real photos: ../shared/data is absent")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new MLflow SQLite file, to be copied: making one runs all of MLflow's migrations, some ten seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path

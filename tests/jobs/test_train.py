@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -27,8 +28,9 @@ TINY = (
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     write_dataset(tmp_path / "data" / "fld", {"train": 45, "val": 23}, hide=10)
     return tmp_path
 
@@ -140,7 +142,8 @@ def test_mistakes_end_in_one_line(root: Path, line: str, message: str) -> None:
         dataset = "deepfashion"
     with pytest.raises(ValueError, match=message):
         train.run(train.parse(f"--dataset {dataset} --root {root} {line.format(root=root)}".split()))
-    assert not (root / "mlflow.db").exists()
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    assert [e.name for e in client.search_experiments()] == ["Default"]
 
 
 @pytest.mark.parametrize(("text", "bounds"), [("1", (1, 1)), ("3", (3, 3)), ("1-4", (1, 4)), ("2-2", (2, 2))])
