@@ -58,16 +58,16 @@ def train(job: Job, workers: Workers, handle: RunHandle) -> str:
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
         ),
     )
-    metrics = trainer.fit().metrics or {}
-    if "mistake" in metrics:
-        raise ValueError(metrics["mistake"])
+    mistake = trainer.fit().return_value
+    if mistake is not None:
+        raise ValueError(mistake)
     best = checkpoint.pointed(job.run, "best")
     assert best is not None, "training ended without a checkpoint"
     return storage.join(job.run, best)
 
 
-def _work(config: dict[str, Any]) -> None:
-    """One worker: its device, rank 0's log, and one report to Ray an epoch."""
+def _work(config: dict[str, Any]) -> str | None:
+    """One worker: its device, rank 0's log, a report to Ray an epoch. Returns what the user did wrong, if anything."""
     recipe = dict(config["job"]["recipe"])
     recipe["augmentation"] = Augmentation(**recipe["augmentation"])
     job = Job(**{**config["job"], "recipe": Recipe(**recipe)})
@@ -90,6 +90,7 @@ def _work(config: dict[str, Any]) -> None:
     try:
         training.train(job, device, log_step, report)
     except ValueError as error:
-        # A user's mistake would be made again by a restarted group, so it is not left to Ray's retries. All ranks
-        # see the same data and sums, so all of them come here.
-        ray.train.report({"mistake": str(error)})
+        # Raised, it would make Ray start the group again, to the same end. All ranks see the same data and the same
+        # sums, so all of them come here.
+        return str(error)
+    return None

@@ -6,11 +6,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from raw_layouts import Row, fine_lists, fld_lists, listing, rows
 
 from glefld.datasets import read_annotations
 from glefld.datasets.lists import ListFiles
 from glefld.schema import FASHION8
+from tests.raw_layouts import Row, fine_lists, fld_lists, listing, rows
 
 
 def list_files(files: dict[str, str]) -> ListFiles:

@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
-from raw_layouts import jpeg
 
 from glefld.photos import BadPhoto, decode_rgb, encode_jpeg
+from tests.raw_layouts import jpeg
 
 
 def encoded(image: Image.Image, format_: str, **options: object) -> bytes:

@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import dots
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -20,6 +19,7 @@ from glefld.loader import NO_AUGMENTATION, BatchLoader, InputPipeline
 from glefld.photos import BadPhoto
 from glefld.predict import BadBox, Crop, Prediction, Predictor, is_whole_jpeg, orient, prepare
 from glefld.schema import sample_schema
+from tests import dots
 
 WIDTH, HEIGHT = 240, 160
 #: How the upright picture is stored for each orientation, by Pillow's names.

@@ -10,7 +10,6 @@ import time
 import zipfile
 from pathlib import Path
 
-import dots
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +18,7 @@ import pytest
 from glefld import storage
 from jobs.cli import guard
 from jobs.infer import Options, run
+from tests import dots
 
 #: More moments take longer and prove more: `GLEFLD_KILL_MOMENTS=20 pytest tests/jobs/test_infer_job.py`.
 MOMENTS = int(os.environ.get("GLEFLD_KILL_MOMENTS", "2"))

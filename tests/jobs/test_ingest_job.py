@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from raw_layouts import fld_lists, photos, rows, write_fld
 
 from glefld.dataset import open_dataset
 from jobs.cli import guard
 from jobs.ingest import Options, run
+from tests.raw_layouts import fld_lists, photos, rows, write_fld
 
 #: More moments take longer and prove more: `GLEFLD_KILL_MOMENTS=20 pytest tests/jobs/test_ingest_job.py`.
 MOMENTS = int(os.environ.get("GLEFLD_KILL_MOMENTS", "2"))

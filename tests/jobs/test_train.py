@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from mlflow import MlflowClient
 from ray.util.state import list_actors
 
@@ -41,12 +42,13 @@ def options(root: Path, line: str) -> train.Options[Any]:
 
 def kill_a_worker(when: Callable[[], bool], killed: list[int]) -> None:
     """SIGKILL one training worker once ``when`` says so; its pid goes to ``killed``."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not when():
-        if time.monotonic() > deadline:
-            return
+        assert time.monotonic() < deadline, "no checkpoint to kill a worker after"
         time.sleep(0.05)
-    workers = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+    address = ray.get_runtime_context().gcs_address
+    alive = [("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]
+    workers = list_actors(address=address, filters=alive)
     pid = min(worker.pid for worker in workers)
     os.kill(pid, signal.SIGKILL)
     killed.append(pid)

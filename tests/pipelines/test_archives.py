@@ -9,11 +9,11 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from raw_layouts import write_archive
 
 from glefld.photos import BadPhoto
 from pipelines import archives
 from pipelines.archives import open_archive, public_url, read_index, read_members
+from tests.raw_layouts import write_archive
 
 
 def some_files(seed: int, count: int = 40) -> dict[str, bytes]:

@@ -11,14 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dots
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import ray
-from raw_layouts import Row, write_fld
 
 from glefld.predict import prediction_schema
 from pipelines import infer as pipeline
@@ -26,6 +24,8 @@ from pipelines.infer import InferOptions, Workers, find_finished, finish, infer,
 from pipelines.ingest import ingest, prepare
 from pipelines.overlays import write_overlays
 from pipelines.plan import IngestOptions
+from tests import dots
+from tests.raw_layouts import Row, write_fld
 
 WIDTH, HEIGHT = 120, 160
 WORKERS = Workers(number=2, threads=1, gpus=0, batch_size=4)

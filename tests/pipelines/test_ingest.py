@@ -13,7 +13,6 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from raw_layouts import Row, jpeg, photos, rows, write_fld
 
 from glefld.dataset import open_dataset
 from glefld.datasets.synthetic import write_dataset
@@ -21,6 +20,7 @@ from glefld.schema import Manifest
 from pipelines.archives import Archive
 from pipelines.ingest import find_finished, ingest, prepare
 from pipelines.plan import IngestOptions
+from tests.raw_layouts import Row, jpeg, photos, rows, write_fld
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from raw_layouts import Row, jpeg, write_fld
 
 from glefld.schema import FASHION8, REJECT_SCHEMA, sample_schema
 from pipelines.ingest import prepare
 from pipelines.plan import IngestOptions, PlannedShard
 from pipelines.shards import FOOTER, ROW_GROUP, ShardJob, crop_box, shard_path, write_shard
+from tests.raw_layouts import Row, jpeg, write_fld
 
 
 def shard(

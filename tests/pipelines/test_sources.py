@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from raw_layouts import fld_lists, photos, rows, write_archive, write_files
 
 from glefld.datasets import read_annotations
 from pipelines.archives import read_members
 from pipelines.sources import match_photos, open_source
+from tests.raw_layouts import fld_lists, photos, rows, write_archive, write_files
 
 LISTED = rows(6)
 PHOTOS = photos(LISTED)
