@@ -92,7 +92,7 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
         train.run(options(root, f"{TINY} --name killed"))
     with pytest.raises(ValueError, match="recipe"):
         train.run(options(root, f"{TINY} --name killed --resume --learning-rate 0.5"))
-    train.run(options(root, f"{TINY} --resume"))
+    train.run(options(root, f"{TINY} --resume --name killed"))
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
