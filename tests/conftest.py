@@ -1,5 +1,6 @@
 """What all tests share: one Ray cluster for the whole run, and the real photos where there are any."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray with logical CPUs to spare: on two cores, training workers would leave Ray Data none."""
+    os.environ["RAY_worker_niceness"] = "0"  # Ray's own 15 starves its workers beside anything else
     start_ray(num_cpus=4, dashboard=True)  # Ray Train asks its state API
     yield
     ray.shutdown()
