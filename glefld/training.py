@@ -132,8 +132,8 @@ def train(
     """Train to the end, going on from the run's last checkpoint if it has one.
 
     ``log`` gets metrics by step (call it on rank 0 only, or make it ignore the others); ``report`` is called on every
-    rank once an epoch. Uses torch.distributed's default group where there is one. ValueError, on every rank, for a
-    data set that cannot be trained on.
+    rank once an epoch, before its checkpoint. Uses torch.distributed's default group where there is one. ValueError,
+    on every rank, for a data set that cannot be trained on.
     """
     recipe = job.recipe
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -198,6 +198,7 @@ def train(
             loss = train_step(parallel, optimizer, batch, r, end - first, world, dtype, recipe.loss_scale)
             meter.add(step, loss, end - first, waited)
             if recipe.checkpoint_steps and (step + 1) % recipe.checkpoint_steps == 0 and step + 1 < steps:
+                meter.flush()
                 average_buffers(model, world)
                 keep(dataclasses.replace(position, step=step + 1), None)
         assert next(batches, None) is None, "the loader has more batches than the epoch has steps"
@@ -210,10 +211,11 @@ def train(
                 f"the val split of {job.data} has no visible landmark: there is no NE to choose by"
             )
         position = Position(position.epoch + 1, 0, min(result.ne, position.best_ne))
-        keep(position, result.ne)
         metrics = {"val_ne": result.ne, "val_ne_best": position.best_ne, "epoch": float(position.epoch)}
         metrics |= {f"val_ne/{name}": ne for name, ne in result.ne_by_landmark.items() if ne is not None}
+        # Reported before it is kept: a worker lost in between repeats the epoch, and no metric is missing.
         report(EpochReport(position.epoch, position.epoch * steps, result.ne, position.best_ne, metrics))
+        keep(position, result.ne)
 
 
 def begin(

@@ -16,7 +16,8 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray with logical CPUs to spare: on two cores, training workers would leave Ray Data none."""
-    os.environ["RAY_worker_niceness"] = "0"  # Ray's own 15 starves its workers beside anything else
+    # Ray's own niceness of 15 starves its workers beside anything else. It spells the name so.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     start_ray(num_cpus=4, dashboard=True)  # Ray Train asks its state API
     yield
     ray.shutdown()

@@ -127,10 +127,10 @@ def weights(folder: Path) -> torch.Tensor:
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not(data: str, tmp_path: Path) -> None:
-    """After a stop at an epoch's end the same steps follow, with the same losses and the same final weights."""
+    """Stopped before its second checkpoint, a run repeats that epoch: same steps, same losses, same final weights."""
     whole = run(data, tmp_path / "whole")
     with pytest.raises(Stopped):
-        run(data, tmp_path / "parts", stop_after=1)
+        run(data, tmp_path / "parts", stop_after=2)
     rest = run(data, tmp_path / "parts")
     assert [step for step, _ in whole] == list(range(9))
     assert [step for step, _ in rest] == list(range(3, 9))
