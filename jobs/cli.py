@@ -13,6 +13,8 @@ import tyro
 from botocore.exceptions import BotoCoreError
 
 from glefld import storage
+from glefld.dataset import open_dataset
+from glefld.schema import Manifest
 
 Options = TypeVar("Options")
 Root = Annotated[
@@ -88,6 +90,18 @@ def resolve_url(url: str, option: str) -> str:
             "give a URL (s3://bucket/prefix) or an absolute path that all of them share"
         )
     return storage.absolute(url)
+
+
+def open_data(data: str | None, root: str, dataset: str) -> tuple[str, Manifest]:
+    """The ingested data set's URL, by default <root>/data/<dataset>, and its manifest.
+
+    ValueError if it is not finished or is another data set.
+    """
+    url = resolve_url(data, "--data") if data else storage.join(root, "data", dataset)
+    manifest = open_dataset(url)
+    if manifest.dataset != dataset:
+        raise ValueError(f"{url} holds the data set {manifest.dataset!r}, not {dataset!r}")
+    return url, manifest
 
 
 def start_ray(*, dashboard: bool = False, **local: Any) -> None:

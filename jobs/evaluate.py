@@ -8,12 +8,11 @@ import tyro
 from rich.console import Console
 
 from glefld import checkpoint, draw, metrics, storage, tracking
-from glefld.dataset import open_dataset
 from glefld.datasets import Dataset
 from glefld.metrics import Report
 from glefld.published import table
 from glefld.schema import Split
-from jobs.cli import Root, main, on_cluster, resolve_root, resolve_url, start_ray
+from jobs.cli import Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray
 from pipelines.evaluate import draw_examples, evaluate_checkpoint, mean_position
 
 
@@ -44,12 +43,7 @@ def run(options: Options) -> None:
     if options.num_workers < 1 or options.cpus_per_worker < 1:
         raise ValueError("--num-workers and --cpus-per-worker must be at least 1")
     root = resolve_root(options.root)
-    data = (
-        resolve_url(options.data, "--data") if options.data else storage.join(root, "data", options.dataset)
-    )
-    manifest = open_dataset(data)
-    if manifest.dataset != options.dataset:
-        raise ValueError(f"{data} holds the data set {manifest.dataset!r}, not {options.dataset!r}")
+    data, manifest = open_data(options.data, root, options.dataset)
     url = checkpoint.resolve(resolve_url(options.checkpoint, "--checkpoint"))
     uri = tracking.tracking_uri(root, on_cluster())
     start_ray()

@@ -14,7 +14,6 @@ import tyro
 from rich.console import Console
 
 from glefld import checkpoint, draw, metrics, storage, tracking
-from glefld.dataset import open_dataset
 from glefld.datasets import Dataset
 from glefld.metrics import Baselines, Report
 from glefld.models import MODELS
@@ -23,7 +22,7 @@ from glefld.published import table
 from glefld.schema import Manifest
 from glefld.tracking import RunHandle, RunLog
 from glefld.training import Job, Recipe
-from jobs.cli import Root, guard, on_cluster, resolve_root, resolve_url, start_ray
+from jobs.cli import Root, guard, on_cluster, open_data, resolve_root, resolve_url, start_ray
 from pipelines.evaluate import draw_examples, evaluate_checkpoint, mean_position
 from pipelines.train import Workers, parse_workers, train
 
@@ -78,12 +77,7 @@ def run(options: Options[Any]) -> None:
             "or --random-weights to go without"
         )
     root = resolve_root(options.root)
-    data = (
-        resolve_url(options.data, "--data") if options.data else storage.join(root, "data", options.dataset)
-    )
-    manifest = open_dataset(data)
-    if manifest.dataset != options.dataset:
-        raise ValueError(f"{data} holds the data set {manifest.dataset!r}, not {options.dataset!r}")
+    data, manifest = open_data(options.data, root, options.dataset)
     uri = tracking.tracking_uri(root, on_cluster())
     folder, started = find_run(options, root)
     start_ray(dashboard=True)
