@@ -47,8 +47,6 @@ class Recipe:
     """Linear warm-up of the cosine schedule."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
-    loss_scale: float = 1.0
-    """Factor on the loss."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the forward pass. auto: bf16 where the hardware multiplies it (CUDA, or AMX on a CPU), else fp32."""
     seed: int = 0
@@ -195,7 +193,7 @@ def train(
             first, end = global_batch(train_rows.rows, recipe.batch_size, step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, position.epoch * steps + step, steps)
-            loss = train_step(parallel, optimizer, batch, r, end - first, world, dtype, recipe.loss_scale)
+            loss = train_step(parallel, optimizer, batch, r, end - first, world, dtype)
             meter.add(step, loss, end - first, waited)
             if recipe.checkpoint_steps and (step + 1) % recipe.checkpoint_steps == 0 and step + 1 < steps:
                 meter.flush()
@@ -270,7 +268,6 @@ def train_step(
     rows: int,
     world: int,
     dtype: torch.dtype,
-    scale: float = 1.0,
 ) -> Tensor:
     """One step on a rank's share of a global batch of ``rows``; the rank's part of the loss, detached, on the device.
 
@@ -282,7 +279,7 @@ def train_step(
     weight = batch.weight().to(images.device, non_blocking=True)
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         predicted = model(images)
-    loss = heatmap.loss(predicted, landmarks, weight, r, rows) * scale
+    loss = heatmap.loss(predicted, landmarks, weight, r, rows)
     optimizer.zero_grad(set_to_none=True)
     (loss * world).backward()
     optimizer.step()
