@@ -63,5 +63,7 @@ def examples(
 
 def _predict(model: nn.Module, batch: Batch, r: float) -> torch.Tensor:
     """[b, K, 2] in the photo's pixels, float64, on the host."""
-    heatmaps = model(batch.images.contiguous(memory_format=torch.channels_last))
+    # cuDNN's convolutions would round fp32 to TF32 by default, and choose their algorithm by the moment.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        heatmaps = model(batch.images.contiguous(memory_format=torch.channels_last))
     return to_photo(heatmap.decode(heatmaps, r)[0].cpu(), batch.to_photo)

@@ -129,6 +129,14 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
     )
 
 
+def use_gpu(asked: bool | None) -> bool:
+    """Whether to work on GPUs: as asked for, else where there are any. ValueError if asked for in vain."""
+    available = ray.cluster_resources().get("GPU", 0) >= 1
+    if asked and not available:
+        raise ValueError("--gpu: Ray has no GPU here; leave it out to work on CPUs")
+    return available if asked is None else asked
+
+
 def show_own_progress() -> None:
     """Let a job's bar of rows stand alone: Ray Data's own bars, and the lines it logs of each graph, are silenced."""
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -12,8 +12,8 @@ from glefld.datasets import Dataset
 from glefld.metrics import Report
 from glefld.published import table
 from glefld.schema import Split
-from jobs.cli import Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray
-from pipelines.evaluate import draw_examples, evaluate_checkpoint, mean_position
+from jobs.cli import Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
+from pipelines.evaluate import Workers, draw_examples, evaluate_checkpoint, mean_position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Options:
     """Tasks that share the split; the scores do not depend on it."""
     cpus_per_worker: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """CPUs a task takes."""
+    gpu: bool | None = None
+    """Give each task a GPU. Default: if there are any."""
     experiment: str | None = None
     """MLflow experiment. Default: glefld-<dataset>."""
 
@@ -47,8 +49,9 @@ def run(options: Options) -> None:
     url = checkpoint.resolve(resolve_url(options.checkpoint, "--checkpoint"))
     uri = tracking.tracking_uri(root, on_cluster())
     start_ray()
+    workers = Workers(options.num_workers, options.cpus_per_worker, use_gpu(options.gpu))
     start = time.monotonic()
-    report = evaluate_checkpoint(url, data, options.split, options.num_workers, options.cpus_per_worker)
+    report = evaluate_checkpoint(url, data, options.split, workers)
     seconds = time.monotonic() - start
     baselines = mean_position(data, options.split)
     scores = metrics.evaluation_json(
@@ -71,7 +74,7 @@ def run(options: Options) -> None:
     log.client.log_dict(handle.run_id, scores, f"{options.split}/evaluation.json")
     log.log_figure(draw.ne_chart(manifest.dataset, report, baselines), f"{options.split}/ne_by_landmark.png")
     sheet = draw.contact_sheet(
-        draw_examples(url, data, options.split, 24), columns=6, title="predictions beside the truth"
+        draw_examples(url, data, options.split, 24, workers), columns=6, title="predictions beside the truth"
     )
     log.log_image(sheet, f"{options.split}/predictions.png")
     tracking.finish(handle, "FINISHED")

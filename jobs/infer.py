@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from glefld import checkpoint, storage
 from glefld.schema import Split
-from jobs.cli import Root, main, resolve_root, resolve_url, show_own_progress, start_ray
+from jobs.cli import Root, main, resolve_root, resolve_url, show_own_progress, start_ray, use_gpu
 from pipelines.archives import public_url
 from pipelines.infer import InferOptions, Workers, find_finished, finish, infer, make_plan
 from pipelines.overlays import write_overlays
@@ -40,6 +40,8 @@ class Options:
     """Draw the first N predictions, and a contact sheet of them, into <output>/overlays."""
     num_workers: int | None = None
     """Workers, each with a model of its own. Default: one for each GPU, or one for each machine."""
+    gpu: bool | None = None
+    """Give each worker a GPU. Default: if there are any."""
     threads: int | None = None
     """Threads a worker decodes and computes with. Default: this machine's CPUs, shared out."""
     batch_size: int = 32
@@ -97,11 +99,12 @@ def choose_workers(options: Options) -> Workers:
     """As asked for, else what this machine and the cluster have. ValueError for more GPU workers than GPUs."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     machines = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
-    number = options.num_workers or gpus or machines
-    if gpus and number > gpus:
+    gpu = use_gpu(options.gpu)
+    number = options.num_workers or (gpus if gpu else machines)
+    if gpu and number > gpus:
         raise ValueError(f"--num-workers {number}, but the cluster has {gpus} GPUs: ask for {gpus} at most")
     threads = options.threads or max(1, (os.cpu_count() or 1) // -(-number // machines))
-    return Workers(number, threads, 1 if gpus else 0, options.batch_size)
+    return Workers(number, threads, gpu, options.batch_size)
 
 
 def summary(manifest: dict[str, Any], seconds: float | None) -> Table:

@@ -22,8 +22,8 @@ from glefld.published import table
 from glefld.schema import Manifest
 from glefld.tracking import RunHandle, RunLog
 from glefld.training import Job, Recipe
-from jobs.cli import Root, guard, on_cluster, open_data, resolve_root, resolve_url, start_ray
-from pipelines.evaluate import draw_examples, evaluate_checkpoint, mean_position
+from jobs.cli import Root, guard, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
+from pipelines import evaluate
 from pipelines.train import Workers, parse_workers, train
 
 Config = TypeVar("Config")
@@ -106,7 +106,8 @@ def run(options: Options[Any]) -> None:
     )
     try:
         best = train(job, workers, handle)
-        report, baselines = summarise(best, data, manifest, handle)
+        scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
+        report, baselines = summarise(best, data, manifest, handle, scorer)
     except BaseException as error:
         tracking.finish(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -159,9 +160,7 @@ def choose_workers(options: Options[Any]) -> Workers:
     """The worker group that the options ask for, on the resources that are there."""
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    gpu = gpus > 0 if options.gpu is None else options.gpu
-    if gpu and not gpus:
-        raise ValueError("--gpu: Ray has no GPU here; leave it out to train on CPUs")
+    gpu = use_gpu(options.gpu)
     least, most = parse_workers(options.num_workers or str(max(1, gpus if gpu else 1)))
     each = options.cpus_per_worker or (1 if on_cluster() else max(1, cpus // most))
     if not on_cluster() and least * each > cpus:
@@ -171,9 +170,12 @@ def choose_workers(options: Options[Any]) -> Workers:
     return Workers(least, most, each, gpu, options.max_failures)
 
 
-def summarise(best: str, data: str, manifest: Manifest, handle: RunHandle) -> tuple[Report, Baselines]:
+def summarise(
+    best: str, data: str, manifest: Manifest, handle: RunHandle, scorer: evaluate.Workers
+) -> tuple[Report, Baselines]:
     """Score the best checkpoint on val and put scores, table, pictures and model into the run."""
-    report, baselines = evaluate_checkpoint(best, data, "val"), mean_position(data, "val")
+    report = evaluate.evaluate_checkpoint(best, data, "val", scorer)
+    baselines = evaluate.mean_position(data, "val")
     log = RunLog(handle)
     scores = metrics.evaluation_json(
         report, dataset=manifest.dataset, split="val", checkpoint=best, baseline=baselines
@@ -182,9 +184,8 @@ def summarise(best: str, data: str, manifest: Manifest, handle: RunHandle) -> tu
     text.print(table(manifest.dataset, report, baselines))
     log.log_text(text.export_text(), "val/table.txt")
     log.log_figure(draw.ne_chart(manifest.dataset, report, baselines), "val/ne_by_landmark.png")
-    sheet = draw.contact_sheet(
-        draw_examples(best, data, "val", 24), columns=6, title="predictions beside the truth"
-    )
+    pictures = evaluate.draw_examples(best, data, "val", 24, scorer)
+    sheet = draw.contact_sheet(pictures, columns=6, title="predictions beside the truth")
     log.log_image(sheet, "val/predictions.png")
     log.client.log_dict(handle.run_id, scores, "val/evaluation.json")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,17 @@
 """Evaluation over Ray tasks: each counts its share of a split, the driver adds up. Every row is counted once."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import ray
 import torch
 from PIL import Image
+from torch import nn
 
 from glefld import checkpoint, metrics
+from glefld.checkpoint import ModelCard
 from glefld.dataset import open_dataset
 from glefld.evaluation import EVAL_BATCH, evaluate, examples
 from glefld.loader import BatchLoader, InputPipeline
@@ -18,7 +23,16 @@ from glefld.schema import Split
 TRUTH_COLUMNS = ["landmarks", "visibility", "box", "crop_box", "garment_type", "view"]
 
 
-def evaluate_checkpoint(url: str, data: str, split: Split, workers: int = 1, cpus: int = 1) -> Report:
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """How many tasks share a split, and what each one takes; the scores do not depend on it (but for rounding)."""
+
+    number: int = 1
+    cpus: int = 1
+    gpu: bool = False
+
+
+def evaluate_checkpoint(url: str, data: str, split: Split, workers: Workers) -> Report:
     """The scores of a checkpoint on a split, in fp32, the same on any number of workers.
 
     ValueError if the checkpoint's landmarks are not the data set's.
@@ -29,9 +43,9 @@ def evaluate_checkpoint(url: str, data: str, split: Split, workers: int = 1, cpu
         raise ValueError(
             f"{url} predicts the landmarks {card.landmark_set.name!r}, {data} has {manifest.landmark_set.name!r}"
         )
-    task = ray.remote(_count_share).options(num_cpus=cpus)
+    task = _task(_count_share, workers)
     counters = Counters(manifest.landmark_set)
-    for vector in ray.get([task.remote(url, data, split, rank, workers, cpus) for rank in range(workers)]):
+    for vector in ray.get([task.remote(url, data, split, rank, workers) for rank in range(workers.number)]):
         share = Counters(manifest.landmark_set)
         share.load_vector(vector)
         counters += share
@@ -41,10 +55,10 @@ def evaluate_checkpoint(url: str, data: str, split: Split, workers: int = 1, cpu
 
 
 def draw_examples(
-    url: str, data: str, split: Split, count: int, cpus: int = 1
+    url: str, data: str, split: Split, count: int, workers: Workers
 ) -> list[tuple[Image.Image, str]]:
     """Pictures of predictions beside the truth, of ``count`` rows spread over a split, with captions."""
-    return ray.get(ray.remote(_draw).options(num_cpus=cpus).remote(url, data, split, count, cpus))
+    return ray.get(_task(_draw, workers).remote(url, data, split, count, workers))
 
 
 def mean_position(data: str, split: Split) -> Baselines:
@@ -60,17 +74,25 @@ def _truths(data: str, split: Split) -> list[Truth]:
     return [Truth.from_arrow(table, manifest.landmark_set) for table in reader.tables(TRUTH_COLUMNS)]
 
 
-def _count_share(url: str, data: str, split: Split, rank: int, world: int, cpus: int) -> torch.Tensor:
-    torch.set_num_threads(cpus)
-    model, card = checkpoint.load(url)
-    loader = BatchLoader(card.landmark_set, InputPipeline(card.input_size, EVAL_BATCH, threads=cpus))
+def _task(function: Callable[..., Any], workers: Workers) -> Any:
+    return ray.remote(function).options(num_cpus=workers.cpus, num_gpus=1 if workers.gpu else 0)
+
+
+def _count_share(url: str, data: str, split: Split, rank: int, workers: Workers) -> torch.Tensor:
+    model, card, loader = _open(url, workers)
     rows = SplitReader(data, open_dataset(data), split)
-    model = model.to(memory_format=torch.channels_last)
-    return evaluate(model, rows, loader, card.radius, rank, world).vector()
+    return evaluate(model, rows, loader, card.radius, rank, workers.number).vector()
 
 
-def _draw(url: str, data: str, split: Split, count: int, cpus: int) -> list[tuple[Image.Image, str]]:
-    torch.set_num_threads(cpus)
-    model, card = checkpoint.load(url)
-    loader = BatchLoader(card.landmark_set, InputPipeline(card.input_size, EVAL_BATCH, threads=cpus))
+def _draw(url: str, data: str, split: Split, count: int, workers: Workers) -> list[tuple[Image.Image, str]]:
+    model, card, loader = _open(url, workers)
     return examples(model, SplitReader(data, open_dataset(data), split), loader, card.radius, count)
+
+
+def _open(url: str, workers: Workers) -> tuple[nn.Module, ModelCard, BatchLoader]:
+    """A checkpoint's model on the task's device, and the loader that feeds it."""
+    torch.set_num_threads(workers.cpus)
+    model, card = checkpoint.load(url)
+    pipeline = InputPipeline(card.input_size, EVAL_BATCH, 0 if workers.gpu else None, threads=workers.cpus)
+    model = model.to("cuda:0" if workers.gpu else "cpu").to(memory_format=torch.channels_last)
+    return model, card, BatchLoader(card.landmark_set, pipeline)

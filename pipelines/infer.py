@@ -69,7 +69,7 @@ class Workers:
 
     number: int
     threads: int
-    gpus: float
+    gpu: bool
     batch_size: int
 
 
@@ -162,7 +162,7 @@ def infer(plan: Plan, output: str, workers: Workers, progress: Callable[[int, in
             size=min(workers.number, len(todo)), max_tasks_in_flight_per_actor=2
         ),
         num_cpus=1,
-        num_gpus=workers.gpus,
+        num_gpus=1 if workers.gpu else 0,
     )
     for report in graph.iter_rows():
         done += report["rows"]

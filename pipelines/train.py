@@ -20,7 +20,7 @@ class Workers:
 
     least: int
     most: int
-    cpus: float
+    cpus: int
     gpu: bool
     max_failures: int
 

@@ -1,12 +1,6 @@
 """The inference job as a user runs it: killed at any moment and run again, and told what is wrong in one line."""
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -16,12 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from glefld import storage
-from jobs.cli import guard
 from jobs.infer import Options, run
 from tests import dots
+from tests.killing import MOMENTS, kill_job
+from tests.mistakes import one_line
 
-#: More moments take longer and prove more: `GLEFLD_KILL_MOMENTS=20 pytest tests/jobs/test_infer_job.py`.
-MOMENTS = int(os.environ.get("GLEFLD_KILL_MOMENTS", "2"))
 PHOTOS, WIDTH, HEIGHT = 90, 90, 120
 
 
@@ -56,31 +49,13 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
     return options
 
 
-def killed(options: Options, wanted: int, delay: float) -> None:
-    """Run the job with a Ray of its own; SIGKILL for its whole process group a while after ``wanted`` shards."""
-    arguments = []
-    for name in ("checkpoint", "input", "output", "shard_rows", "num_workers", "threads"):
-        arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    with tempfile.TemporaryFile("w+") as printed:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.infer", *arguments],
-            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        while len(shards(Path(str(options.output)))) < wanted:
-            if process.poll() is not None:
-                printed.seek(0)
-                pytest.fail(f"the job ended before its moment: {printed.read()}")
-            time.sleep(0.001)
-    time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def arguments(options: Options) -> list[str]:
+    names = ("checkpoint", "input", "output", "shard_rows", "num_workers", "threads")
+    return [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(MOMENTS))
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_run_again(moment: int, undisturbed: Options, tmp_path: Path) -> None:
     """Whenever it was killed, the next run ends with each photo once, and redoes no finished shard.
 
@@ -88,13 +63,9 @@ def test_killed_and_run_again(moment: int, undisturbed: Options, tmp_path: Path)
     """
     expected = storage.read_json(storage.join(str(undisturbed.output), "manifest.json"))
     count = len(expected["shards"])
-    rng = np.random.default_rng(moment)
-    wanted, delay = (count, 0.0) if moment == 0 else (int(rng.integers(1, count)), float(rng.uniform(0, 0.3)))
-    print(f"killed {delay:.3f} s after {wanted} of {count} shards were there")
     output = tmp_path / "output"
     options = dataclasses.replace(undisturbed, output=str(output))
-    killed(options, wanted, delay)
-    time.sleep(2)  # a worker that is being taken down may still finish the shard in hand
+    wanted = kill_job("infer", arguments(options), moment, count, lambda: len(shards(output)))
     kept = shards(output)
     assert wanted <= len(kept)
     if moment == 0:
@@ -139,10 +110,4 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_mistakes_end_in_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     options, message = WRONG[case]
-    with pytest.raises(SystemExit) as end:
-        guard(lambda: run(options))
-    printed = capsys.readouterr().err
-    assert end.value.code == 1
-    assert printed.startswith("error: ")
-    assert printed.count("\n") == 1
-    assert message in printed
+    assert message in one_line(lambda: run(options), capsys)

@@ -2,25 +2,15 @@
 
 import dataclasses
 import hashlib
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from glefld.dataset import open_dataset
-from jobs.cli import guard
 from jobs.ingest import Options, run
+from tests.killing import MOMENTS, kill_job
+from tests.mistakes import one_line
 from tests.raw_layouts import fld_lists, photos, rows, write_fld
-
-#: More moments take longer and prove more: `GLEFLD_KILL_MOMENTS=20 pytest tests/jobs/test_ingest_job.py`.
-MOMENTS = int(os.environ.get("GLEFLD_KILL_MOMENTS", "2"))
 
 
 def files(root: Path) -> dict[str, str]:
@@ -47,29 +37,8 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
     return options
 
 
-def killed(options: Options, ready: Callable[[], bool], delay: float) -> None:
-    """Run the job with a Ray of its own; SIGKILL for its whole process group a while after ``ready``."""
-    arguments = ["--dataset", options.dataset, "--source", options.source, "--output", str(options.output)]
-    with tempfile.TemporaryFile("w+") as printed:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.ingest", *arguments, "--shard-mib", str(options.shard_mib)],
-            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        while not ready():
-            if process.poll() is not None:
-                printed.seek(0)
-                pytest.fail(f"the job ended before its moment: {printed.read()}")
-            time.sleep(0.001)
-    time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(MOMENTS))
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_run_again(moment: int, undisturbed: Options, tmp_path: Path) -> None:
     """Whenever it was killed, the next run ends with the undisturbed data set and redoes no finished shard.
 
@@ -77,13 +46,10 @@ def test_killed_and_run_again(moment: int, undisturbed: Options, tmp_path: Path)
     """
     expected = Path(str(undisturbed.output))
     count = len(open_dataset(str(expected)).shards)
-    rng = np.random.default_rng(moment)
-    wanted, delay = (count, 0.0) if moment == 0 else (int(rng.integers(1, count)), float(rng.uniform(0, 0.3)))
-    print(f"killed {delay:.3f} s after {wanted} of {count} shards were there")
     output = tmp_path / "output"
     options = dataclasses.replace(undisturbed, output=str(output))
-    killed(options, lambda: len(shards(output)) >= wanted, delay)
-    time.sleep(2)  # a worker that is being taken down may still finish the shard in hand
+    arguments = ["--dataset", "fld", "--source", options.source, "--output", str(output), "--shard-mib", "1"]
+    wanted = kill_job("ingest", arguments, moment, count, lambda: len(shards(output)))
     kept = shards(output)
     assert wanted <= len(kept)
     if moment == 0:
@@ -112,13 +78,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_mistakes_end_in_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options, message = WRONG[case]
-    with pytest.raises(SystemExit) as end:
-        guard(lambda: run(options))
-    printed = capsys.readouterr().err
-    assert end.value.code == 1
-    assert printed.startswith("error: ")
-    assert printed.count("\n") == 1
-    assert message in printed
+    assert message in one_line(lambda: run(options), capsys)
 
 
 @pytest.mark.parametrize("missing", list(fld_lists([])))
@@ -127,7 +87,6 @@ def test_a_missing_list_is_named(missing: str, tmp_path: Path, capsys: pytest.Ca
     listed = rows(10)
     source = write_fld(tmp_path / "source", listed, photos(listed))
     (source / missing).unlink()
-    with pytest.raises(SystemExit):
-        guard(lambda: run(Options("fld", str(source), output=str(tmp_path / "output"))))
-    assert f"the list {missing.split('/')[1]} is missing" in capsys.readouterr().err
+    printed = one_line(lambda: run(Options("fld", str(source), output=str(tmp_path / "output"))), capsys)
+    assert f"the list {missing.split('/')[1]} is missing" in printed
     assert not (tmp_path / "output").exists()

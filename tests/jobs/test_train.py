@@ -17,7 +17,7 @@ from ray.util.state import list_actors
 
 from glefld import checkpoint
 from jobs import evaluate, train
-from pipelines.evaluate import evaluate_checkpoint
+from pipelines.evaluate import Workers, evaluate_checkpoint
 from pipelines.train import parse_workers
 from tests.dots import write_checkpoint
 from tests.ingested import write_dataset
@@ -84,7 +84,7 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
 
     # Evaluated again by three tasks, the checkpoint scores what it scored in the run.
     best = checkpoint.resolve(str(folder))
-    report = evaluate_checkpoint(best, str(root / "data" / "fld"), "val", workers=3)
+    report = evaluate_checkpoint(best, str(root / "data" / "fld"), "val", Workers(number=3))
     assert report.ne == pytest.approx(run.data.metrics["val_ne_best_fp32"], abs=1e-6)
 
     # The name is taken; resumed, a finished run has nothing left to do and stays one run.

@@ -28,7 +28,7 @@ from tests import dots
 from tests.raw_layouts import Row, write_fld
 
 WIDTH, HEIGHT = 120, 160
-WORKERS = Workers(number=2, threads=1, gpus=0, batch_size=4)
+WORKERS = Workers(number=2, threads=1, gpu=False, batch_size=4)
 
 
 @pytest.fixture(scope="module")
