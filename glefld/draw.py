@@ -109,9 +109,17 @@ def overlay(
 
 
 def contact_sheet(
-    tiles: Sequence[tuple[Image.Image, str]], columns: int, *, tile: int = 256, title: str = ""
+    tiles: Sequence[tuple[Image.Image, str]],
+    columns: int,
+    *,
+    tile: int = 256,
+    title: str = "",
+    truth: bool = True,
 ) -> Image.Image:
-    """Captioned pictures, row by row in squares of ``tile`` pixels, under a title and over a legend."""
+    """Captioned pictures, row by row in squares of ``tile`` pixels, under a title and over a legend.
+
+    Without ``truth`` the legend explains predictions only.
+    """
     if not tiles or columns < 1:
         raise ValueError("a contact sheet needs at least one picture and one column")
     columns = min(columns, len(tiles))
@@ -129,7 +137,7 @@ def contact_sheet(
         fitted = ImageOps.contain(picture, (tile, tile), Image.Resampling.LANCZOS)
         sheet.paste(fitted, (x + (tile - fitted.width) // 2, y + (tile - fitted.height) // 2))
         draw.text((x + tile / 2, y + tile + line / 2), _fitted(caption, font, tile), INK, font, "mm")
-    legend = _legend(width, font)
+    legend = _legend(width, font, truth)
     whole = Image.new("RGB", (width, sheet.height + legend.height), PAPER)
     whole.paste(sheet, (0, 0))
     whole.paste(legend, (0, sheet.height))
@@ -220,16 +228,16 @@ def _fitted(caption: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return caption + "…"
 
 
-def _legend(width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _legend(width: int, font: ImageFont.FreeTypeFont, truth: bool) -> Image.Image:
     """What the marks mean, in as many lines as a sheet of this width needs."""
     grey = (150, 150, 150)
-    entries = (
-        ("left", COLOURS["left"], "disc"),
-        ("right", COLOURS["right"], "disc"),
-        ("prediction", grey, "disc"),
-        ("truth", grey, "ring"),
-        ("truth, occluded", grey, "broken"),
-    )
+    entries = [("left", COLOURS["left"], "disc"), ("right", COLOURS["right"], "disc")]
+    if truth:
+        entries += [
+            ("prediction", grey, "disc"),
+            ("truth", grey, "ring"),
+            ("truth, occluded", grey, "broken"),
+        ]
     mark = round(font.size * 1.5)
     x, y = mark, mark
     places: list[tuple[int, int]] = []
