@@ -9,7 +9,6 @@ from rich.console import Console
 
 from glefld import checkpoint, draw, metrics, storage, tracking
 from glefld.datasets import Dataset
-from glefld.metrics import Report
 from glefld.published import table
 from glefld.schema import Split
 from jobs.cli import Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
@@ -69,7 +68,7 @@ def run(options: Options) -> None:
         experiment=options.experiment,
     )
     log = tracking.RunLog(handle)
-    log.log({f"{options.split}_{name}": value for name, value in _numbers(report).items()}, step=0)
+    log.log({f"{options.split}_{name}": value for name, value in report.numbers().items()}, step=0)
     log.flush()
     log.client.log_dict(handle.run_id, scores, f"{options.split}/evaluation.json")
     log.log_figure(draw.ne_chart(manifest.dataset, report, baselines), f"{options.split}/ne_by_landmark.png")
@@ -81,28 +80,13 @@ def run(options: Options) -> None:
 
     console = Console()
     console.print(table(options.dataset, report, baselines))
-    for name, value in _numbers(report).items():
+    for name, value in report.numbers().items():
         if "/" not in name:
             console.print(f"{name:24s} {value:.4f}")
     console.print(f"{'garments a second':24s} {report.rows / seconds:.0f}")
     if options.output:
         console.print(f"written to {options.output}", soft_wrap=True)
     console.print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
-
-
-def _numbers(report: Report) -> dict[str, float]:
-    """The scores that were counted, flat."""
-    single = {
-        "ne": report.ne,
-        "ne_occluded": report.ne_occluded,
-        "pck": report.pck,
-        "auc": report.auc,
-        "epe": report.epe,
-        "left_right_confusion": report.left_right_confusion,
-    }
-    nested = {"landmark": report.ne_by_landmark, "type": report.ne_by_type, "view": report.ne_by_view}
-    flat = single | {f"ne_{kind}/{name}": v for kind, named in nested.items() for name, v in named.items()}
-    return {name: value for name, value in flat.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import io
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import ray
 import tyro
@@ -16,12 +16,13 @@ from rich.console import Console
 from glefld import checkpoint, draw, metrics, storage, tracking
 from glefld.datasets import Dataset
 from glefld.metrics import Baselines, Report
-from glefld.models import MODELS
-from glefld.presets import Preset, preset
+from glefld.models import MODELS, build_model
+from glefld.models.system import Preset, Task
 from glefld.published import table
+from glefld.recipe import Recipe
 from glefld.schema import Manifest
 from glefld.tracking import RunHandle, RunLog
-from glefld.training import Job, Recipe
+from glefld.training import Job
 from jobs.cli import Root, guard, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
 from pipelines import evaluate
 from pipelines.train import Workers, parse_workers, train
@@ -41,6 +42,8 @@ class Options(Generic[Config]):
     config: Annotated[Config, tyro.conf.arg(name="model")]
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     system: Annotated[str, tyro.conf.arg(name="model", help=f"Which system: {', '.join(MODELS)}.")] = "gle"
+    task: Task = "landmarks"
+    """landmarks, or classify: the classifiers (resnet, sanl-resnet), which guide SANL and stand for themselves."""
     preset: Preset = "small"
     """paper: the paper's network and recipe at 224 pixels; small: a narrow one at 112 for two CPU cores."""
     data: str | None = None
@@ -61,9 +64,11 @@ class Options(Generic[Config]):
     resume: bool = False
     """Go on with a run that was stopped: the same options as it was started with."""
     weights: str | None = None
-    """ImageNet weights of the backbone: torchvision's vgg16 checkpoint, a path or URL. Never fetched by itself."""
+    """ImageNet weights of the backbone: torchvision's checkpoint of it, a path or URL. Never fetched by itself."""
     random_weights: bool = False
-    """Let --preset paper start without --weights, from random ones."""
+    """Let --preset paper start without --weights, and SANL without --classifier, from random ones."""
+    classifier: str | None = None
+    """The classifier whose attention guides SANL: a checkpoint or run of --task classify, path or URL."""
     rows: int | None = None
     """Train on the first so many rows only."""
     experiment: str | None = None
@@ -71,13 +76,22 @@ class Options(Generic[Config]):
 
 
 def run(options: Options[Any]) -> None:
+    if MODELS[options.system].task != options.task:
+        names = ", ".join(name for name, system in MODELS.items() if system.task == options.task)
+        raise ValueError(f"--task {options.task} is not what {options.system} does: choose --model {names}")
     if options.preset == "paper" and options.weights is None and not options.random_weights:
         raise ValueError(
-            "--preset paper starts from ImageNet weights: give --weights FILE_OR_URL (torchvision's vgg16 checkpoint), "
-            "or --random-weights to go without"
+            "--preset paper starts from ImageNet weights: give --weights FILE_OR_URL (torchvision's checkpoint of the "
+            "backbone), or --random-weights to go without"
         )
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
+    needs_classifier = build_model(options.system, options.config, manifest.labels).needs_classifier
+    if needs_classifier and options.classifier is None and not options.random_weights:
+        raise ValueError(
+            f"{options.system} is guided by a classifier: give --classifier RUN (of python -m jobs.train "
+            f"--task classify --dataset {options.dataset}), or --random-weights to go without"
+        )
     uri = tracking.tracking_uri(root, on_cluster())
     folder, started = find_run(options, root)
     start_ray(dashboard=True)
@@ -102,6 +116,11 @@ def run(options: Options[Any]) -> None:
         config=dataclasses.asdict(options.config),
         recipe=options.recipe,
         weights=resolve_url(options.weights, "--weights") if options.weights else None,
+        classifier=(
+            checkpoint.resolve(resolve_url(options.classifier, "--classifier"))
+            if options.classifier
+            else None
+        ),
         rows=options.rows,
     )
     try:
@@ -191,8 +210,8 @@ def summarise(
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.export(best, Path(folder))
         _, card = checkpoint.load(folder)
-        ne = {"val_ne_best_fp32": report.ne} if report.ne is not None else {}
-        tracking.log_model(handle, folder, name=card.model, step=card.step, metrics=ne)
+        scores = {f"best_{name}": value for name, value in report.numbers().items()}
+        tracking.log_model(handle, folder, name=card.model, step=card.step, metrics=scores)
     return report, baselines
 
 
@@ -200,12 +219,14 @@ def parse(argv: list[str]) -> Options[Any]:
     """Options whose defaults are the preset's, for the model and data set that are named. Exits 2 on a wrong one."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--dataset", default="fld")
-    first.add_argument("--model", choices=MODELS, default="gle")
+    first.add_argument("--task", choices=get_args(Task), default="landmarks")
+    first.add_argument("--model", choices=MODELS)
     first.add_argument("--preset", choices=("paper", "small"), default="small")
     named, _ = first.parse_known_args(argv)
-    config, recipe = preset(named.preset, named.model, named.dataset)
+    name = named.model or ("gle" if named.task == "landmarks" else "resnet")
+    config, recipe = MODELS[name].preset(named.preset, named.dataset)
     default = Options(
-        dataset=tyro.MISSING, config=config, recipe=recipe, system=named.model, preset=named.preset
+        dataset=tyro.MISSING, config=config, recipe=recipe, system=name, task=named.task, preset=named.preset
     )
     of_this_system: Any = Options[type(config)]  # type: ignore[misc]
     return tyro.cli(of_this_system, default=default, args=argv, description=__doc__)

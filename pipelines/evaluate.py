@@ -8,19 +8,27 @@ from typing import Any
 import ray
 import torch
 from PIL import Image
-from torch import nn
 
 from glefld import checkpoint, metrics
-from glefld.checkpoint import ModelCard
 from glefld.dataset import open_dataset
 from glefld.evaluation import EVAL_BATCH, evaluate, examples
 from glefld.loader import BatchLoader, InputPipeline
 from glefld.metrics import Baselines, Counters, Report, Truth
+from glefld.models.system import Model
 from glefld.reader import SplitReader
 from glefld.schema import Split
 
 #: What the mean-position baselines read of a row: no pictures.
-TRUTH_COLUMNS = ["landmarks", "visibility", "box", "crop_box", "garment_type", "view"]
+TRUTH_COLUMNS = [
+    "landmarks",
+    "visibility",
+    "box",
+    "crop_box",
+    "garment_type",
+    "view",
+    "category",
+    "attributes",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +47,15 @@ def evaluate_checkpoint(url: str, data: str, split: Split, workers: Workers) -> 
     """
     manifest = open_dataset(data)
     _, card = checkpoint.load(url)
-    if card.landmark_set != manifest.landmark_set:
+    labels = manifest.labels
+    if card.labels != labels:
         raise ValueError(
-            f"{url} predicts the landmarks {card.landmark_set.name!r}, {data} has {manifest.landmark_set.name!r}"
+            f"{url} was trained for other labels than {data} has ({card.labels.summary()}, not {labels.summary()})"
         )
     task = _task(_count_share, workers)
-    counters = Counters(manifest.landmark_set)
+    counters = Counters(labels)
     for vector in ray.get([task.remote(url, data, split, rank, workers) for rank in range(workers.number)]):
-        share = Counters(manifest.landmark_set)
+        share = Counters(labels)
         share.load_vector(vector)
         counters += share
     report = counters.report()
@@ -65,13 +74,13 @@ def mean_position(data: str, split: Split) -> Baselines:
     """What predicting the train split's mean positions scores on a split."""
     manifest = open_dataset(data)
     parts = functools.partial(_truths, data)
-    return metrics.baselines(parts("train"), parts(split), manifest.landmark_set)
+    return metrics.baselines(parts("train"), parts(split), manifest.labels)
 
 
 def _truths(data: str, split: Split) -> list[Truth]:
     manifest = open_dataset(data)
     reader = SplitReader(data, manifest, split)
-    return [Truth.from_arrow(table, manifest.landmark_set) for table in reader.tables(TRUTH_COLUMNS)]
+    return [Truth.from_arrow(table, manifest.labels) for table in reader.tables(TRUTH_COLUMNS)]
 
 
 def _task(function: Callable[..., Any], workers: Workers) -> Any:
@@ -79,20 +88,20 @@ def _task(function: Callable[..., Any], workers: Workers) -> Any:
 
 
 def _count_share(url: str, data: str, split: Split, rank: int, workers: Workers) -> torch.Tensor:
-    model, card, loader = _open(url, workers)
+    model, loader = _open(url, workers)
     rows = SplitReader(data, open_dataset(data), split)
-    return evaluate(model, rows, loader, card.radius, rank, workers.number).vector()
+    return evaluate(model, rows, loader, rank, workers.number).vector()
 
 
 def _draw(url: str, data: str, split: Split, count: int, workers: Workers) -> list[tuple[Image.Image, str]]:
-    model, card, loader = _open(url, workers)
-    return examples(model, SplitReader(data, open_dataset(data), split), loader, card.radius, count)
+    model, loader = _open(url, workers)
+    return examples(model, SplitReader(data, open_dataset(data), split), loader, count)
 
 
-def _open(url: str, workers: Workers) -> tuple[nn.Module, ModelCard, BatchLoader]:
+def _open(url: str, workers: Workers) -> tuple[Model, BatchLoader]:
     """A checkpoint's model on the task's device, and the loader that feeds it."""
     torch.set_num_threads(workers.cpus)
     model, card = checkpoint.load(url)
     pipeline = InputPipeline(card.input_size, EVAL_BATCH, 0 if workers.gpu else None, threads=workers.cpus)
     model = model.to("cuda:0" if workers.gpu else "cpu").to(memory_format=torch.channels_last)
-    return model, card, BatchLoader(card.landmark_set, pipeline)
+    return model, BatchLoader(card.labels, pipeline)

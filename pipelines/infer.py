@@ -221,7 +221,7 @@ class ShardWriter:
         torch.set_num_threads(job.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.predictor = Predictor(job.checkpoint, device, job.batch_size, job.threads, job.precision)
-        self.schema = prediction_schema(self.predictor.card.landmark_set)
+        self.schema = prediction_schema(self.predictor.card.labels.landmark_set)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the shard at ``path`` from ``rows``, an Arrow stream of garments; returns how many they were."""

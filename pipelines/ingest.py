@@ -56,7 +56,7 @@ def ingest(plan: Plan, output: str, progress: Callable[[int, int], None]) -> Man
     job = ShardJob(
         archive=plan.archive,
         output=output,
-        landmark_set=plan.annotations.landmark_set,
+        landmark_set=plan.annotations.labels.landmark_set,
         margin=plan.options.margin,
         landmark_tolerance=plan.options.landmark_tolerance,
         plan=plan.key,
@@ -165,7 +165,7 @@ def _manifest(plan: Plan, reports: dict[str, dict[str, Any]], output: str) -> Ma
     assert rows_in == splits.total() + rejects.total(), (rows_in, splits, rejects)
     return Manifest(
         dataset=plan.options.dataset,
-        landmark_set=plan.annotations.landmark_set,
+        **vars(plan.annotations.labels),
         rows_in=rows_in,
         splits=dict(splits),
         rejects=dict(sorted(rejects.items())),
@@ -174,8 +174,6 @@ def _manifest(plan: Plan, reports: dict[str, dict[str, Any]], output: str) -> Ma
         options=plan.options.public(),
         source=plan.source,
         photos_in_several_splits=_in_several_splits(plan, output),
-        categories=plan.annotations.categories,
-        attributes=plan.annotations.attributes,
     )
 
 

@@ -36,7 +36,7 @@ def write_overlays(options: InferOptions, output: str, number: int) -> str | Non
         picture, offset = _upright(photo)
         drawn = overlay(
             picture,
-            plan.card.landmark_set,
+            plan.card.labels.landmark_set,
             predicted=np.array(row["landmarks"]).reshape(-1, 2) - offset,
             score=np.array(row["score"]),
             box=np.array(row["box"]) - np.tile(offset, 2),

@@ -162,7 +162,13 @@ def _plan_key(
 ) -> str:
     """A hash of all that decides what the shards hold: a restart keeps only shards of the same plan."""
     digest = hashlib.sha256()
-    facts = [SCHEMA_VERSION, options.public(), annotations.landmark_set.to_json(), list(rejects), ROW_GROUP]
+    facts = [
+        SCHEMA_VERSION,
+        options.public(),
+        annotations.labels.landmark_set.to_json(),
+        list(rejects),
+        ROW_GROUP,
+    ]
     digest.update(json.dumps(facts, default=bytes.hex).encode())
     for shard in shards:
         digest.update(shard.path.encode())

@@ -174,7 +174,7 @@ def _sample(row: dict[str, Any], photo: bytes, job: ShardJob) -> dict[str, Any]:
     return {
         **{
             name: row[name]
-            for name in ("sample_id", "garment_type", "variation", "category", "attributes", "view")
+            for name in ("sample_id", "garment_type", "variation", "category", "attributes", "view", "area")
         },
         "source_width": image.width,
         "source_height": image.height,

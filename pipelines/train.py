@@ -9,9 +9,8 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from glefld import checkpoint, storage, training
-from glefld.loader import Augmentation
 from glefld.tracking import RunHandle, RunLog
-from glefld.training import EpochReport, Job, Recipe
+from glefld.training import EpochReport, Job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +67,7 @@ def train(job: Job, workers: Workers, handle: RunHandle) -> str:
 
 def _work(config: dict[str, Any]) -> str | None:
     """One worker: its device, rank 0's log, a report to Ray an epoch. Returns what the user did wrong, if anything."""
-    recipe = dict(config["job"]["recipe"])
-    recipe["augmentation"] = Augmentation(**recipe["augmentation"])
-    job = Job(**{**config["job"], "recipe": Recipe(**recipe)})
+    job = Job.from_json(config["job"])
     device = ray.train.torch.get_device()
     assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     torch.set_num_threads(max(1, int(assigned)))
@@ -84,8 +81,9 @@ def _work(config: dict[str, Any]) -> str | None:
         log_step(epoch.metrics, epoch.step)
         if log is not None:
             log.flush()
-            print(f"epoch {epoch.epoch}: NE {epoch.ne:.4f} on val, best {epoch.best_ne:.4f}", flush=True)
-        ray.train.report({"ne": epoch.ne, "epoch": epoch.epoch})
+            name = "NE" if "val_ne" in epoch.metrics else "error"
+            print(f"epoch {epoch.epoch}: {name} {epoch.error:.4f} on val, best {epoch.best:.4f}", flush=True)
+        ray.train.report({"error": epoch.error, "epoch": epoch.epoch})
 
     try:
         training.train(job, device, log_step, report)

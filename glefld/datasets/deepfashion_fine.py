@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from glefld.datasets.deepfashion import attribute_names, categories_and_types
+from glefld.datasets.deepfashion import attribute_names, categories_and_types, used_categories
 from glefld.datasets.lists import (
     ANNOTATIONS,
     Annotations,
@@ -17,11 +17,12 @@ from glefld.datasets.lists import (
     list_array,
     spread,
 )
-from glefld.schema import FASHION8, VIEWS, Visibility
+from glefld.schema import FASHION8, VIEWS, Labels, Visibility
 
 FOLDERS = ("Anno_fine", "Anno", "")
 #: A photo listed in two splits keeps its first row: the evaluation splits stay what the benchmark made them.
 ORDER = ("val", "test", "train")
+ATTRIBUTE_TYPES = ("texture", "sleeve", "length", "neckline", "fabric", "fit")
 
 Row = TypeVar("Row")
 
@@ -42,12 +43,9 @@ def read(lists: ListFiles) -> Annotations:
     ]
     if not splits:
         lists.require("train.txt", FOLDERS)
-    return Annotations(
-        join("deepfashion-fine", [pa.concat_tables(splits)]),
-        FASHION8,
-        categories=tuple(name for name, _ in categories),
-        attributes=attributes,
-    )
+    table = join("deepfashion-fine", [pa.concat_tables(splits)])
+    names = used_categories(table, tuple(name for name, _ in categories))
+    return Annotations(table, Labels(FASHION8, names, attributes, ATTRIBUTE_TYPES if attributes else ()))
 
 
 def _read_split(

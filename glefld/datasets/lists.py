@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from glefld.schema import SPLITS, VIEWS, Attribute, LandmarkSet, Visibility
+from glefld.schema import SPLITS, VIEWS, Labels, LandmarkSet, Visibility
 
 #: One row a listed garment. Null is what its lists do not say; coordinates are continuous photo pixels.
 ANNOTATIONS = pa.schema(
@@ -30,6 +30,7 @@ ANNOTATIONS = pa.schema(
         ("category", pa.int16()),
         ("attributes", pa.list_(pa.int16())),
         ("view", pa.string()),
+        ("area", pa.float32()),
         ("landmarks", pa.list_(pa.float32())),
         ("visibility", pa.list_(pa.int8())),
     ]
@@ -41,9 +42,7 @@ class Annotations:
     """A data set's lists: ``table`` is as ``ANNOTATIONS``; the names are empty where no list gives them."""
 
     table: pa.Table
-    landmark_set: LandmarkSet
-    categories: tuple[str, ...] = ()
-    attributes: tuple[Attribute, ...] = ()
+    labels: Labels
 
 
 @dataclasses.dataclass(frozen=True)

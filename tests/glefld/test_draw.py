@@ -10,7 +10,7 @@ from PIL import Image
 from glefld.draw import COLOURS, contact_sheet, ne_chart, overlay, sides
 from glefld.metrics import Baselines, Counters, Report
 from glefld.published import FLD
-from glefld.schema import FASHION8, LandmarkSet, Visibility
+from glefld.schema import FASHION8, Labels, LandmarkSet, Visibility
 
 K = len(FASHION8)
 NOWHERE = np.full((K, 2), math.nan)
@@ -128,7 +128,7 @@ def test_an_empty_contact_sheet_is_an_error():
 
 
 def report(landmark_set: LandmarkSet, ne: float) -> Report:
-    counters = Counters(landmark_set)
+    counters = Counters(Labels(landmark_set))
     counters.sums["visible"] += 1
     counters.sums["ne"] += ne
     return counters.report()
@@ -149,7 +149,7 @@ def test_ne_chart_shows_what_was_measured_and_published():
 def test_ne_chart_of_other_landmarks(k):
     """A user's own landmarks make a chart without published marks; nothing counted leaves a gap."""
     own = LandmarkSet("own", tuple(f"point_{i}" for i in range(k)), tuple(range(k)), ())
-    for scores in (report(own, 0.1), Counters(own).report()):
+    for scores in (report(own, 0.1), Counters(Labels(own)).report()):
         figure = ne_chart("fld", scores)
         assert len(figure.axes[0].patches) == k + 1
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["this run"]

@@ -6,25 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from glefld.dataset import open_dataset
-from glefld.loader import (
-    MEAN,
+from glefld.augmentation import (
     NO_AUGMENTATION,
-    STD,
     Augmentation,
-    Batch,
-    BatchLoader,
-    InputPipeline,
-    Picture,
     box_to_input,
     compose,
     draw_augmentation,
     invert,
-    to_photo,
     transform,
 )
+from glefld.dataset import open_dataset
+from glefld.loader import MEAN, STD, Batch, BatchLoader, InputPipeline, Picture, to_photo
 from glefld.reader import SplitReader
-from tests.dots import DOTS
+from tests.dots import LABELS
 from tests.ingested import write_dataset
 
 SIZE = 64
@@ -39,7 +33,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> SplitReader:
 
 @pytest.fixture(scope="module")
 def loader() -> BatchLoader:
-    return BatchLoader(DOTS, InputPipeline(SIZE, 16))
+    return BatchLoader(LABELS, InputPipeline(SIZE, 16))
 
 
 def load(loader: BatchLoader, reader: SplitReader, augmentation: Augmentation, epoch: int = 0) -> list[Batch]:
@@ -117,10 +111,11 @@ def test_only_visible_landmarks_within_the_input_count(tmp_path: Path, loader: B
     url = write_dataset(tmp_path, {"train": 12}, hide=5)
     rows = SplitReader(url, open_dataset(url), "train")
     (batch,) = loader.run(rows.read([np.arange(12)]), NO_AUGMENTATION)
-    assert batch.weight().tolist() == [[1, 0]] * 5 + [[1, 1]] * 7
+    assert batch.weight("visible").tolist() == [[1, 0]] * 5 + [[1, 1]] * 7
+    assert batch.weight("annotated").tolist() == [[1, 1]] * 12
     batch.landmarks[6, 1, 0] = SIZE + 0.5
     batch.landmarks[7, 0, 1] = float("nan")
-    assert batch.weight()[6:8].tolist() == [[1, 0], [0, 1]]
+    assert batch.weight("visible")[6:8].tolist() == [[1, 0], [0, 1]]
 
 
 def test_an_undecodable_picture_is_an_error() -> None:

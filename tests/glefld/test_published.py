@@ -7,12 +7,12 @@ import rich.console
 
 from glefld.metrics import Baselines, Counters, Report
 from glefld.published import DEEPFASHION, FLD, Published, published, table
-from glefld.schema import FASHION8, LandmarkSet
+from glefld.schema import FASHION8, Labels, LandmarkSet
 
 
 def report(landmark_set: LandmarkSet = FASHION8, ne: float = 0.0123) -> Report:
     """What a run reports whose every landmark has this NE."""
-    counters = Counters(landmark_set)
+    counters = Counters(Labels(landmark_set))
     counters.sums["visible"] += 1
     counters.sums["ne"] += ne
     counters.sums["rows"] += 7
@@ -65,6 +65,6 @@ def test_table_of_landmarks_that_nobody_published():
 
 
 def test_nothing_counted_is_a_dash():
-    printed = text("fld", Counters(FASHION8).report())
+    printed = text("fld", Counters(Labels(FASHION8)).report())
     (ours,) = [line for line in printed.splitlines() if "this run" in line]
     assert ours.split().count("-") == 9

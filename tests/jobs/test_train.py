@@ -85,7 +85,7 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
     # Evaluated again by three tasks, the checkpoint scores what it scored in the run.
     best = checkpoint.resolve(str(folder))
     report = evaluate_checkpoint(best, str(root / "data" / "fld"), "val", Workers(number=3))
-    assert report.ne == pytest.approx(run.data.metrics["val_ne_best_fp32"], abs=1e-6)
+    assert report.ne == pytest.approx(run.data.metrics["best_ne"], abs=1e-6)
 
     # The name is taken; resumed, a finished run has nothing left to do and stays one run.
     with pytest.raises(ValueError, match="give --resume to go on with it"):
