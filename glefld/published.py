@@ -5,9 +5,11 @@ evaluated on the same photos.
 """
 
 import dataclasses
+import io
 from collections.abc import Sequence
 
 import rich.box
+import rich.console
 import rich.table
 
 from glefld.metrics import Baselines, Report
@@ -95,6 +97,13 @@ def table(dataset: str, report: Report, baseline: Baselines | None = None) -> ri
         result.add_row(label, *cells, _cell(scores.ne), style="bold" if scores is report else "")
     result.add_row("  visible", *[f"{report.counted[name]}" for name in columns], "", style="dim")
     return result
+
+
+def as_text(result: rich.table.Table, width: int = 120) -> str:
+    """A table as plain text of this width."""
+    console = rich.console.Console(file=io.StringIO(), width=width, record=True)
+    console.print(result)
+    return console.export_text()
 
 
 def short_name(landmark: str) -> str:

@@ -30,6 +30,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.async_logging.run_operations import RunOperations
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from glefld import storage
 from glefld.schema import Manifest
@@ -87,8 +88,11 @@ def start_run(
     name: str | None = None,
     experiment: str | None = None,
     resume: str | None = None,
+    parent: RunHandle | None = None,
 ) -> RunHandle:
     """Open a run, or go on in the run whose id is ``resume``, and log what it was started with.
+
+    A run with a ``parent`` is shown beneath it.
 
     options: the job's dataclass, logged field by field and whole as ``options.json``. data: the data set's
     URL. ValueError or ConnectionError, in one line, where the store does not answer or the run is not there.
@@ -104,7 +108,8 @@ def start_run(
         client.update_run(resume, status="RUNNING")
     else:
         experiment_id = _experiment(client, uri, experiment or f"glefld-{manifest.dataset}")
-        run = client.create_run(experiment_id, run_name=name, tags=_redacted(resolve_tags()))
+        tags = _redacted(resolve_tags()) | ({MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {})
+        run = client.create_run(experiment_id, run_name=name, tags=tags)
         client.log_inputs(run.info.run_id, [_dataset_input(manifest, data)])
     run_id = run.info.run_id
 

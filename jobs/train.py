@@ -3,29 +3,22 @@
 import argparse
 import dataclasses
 import datetime
-import io
 import sys
-import tempfile
-from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import ray
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, draw, metrics, storage, tracking
+from glefld import checkpoint, storage, tracking
 from glefld.datasets import Dataset
-from glefld.metrics import Baselines, Report
 from glefld.models import MODELS, build_model
 from glefld.models.system import Preset, Task
 from glefld.published import table
 from glefld.recipe import Recipe
-from glefld.schema import Manifest
-from glefld.tracking import RunHandle, RunLog
 from glefld.training import Job
 from jobs.cli import Root, guard, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
-from pipelines import evaluate
-from pipelines.train import Workers, parse_workers, train
+from pipelines.train import Workers, parse_workers, train_and_score
 
 Config = TypeVar("Config")
 
@@ -123,14 +116,7 @@ def run(options: Options[Any]) -> None:
         ),
         rows=options.rows,
     )
-    try:
-        best = train(job, workers, handle)
-        scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
-        report, baselines = summarise(best, data, manifest, handle, scorer)
-    except BaseException as error:
-        tracking.finish(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    tracking.finish(handle, "FINISHED")
+    best, report, baselines = train_and_score(job, workers, handle)
     console = Console()
     console.print(table(options.dataset, report, baselines))
     console.print(f"run        {folder}", soft_wrap=True)
@@ -187,32 +173,6 @@ def choose_workers(options: Options[Any]) -> Workers:
             f"{least} workers of {each} CPUs are more than this machine's {cpus}: lower --num-workers"
         )
     return Workers(least, most, each, gpu, options.max_failures)
-
-
-def summarise(
-    best: str, data: str, manifest: Manifest, handle: RunHandle, scorer: evaluate.Workers
-) -> tuple[Report, Baselines]:
-    """Score the best checkpoint on val and put scores, table, pictures and model into the run."""
-    report = evaluate.evaluate_checkpoint(best, data, "val", scorer)
-    baselines = evaluate.mean_position(data, "val")
-    log = RunLog(handle)
-    scores = metrics.evaluation_json(
-        report, dataset=manifest.dataset, split="val", checkpoint=best, baseline=baselines
-    )
-    text = Console(file=io.StringIO(), width=120, record=True)
-    text.print(table(manifest.dataset, report, baselines))
-    log.log_text(text.export_text(), "val/table.txt")
-    log.log_figure(draw.ne_chart(manifest.dataset, report, baselines), "val/ne_by_landmark.png")
-    pictures = evaluate.draw_examples(best, data, "val", 24, scorer)
-    sheet = draw.contact_sheet(pictures, columns=6, title="predictions beside the truth")
-    log.log_image(sheet, "val/predictions.png")
-    log.client.log_dict(handle.run_id, scores, "val/evaluation.json")
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.export(best, Path(folder))
-        _, card = checkpoint.load(folder)
-        scores = {f"best_{name}": value for name, value in report.numbers().items()}
-        tracking.log_model(handle, folder, name=card.model, step=card.step, metrics=scores)
-    return report, baselines
 
 
 def parse(argv: list[str]) -> Options[Any]:

@@ -1,6 +1,8 @@
 """Ray Train runs the workers of a training job: DDP over gloo or nccl, restarted after a loss, in one MLflow run."""
 
 import dataclasses
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -8,9 +10,13 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from glefld import checkpoint, storage, training
+from glefld import checkpoint, draw, metrics, storage, tracking, training
+from glefld.dataset import open_dataset
+from glefld.metrics import Baselines, Report
+from glefld.published import as_text, table
 from glefld.tracking import RunHandle, RunLog
 from glefld.training import EpochReport, Job
+from pipelines import evaluate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,19 @@ def parse_workers(text: str) -> tuple[int, int]:
     return bounds
 
 
+def train_and_score(job: Job, workers: Workers, handle: RunHandle) -> tuple[str, Report, Baselines]:
+    """Train a job, score its best checkpoint on val, and end its MLflow run: the checkpoint's URL and the scores."""
+    try:
+        best = train(job, workers, handle)
+        scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
+        report, baselines = score(best, job.data, handle, scorer)
+    except BaseException as error:
+        tracking.finish(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracking.finish(handle, "FINISHED")
+    return best, report, baselines
+
+
 def train(job: Job, workers: Workers, handle: RunHandle) -> str:
     """Run the job to its end and return the URL of its best checkpoint. Raises what ended the workers for good."""
     trainer = TorchTrainer(
@@ -63,6 +82,29 @@ def train(job: Job, workers: Workers, handle: RunHandle) -> str:
     best = checkpoint.pointed(job.run, "best")
     assert best is not None, "training ended without a checkpoint"
     return storage.join(job.run, best)
+
+
+def score(best: str, data: str, handle: RunHandle, scorer: evaluate.Workers) -> tuple[Report, Baselines]:
+    """Score the best checkpoint on val and put scores, table, pictures and model into the run."""
+    manifest = open_dataset(data)
+    report = evaluate.evaluate_checkpoint(best, data, "val", scorer)
+    baselines = evaluate.mean_position(data, "val")
+    log = RunLog(handle)
+    scores = metrics.evaluation_json(
+        report, dataset=manifest.dataset, split="val", checkpoint=best, baseline=baselines
+    )
+    log.log_text(as_text(table(manifest.dataset, report, baselines)), "val/table.txt")
+    log.log_figure(draw.ne_chart(manifest.dataset, report, baselines), "val/ne_by_landmark.png")
+    pictures = evaluate.draw_examples(best, data, "val", 24, scorer)
+    sheet = draw.contact_sheet(pictures, columns=6, title="predictions beside the truth")
+    log.log_image(sheet, "val/predictions.png")
+    log.client.log_dict(handle.run_id, scores, "val/evaluation.json")
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.export(best, Path(folder))
+        _, card = checkpoint.load(folder)
+        scores = {f"best_{name}": value for name, value in report.numbers().items()}
+        tracking.log_model(handle, folder, name=card.model, step=card.step, metrics=scores)
+    return report, baselines
 
 
 def _work(config: dict[str, Any]) -> str | None:
