@@ -78,10 +78,12 @@ def compare(
             while waiting and len(running) < plan.parallel:
                 entry, seed = waiting.pop(0)
                 job = make_job(plan, entry, seed, classifier)
-                if (found := finished(job)) is not None:
+                earlier = begun(job)
+                if earlier is not None and (found := finished(job)) is not None:
                     note(found)
                     continue
-                handle = open_run(job, f"{entry.name} seed {seed}", plan.experiment, parent)
+                resume = earlier["run_id"] if earlier is not None else None
+                handle = open_run(job, f"{entry.name} seed {seed}", plan.experiment, parent, resume)
                 running[_child.remote(job, entry.name, plan.split, plan.workers, handle)] = handle
             if running:
                 (ready,), _ = ray.wait(list(running), num_returns=1)
@@ -112,18 +114,25 @@ def make_job(plan: Plan, entry: Entry, seed: int, classifier: str | None) -> Job
     )
 
 
+def begun(job: Job) -> dict[str, Any] | None:
+    """What an earlier comparison wrote of this job: its run.json. ValueError if it was another job."""
+    record = storage.join(job.run, "run.json")
+    if not storage.exists(record):
+        return None
+    found = storage.read_json(record)
+    if found["job"] != dataclasses.asdict(job):
+        raise ValueError(f"{job.run} was begun with other options: give the comparison another --name")
+    return found
+
+
 def finished(job: Job) -> Result | None:
-    """The result that stands in the job's folder already, if any."""
+    """The result of a job that was begun, if it has come to its end."""
     url = storage.join(job.run, RESULT)
     return Result(**storage.read_json(url)) if storage.exists(url) else None
 
 
-def open_run(job: Job, name: str, experiment: str | None, parent: RunHandle) -> RunHandle:
-    """The job's MLflow run: the one it was begun in, else a new one. ValueError if it was begun otherwise."""
-    record = storage.join(job.run, "run.json")
-    begun = storage.read_json(record) if storage.exists(record) else None
-    if begun is not None and begun["job"] != dataclasses.asdict(job):
-        raise ValueError(f"{job.run} was begun with other options: give the comparison another --name")
+def open_run(job: Job, name: str, experiment: str | None, parent: RunHandle, resume: str | None) -> RunHandle:
+    """The job's MLflow run: the one it was begun in, else a new one."""
     handle = tracking.start_run(
         parent.tracking_uri,
         options=job,
@@ -131,10 +140,11 @@ def open_run(job: Job, name: str, experiment: str | None, parent: RunHandle) -> 
         data=job.data,
         name=name,
         experiment=experiment,
-        resume=begun["run_id"] if begun else None,
+        resume=resume,
         parent=parent,
     )
-    storage.write_json(record, {"job": dataclasses.asdict(job), "run_id": handle.run_id})
+    record = {"job": dataclasses.asdict(job), "run_id": handle.run_id}
+    storage.write_json(storage.join(job.run, "run.json"), record)
     return handle
 
 
