@@ -67,11 +67,9 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
 
     run(options)
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
-    wrong = dataclasses.replace(
-        options, models=("gle:modules=1",), recipe=dataclasses.replace(TINY, epochs=2)
-    )
-    run(wrong)
-    assert len(client.search_runs([experiment.experiment_id])) == len(runs) + 1
+    other = dataclasses.replace(options, recipe=dataclasses.replace(TINY, epochs=2))
+    with pytest.raises(ValueError, match="begun with other options"):
+        run(other)
 
 
 def test_an_entry_sets_its_own_options_and_the_recipes() -> None:
