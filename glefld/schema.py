@@ -112,6 +112,9 @@ FASHION8 = LandmarkSet(
     ),
 )
 
+#: Data sets of classes alone.
+NO_LANDMARKS = LandmarkSet("none", (), (), ())
+
 
 def _field(name: str, type_: pa.DataType, unit: str, nullable: bool = False) -> pa.Field:
     return pa.field(name, type_, nullable=nullable, metadata={"unit": unit})

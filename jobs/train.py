@@ -1,9 +1,9 @@
-"""Train a model on an ingested data set with Ray Train; options, NE and the best model go to MLflow."""
+"""Train a model on an ingested data set with Ray Train; options, scores and the best model go to MLflow."""
 
 import argparse
 import dataclasses
 import datetime
-import io
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -13,12 +13,12 @@ import ray
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, draw, metrics, storage, tracking
+from glefld import checkpoint, metrics, storage, tracking
 from glefld.datasets import Dataset
 from glefld.metrics import Baselines, Report
 from glefld.models import MODELS, build_model
 from glefld.models.system import Preset, Task
-from glefld.published import table
+from glefld.published import score_tables
 from glefld.recipe import Recipe
 from glefld.schema import Manifest
 from glefld.tracking import RunHandle, RunLog
@@ -132,7 +132,7 @@ def run(options: Options[Any]) -> None:
         raise
     tracking.finish(handle, "FINISHED")
     console = Console()
-    console.print(table(options.dataset, report, baselines))
+    console.print(score_tables(options.dataset, report, baselines))
     console.print(f"run        {folder}", soft_wrap=True)
     console.print(f"checkpoint {best}", soft_wrap=True)
     console.print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
@@ -147,7 +147,9 @@ def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | No
     elif options.name:
         folder = storage.join(runs, options.name)
     elif options.resume:
-        names = [name for name in storage.folders(runs) if name.startswith(prefix)]
+        # The rest is a time: fld-sanl- also begins the runs of sanl-resnet.
+        named = re.compile(re.escape(prefix) + r"\d{8}-\d{6}")
+        names = [name for name in storage.folders(runs) if named.fullmatch(name)]
         if not names:
             raise ValueError(f"--resume: there is no run {prefix}... in {runs}; say which with --name")
         folder = storage.join(runs, max(names))
@@ -192,21 +194,13 @@ def choose_workers(options: Options[Any]) -> Workers:
 def summarise(
     best: str, data: str, manifest: Manifest, handle: RunHandle, scorer: evaluate.Workers
 ) -> tuple[Report, Baselines]:
-    """Score the best checkpoint on val and put scores, table, pictures and model into the run."""
+    """Score the best checkpoint on val and put scores, tables, pictures and model into the run."""
     report = evaluate.evaluate_checkpoint(best, data, "val", scorer)
-    baselines = evaluate.mean_position(data, "val")
-    log = RunLog(handle)
+    baselines = evaluate.baselines(data, "val", report.label)
     scores = metrics.evaluation_json(
         report, dataset=manifest.dataset, split="val", checkpoint=best, baseline=baselines
     )
-    text = Console(file=io.StringIO(), width=120, record=True)
-    text.print(table(manifest.dataset, report, baselines))
-    log.log_text(text.export_text(), "val/table.txt")
-    log.log_figure(draw.ne_chart(manifest.dataset, report, baselines), "val/ne_by_landmark.png")
-    pictures = evaluate.draw_examples(best, data, "val", 24, scorer)
-    sheet = draw.contact_sheet(pictures, columns=6, title="predictions beside the truth")
-    log.log_image(sheet, "val/predictions.png")
-    log.client.log_dict(handle.run_id, scores, "val/evaluation.json")
+    evaluate.log_scores(RunLog(handle), scores, report, baselines, data, scorer)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.export(best, Path(folder))
         _, card = checkpoint.load(folder)
