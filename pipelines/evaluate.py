@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -23,7 +23,9 @@ from glefld.models.system import Model
 from glefld.published import score_tables
 from glefld.reader import SplitReader
 from glefld.schema import ClassLabel, Split
-from glefld.tracking import RunLog
+
+if TYPE_CHECKING:
+    from glefld.tracking import RunLog  # MLflow takes its time to import, and the tasks do not need it
 
 #: What the baselines read of a row: no pictures.
 TRUTH_COLUMNS = [
@@ -85,7 +87,7 @@ def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
 
 
 def log_scores(
-    log: RunLog, scores: dict[str, Any], report: Report, baseline: Baselines, data: str, workers: Workers
+    log: "RunLog", scores: dict[str, Any], report: Report, baseline: Baselines, data: str, workers: Workers
 ) -> None:
     """Put the scores that ``evaluation_json`` tells of into a run: that JSON, tables, the chart of NE, pictures."""
     dataset, split, url = (scores[name] for name in ("dataset", "split", "checkpoint"))
