@@ -109,9 +109,14 @@ def overlay(
 
 
 def contact_sheet(
-    tiles: Sequence[tuple[Image.Image, str]], columns: int, *, tile: int = 256, title: str = ""
+    tiles: Sequence[tuple[Image.Image, str]],
+    columns: int,
+    *,
+    tile: int = 256,
+    title: str = "",
+    legend: bool = True,
 ) -> Image.Image:
-    """Captioned pictures, row by row in squares of ``tile`` pixels, under a title and over a legend."""
+    """Captioned pictures, row by row in squares of ``tile`` pixels, under a title and over the marks' legend."""
     if not tiles or columns < 1:
         raise ValueError("a contact sheet needs at least one picture and one column")
     columns = min(columns, len(tiles))
@@ -129,10 +134,12 @@ def contact_sheet(
         fitted = ImageOps.contain(picture, (tile, tile), Image.Resampling.LANCZOS)
         sheet.paste(fitted, (x + (tile - fitted.width) // 2, y + (tile - fitted.height) // 2))
         draw.text((x + tile / 2, y + tile + line / 2), _fitted(caption, font, tile), INK, font, "mm")
-    legend = _legend(width, font)
-    whole = Image.new("RGB", (width, sheet.height + legend.height), PAPER)
+    if not legend:
+        return sheet
+    marks = _legend(width, font)
+    whole = Image.new("RGB", (width, sheet.height + marks.height), PAPER)
     whole.paste(sheet, (0, 0))
-    whole.paste(legend, (0, sheet.height))
+    whole.paste(marks, (0, sheet.height))
     return whole
 
 

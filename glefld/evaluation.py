@@ -26,7 +26,7 @@ def evaluate(model: Model, rows: SplitReader, loader: BatchLoader, rank: int, wo
     """
     was_training = model.training
     model.eval()
-    counters = Counters(loader.labels)
+    counters = Counters(loader.labels, model.label)
     batches = [np.arange(i, min(i + EVAL_BATCH, rows.rows)) for i in range(0, rows.rows, EVAL_BATCH)]
     for batch in loader.run(rows.read(batches[rank::world]), NO_AUGMENTATION):
         count(counters, model, _run(model, batch), batch)

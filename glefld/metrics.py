@@ -1,4 +1,4 @@
-"""The scores: counters that add up across batches and ranks, their report, and the mean-position baselines.
+"""The scores: counters that add up across batches and ranks, their report, and baselines that see no picture.
 
 B rows, K landmarks, T garment types of the landmark set, V views. Points and boxes are in the original
 photo's pixels; sums are float64, so that any split of the rows over batches and ranks gives the same report.
@@ -101,6 +101,7 @@ class Report:
     left_right_confusion: (
         float | None
     )  # share of visible, mirror-paired landmarks found nearer to their partner
+    label: ClassLabel  # what ``accuracy`` is of
     accuracy: dict[str, float | None]  # of the class, "top1", "top3", "top5"
     recall: dict[str, dict[str, float | None]]  # of attributes, "at3", "at5": by type and "all"
 
@@ -151,8 +152,10 @@ class _Sums:
 class Counters(_Sums):
     """What the scores of a data set's labels are made of, counted on the CPU."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, label: ClassLabel = "category") -> None:
+        """``label`` is what the classes are that ``add_classes`` is given."""
         self.labels = labels
+        self.label = label
         landmark_set = labels.landmark_set
         k = len(landmark_set)
         self._attribute_type = torch.tensor([a.type - 1 for a in labels.attributes]).long()
@@ -160,7 +163,7 @@ class Counters(_Sums):
         names = (*labels.attribute_types, *(f"type {i + 1}" for i in range(types)))[:types]
         self._attribute_types = names
         self._codes = torch.tensor([t.code for t in landmark_set.garment_types]).long()
-        self._mirror = torch.tensor(landmark_set.mirror)
+        self._mirror = torch.tensor(landmark_set.mirror).long()
         # One more type and view than there are: the unknown.
         groups = (len(landmark_set.garment_types) + 1, len(VIEWS) + 1)
         shapes = {
@@ -270,6 +273,7 @@ class Counters(_Sums):
             auc=_mean_over_landmarks(s["auc"], s["scored"]),
             epe=_ratio(s["epe"].sum(), s["scored"].sum()),
             left_right_confusion=_ratio(s["confused"].sum(), s["paired"].sum()),
+            label=self.label,
             accuracy={f"top{k}": _ratio(s["top"][i], s["classified"][0]) for i, k in enumerate(TOP)},
             recall={
                 f"at{k}": {name: _ratio(found[t], true[t]) for t, name in enumerate(self._attribute_types)}
@@ -336,26 +340,64 @@ class MeanPosition(_Sums):
         return box[:, None, :2] + mean * size[:, None]
 
 
+class MostFrequent(_Sums):
+    """How many rows have each class and each attribute: the mean position's counterpart for labels.
+
+    Answering every row with the classes, and of each type the attributes, that most rows have.
+    """
+
+    def __init__(self, labels: Labels, label: ClassLabel) -> None:
+        self._labels, self._label = labels, label
+        self.sums = {
+            "classes": torch.zeros(len(labels.classes(label)), dtype=torch.float64),
+            "attributes": torch.zeros(len(labels.attributes), dtype=torch.float64),
+        }
+
+    def update(self, truth: Truth) -> None:
+        """Count B rows of the train split."""
+        target, classes = truth.label(self._label, self._labels), self.sums["classes"]
+        if len(classes):
+            classes += torch.bincount(target[target >= 0], minlength=len(classes))
+        self.sums["attributes"] += (truth.attributes == 1).sum(dim=0)
+
+    def score(self, counters: Counters, truth: Truth) -> None:
+        """Count in ``counters`` what this answer is worth for B rows."""
+        # As ranks, so that no two are equal: among equals the first one is answered.
+        classes, attributes = (
+            -count.argsort(descending=True, stable=True).argsort().expand(len(truth.box), -1)
+            for count in self.sums.values()
+        )
+        counters.add_rows(len(truth.box))
+        if classes.shape[1]:
+            counters.add_classes(classes, truth.label(self._label, self._labels))
+        counters.add_attributes(attributes, truth.attributes)
+
+
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-    """What the mean positions of the train split score on the evaluated one."""
+    """What the train split's mean positions, and its most frequent labels, score on the evaluated one."""
 
     mean_position: Report
     mean_position_by_type: Report
+    most_frequent: Report
 
 
-def baselines(train: Iterable[Truth], evaluated: Iterable[Truth], labels: Labels) -> Baselines:
-    """Fit the mean positions on one split, score them on another; both are read once, piece by piece."""
-    means = MeanPosition(labels.landmark_set)
+def baselines(
+    train: Iterable[Truth], evaluated: Iterable[Truth], labels: Labels, label: ClassLabel
+) -> Baselines:
+    """Fit the baselines on one split, score them on another; both are read once, piece by piece."""
+    means, frequent = MeanPosition(labels.landmark_set), MostFrequent(labels, label)
     for truth in train:
         means.update(truth)
-    overall, by_type = Counters(labels), Counters(labels)
+        frequent.update(truth)
+    overall, by_type, labelled = Counters(labels), Counters(labels), Counters(labels, label)
     for truth in evaluated:
+        frequent.score(labelled, truth)
         for counters, split_by_type in ((overall, False), (by_type, True)):
             counters.add_rows(len(truth.box))
             predicted = means.predict(truth.box, truth.garment_type, by_type=split_by_type)
             counters.add_landmarks(predicted, truth)
-    return Baselines(overall.report(), by_type.report())
+    return Baselines(overall.report(), by_type.report(), labelled.report())
 
 
 def evaluation_json(
@@ -379,10 +421,17 @@ def evaluation_json(
         "auc": report.auc,
         "epe": report.epe,
         "left_right_confusion": report.left_right_confusion,
+        "label": report.label,
         "accuracy": report.accuracy,
         "attribute_recall": report.recall,
         "baseline": {
             "mean_position": baseline.mean_position.ne if baseline else None,
             "mean_position_by_type": baseline.mean_position_by_type.ne if baseline else None,
+            "most_frequent": {
+                "accuracy": baseline.most_frequent.accuracy,
+                "attribute_recall": baseline.most_frequent.recall,
+            }
+            if baseline
+            else None,
         },
     }

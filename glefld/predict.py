@@ -22,6 +22,7 @@ from torch import Tensor
 from glefld import checkpoint, storage
 from glefld.ahead import ahead
 from glefld.augmentation import box_to_input, compose, invert
+from glefld.checkpoint import ModelCard
 from glefld.loader import InputPipeline, Picture, to_photo
 from glefld.models import MODELS
 from glefld.photos import BadPhoto, open_photo, to_rgb
@@ -165,6 +166,12 @@ def checkpoint_hash(url: str) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
+def require_landmarks(url: str, card: ModelCard) -> None:
+    """ValueError if the checkpoint is a classifier's."""
+    if MODELS[card.model].task != "landmarks":
+        raise ValueError(f"{url} is a classifier ({card.model}): give a checkpoint that finds landmarks")
+
+
 class Predictor:
     """A model at work on one device: crops in, predictions out, in order and in constant memory."""
 
@@ -173,10 +180,7 @@ class Predictor:
     ) -> None:
         """``url`` names a checkpoint; ``threads`` are DALI's. ValueError if the checkpoint is not whole."""
         model, self.card = checkpoint.load(url)
-        if MODELS[self.card.model].task != "landmarks":
-            raise ValueError(
-                f"{url} is a classifier ({self.card.model}): give a checkpoint that finds landmarks"
-            )
+        require_landmarks(url, self.card)
         self.device = device
         self.batch_size = batch_size
         self.threads = threads

@@ -112,6 +112,9 @@ FASHION8 = LandmarkSet(
     ),
 )
 
+#: Data sets of classes alone.
+NO_LANDMARKS = LandmarkSet("none", (), (), ())
+
 
 def _field(name: str, type_: pa.DataType, unit: str, nullable: bool = False) -> pa.Field:
     return pa.field(name, type_, nullable=nullable, metadata={"unit": unit})
@@ -191,7 +194,8 @@ class Labels:
 
     def summary(self) -> str:
         """In a few words."""
-        heads = [f"{len(self.landmark_set)} landmarks {self.landmark_set.name!r}"]
+        k = len(self.landmark_set)
+        heads = [f"{k} landmarks {self.landmark_set.name!r}"] if k else []
         heads += [f"{len(self.categories)} categories"] if self.categories else []
         heads += [f"{len(self.attributes)} attributes"] if self.attributes else []
         return ", ".join(heads)

@@ -22,7 +22,7 @@ from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels, Split
 from jobs.cli import Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
 from pipelines.compare import Entry, Plan, compare, slug
-from pipelines.evaluate import mean_position
+from pipelines.evaluate import baselines
 from pipelines.train import Workers
 
 ALL = tuple(name for name, system in MODELS.items() if system.task == "landmarks" and name != "local")
@@ -117,7 +117,7 @@ def run(options: Options) -> None:
     try:
         classifier = resolve_classifier(options, plan, guided, manifest.labels, parent, tell)
         results = compare(plan, entries, options.seeds, parent, classifier, tell)
-        baseline = mean_position(data, options.split)
+        baseline = baselines(data, options.split, "category")
     except BaseException as error:
         tracking.finish(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise

@@ -1,4 +1,7 @@
-"""Score a checkpoint on a split: NE beside the published figures, PCK, AUC and EPE; as a table, JSON and in MLflow."""
+"""Score a checkpoint on a split beside the published figures: NE, PCK, AUC and EPE, classes and attributes.
+
+The scores are printed as tables, written as JSON and put into an MLflow run.
+"""
 
 import dataclasses
 import time
@@ -7,12 +10,12 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, draw, metrics, storage, tracking
+from glefld import checkpoint, metrics, storage, tracking
 from glefld.datasets import Dataset
-from glefld.published import table
+from glefld.published import score_tables
 from glefld.schema import Split
 from jobs.cli import Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
-from pipelines.evaluate import Workers, draw_examples, evaluate_checkpoint, mean_position
+from pipelines.evaluate import Workers, baselines, evaluate_checkpoint, log_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +55,9 @@ def run(options: Options) -> None:
     start = time.monotonic()
     report = evaluate_checkpoint(url, data, options.split, workers)
     seconds = time.monotonic() - start
-    baselines = mean_position(data, options.split)
+    baseline = baselines(data, options.split, report.label)
     scores = metrics.evaluation_json(
-        report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baselines
+        report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baseline
     )
     if options.output:
         storage.write_json(resolve_url(options.output, "--output"), scores)
@@ -70,16 +73,11 @@ def run(options: Options) -> None:
     log = tracking.RunLog(handle)
     log.log({f"{options.split}_{name}": value for name, value in report.numbers().items()}, step=0)
     log.flush()
-    log.client.log_dict(handle.run_id, scores, f"{options.split}/evaluation.json")
-    log.log_figure(draw.ne_chart(manifest.dataset, report, baselines), f"{options.split}/ne_by_landmark.png")
-    sheet = draw.contact_sheet(
-        draw_examples(url, data, options.split, 24, workers), columns=6, title="predictions beside the truth"
-    )
-    log.log_image(sheet, f"{options.split}/predictions.png")
+    log_scores(log, scores, report, baseline, data, workers)
     tracking.finish(handle, "FINISHED")
 
     console = Console()
-    console.print(table(options.dataset, report, baselines))
+    console.print(score_tables(options.dataset, report, baseline))
     for name, value in report.numbers().items():
         if "/" not in name:
             console.print(f"{name:24s} {value:.4f}")

@@ -1,8 +1,9 @@
-"""Train a model on an ingested data set with Ray Train; options, NE and the best model go to MLflow."""
+"""Train a model on an ingested data set with Ray Train; options, scores and the best model go to MLflow."""
 
 import argparse
 import dataclasses
 import datetime
+import re
 import sys
 from typing import Annotated, Any, Generic, TypeVar, get_args
 
@@ -14,7 +15,7 @@ from glefld import checkpoint, storage, tracking
 from glefld.datasets import Dataset
 from glefld.models import MODELS, build_model
 from glefld.models.system import Preset, Task
-from glefld.published import table
+from glefld.published import score_tables
 from glefld.recipe import Recipe
 from glefld.training import Job
 from jobs.cli import Root, guard, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
@@ -118,7 +119,7 @@ def run(options: Options[Any]) -> None:
     )
     best, report, baselines = train_and_score(job, workers, handle)
     console = Console()
-    console.print(table(options.dataset, report, baselines))
+    console.print(score_tables(options.dataset, report, baselines))
     console.print(f"run        {folder}", soft_wrap=True)
     console.print(f"checkpoint {best}", soft_wrap=True)
     console.print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
@@ -133,7 +134,9 @@ def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | No
     elif options.name:
         folder = storage.join(runs, options.name)
     elif options.resume:
-        names = [name for name in storage.folders(runs) if name.startswith(prefix)]
+        # The rest is a time: fld-sanl- also begins the runs of sanl-resnet.
+        named = re.compile(re.escape(prefix) + r"\d{8}-\d{6}")
+        names = [name for name in storage.folders(runs) if named.fullmatch(name)]
         if not names:
             raise ValueError(f"--resume: there is no run {prefix}... in {runs}; say which with --name")
         folder = storage.join(runs, max(names))

@@ -1,24 +1,31 @@
-"""Evaluation over Ray tasks: each counts its share of a split, the driver adds up. Every row is counted once."""
+"""Evaluation over Ray tasks: each counts its share of a split, the driver adds up. Every row is counted once.
+
+Also what is shown of it: the scores' artifacts in an MLflow run.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
 from PIL import Image
 
-from glefld import checkpoint, metrics
+from glefld import checkpoint, draw, metrics
 from glefld.dataset import open_dataset
 from glefld.evaluation import EVAL_BATCH, evaluate, examples
 from glefld.loader import BatchLoader, InputPipeline
 from glefld.metrics import Baselines, Counters, Report, Truth
 from glefld.models.system import Model
+from glefld.published import as_text, score_tables
 from glefld.reader import SplitReader
-from glefld.schema import Split
+from glefld.schema import ClassLabel, Split
 
-#: What the mean-position baselines read of a row: no pictures.
+if TYPE_CHECKING:
+    from glefld.tracking import RunLog  # MLflow takes its time to import, and the tasks do not need it
+
+#: What the baselines read of a row: no pictures.
 TRUTH_COLUMNS = [
     "landmarks",
     "visibility",
@@ -46,14 +53,14 @@ def evaluate_checkpoint(url: str, data: str, split: Split, workers: Workers) -> 
     ValueError if the checkpoint's landmarks are not the data set's.
     """
     manifest = open_dataset(data)
-    _, card = checkpoint.load(url)
+    model, card = checkpoint.load(url)
     labels = manifest.labels
     if card.labels != labels:
         raise ValueError(
             f"{url} was trained for other labels than {data} has ({card.labels.summary()}, not {labels.summary()})"
         )
     task = _task(_count_share, workers)
-    counters = Counters(labels)
+    counters = Counters(labels, model.label)
     for vector in ray.get([task.remote(url, data, split, rank, workers) for rank in range(workers.number)]):
         share = Counters(labels)
         share.load_vector(vector)
@@ -70,17 +77,35 @@ def draw_examples(
     return ray.get(_task(_draw, workers).remote(url, data, split, count, workers))
 
 
-def mean_position(data: str, split: Split) -> Baselines:
-    """What predicting the train split's mean positions scores on a split."""
+def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
+    """What answering the train split's mean positions and most frequent labels scores on a split."""
     manifest = open_dataset(data)
     parts = functools.partial(_truths, data)
-    return metrics.baselines(parts("train"), parts(split), manifest.labels)
+    return metrics.baselines(parts("train"), parts(split), manifest.labels, label)
 
 
-def _truths(data: str, split: Split) -> list[Truth]:
+def log_scores(
+    log: "RunLog", scores: dict[str, Any], report: Report, baseline: Baselines, data: str, workers: Workers
+) -> None:
+    """Put the scores that ``evaluation_json`` tells of into a run: that JSON, tables, the chart of NE, pictures."""
+    dataset, split, url = (scores[name] for name in ("dataset", "split", "checkpoint"))
+    log.client.log_dict(log.run_id, scores, f"{split}/evaluation.json")
+    log.log_text(as_text(score_tables(dataset, report, baseline)), f"{split}/table.txt")
+    if report.ne is not None:
+        log.log_figure(draw.ne_chart(dataset, report, baseline), f"{split}/ne_by_landmark.png")
+    sheet = draw.contact_sheet(
+        draw_examples(url, data, split, 24, workers),
+        columns=6,
+        title="predictions beside the truth",
+        legend=report.ne is not None,
+    )
+    log.log_image(sheet, f"{split}/predictions.png")
+
+
+def _truths(data: str, split: Split) -> Iterator[Truth]:
     manifest = open_dataset(data)
-    reader = SplitReader(data, manifest, split)
-    return [Truth.from_arrow(table, manifest.labels) for table in reader.tables(TRUTH_COLUMNS)]
+    for table in SplitReader(data, manifest, split).tables(TRUTH_COLUMNS):
+        yield Truth.from_arrow(table, manifest.labels)
 
 
 def _task(function: Callable[..., Any], workers: Workers) -> Any:

@@ -30,6 +30,7 @@ from glefld.predict import (
     checkpoint_hash,
     prediction_schema,
     prepare,
+    require_landmarks,
 )
 from glefld.schema import Split
 from pipelines.archives import public_url
@@ -133,6 +134,7 @@ def make_plan(options: InferOptions, output: str) -> Plan:
             f"--output {output} lies in --input, whose next run would read it: choose another place"
         )
     _, card = checkpoint.load(options.checkpoint)
+    require_landmarks(options.checkpoint, card)
     found = open_input(options.input, options.boxes, options.split, storage.join(output, STAGING))
     digest = hashlib.sha256(json.dumps([PREDICTIONS_VERSION, options.public(), ROW_GROUP]).encode())
     for batch in found.rows.to_batches():

@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError
 
 from glefld import storage
 from glefld.dataset import MANIFEST, open_dataset
+from glefld.datasets import LAYOUTS
 from glefld.schema import Manifest, Shard
 from pipelines.plan import IngestOptions, Plan, PlannedShard, make_plan
 from pipelines.shards import FOOTER, ShardJob, rejects_path, write_rejects, write_shard
@@ -38,7 +39,8 @@ def find_finished(options: IngestOptions, output: str) -> Manifest | None:
 
 def prepare(options: IngestOptions, output: str) -> Plan:
     """Read the source's lists and index; ValueError in one line for a source that cannot be used."""
-    return make_plan(options, open_source(options.source, storage.join(output, STAGING)))
+    place = LAYOUTS[options.dataset].photos
+    return make_plan(options, open_source(options.source, storage.join(output, STAGING), place))
 
 
 def ingest(plan: Plan, output: str, progress: Callable[[int, int], None]) -> Manifest:

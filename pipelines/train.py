@@ -10,10 +10,9 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from glefld import checkpoint, draw, metrics, storage, tracking, training
+from glefld import checkpoint, metrics, storage, tracking, training
 from glefld.dataset import open_dataset
 from glefld.metrics import Baselines, Report
-from glefld.published import as_text, table
 from glefld.tracking import RunHandle, RunLog
 from glefld.training import EpochReport, Job
 from pipelines import evaluate
@@ -85,20 +84,13 @@ def train(job: Job, workers: Workers, handle: RunHandle) -> str:
 
 
 def score(best: str, data: str, handle: RunHandle, scorer: evaluate.Workers) -> tuple[Report, Baselines]:
-    """Score the best checkpoint on val and put scores, table, pictures and model into the run."""
-    manifest = open_dataset(data)
+    """Score the best checkpoint on val and put scores, tables, pictures and model into the run."""
     report = evaluate.evaluate_checkpoint(best, data, "val", scorer)
-    baselines = evaluate.mean_position(data, "val")
-    log = RunLog(handle)
+    baselines = evaluate.baselines(data, "val", report.label)
     scores = metrics.evaluation_json(
-        report, dataset=manifest.dataset, split="val", checkpoint=best, baseline=baselines
+        report, dataset=open_dataset(data).dataset, split="val", checkpoint=best, baseline=baselines
     )
-    log.log_text(as_text(table(manifest.dataset, report, baselines)), "val/table.txt")
-    log.log_figure(draw.ne_chart(manifest.dataset, report, baselines), "val/ne_by_landmark.png")
-    pictures = evaluate.draw_examples(best, data, "val", 24, scorer)
-    sheet = draw.contact_sheet(pictures, columns=6, title="predictions beside the truth")
-    log.log_image(sheet, "val/predictions.png")
-    log.client.log_dict(handle.run_id, scores, "val/evaluation.json")
+    evaluate.log_scores(RunLog(handle), scores, report, baselines, data, scorer)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.export(best, Path(folder))
         _, card = checkpoint.load(folder)

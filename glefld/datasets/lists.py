@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 
 from glefld.schema import SPLITS, VIEWS, Labels, LandmarkSet, Visibility
 
+#: A box is clipped to its photo, so this one is the whole of any: what layouts without boxes give.
+WHOLE_PHOTO = (-math.inf, -math.inf, math.inf, math.inf)
 #: One row a listed garment. Null is what its lists do not say; coordinates are continuous photo pixels.
 ANNOTATIONS = pa.schema(
     [
@@ -24,7 +26,7 @@ ANNOTATIONS = pa.schema(
         ("photo", pa.string()),
         ("split", pa.string()),
         ("duplicate", pa.bool_()),  # the photo was listed before
-        ("box", pa.list_(pa.float32(), 4)),
+        ("box", pa.list_(pa.float32(), 4)),  # WHOLE_PHOTO where there is none to annotate
         ("garment_type", pa.int8()),
         ("variation", pa.int8()),
         ("category", pa.int16()),
@@ -47,10 +49,14 @@ class Annotations:
 
 @dataclasses.dataclass(frozen=True)
 class ListFiles:
-    """The text files of a source, by their lower-cased ``folder/name`` (``/name`` beside the photos)."""
+    """What a source says of its photos: text files, by their lower-cased ``folder/name`` (``/name`` beside the photos).
+
+    ``photos`` are the paths of all that lies where photos do, for layouts whose folders are their only list.
+    """
 
     source: str
     files: Mapping[str, Callable[[], BinaryIO]]
+    photos: Sequence[str] = ()
 
     def find(self, name: str, folders: Sequence[str]) -> "ListFile | None":
         """The file in the first of these folders that has it; downloads differ in where they put a list."""

@@ -35,5 +35,7 @@ def build_model(name: str, config: Mapping[str, Any] | Any, labels: Labels) -> M
             raise ValueError(f"model {name!r} has no option {', '.join(sorted(unknown))}")
         config = system.config(**config)
     if system.task == "landmarks" and not len(labels.landmark_set):
-        raise ValueError(f"model {name!r} finds landmarks, and the data set has none")
+        raise ValueError(
+            f"model {name!r} finds landmarks, and the data set has none: train a classifier (--task classify)"
+        )
     return system.module(config, labels)

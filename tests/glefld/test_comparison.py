@@ -60,7 +60,7 @@ def test_the_table_and_chart_show_every_system_and_the_published_ones() -> None:
     compared = rows([result("gle:modules=0", ne, s) for s, ne in enumerate((0.1, 0.11, 0.12))])
     compared += rows([result("sanl", ne, s) for s, ne in enumerate((0.2, 0.21, 0.22))])
     nothing = Counters(Labels(FASHION8)).report()
-    words = as_text(table("fld", "val", compared, Baselines(nothing, nothing)), width=160)
+    words = as_text(table("fld", "val", compared, Baselines(nothing, nothing, nothing)), width=160)
     for expected in (
         "gle:modules=0",
         ".1100",
@@ -75,7 +75,7 @@ def test_the_table_and_chart_show_every_system_and_the_published_ones() -> None:
         assert expected in words, expected
     assert "not ours" in words
     assert "FashionNet" in words
-    figure = chart("fld", "val", compared, Baselines(nothing, nothing))
+    figure = chart("fld", "val", compared, Baselines(nothing, nothing, nothing))
     (axes,) = figure.axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels[:2] == ["gle:modules=0", "sanl"]

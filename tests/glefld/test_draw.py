@@ -122,6 +122,14 @@ def test_contact_sheet_has_a_place_for_each_picture(count, columns, across, down
     assert len({y for _, y in middles}) == down
 
 
+def test_a_legend_only_where_there_are_marks():
+    """Without the legend a sheet is the same but for its foot, which is gone."""
+    tiles = [(Image.new("RGB", (50, 50), (9, 9, 9)), "a tile")]
+    marked, plain = (np.asarray(contact_sheet(tiles, 1, legend=legend)) for legend in (True, False))
+    assert len(plain) < len(marked)
+    assert np.array_equal(plain, marked[: len(plain)])
+
+
 def test_an_empty_contact_sheet_is_an_error():
     with pytest.raises(ValueError, match="at least one picture"):
         contact_sheet([], 3)
@@ -136,7 +144,8 @@ def report(landmark_set: LandmarkSet, ne: float) -> Report:
 
 def test_ne_chart_shows_what_was_measured_and_published():
     """Bars are the run's figures; every published system and both baselines stand in the legend."""
-    figure = ne_chart("fld", report(FASHION8, 0.05), Baselines(report(FASHION8, 0.2), report(FASHION8, 0.1)))
+    scores = [report(FASHION8, ne) for ne in (0.05, 0.2, 0.1)]
+    figure = ne_chart("fld", scores[0], Baselines(*scores[1:], scores[0]))
     (axes,) = figure.axes
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.05] * 9)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]

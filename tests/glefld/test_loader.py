@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -18,6 +19,8 @@ from glefld.augmentation import (
 from glefld.dataset import open_dataset
 from glefld.loader import MEAN, STD, Batch, BatchLoader, InputPipeline, Picture, to_photo
 from glefld.reader import SplitReader
+from glefld.schema import NO_LANDMARKS, Labels, sample_schema
+from tests.blots import COLOURS, HEIGHT, WIDTH, blot
 from tests.dots import LABELS
 from tests.ingested import write_dataset
 
@@ -155,3 +158,25 @@ def test_draws_stay_within_their_ranges() -> None:
 def test_wrong_ranges_end_in_one_line(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="augmentation"):
         Augmentation(**wrong)
+
+
+def test_photos_without_landmarks(loader: BatchLoader) -> None:
+    """A data set of classes alone is loaded, and mirrored, like any other: K is 0."""
+    rng = np.random.default_rng(0)
+    whole = [0, 0, WIDTH, HEIGHT]
+    row = {
+        **{"sample_id": "a", "source_uri": "a", "source_width": WIDTH, "source_height": HEIGHT},
+        **{"photo_hash": bytes(16), "image_width": WIDTH, "image_height": HEIGHT},
+        **{"box": whole, "crop_box": whole, "landmarks": [], "visibility": []},
+    }
+    rows = [row | {"category": i, "image": blot(c, rng)} for i, c in enumerate(COLOURS.values(), 1)]
+    table = pa.Table.from_pylist(rows, sample_schema(NO_LANDMARKS))
+    classes = BatchLoader(Labels(NO_LANDMARKS, tuple(COLOURS)), loader.pipeline)
+    (plain,), (mirrored,) = (
+        classes.run([table], augmentation, [(0,)] * 3)
+        for augmentation in (NO_AUGMENTATION, AUGMENTATIONS["mirror"])
+    )
+    assert plain.landmarks.shape == (3, 0, 2)
+    assert plain.visibility.shape == plain.weight("visible").shape == (3, 0)
+    assert plain.truth.category.tolist() == [0, 1, 2]
+    torch.testing.assert_close(mirrored.images, plain.images.flip(3), atol=0.1, rtol=0)

@@ -20,7 +20,16 @@ from glefld.metrics import (
     baselines,
     evaluation_json,
 )
-from glefld.schema import FASHION8, VIEWS, Attribute, Labels, LandmarkSet, Visibility, sample_schema
+from glefld.schema import (
+    FASHION8,
+    NO_LANDMARKS,
+    VIEWS,
+    Attribute,
+    Labels,
+    LandmarkSet,
+    Visibility,
+    sample_schema,
+)
 
 K = len(FASHION8)
 LABELS = Labels(
@@ -254,7 +263,8 @@ def test_nothing_counted_is_null_not_a_division_by_zero():
     text = json.dumps(
         evaluation_json(report, dataset="fld", split="val", checkpoint="c", baseline=None), allow_nan=False
     )
-    assert json.loads(text)["baseline"] == {"mean_position": None, "mean_position_by_type": None}
+    names = ("mean_position", "mean_position_by_type", "most_frequent")
+    assert json.loads(text)["baseline"] == dict.fromkeys(names)
 
 
 def test_prediction_that_is_not_a_number_is_an_error():
@@ -293,18 +303,19 @@ def test_evaluation_json_keys():
     """The file's keys are a contract."""
     predicted, truth = random_rows(seed=3, rows=50)
     report = report_of((predicted, truth))
-    baseline = baselines([truth], [truth], LABELS)
+    baseline = baselines([truth], [truth], LABELS, "category")
     assert baseline.mean_position_by_type.rows == 50
     value = evaluation_json(report, dataset="fld", split="val", checkpoint="there", baseline=baseline)
     assert value == json.loads(json.dumps(value, allow_nan=False))
     assert list(value) == [
         *("dataset", "split", "rows", "checkpoint", "ne", "counted", "ne_occluded", "pck", "auc", "epe"),
-        *("left_right_confusion", "accuracy", "attribute_recall", "baseline"),
+        *("left_right_confusion", "label", "accuracy", "attribute_recall", "baseline"),
     ]
     assert list(value["ne"]) == ["average", "by_landmark", "by_type", "by_view"]
     assert value["ne"]["average"] == report.ne
     assert list(value["counted"]) == list(FASHION8.landmarks)
     assert value["baseline"]["mean_position"] == baseline.mean_position.ne
+    assert value["baseline"]["most_frequent"]["accuracy"]["top1"] > 0
 
 
 def test_truth_from_stored_samples():
@@ -351,7 +362,7 @@ def fine_grained(split: str) -> Truth:
 @pytest.mark.skipif(not ANNO_FINE.exists(), reason="the real photos' lists are not at ../shared/data")
 def test_mean_position_of_the_real_annotations():
     """An independent computation of the same baselines on the same lists gave .177 and .149."""
-    result = baselines([fine_grained("train")], [fine_grained("val")], Labels(FASHION8))
+    result = baselines([fine_grained("train")], [fine_grained("val")], Labels(FASHION8), "category")
     assert isinstance(result, Baselines)
     assert result.mean_position.ne == pytest.approx(0.177, abs=5e-4)
     assert result.mean_position_by_type.ne == pytest.approx(0.149, abs=5e-4)
@@ -393,3 +404,49 @@ def test_what_the_best_checkpoint_has_least_of():
     assert counters.report().error == 0
     counters.add_classes(torch.eye(6)[:4], torch.tensor([0, 1, 2, 0]))
     assert counters.report().error == 0.25
+
+
+def test_most_frequent_labels_by_hand():
+    """The train split's commonest class is right as often as the scored split has it; ties go to the first."""
+    kinds = torch.full((6,), -1), torch.full((6,), -1)
+    points, box = torch.full((6, K, 2), math.nan), torch.tensor([[0.0, 0, 9, 9]] * 6)
+    visibility = torch.full((6, K), int(Visibility.ABSENT))
+
+    def truth(category: list[int], attributes: list[list[float]]) -> Truth:
+        return Truth(points, visibility, box, *kinds, torch.tensor(category), torch.tensor(attributes))
+
+    # Of type 1, attributes 0 and 2: half of the rows have 2, none has 0.
+    train = truth([4, 4, 4, 1, 1, -1], [[0, 0, 1, 0]] * 3 + [[0, 0, 0, 0]] * 2 + [[math.nan] * 4])
+    val = truth([4, 1, 1, 0, 5, -1], [[0, 0, 1, 0]] * 6)
+    result = baselines([train], [val], LABELS, "category").most_frequent
+    assert (result.rows, result.label, result.ne) == (6, "category", None)
+    # In order: 4, 1, and then 0, 2, 3, 5, which nobody has.
+    assert result.accuracy == {"top1": 0.2, "top3": 0.8, "top5": 0.8}
+    assert result.recall["at3"] == {"texture": 1, "fabric": None, "all": 1}
+
+
+def test_a_data_set_of_classes_alone():
+    """No landmarks: counters, baselines and the JSON have nothing to say of them and all to say of classes."""
+    labels = Labels(NO_LANDMARKS, ("blue", "red"))
+    row = {
+        **{"sample_id": "a", "source_uri": "a", "source_width": 30, "source_height": 20},
+        **{"photo_hash": bytes(16), "image": b"", "image_width": 30, "image_height": 20},
+        **{"box": [0, 0, 30, 20], "crop_box": [0, 0, 30, 20], "landmarks": [], "visibility": []},
+    }
+    rows = [row | {"category": category} for category in (2, 2, 1)]
+    truth = Truth.from_arrow(pa.Table.from_pylist(rows, sample_schema(NO_LANDMARKS)), labels)
+    assert (truth.points.shape, truth.visibility.shape) == ((3, 0, 2), (3, 0))
+    counters = Counters(labels)
+    counters.add_rows(3)
+    counters.add_landmarks(torch.zeros(3, 0, 2), truth)
+    counters.add_classes(torch.eye(2)[[1, 0, 0]], truth.category)
+    report = counters.report()
+    assert report.ne is None
+    assert report.error == pytest.approx(1 / 3)
+    baseline = baselines([truth], [truth], labels, "category")
+    assert baseline.most_frequent.accuracy["top1"] == pytest.approx(2 / 3)
+    value = evaluation_json(report, dataset="image-folder", split="val", checkpoint="c", baseline=baseline)
+    assert value == json.loads(json.dumps(value, allow_nan=False))
+    assert value["ne"] == {"average": None, "by_landmark": {}, "by_type": {}, "by_view": dict.fromkeys(VIEWS)}
+    assert value["baseline"]["most_frequent"]["accuracy"]["top1"] == pytest.approx(2 / 3)
+    assert report.numbers().keys() == {f"accuracy_top{k}" for k in (1, 3, 5)}

@@ -167,3 +167,16 @@ def test_presets_are_defaults_that_options_override() -> None:
     small = train.parse(["--dataset", "deepfashion", "--model.modules", "0"])
     assert (small.preset, small.config.backbone, small.config.modules) == ("small", "vgg-small", 0)
     assert train.parse(["--dataset", "deepfashion"]).config.modules == 2
+
+
+def test_resume_finds_the_newest_run_of_the_model_itself(tmp_path: Path) -> None:
+    """sanl's runs are not sanl-resnet's, whose names begin alike and sort behind them."""
+    for name in ("fld-sanl-20260101-000000", "fld-sanl-20260102-000000", "fld-sanl-resnet-20260101-000000"):
+        line = f"--dataset fld --model sanl --root {tmp_path} --name {name}"
+        record = {"options": train._comparable(train.parse(line.split())), "run_id": name}
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.json").write_text(json.dumps(record))
+    resumed = train.parse(f"--dataset fld --model sanl --root {tmp_path} --resume".split())
+    folder, started = train.find_run(resumed, str(tmp_path))
+    assert folder == f"{tmp_path}/runs/fld-sanl-20260102-000000"
+    assert started["run_id"] == "fld-sanl-20260102-000000"
