@@ -114,9 +114,12 @@ def contact_sheet(
     *,
     tile: int = 256,
     title: str = "",
-    legend: bool = True,
+    legend: Literal["truth", "predictions", "none"] = "truth",
 ) -> Image.Image:
-    """Captioned pictures, row by row in squares of ``tile`` pixels, under a title and over the marks' legend."""
+    """Captioned pictures, row by row in squares of ``tile`` pixels, under a title and over a legend.
+
+    The legend explains predictions beside the truth, predictions alone, or there is none.
+    """
     if not tiles or columns < 1:
         raise ValueError("a contact sheet needs at least one picture and one column")
     columns = min(columns, len(tiles))
@@ -134,9 +137,9 @@ def contact_sheet(
         fitted = ImageOps.contain(picture, (tile, tile), Image.Resampling.LANCZOS)
         sheet.paste(fitted, (x + (tile - fitted.width) // 2, y + (tile - fitted.height) // 2))
         draw.text((x + tile / 2, y + tile + line / 2), _fitted(caption, font, tile), INK, font, "mm")
-    if not legend:
+    if legend == "none":
         return sheet
-    marks = _legend(width, font)
+    marks = _legend(width, font, truth=legend == "truth")
     whole = Image.new("RGB", (width, sheet.height + marks.height), PAPER)
     whole.paste(sheet, (0, 0))
     whole.paste(marks, (0, sheet.height))
@@ -227,16 +230,16 @@ def _fitted(caption: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return caption + "…"
 
 
-def _legend(width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _legend(width: int, font: ImageFont.FreeTypeFont, truth: bool) -> Image.Image:
     """What the marks mean, in as many lines as a sheet of this width needs."""
     grey = (150, 150, 150)
-    entries = (
-        ("left", COLOURS["left"], "disc"),
-        ("right", COLOURS["right"], "disc"),
-        ("prediction", grey, "disc"),
-        ("truth", grey, "ring"),
-        ("truth, occluded", grey, "broken"),
-    )
+    entries = [("left", COLOURS["left"], "disc"), ("right", COLOURS["right"], "disc")]
+    if truth:
+        entries += [
+            ("prediction", grey, "disc"),
+            ("truth", grey, "ring"),
+            ("truth, occluded", grey, "broken"),
+        ]
     mark = round(font.size * 1.5)
     x, y = mark, mark
     places: list[tuple[int, int]] = []

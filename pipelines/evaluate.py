@@ -97,7 +97,7 @@ def log_scores(
         draw_examples(url, data, split, 24, workers),
         columns=6,
         title="predictions beside the truth",
-        legend=report.ne is not None,
+        legend="truth" if report.ne is not None else "none",
     )
     log.log_image(sheet, f"{split}/predictions.png")
 

@@ -48,7 +48,8 @@ def write_overlays(options: InferOptions, output: str, number: int) -> str | Non
     if not tiles:
         return None
     url = storage.join(output, FOLDER, "contact-sheet.jpg")
-    _write(contact_sheet(tiles, COLUMNS, title=f"predictions, {plan.card.model} of {plan.card.dataset}"), url)
+    title = f"predictions, {plan.card.model} of {plan.card.dataset}"
+    _write(contact_sheet(tiles, COLUMNS, title=title, legend="predictions"), url)
     return url
 
 

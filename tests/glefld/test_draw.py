@@ -125,7 +125,7 @@ def test_contact_sheet_has_a_place_for_each_picture(count, columns, across, down
 def test_a_legend_only_where_there_are_marks():
     """Without the legend a sheet is the same but for its foot, which is gone."""
     tiles = [(Image.new("RGB", (50, 50), (9, 9, 9)), "a tile")]
-    marked, plain = (np.asarray(contact_sheet(tiles, 1, legend=legend)) for legend in (True, False))
+    marked, plain = (np.asarray(contact_sheet(tiles, 1, legend=legend)) for legend in ("truth", "none"))
     assert len(plain) < len(marked)
     assert np.array_equal(plain, marked[: len(plain)])
 
