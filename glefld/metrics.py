@@ -21,6 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from glefld.oks import OksScores
 from glefld.schema import VIEWS, ClassLabel, Labels, LandmarkSet, Visibility
 
 PCK_THRESHOLD = 0.2  # of the box's longer side
@@ -103,6 +104,7 @@ class Report:
     )  # share of visible, mirror-paired landmarks found nearer to their partner
     accuracy: dict[str, float | None]  # of the class, "top1", "top3", "top5"
     recall: dict[str, dict[str, float | None]]  # of attributes, "at3", "at5": by type and "all"
+    oks: OksScores | None = None  # where the score is defined: no sum over rows, so no counter has it
 
     @property
     def error(self) -> float | None:
@@ -124,6 +126,7 @@ class Report:
         named |= {f"recall_{at}": by_type for at, by_type in self.recall.items()}
         flat |= {f"accuracy_{top}": value for top, value in self.accuracy.items()}
         flat |= {f"{kind}/{name}": value for kind, values in named.items() for name, value in values.items()}
+        flat |= self.oks.numbers() if self.oks else {}
         return {name: value for name, value in flat.items() if value is not None}
 
 
@@ -361,7 +364,10 @@ def baselines(train: Iterable[Truth], evaluated: Iterable[Truth], labels: Labels
 def evaluation_json(
     report: Report, *, dataset: str, split: str, checkpoint: str, baseline: Baselines | None
 ) -> dict[str, Any]:
-    """What ``jobs.evaluate`` writes; None (JSON null) where nothing was counted or there is no baseline."""
+    """What ``jobs.evaluate`` writes; None (JSON null) where nothing was counted or there is no baseline.
+
+    ``oks_ap`` is there where the score is defined.
+    """
     return {
         "dataset": dataset,
         "split": split,
@@ -381,6 +387,7 @@ def evaluation_json(
         "left_right_confusion": report.left_right_confusion,
         "accuracy": report.accuracy,
         "attribute_recall": report.recall,
+        **({"oks_ap": report.oks.to_json()} if report.oks else {}),
         "baseline": {
             "mean_position": baseline.mean_position.ne if baseline else None,
             "mean_position_by_type": baseline.mean_position_by_type.ne if baseline else None,

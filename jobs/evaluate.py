@@ -1,4 +1,7 @@
-"""Score a checkpoint on a split: NE beside the published figures, PCK, AUC and EPE; as a table, JSON and in MLflow."""
+"""Score a checkpoint on a split: NE beside the published figures, PCK, AUC, EPE, for DeepFashion2 AP over OKS.
+
+As tables, JSON and in MLflow.
+"""
 
 import dataclasses
 import time
@@ -7,7 +10,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, draw, metrics, storage, tracking
+from glefld import checkpoint, draw, metrics, oks, storage, tracking
 from glefld.datasets import Dataset
 from glefld.published import table
 from glefld.schema import Split
@@ -80,6 +83,8 @@ def run(options: Options) -> None:
 
     console = Console()
     console.print(table(options.dataset, report, baselines))
+    if report.oks is not None:
+        console.print(oks.table(report.oks))
     for name, value in report.numbers().items():
         if "/" not in name:
             console.print(f"{name:24s} {value:.4f}")
