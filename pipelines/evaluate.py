@@ -46,7 +46,8 @@ class Workers:
 def evaluate_checkpoint(url: str, data: str, split: Split, workers: Workers) -> Report:
     """The scores of a checkpoint on a split, in fp32, the same on any number of workers.
 
-    AP over OKS is among them for the landmarks that have it. ValueError if the checkpoint's landmarks are not the data set's.
+    AP over OKS is among them where the landmarks have it.
+    ValueError if the checkpoint's labels are not the data set's.
     """
     manifest = open_dataset(data)
     _, card = checkpoint.load(url)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -10,17 +10,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from glefld import storage
+from glefld.ahead import ahead
 from glefld.datasets.lists import ListFiles
+from glefld.photos import BadPhoto
 from pipelines.archives import (
     ARCHIVES,
+    MEMBERS,
     Archive,
     open_archive,
     open_member,
     public_url,
     read_index,
+    read_members,
 )
 
 LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
+#: DeepFashion2's layout: a folder or zip a split, with the photos in ``image`` and a JSON for each in ``annos``.
+SPLIT_FOLDERS = ("train", "validation", "test")
+_DOCUMENT = rf"(?i)(^|[/:])({'|'.join(SPLIT_FOLDERS)})/annos/[^./][^/]*\.json$"
+_PHOTO_OF_SPLIT = rf"(?i)^(?:.*[/:])?(?P<photo>(?:{'|'.join(SPLIT_FOLDERS)})/image/[^/]*)$"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Source:
 def open_source(url: str, staging: str) -> Source:
     """A folder, or one archive that holds everything; ``staging`` is where a compressed tar is unpacked.
 
-    ValueError if there is nothing to read, or if it holds no photos.
+    A folder has ``img.zip`` or its like, or a folder or zip a split. ValueError if it has no photos.
     """
     fs, path = storage.filesystem(url)
     fs.invalidate_cache()
@@ -46,8 +54,10 @@ def open_source(url: str, staging: str) -> Source:
     if not fs.isdir(path):
         raise ValueError(f"{public_url(url)} is neither a folder nor one archive ({', '.join(ARCHIVES)})")
     entries = _entries(url)
-    archive = open_archive(_find_photos(url, entries), staging)
-    return Source(_lists_beside(url, entries), archive, read_index(archive))
+    archive = _by_split(url, entries) or open_archive(_find_photos(url, entries), staging)
+    members = read_index(archive)
+    lists = _lists_beside(url, entries)
+    return Source(dataclasses.replace(lists, documents=_documents(archive, members)), archive, members)
 
 
 def _entries(url: str) -> dict[str, dict[str, Any]]:
@@ -58,6 +68,15 @@ def _entries(url: str) -> dict[str, dict[str, Any]]:
         name = posixpath.basename(entry["name"].rstrip("/"))
         entries[name.lower()] = {**entry, "url": storage.join(url, name)}
     return entries
+
+
+def _by_split(url: str, entries: dict[str, dict[str, Any]]) -> Archive | None:
+    """The folder as an archive if it has a folder, or else a zip, for each split; None if it has neither."""
+    if any(entries.get(name, {}).get("type") == "directory" for name in SPLIT_FOLDERS):
+        return Archive(url, public_url(url), "folder")
+    if any(f"{name}.zip" in entries for name in SPLIT_FOLDERS):
+        return Archive(url, public_url(url), "zips")
+    return None
 
 
 def _find_photos(url: str, entries: dict[str, dict[str, Any]]) -> str:
@@ -71,7 +90,8 @@ def _find_photos(url: str, entries: dict[str, dict[str, Any]]) -> str:
         return unpacked["url"]
     names = ", ".join(f"img{suffix}" for suffix in ARCHIVES)
     raise ValueError(
-        f"{public_url(url)} has no photos: {names} or a folder img was expected there or in Img/"
+        f"{public_url(url)} has no photos: {names} or a folder img was expected there or in Img/, or train.zip "
+        "or a folder train"
     )
 
 
@@ -97,17 +117,33 @@ def _lists_inside(archive: Archive, members: pa.Table) -> ListFiles:
         folder = posixpath.basename(folder)
         place = f"{folder if folder in LIST_FOLDERS else ''}/{file}"
         files.setdefault(place, partial(open_member, archive, text))
-    return ListFiles(archive.name, files)
+    return ListFiles(archive.name, files, _documents(archive, members))
+
+
+def _documents(archive: Archive, members: pa.Table) -> Callable[[], Iterator[tuple[str, bytes]]]:
+    """What reads the annotations of single photos: neighbours by common ranges, some ahead of the parser."""
+    found = members.filter(pc.match_substring_regex(members["name"], _DOCUMENT)).select(MEMBERS.names)
+
+    def read() -> Iterator[tuple[str, bytes]]:
+        contents = ahead(read_members(archive, found), 64)
+        for member, data in zip(found["name"].to_pylist(), contents, strict=True):
+            if isinstance(data, BadPhoto):
+                raise ValueError(f"{archive.uri(member)} cannot be read: {data.detail}")
+            yield archive.uri(member), data
+
+    return read
 
 
 def match_photos(photos: pa.ChunkedArray, members: pa.Table) -> tuple[pa.Table, int]:
     """The member of each listed photo (null where there is none), and how many differ in capitals only.
 
     A photo is listed as ``img/...``. That may lie deeper in an archive; an unpacked folder is that ``img``.
+    Or it is listed as ``train/image/...``, which may lie deeper too.
     """
     at_img = pc.extract_regex(members["name"], r"(?i)^(?:.*/)?img/(?P<below>.*)$")
     below = pc.coalesce(pc.struct_field(at_img, "below"), members["name"])
-    keys = pc.binary_join_element_wise("img", below, "/")
+    of_split = pc.struct_field(pc.extract_regex(members["name"], _PHOTO_OF_SPLIT), "photo")
+    keys = pc.coalesce(of_split, pc.binary_join_element_wise("img", below, "/"))
     exact = pc.index_in(photos, value_set=keys)
     # Folder capitals differ between the benchmark's lists and its archive.
     loose = pc.index_in(pc.utf8_lower(photos), value_set=pc.utf8_lower(keys))

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from glefld.datasets import deepfashion, deepfashion_fine, fld
+from glefld.datasets import deepfashion, deepfashion2, deepfashion_fine, fld
 from glefld.datasets.lists import Annotations, ListFiles
 
-Dataset = Literal["fld", "deepfashion", "deepfashion-fine"]
+Dataset = Literal["fld", "deepfashion", "deepfashion-fine", "deepfashion2"]
 
 
 def read_annotations(dataset: Dataset, lists: ListFiles) -> Annotations:
@@ -14,4 +14,6 @@ def read_annotations(dataset: Dataset, lists: ListFiles) -> Annotations:
         return fld.read(lists)
     if dataset == "deepfashion":
         return deepfashion.read(lists)
-    return deepfashion_fine.read(lists)
+    if dataset == "deepfashion-fine":
+        return deepfashion_fine.read(lists)
+    return deepfashion2.read(lists)

@@ -8,7 +8,7 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -47,10 +47,14 @@ class Annotations:
 
 @dataclasses.dataclass(frozen=True)
 class ListFiles:
-    """The text files of a source, by their lower-cased ``folder/name`` (``/name`` beside the photos)."""
+    """The text files of a source, by their lower-cased ``folder/name`` (``/name`` beside the photos).
+
+    ``documents`` reads a source's many small files instead: the name and bytes of each JSON of a photo.
+    """
 
     source: str
     files: Mapping[str, Callable[[], BinaryIO]]
+    documents: Callable[[], Iterable[tuple[str, bytes]]] = tuple
 
     def find(self, name: str, folders: Sequence[str]) -> "ListFile | None":
         """The file in the first of these folders that has it; downloads differ in where they put a list."""
