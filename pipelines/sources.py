@@ -15,7 +15,6 @@ from glefld.datasets.lists import ListFiles
 from glefld.photos import BadPhoto
 from pipelines.archives import (
     ARCHIVES,
-    MEMBERS,
     Archive,
     open_archive,
     open_member,
@@ -33,7 +32,7 @@ _PHOTO_OF_SPLIT = rf"(?i)^(?:.*[/:])?(?P<photo>(?:{'|'.join(SPLIT_FOLDERS)})/ima
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A raw data set: its list files, and the index of the archive that has its photos."""
+    """A raw data set: its list files, and the index of the archive that has its photos, without their JSONs."""
 
     lists: ListFiles
     archive: Archive
@@ -50,14 +49,12 @@ def open_source(url: str, staging: str) -> Source:
     if url.lower().endswith(ARCHIVES) and fs.isfile(path):
         archive = open_archive(url, staging)
         members = read_index(archive)
-        return Source(_lists_inside(archive, members), archive, members)
+        return _with_documents(_lists_inside(archive, members), archive, members)
     if not fs.isdir(path):
         raise ValueError(f"{public_url(url)} is neither a folder nor one archive ({', '.join(ARCHIVES)})")
     entries = _entries(url)
     archive = _by_split(url, entries) or open_archive(_find_photos(url, entries), staging)
-    members = read_index(archive)
-    lists = _lists_beside(url, entries)
-    return Source(dataclasses.replace(lists, documents=_documents(archive, members)), archive, members)
+    return _with_documents(_lists_beside(url, entries), archive, read_index(archive))
 
 
 def _entries(url: str) -> dict[str, dict[str, Any]]:
@@ -71,7 +68,9 @@ def _entries(url: str) -> dict[str, dict[str, Any]]:
 
 
 def _by_split(url: str, entries: dict[str, dict[str, Any]]) -> Archive | None:
-    """The folder as an archive if it has a folder, or else a zip, for each split; None if it has neither."""
+    """The folder as an archive if it has a folder, or else a zip, a split; None if it has neither, or an ``img``."""
+    if any(name.removesuffix(suffix) == "img" for name in entries for suffix in ("", *ARCHIVES)):
+        return None
     if any(entries.get(name, {}).get("type") == "directory" for name in SPLIT_FOLDERS):
         return Archive(url, public_url(url), "folder")
     if any(f"{name}.zip" in entries for name in SPLIT_FOLDERS):
@@ -117,12 +116,13 @@ def _lists_inside(archive: Archive, members: pa.Table) -> ListFiles:
         folder = posixpath.basename(folder)
         place = f"{folder if folder in LIST_FOLDERS else ''}/{file}"
         files.setdefault(place, partial(open_member, archive, text))
-    return ListFiles(archive.name, files, _documents(archive, members))
+    return ListFiles(archive.name, files)
 
 
-def _documents(archive: Archive, members: pa.Table) -> Callable[[], Iterator[tuple[str, bytes]]]:
-    """What reads the annotations of single photos: neighbours by common ranges, some ahead of the parser."""
-    found = members.filter(pc.match_substring_regex(members["name"], _DOCUMENT)).select(MEMBERS.names)
+def _with_documents(lists: ListFiles, archive: Archive, members: pa.Table) -> Source:
+    """The source with its annotations of single photos: neighbours are read together, and ahead of the parser."""
+    document = pc.match_substring_regex(members["name"], _DOCUMENT)
+    found = members.filter(document)
 
     def read() -> Iterator[tuple[str, bytes]]:
         contents = ahead(read_members(archive, found), 64)
@@ -131,7 +131,8 @@ def _documents(archive: Archive, members: pa.Table) -> Callable[[], Iterator[tup
                 raise ValueError(f"{archive.uri(member)} cannot be read: {data.detail}")
             yield archive.uri(member), data
 
-    return read
+    photos = members.filter(pc.invert(document))
+    return Source(dataclasses.replace(lists, documents=read), archive, photos)
 
 
 def match_photos(photos: pa.ChunkedArray, members: pa.Table) -> tuple[pa.Table, int]:

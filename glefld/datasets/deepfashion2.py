@@ -138,12 +138,14 @@ def _numbers(values: Any, key: str, count: int) -> list[float]:
 
 
 def mask_area(polygons: Sequence[Sequence[float]]) -> float | None:
-    """Square pixels within polygons x1 y1 x2 y2 ...; None where there is nothing within any."""
+    """Square pixels within polygons x1 y1 x2 y2 ...; None where nothing is within any, or a corner is not finite."""
     total = 0.0
     for polygon in polygons:
         x, y = np.array(polygon[: len(polygon) // 2 * 2], np.float64).reshape(-1, 2).T
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            return None
         total += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
-    return total if 0 < total < math.inf else None
+    return total or None
 
 
 def _table(garments: Sequence[Garment], duplicates: Sequence[bool]) -> pa.Table:
