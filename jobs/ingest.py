@@ -24,7 +24,8 @@ class Options:
     dataset: Dataset
     """Layout of the raw data."""
     source: str
-    """Folder with the lists and img.zip (.tar, .tar.gz, unpacked img), or one archive of all; path or URL."""
+    """Folder with the lists and img.zip (.tar, .tar.gz, unpacked img), for deepfashion2 with train and validation,
+    unpacked or as zips; or one archive of all; path or URL."""
     output: str | None = None
     """Folder to write, path or URL. Default: <root>/data/<dataset>."""
     root: Root = None

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from glefld import storage
-from glefld.datasets.lists import ANNOTATIONS
+from glefld.datasets.lists import ANNOTATIONS, unpack
 from glefld.photos import BadPhoto, decode_rgb, encode_jpeg
 from glefld.schema import REJECT_SCHEMA, LandmarkSet, sample_schema
 from pipelines.archives import MEMBERS, Archive, read_members
@@ -191,7 +191,8 @@ def _sample(row: dict[str, Any], image: Image.Image, job: ShardJob) -> dict[str,
     box = max(x1, 0.0), max(y1, 0.0), min(x2, float(image.width)), min(y2, float(image.height))
     if box[2] <= box[0] or box[3] <= box[1]:
         raise BadRow("box_outside_photo", f"box {row['box']}, photo {image.width} x {image.height}")
-    points = np.array(row["landmarks"], np.float32).reshape(-1, 2)
+    packed = np.array(row["landmarks"], np.float32).reshape(-1, 2), np.array(row["visibility"], np.int8)
+    points, visibility = unpack(*packed, row["garment_type"], job.landmark_set)
     _check_landmarks(points, box, job)
     crop = crop_box(box, image.width, image.height, job.margin)
     return {
@@ -207,7 +208,7 @@ def _sample(row: dict[str, Any], image: Image.Image, job: ShardJob) -> dict[str,
         "image_width": crop[2] - crop[0],
         "image_height": crop[3] - crop[1],
         "landmarks": (points - crop[:2]).ravel(),
-        "visibility": row["visibility"],
+        "visibility": visibility,
     }
 
 

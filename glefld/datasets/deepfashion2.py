@@ -10,7 +10,7 @@ it, ``test``. What is made of a garment (``item1``, ``item2``, ...):
 - Viewpoint 2 is the front; 3 is the side or the back and 1 a garment that nobody wears, so they say no view.
 - The area is its polygons', whose parts do not overlap; null where there are none.
 
-N rows, K 294.
+Half a million garments of 294 slots would fill gigabytes: landmarks are packed, as ``lists.ANNOTATIONS`` allows.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ SPLITS = {"train": "train", "validation": "val", "test": "test"}
 LABELS = Labels(DEEPFASHION2, tuple(name for name, _ in CATEGORIES))
 VISIBILITY = {2: Visibility.VISIBLE, 1: Visibility.OCCLUDED, 0: Visibility.CUT_OFF}
 FRONTAL = 2
-CHUNK = 8192  # rows made at a time: a row's 294 slots take some 3 kB
+CHUNK = 8192  # rows made at a time
 _ITEM = re.compile(r"item(\d+)")
 _PLACE = re.compile(rf"(?:^|.*[/:])({'|'.join(SPLITS)})/annos/([^/]+)\.json", re.IGNORECASE)
 
@@ -57,8 +57,8 @@ class Garment:
     category: int
     view: str | None
     area: float | None
-    landmarks: NDArray[np.float32]  # [2K] x, y in the photo, NaN where there is none
-    visibility: NDArray[np.int8]  # [K]
+    landmarks: NDArray[np.float32]  # [2n] x, y in the photo of its category's n, NaN where there is none
+    visibility: NDArray[np.int8]  # [n]
 
 
 def read(lists: ListFiles) -> Annotations:
@@ -107,14 +107,14 @@ def _garment(item: dict[str, Any], photo: str, split: str, number: int) -> Garme
     if item["category_id"] not in range(1, len(CATEGORIES) + 1):
         raise ValueError(f"category_id must be 1 to {len(CATEGORIES)}, not {item['category_id']!r}")
     category = int(item["category_id"])
-    slots = DEEPFASHION2.garment_type(category).landmarks
+    count = len(DEEPFASHION2.garment_type(category).landmarks)
     box = _numbers(item["bounding_box"], "bounding_box", 4)
-    triples = _numbers(item["landmarks"], "landmarks", 3 * len(slots))
+    triples = _numbers(item["landmarks"], "landmarks", 3 * count)
     if unknown := set(triples[2::3]) - set(VISIBILITY):
         raise ValueError(f"a landmark's visibility must be 0, 1 or 2, not {unknown.pop():g}")
     codes = [VISIBILITY[int(v)] for v in triples[2::3]]
     points = list(zip(triples[::3], triples[1::3], strict=True))
-    landmarks, visibility = spread(points, codes, slots, len(DEEPFASHION2))
+    landmarks, visibility = spread(points, codes, range(count), count)
     return Garment(
         sample_id=f"deepfashion2/{photo}#{number}",
         photo=photo,

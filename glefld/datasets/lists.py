@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from glefld.schema import SPLITS, VIEWS, Labels, LandmarkSet, Visibility
 
-#: One row a listed garment. Null is what its lists do not say; coordinates are continuous photo pixels.
+#: One row a listed garment. Null is what its lists do not say; coordinates are continuous photo pixels. Landmarks and
+#: visibility are of all K landmarks or, packed, of the garment type's own in its order (``unpack``).
 ANNOTATIONS = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -152,6 +153,21 @@ def spread(
             visibility[slot] = code
             landmarks[2 * slot : 2 * slot + 2] = x + 0.5, y + 0.5
     return landmarks, visibility
+
+
+def unpack(
+    points: np.ndarray, codes: np.ndarray, garment_type: int | None, landmark_set: LandmarkSet
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points [n, 2] and visibility [n] of a row, of all K landmarks or packed, as [K, 2] and [K]."""
+    k = len(landmark_set)
+    if len(codes) == k:
+        return points, codes
+    assert garment_type is not None, "only a known garment type's landmarks can be packed"
+    slots = list(landmark_set.garment_type(garment_type).landmarks)
+    all_points = np.full((k, 2), np.nan, np.float32)
+    all_codes = np.full(k, Visibility.ABSENT, np.int8)
+    all_points[slots], all_codes[slots] = points, codes
+    return all_points, all_codes
 
 
 def landmark_list(file: ListFile, landmark_set: LandmarkSet) -> pa.Table:

@@ -10,7 +10,7 @@ import pytest
 from glefld.datasets import read_annotations
 from glefld.datasets.deepfashion2 import mask_area
 from glefld.datasets.deepfashion2_landmarks import CATEGORIES, DEEPFASHION2, SIGMAS
-from glefld.datasets.lists import ListFiles
+from glefld.datasets.lists import ListFiles, unpack
 from glefld.schema import LandmarkSet, Visibility
 from tests.raw_layouts import deepfashion2_files, deepfashion2_item
 
@@ -69,13 +69,15 @@ def test_a_row_a_garment() -> None:
     assert (skirt["category"], skirt["garment_type"], skirt["box"]) == (9, 9, [5, 10, 55, 70])
     assert [row["view"] for row in (skirt, top, shorts)] == ["front", None, None]
     assert [row["area"] for row in (skirt, top, shorts)] == [1500, 70, None]
-    points = np.array(skirt["landmarks"]).reshape(294, 2)
     expected = [[10.5 + i, 20.5 + i] if i % 3 != 2 else [np.nan, np.nan] for i in range(8)]
+    packed = np.array(skirt["landmarks"], np.float32).reshape(8, 2)
+    np.testing.assert_array_equal(packed, expected)
+    points, visibility = unpack(packed, np.array(skirt["visibility"]), 9, DEEPFASHION2)
     np.testing.assert_array_equal(points[182:190], expected)
     assert np.isnan(np.delete(points, slice(182, 190), axis=0)).all()
-    assert skirt["visibility"][182:190] == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert Counter(skirt["visibility"])[Visibility.ABSENT] == 286
-    assert Counter(top["visibility"])[Visibility.ABSENT] == 294 - 25
+    assert visibility[182:190].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert Counter(visibility.tolist())[Visibility.ABSENT] == 286
+    assert len(top["visibility"]) == 25
     assert not any(row["duplicate"] for row in (skirt, top, shorts, other))
 
 
