@@ -3,7 +3,8 @@
 import dataclasses
 import os
 import time
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -39,18 +40,15 @@ def run(options: Options) -> None:
     start = time.perf_counter()
     with Progress() as progress:
         task = progress.add_task("drawing", total=options.count)
-        how: Any = {
-            "seed": options.seed,
-            "processes": options.processes,
-            "on_photo": lambda: progress.advance(task),
-        }
-        if options.layout == "deepfashion2":
-            summary = synthetic_deepfashion2.write_dataset(output, options.count, **how)
-        else:
-            irregularities = options.irregularities
-            summary = write_dataset(
-                output, options.layout, options.count, irregularities=irregularities, **how
-            )
+        write = partial(
+            synthetic_deepfashion2.write_dataset
+            if options.layout == "deepfashion2"
+            else partial(write_dataset, layout=options.layout, irregularities=options.irregularities),
+            seed=options.seed,
+            processes=options.processes,
+            on_photo=lambda: progress.advance(task),
+        )
+        summary = write(output, count=options.count)
     show(summary, output, time.perf_counter() - start)
 
 
