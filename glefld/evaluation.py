@@ -1,6 +1,7 @@
 """A model over the rows of a split, in fp32: counters of what it got right, and pictures of it."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,26 +20,37 @@ EVAL_BATCH = 32
 
 
 @torch.no_grad()
-def evaluate(model: Model, rows: SplitReader, loader: BatchLoader, rank: int, world: int) -> Counters:
+def evaluate(
+    model: Model,
+    rows: SplitReader,
+    loader: BatchLoader,
+    rank: int,
+    world: int,
+    on_landmarks: Callable[[Batch, Tensor, Tensor], object] = lambda batch, points, heights: None,
+) -> Counters:
     """Counters of a rank's batches of the split; those of all ranks add up to the split's, each row once.
 
     Ranks take whole batches in turn, so a row's prediction does not depend on how many ranks there are.
+    ``on_landmarks`` gets each batch with its predicted points [b, K, 2], in the photo, and their peaks' heights [b, K].
     """
     was_training = model.training
     model.eval()
     counters = Counters(loader.labels, model.label)
     batches = [np.arange(i, min(i + EVAL_BATCH, rows.rows)) for i in range(0, rows.rows, EVAL_BATCH)]
     for batch in loader.run(rows.read(batches[rank::world]), NO_AUGMENTATION):
-        count(counters, model, _run(model, batch), batch)
+        output = _run(model, batch)
+        counters.add_rows(len(batch.images))
+        if output.heatmaps is not None:
+            points, heights = _points(model, output.heatmaps, batch)
+            counters.add_landmarks(points, batch.truth)
+            on_landmarks(batch, points, heights)
+        count_labels(counters, model, output, batch)
     model.train(was_training)
     return counters
 
 
-def count(counters: Counters, model: Model, output: Output, batch: Batch) -> None:
-    """Count a batch, and score what the model says of it."""
-    counters.add_rows(len(batch.images))
-    if output.heatmaps is not None:
-        counters.add_landmarks(_points(model, output.heatmaps, batch), batch.truth)
+def count_labels(counters: Counters, model: Model, output: Output, batch: Batch) -> None:
+    """Score what the model says of a batch's classes and attributes."""
     if output.classes is not None:
         target = batch.truth.label(model.label, model.labels)
         counters.add_classes(output.classes.float().cpu(), target)
@@ -63,7 +75,7 @@ def examples(
             (picture.convert("RGB"), f"{name}  {words}")
             for picture, name, words in zip(pictures, names, _classified(model, output, batch), strict=True)
         ]
-    predicted = _points(model, output.heatmaps, batch)
+    predicted, _ = _points(model, output.heatmaps, batch)
     tiles = []
     for i, (picture, name, crop) in enumerate(
         zip(pictures, names, table["crop_box"].to_pylist(), strict=True)
@@ -106,6 +118,7 @@ def _run(model: Model, batch: Batch) -> Output:
         return model(batch.images.contiguous(memory_format=torch.channels_last))
 
 
-def _points(model: Model, heatmaps: Tensor, batch: Batch) -> Tensor:
-    """[b, K, 2] in the photo's pixels, float64, on the host."""
-    return to_photo(model.codec.decode(heatmaps)[0].cpu(), batch.to_photo)
+def _points(model: Model, heatmaps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """[b, K, 2] in the photo's pixels, float64, and the peaks' heights [b, K], on the host."""
+    landmarks, heights = model.codec.decode(heatmaps)
+    return to_photo(landmarks.cpu(), batch.to_photo), heights.cpu()

@@ -21,6 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from glefld.oks import OksScores
 from glefld.schema import VIEWS, ClassLabel, Labels, LandmarkSet, Visibility
 
 PCK_THRESHOLD = 0.2  # of the box's longer side
@@ -104,6 +105,7 @@ class Report:
     label: ClassLabel  # what ``accuracy`` is of
     accuracy: dict[str, float | None]  # of the class, "top1", "top3", "top5"
     recall: dict[str, dict[str, float | None]]  # of attributes, "at3", "at5": by type and "all"
+    oks: OksScores | None = None  # where the score is defined: no sum over rows, so no counter has it
 
     @property
     def error(self) -> float | None:
@@ -125,6 +127,7 @@ class Report:
         named |= {f"recall_{at}": by_type for at, by_type in self.recall.items()}
         flat |= {f"accuracy_{top}": value for top, value in self.accuracy.items()}
         flat |= {f"{kind}/{name}": value for kind, values in named.items() for name, value in values.items()}
+        flat |= self.oks.numbers() if self.oks else {}
         return {name: value for name, value in flat.items() if value is not None}
 
 
@@ -403,7 +406,10 @@ def baselines(
 def evaluation_json(
     report: Report, *, dataset: str, split: str, checkpoint: str, baseline: Baselines | None
 ) -> dict[str, Any]:
-    """What ``jobs.evaluate`` writes; None (JSON null) where nothing was counted or there is no baseline."""
+    """What ``jobs.evaluate`` writes; None (JSON null) where nothing was counted or there is no baseline.
+
+    ``oks_ap`` is there where the score is defined.
+    """
     return {
         "dataset": dataset,
         "split": split,
@@ -424,6 +430,7 @@ def evaluation_json(
         "label": report.label,
         "accuracy": report.accuracy,
         "attribute_recall": report.recall,
+        **({"oks_ap": report.oks.to_json()} if report.oks else {}),
         "baseline": {
             "mean_position": baseline.mean_position.ne if baseline else None,
             "mean_position_by_type": baseline.mean_position_by_type.ne if baseline else None,

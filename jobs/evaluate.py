@@ -1,4 +1,4 @@
-"""Score a checkpoint on a split beside the published figures: NE, PCK, AUC and EPE, classes and attributes.
+"""Score a checkpoint on a split beside the published figures: NE, PCK, AUC, EPE, classes, attributes, AP over OKS.
 
 The scores are printed as tables, written as JSON and put into an MLflow run.
 """
@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, metrics, storage, tracking
+from glefld import checkpoint, metrics, oks, storage, tracking
 from glefld.datasets import Dataset
 from glefld.published import score_tables
 from glefld.schema import Split
@@ -78,6 +78,8 @@ def run(options: Options) -> None:
 
     console = Console()
     console.print(score_tables(options.dataset, report, baseline))
+    if report.oks is not None:
+        console.print(oks.table(report.oks))
     for name, value in report.numbers().items():
         if "/" not in name:
             console.print(f"{name:24s} {value:.4f}")

@@ -25,7 +25,8 @@ class Options:
     """Layout of the raw data."""
     source: str
     """Folder with the lists and img.zip (.tar, .tar.gz, unpacked img), or one archive of all; path or URL.
-    image-folder: a folder or an archive with train/, val/ and, if any, test/, and in each a folder a class."""
+    deepfashion2: train and validation, unpacked or a zip each. image-folder: a folder or an archive with train/, val/
+    and, if any, test/, and in each a folder a class."""
     output: str | None = None
     """Folder to write, path or URL. Default: <root>/data/<dataset>."""
     root: Root = None

@@ -8,14 +8,17 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import ray
 import torch
 from PIL import Image
+from torch import Tensor
 
-from glefld import checkpoint, draw, metrics
+from glefld import checkpoint, draw, metrics, oks
 from glefld.dataset import open_dataset
 from glefld.evaluation import EVAL_BATCH, evaluate, examples
-from glefld.loader import BatchLoader, InputPipeline
+from glefld.loader import Batch, BatchLoader, InputPipeline
 from glefld.metrics import Baselines, Counters, Report, Truth
 from glefld.models.system import Model
 from glefld.published import as_text, score_tables
@@ -50,7 +53,8 @@ class Workers:
 def evaluate_checkpoint(url: str, data: str, split: Split, workers: Workers) -> Report:
     """The scores of a checkpoint on a split, in fp32, the same on any number of workers.
 
-    ValueError if the checkpoint's landmarks are not the data set's.
+    AP over OKS is among them where the landmarks have it.
+    ValueError if the checkpoint's labels are not the data set's.
     """
     manifest = open_dataset(data)
     model, card = checkpoint.load(url)
@@ -61,13 +65,21 @@ def evaluate_checkpoint(url: str, data: str, split: Split, workers: Workers) -> 
         )
     task = _task(_count_share, workers)
     counters = Counters(labels, model.label)
-    for vector in ray.get([task.remote(url, data, split, rank, workers) for rank in range(workers.number)]):
+    shares = ray.get([task.remote(url, data, split, rank, workers) for rank in range(workers.number)])
+    for vector, _ in shares:
         share = Counters(labels)
         share.load_vector(vector)
         counters += share
     report = counters.report()
     assert report.rows == manifest.splits[split], f"counted {report.rows} of {manifest.splits[split]} rows"
-    return report
+    if not any(found for _, found in shares):
+        return report
+    # Batches were dealt to the ranks in turn: taken back so, they are the split's rows in order.
+    batches = [found[turn] for turn in range(len(shares[0][1])) for _, found in shares if turn < len(found)]
+    found = oks.Found(*(np.concatenate(part) for part in zip(*batches, strict=True)))
+    reader = SplitReader(data, manifest, split)
+    truth = oks.Annotated.from_arrow(pa.concat_tables(reader.tables(oks.COLUMNS)))
+    return dataclasses.replace(report, oks=oks.score(found, truth))
 
 
 def draw_examples(
@@ -112,10 +124,21 @@ def _task(function: Callable[..., Any], workers: Workers) -> Any:
     return ray.remote(function).options(num_cpus=workers.cpus, num_gpus=1 if workers.gpu else 0)
 
 
-def _count_share(url: str, data: str, split: Split, rank: int, workers: Workers) -> torch.Tensor:
+def _count_share(
+    url: str, data: str, split: Split, rank: int, workers: Workers
+) -> tuple[Tensor, list[oks.Found]]:
+    """A rank's counters and, where they are scored by OKS, what was found in each of its batches."""
     model, loader = _open(url, workers)
     rows = SplitReader(data, open_dataset(data), split)
-    return evaluate(model, rows, loader, rank, workers.number).vector()
+    batches: list[oks.Found] = []
+
+    def keep(batch: Batch, points: Tensor, heights: Tensor) -> None:
+        if oks.applies(model.labels.landmark_set):
+            own = oks.own_slots(batch.truth.garment_type.numpy())
+            score = np.nanmean(oks.take_own(heights.double().numpy(), own), axis=1)
+            batches.append(oks.Found(oks.take_own(points.numpy(), own), score))
+
+    return evaluate(model, rows, loader, rank, workers.number, keep).vector(), batches
 
 
 def _draw(url: str, data: str, split: Split, count: int, workers: Workers) -> list[tuple[Image.Image, str]]:

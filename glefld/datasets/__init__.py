@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from glefld.datasets import deepfashion, deepfashion_fine, fld, image_folder
+from glefld.datasets import deepfashion, deepfashion2, deepfashion_fine, fld, image_folder
 from glefld.datasets.lists import Annotations, ListFiles
 
-Dataset = Literal["fld", "deepfashion", "deepfashion-fine", "image-folder"]
-#: Where a layout has its photos, and from where on it names them: an ``img`` archive or folder, or the splits' folders.
-PhotoPlace = Literal["img", "splits"]
+Dataset = Literal["fld", "deepfashion", "deepfashion-fine", "deepfashion2", "image-folder"]
+#: Where a layout has its photos, and from where on it names them: an ``img`` archive or folder, the splits' folders, or
+#: ``image`` in each split's, whose ``annos`` has a JSON a photo.
+PhotoPlace = Literal["img", "splits", "split-images"]
 
 
 class Layout(NamedTuple):
@@ -22,6 +23,7 @@ LAYOUTS: dict[Dataset, Layout] = {
     "fld": Layout(fld.read),
     "deepfashion": Layout(deepfashion.read),
     "deepfashion-fine": Layout(deepfashion_fine.read),
+    "deepfashion2": Layout(deepfashion2.read, photos="split-images"),
     "image-folder": Layout(image_folder.read, photos="splits"),
 }
 

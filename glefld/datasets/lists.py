@@ -8,7 +8,7 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -19,7 +19,8 @@ from glefld.schema import SPLITS, VIEWS, Labels, LandmarkSet, Visibility
 
 #: A box is clipped to its photo, so this one is the whole of any: what layouts without boxes give.
 WHOLE_PHOTO = (-math.inf, -math.inf, math.inf, math.inf)
-#: One row a listed garment. Null is what its lists do not say; coordinates are continuous photo pixels.
+#: One row a listed garment. Null is what its lists do not say; coordinates are continuous photo pixels. Landmarks and
+#: visibility are of all K landmarks or, packed, of the garment type's own in its order (``unpack``).
 ANNOTATIONS = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -51,12 +52,14 @@ class Annotations:
 class ListFiles:
     """What a source says of its photos: text files, by their lower-cased ``folder/name`` (``/name`` beside the photos).
 
-    ``photos`` are the paths of all that lies where photos do, for layouts whose folders are their only list.
+    ``photos`` are the paths of all that lies where photos do, for layouts whose folders are their only list;
+    ``documents`` reads the name and bytes of each JSON of a photo, for layouts that have one.
     """
 
     source: str
     files: Mapping[str, Callable[[], BinaryIO]]
     photos: Sequence[str] = ()
+    documents: Callable[[], Iterable[tuple[str, bytes]]] = tuple
 
     def find(self, name: str, folders: Sequence[str]) -> "ListFile | None":
         """The file in the first of these folders that has it; downloads differ in where they put a list."""
@@ -154,6 +157,21 @@ def spread(
             visibility[slot] = code
             landmarks[2 * slot : 2 * slot + 2] = x + 0.5, y + 0.5
     return landmarks, visibility
+
+
+def unpack(
+    points: np.ndarray, codes: np.ndarray, garment_type: int | None, landmark_set: LandmarkSet
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points [n, 2] and visibility [n] of a row, of all K landmarks or packed, as [K, 2] and [K]."""
+    k = len(landmark_set)
+    if len(codes) == k:
+        return points, codes
+    assert garment_type is not None, "only a known garment type's landmarks can be packed"
+    slots = list(landmark_set.garment_type(garment_type).landmarks)
+    all_points = np.full((k, 2), np.nan, np.float32)
+    all_codes = np.full(k, Visibility.ABSENT, np.int8)
+    all_points[slots], all_codes[slots] = points, codes
+    return all_points, all_codes
 
 
 def landmark_list(file: ListFile, landmark_set: LandmarkSet) -> pa.Table:
