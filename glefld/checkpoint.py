@@ -78,9 +78,10 @@ def keep(run: str, model: Model, card: ModelCard, training: Mapping[str, Any], b
     name = f"checkpoints/{card.step:08d}"
     before = {pointed(run, "last"), pointed(run, "best")}
     save(storage.join(run, name), model, card, training)
-    point(run, "last", name)
+    # The best one first: killed in between, the run repeats this epoch, and has not forgotten that it was the best.
     if best:
         point(run, "best", name)
+    point(run, "last", name)
     for old in before - {None, name, pointed(run, "best")}:
         storage.remove_tree(storage.join(run, str(old)))
 

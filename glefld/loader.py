@@ -85,14 +85,23 @@ class InputPipeline:
             exec_pipelined=False,
         )
         self._pipeline.build()
+        self._stream = torch.cuda.Stream(device_id) if device_id is not None else None
 
     def run(self, pictures: list[Picture]) -> Tensor:
         """At most ``batch_size`` pictures to [b, 3, S, S]. RuntimeError if one of them cannot be decoded."""
         assert 0 < len(pictures) <= self.batch_size
         self._feed(pictures)
         (output,) = self._pipeline.run()
+        images = torch.from_dlpack(output.as_tensor())
         # The pipeline's buffer is used again by the next run, so the batch is copied out of it.
-        return torch.from_dlpack(output.as_tensor()).clone()
+        if self._stream is None:
+            return images.clone()
+        # Beside the training step's own work, which the copy must not wait for, and to its end.
+        with torch.cuda.stream(self._stream):
+            copy = images.clone()
+        self._stream.synchronize()
+        copy.record_stream(torch.cuda.current_stream(copy.device))
+        return copy
 
     def _feed(self, pictures: list[Picture]) -> None:
         sizes, matrices = [], []

@@ -203,6 +203,8 @@ class Predictor:
         with (
             torch.no_grad(),  # not inference_mode: attention by Grad-CAM differentiates
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
+            # cuDNN's convolutions would round fp32 to TF32 by default.
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
         ):
             heatmaps = self.model(images.contiguous(memory_format=torch.channels_last)).heatmaps
         landmarks, score = self.model.codec.decode(heatmaps)

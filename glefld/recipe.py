@@ -17,13 +17,17 @@ class Recipe:
     input_size: int = 224
     """Side of the square input, a multiple of the network's stride."""
     epochs: int = 30
+    """Times through the train split."""
     batch_size: int = 50
     """Global batch: split among the workers."""
     learning_rate: float = 1e-4
+    """At its highest; Adam's."""
     schedule: Literal["step", "cosine"] = "step"
     """step: the rate times step_factor each step_epochs. cosine: a linear warm-up, then down to zero."""
     step_epochs: int = 5
+    """Epochs between two steps of the step schedule."""
     step_factor: float = 0.1
+    """What the rate is multiplied by at each of them."""
     warmup_epochs: float = 1.0
     """Linear warm-up of the cosine schedule."""
     weight_decay: float = 0.0
@@ -31,6 +35,7 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the forward pass. auto: bf16 where the hardware multiplies it (CUDA, or AMX on a CPU), else fp32."""
     seed: int = 0
+    """Of the first weights, the order of the rows and the augmentation."""
     checkpoint_steps: int = 0
     """Also keep a checkpoint each so many steps within an epoch; 0 keeps one at each epoch's end only."""
     log_steps: int = 20

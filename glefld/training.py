@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,10 @@ from glefld.models.system import Model
 from glefld.reader import SplitReader, global_batch, share, steps_per_epoch
 from glefld.recipe import Recipe
 from glefld.schema import Labels
+
+
+class Mistake(ValueError):
+    """A user's mistake that only the workers see: raised on all ranks at once, never on one alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +75,11 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of the forward pass. On CPUs without AMX, bf16 was measured slower than fp32; with it, 1.9 x faster."""
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else torch.cpu._is_amx_tile_supported()
+        )
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
@@ -93,8 +102,8 @@ def train(
     """Train to the end, going on from the run's last checkpoint if it has one.
 
     ``log`` gets metrics by step (call it on rank 0 only, or make it ignore the others); ``report`` is called on every
-    rank once an epoch, before its checkpoint. Uses torch.distributed's default group where there is one. ValueError,
-    on every rank, for a data set that cannot be trained on.
+    rank once an epoch, before its checkpoint. Uses torch.distributed's default group where there is one. Mistake for
+    a data set that cannot be trained on.
     """
     recipe = job.recipe
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -103,7 +112,7 @@ def train(
     val_rows = SplitReader(job.data, manifest, "val")
     steps = steps_per_epoch(train_rows.rows, recipe.batch_size)
     if global_batch(train_rows.rows, recipe.batch_size, 0)[1] < world:
-        raise ValueError(
+        raise Mistake(
             f"{world} workers need batches of at least {world} rows: the train split has {train_rows.rows} "
             f"and batch-size is {recipe.batch_size}"
         )
@@ -169,7 +178,7 @@ def train(
         average_buffers(model, world)
         result = validate(model, val_rows, loader, rank, world, device)
         if result.error is None:
-            raise ValueError(
+            raise Mistake(
                 f"the val split of {job.data} has nothing that {job.model} predicts: no score to choose by"
             )
         position = Position(position.epoch + 1, 0, min(result.error, position.best))
@@ -188,20 +197,11 @@ def begin(job: Job, labels: Labels, device: torch.device) -> tuple[Model, torch.
     """Model, optimizer and position: from the run's last checkpoint, else from the seed and the given weights."""
     last = checkpoint.pointed(job.run, "last")
     if last is not None:
-        model, _ = checkpoint.load(storage.join(job.run, last))
+        model, card = checkpoint.load(storage.join(job.run, last))
+        if card.data_hash != open_dataset(job.data).content_hash:
+            raise Mistake(f"{job.data} has changed since {job.run} was begun: train a new run on it")
     else:
-        torch.manual_seed(job.recipe.seed)
-        model = build_model(job.model, job.config, labels)
-        if job.weights is not None:
-            data = io.BytesIO(storage.read_bytes(job.weights))
-            model.load_backbone(torch.load(data, map_location="cpu", weights_only=True))
-        if job.classifier is not None:
-            classifier, card = checkpoint.load(job.classifier)
-            model.load_classifier(classifier, card.labels)
-    if job.recipe.input_size % model.stride:
-        raise ValueError(
-            f"input-size must be a multiple of {job.model}'s stride {model.stride}, not {job.recipe.input_size}"
-        )
+        model = initial_model(job, labels)
     model.to(device)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
@@ -215,6 +215,33 @@ def begin(job: Job, labels: Labels, device: torch.device) -> tuple[Model, torch.
     state = checkpoint.load_training(storage.join(job.run, last))
     optimizer.load_state_dict(state["optimizer"])
     return model, optimizer, Position(**state["position"])
+
+
+def initial_model(job: Job, labels: Labels) -> Model:
+    """The model that a run begins with: from its seed, with the weights and the classifier that it is given.
+
+    ValueError for an input that the system does not take, and for weights that are not there or do not fit.
+    """
+    torch.manual_seed(job.recipe.seed)
+    model = build_model(job.model, job.config, labels)
+    size = job.recipe.input_size
+    if size % model.stride:
+        raise ValueError(
+            f"input-size must be a multiple of {model.stride}, the stride of {job.model}, not {size}"
+        )
+    if job.weights is not None:
+        data = io.BytesIO(storage.read_bytes(job.weights))
+        try:
+            state = torch.load(data, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(
+                f"--weights {job.weights} is not a checkpoint of torchvision's: {error}"
+            ) from error
+        model.load_backbone(state)
+    if job.classifier is not None:
+        classifier, card = checkpoint.load(job.classifier)
+        model.load_classifier(classifier, card.labels)
+    return model
 
 
 def validate(
@@ -231,7 +258,10 @@ def validate(
         total = counters.vector().to(device)
         dist.all_reduce(total)
         counters.load_vector(total.cpu())
-    result = counters.report()
+    try:
+        result = counters.report()
+    except ValueError as error:  # not a number: all ranks have the same sums
+        raise Mistake(str(error)) from error
     assert result.rows == rows.rows, f"validation counted {result.rows} rows of {rows.rows}"
     return result
 

@@ -20,7 +20,7 @@ from glefld.models.system import Preset
 from glefld.published import as_text
 from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels, Split
-from jobs.cli import Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
+from jobs.cli import Device, Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
 from pipelines.compare import Entry, Plan, compare, slug
 from pipelines.evaluate import baselines
 from pipelines.train import Workers
@@ -61,8 +61,7 @@ class Options:
     """Workers of each training run."""
     cpus_per_worker: int | None = None
     """CPUs a worker takes. Default on one machine: all of them, shared out; on a cluster: 1."""
-    gpu: bool | None = None
-    """Train on GPUs. Default: if there are any."""
+    device: Device = "auto"
     max_failures: int = 3
     """How often a worker group is started again after a loss."""
     parallel: int = 1
@@ -114,24 +113,21 @@ def run(options: Options) -> None:
     def tell(result: Result) -> None:
         console.print(f"{result.system}, seed {result.seed}: error {result.error:.4f}")
 
-    try:
+    with tracking.to_its_end(parent):
         classifier = resolve_classifier(options, plan, guided, manifest.labels, parent, tell)
         results = compare(plan, entries, options.seeds, parent, classifier, tell)
         baseline = baselines(data, options.split, "category")
-    except BaseException as error:
-        tracking.finish(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    compared = comparison.rows(results)
-    words = as_text(comparison.table(options.dataset, options.split, compared, baseline), width=160)
-    log = tracking.RunLog(parent)
-    log.log({f"error/{slug(r.system)}-seed{r.seed}": r.error for r in results}, step=0)
-    log.flush()
-    log.log_text(words, "comparison/table.txt")
-    log.log_figure(comparison.chart(options.dataset, options.split, compared, baseline), "comparison/ne.png")
-    value = {"split": options.split, "results": [dataclasses.asdict(result) for result in results]}
-    log.client.log_dict(parent.run_id, value, "comparison/results.json")
-    storage.write_json(storage.join(folder, "results.json"), value)
-    tracking.finish(parent, "FINISHED")
+        compared = comparison.rows(results)
+        words = as_text(comparison.table(options.dataset, options.split, compared, baseline), width=160)
+        chart = comparison.chart(options.dataset, options.split, compared, baseline)
+        value = {"split": options.split, "results": [dataclasses.asdict(result) for result in results]}
+        log = tracking.RunLog(parent)
+        log.log({f"error/{slug(r.system)}-seed{r.seed}": r.error for r in results}, step=0)
+        log.flush()
+        log.log_text(words, "comparison/table.txt")
+        log.log_figure(chart, "comparison/ne.png")
+        log.client.log_dict(parent.run_id, value, "comparison/results.json")
+        storage.write_json(storage.join(folder, "results.json"), value)
     console.print(words, soft_wrap=True, highlight=False)
     console.print(f"results    {storage.join(folder, 'results.json')}", soft_wrap=True)
     console.print(f"MLflow     {tracking.where(parent)}", soft_wrap=True)
@@ -202,7 +198,7 @@ def choose_workers(options: Options) -> Workers:
         raise ValueError(
             f"{options.num_workers} workers of {each} CPUs are more than this machine's {cpus}: lower --num-workers"
         )
-    gpu = use_gpu(options.gpu)
+    gpu = use_gpu(options.device)
     return Workers(options.num_workers, options.num_workers, each, gpu, options.max_failures)
 
 

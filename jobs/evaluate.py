@@ -7,6 +7,7 @@ import dataclasses
 import time
 from typing import Annotated
 
+import ray
 import tyro
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from glefld import checkpoint, metrics, oks, storage, tracking
 from glefld.datasets import Dataset
 from glefld.published import score_tables
 from glefld.schema import Split
-from jobs.cli import Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
+from jobs.cli import Device, Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
 from pipelines.evaluate import Workers, baselines, evaluate_checkpoint, log_scores
 
 
@@ -37,8 +38,7 @@ class Options:
     """Tasks that share the split; the scores do not depend on it."""
     cpus_per_worker: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """CPUs a task takes."""
-    gpu: bool | None = None
-    """Give each task a GPU. Default: if there are any."""
+    device: Device = "auto"
     experiment: str | None = None
     """MLflow experiment. Default: glefld-<dataset>."""
 
@@ -51,7 +51,10 @@ def run(options: Options) -> None:
     url = checkpoint.resolve(resolve_url(options.checkpoint, "--checkpoint"))
     uri = tracking.tracking_uri(root, on_cluster())
     start_ray()
-    workers = Workers(options.num_workers, options.cpus_per_worker, use_gpu(options.gpu))
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    if options.cpus_per_worker > cpus and not on_cluster():
+        raise ValueError(f"--cpus-per-worker {options.cpus_per_worker}, but this machine has {cpus}")
+    workers = Workers(options.num_workers, options.cpus_per_worker, use_gpu(options.device))
     start = time.monotonic()
     report = evaluate_checkpoint(url, data, options.split, workers)
     seconds = time.monotonic() - start
@@ -70,18 +73,18 @@ def run(options: Options) -> None:
         name=f"evaluate-{options.split}",
         experiment=options.experiment,
     )
-    log = tracking.RunLog(handle)
-    log.log({f"{options.split}_{name}": value for name, value in report.numbers().items()}, step=0)
-    log.flush()
-    log_scores(log, scores, report, baseline, data, workers)
-    tracking.finish(handle, "FINISHED")
+    with tracking.to_its_end(handle):
+        log = tracking.RunLog(handle)
+        log.log({f"{options.split}_{name}": value for name, value in report.numbers().items()}, step=0)
+        log.flush()
+        log_scores(log, scores, report, baseline, data, workers)
 
     console = Console()
     console.print(score_tables(options.dataset, report, baseline))
     if report.oks is not None:
         console.print(oks.table(report.oks))
     for name, value in report.numbers().items():
-        if "/" not in name:
+        if not name.startswith(("ne/", "recall")):  # which the tables show
             console.print(f"{name:24s} {value:.4f}")
     console.print(f"{'garments a second':24s} {report.rows / seconds:.0f}")
     if options.output:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from glefld import storage
 from glefld.datasets import synthetic_deepfashion2
 from glefld.datasets.synthetic import Layout, Summary, write_dataset
 from jobs import cli
@@ -23,8 +24,10 @@ class Options:
     photo)."""
     count: Annotated[int, tyro.conf.arg(metavar="N")]
     """How many photos."""
-    output: Annotated[str, tyro.conf.arg(metavar="DIR")]
-    """Where img.zip and the lists go, or train.zip and validation.zip of deepfashion2; a path or URL."""
+    output: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where img.zip and the lists go, or train.zip and validation.zip of deepfashion2; a path or URL. Default:
+    <root>/raw/<layout>."""
+    root: cli.Root = None
     seed: int = 0
     """The same seed writes the same bytes; a larger count goes on where a smaller one ended."""
     irregularities: int = 0
@@ -34,7 +37,11 @@ class Options:
 
 
 def run(options: Options) -> None:
-    output = cli.resolve_url(options.output, "--output")
+    output = (
+        cli.resolve_url(options.output, "--output")
+        if options.output
+        else storage.join(cli.resolve_root(options.root), "raw", options.layout)
+    )
     if options.layout == "deepfashion2" and options.irregularities:
         raise ValueError("--irregularities is for the layouts with lists: leave it out for deepfashion2")
     start = time.perf_counter()

@@ -11,20 +11,29 @@ import ray
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, storage, tracking
+from glefld import checkpoint, storage, tracking, training
 from glefld.datasets import Dataset
 from glefld.models import MODELS, build_model
 from glefld.models.system import Preset, Task
 from glefld.published import score_tables
 from glefld.recipe import Recipe
 from glefld.training import Job
-from jobs.cli import Root, guard, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
+from jobs.cli import Device, Root, guard, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
 from pipelines.train import Workers, parse_workers, train_and_score
 
 Config = TypeVar("Config")
 
 #: What may differ when a run is resumed; all else is what the run was started with.
-FREE_ON_RESUME = {"resume", "num_workers", "cpus_per_worker", "gpu", "max_failures", "root", "name", "output"}
+FREE_ON_RESUME = {
+    "resume",
+    "num_workers",
+    "cpus_per_worker",
+    "device",
+    "max_failures",
+    "root",
+    "name",
+    "output",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +60,7 @@ class Options(Generic[Config]):
     """Workers: N, or MIN-MAX for elastic training. Default: one for each GPU, or one."""
     cpus_per_worker: int | None = None
     """CPUs a worker takes. Default on one machine: all of them, shared out; on a cluster: 1."""
-    gpu: bool | None = None
-    """Train on GPUs. Default: if there are any."""
+    device: Device = "auto"
     max_failures: int = 3
     """How often the worker group is started again after a loss."""
     resume: bool = False
@@ -88,20 +96,6 @@ def run(options: Options[Any]) -> None:
         )
     uri = tracking.tracking_uri(root, on_cluster())
     folder, started = find_run(options, root)
-    start_ray(dashboard=True)
-    workers = choose_workers(options)
-    handle = tracking.start_run(
-        uri,
-        options=options,
-        manifest=manifest,
-        data=data,
-        name=folder.rsplit("/", 1)[-1],
-        experiment=options.experiment,
-        resume=started["run_id"] if started else None,
-    )
-    storage.write_json(
-        storage.join(folder, "run.json"), {"options": _comparable(options), "run_id": handle.run_id}
-    )
     job = Job(
         dataset=options.dataset,
         data=data,
@@ -116,6 +110,24 @@ def run(options: Options[Any]) -> None:
             else None
         ),
         rows=options.rows,
+    )
+    if started is None:
+        training.initial_model(
+            job, manifest.labels
+        )  # what is wrong with it shows here, and not in the workers
+    start_ray(dashboard=True)
+    workers = choose_workers(options)
+    handle = tracking.start_run(
+        uri,
+        options=options,
+        manifest=manifest,
+        data=data,
+        name=folder.rsplit("/", 1)[-1],
+        experiment=options.experiment,
+        resume=started["run_id"] if started else None,
+    )
+    storage.write_json(
+        storage.join(folder, "run.json"), {"options": _comparable(options), "run_id": handle.run_id}
     )
     best, report, baselines = train_and_score(job, workers, handle)
     console = Console()
@@ -168,9 +180,11 @@ def choose_workers(options: Options[Any]) -> Workers:
     """The worker group that the options ask for, on the resources that are there."""
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    gpu = use_gpu(options.gpu)
+    gpu = use_gpu(options.device)
     least, most = parse_workers(options.num_workers or str(max(1, gpus if gpu else 1)))
     each = options.cpus_per_worker or (1 if on_cluster() else max(1, cpus // most))
+    if gpu and least > gpus and not on_cluster():
+        raise ValueError(f"--num-workers {least}, but this machine has {gpus} GPUs: ask for {gpus} at most")
     if not on_cluster() and least * each > cpus:
         raise ValueError(
             f"{least} workers of {each} CPUs are more than this machine's {cpus}: lower --num-workers"
@@ -196,5 +210,4 @@ def parse(argv: list[str]) -> Options[Any]:
 
 
 if __name__ == "__main__":
-    arguments = parse(sys.argv[1:])
-    guard(lambda: run(arguments))
+    guard(lambda: run(parse(sys.argv[1:])))

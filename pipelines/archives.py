@@ -204,8 +204,11 @@ def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPho
             on_error="return",
         )
         for wanted, data in zip(ranges, found, strict=True):
-            if isinstance(data, FileNotFoundError) and archive.kind == "folder":
-                yield from (BadPhoto("missing_photo", str(data)) for _ in wanted)
+            if archive.kind == "folder" and isinstance(data, FileNotFoundError | PermissionError):
+                gone = isinstance(data, FileNotFoundError)
+                yield from (
+                    BadPhoto("missing_photo" if gone else "unreadable_photo", str(data)) for _ in wanted
+                )
                 continue
             if isinstance(data, Exception):
                 raise data

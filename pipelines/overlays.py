@@ -15,7 +15,7 @@ from glefld import storage
 from glefld.draw import contact_sheet, overlay
 from glefld.photos import BadPhoto, open_photo, to_rgb
 from glefld.predict import ORIENTATIONS, orientation
-from pipelines.infer import InferOptions, Plan, make_plan, read_reports
+from pipelines.infer import STAGING, InferOptions, Plan, make_plan, read_reports
 from pipelines.inputs import Photo
 
 FOLDER = "overlays"
@@ -30,6 +30,13 @@ def write_overlays(options: InferOptions, output: str, number: int) -> str | Non
     ValueError if the input has changed since.
     """
     plan = make_plan(options, output)
+    try:
+        return _write_overlays(plan, output, number)
+    finally:
+        storage.remove_tree(storage.join(output, STAGING))  # a compressed tar was unpacked there
+
+
+def _write_overlays(plan: Plan, output: str, number: int) -> str | None:
     read_reports(plan, output)
     tiles: list[tuple[Image.Image, str]] = []
     for i, (row, photo) in enumerate(itertools.islice(_predicted(plan, output), number)):

@@ -125,6 +125,8 @@ def make_plan(options: IngestOptions, source: Source) -> Plan:
         source={
             "url": public_url(options.source),
             "photos": source.archive.name,
+            # The view is our own addition to the benchmarks' lists.
+            "absent_lists": sorted(name for name in source.lists.absent if not name.endswith("view.txt")),
             "files": len(source.members),
             "file_bytes": pc.sum(source.members["size"]).as_py(),
             "files_not_used": len(source.members) - pc.count_distinct(kept["name"]).as_py(),

@@ -14,7 +14,7 @@ from glefld import checkpoint, metrics, storage, tracking, training
 from glefld.dataset import open_dataset
 from glefld.metrics import Baselines, Report
 from glefld.tracking import RunHandle, RunLog
-from glefld.training import EpochReport, Job
+from glefld.training import EpochReport, Job, Mistake
 from pipelines import evaluate
 
 
@@ -46,14 +46,10 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 def train_and_score(job: Job, workers: Workers, handle: RunHandle) -> tuple[str, Report, Baselines]:
     """Train a job, score its best checkpoint on val, and end its MLflow run: the checkpoint's URL and the scores."""
-    try:
+    with tracking.to_its_end(handle):
         best = train(job, workers, handle)
         scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
         report, baselines = score(best, job.data, handle, scorer)
-    except BaseException as error:
-        tracking.finish(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    tracking.finish(handle, "FINISHED")
     return best, report, baselines
 
 
@@ -121,8 +117,7 @@ def _work(config: dict[str, Any]) -> str | None:
 
     try:
         training.train(job, device, log_step, report)
-    except ValueError as error:
-        # Raised, it would make Ray start the group again, to the same end. All ranks see the same data and the same
-        # sums, so all of them come here.
+    except Mistake as error:
+        # Raised, it would make Ray start the group again, to the same end.
         return str(error)
     return None

@@ -28,11 +28,12 @@ Row = TypeVar("Row")
 
 
 def read(lists: ListFiles) -> Annotations:
-    """Every split whose ``{split}.txt`` is there.
+    """Train, and the other splits whose ``{split}.txt`` is there.
 
     ``_bbox`` and ``_landmards`` (the benchmark's spelling) are required for it; ``_cate``, ``_attr`` and
     ``_view`` are optional. ValueError names a missing list or the line that cannot be read.
     """
+    lists.require("train.txt", FOLDERS)
     categories = categories_and_types(lists, (*FOLDERS, "Anno_coarse"))
     attributes = attribute_names(lists.find("list_attr_cloth.txt", FOLDERS))
     types = [type_ for _, type_ in categories]
@@ -41,8 +42,6 @@ def read(lists: ListFiles) -> Annotations:
         for split in ORDER
         if (photos := lists.find(f"{split}.txt", FOLDERS)) is not None
     ]
-    if not splits:
-        lists.require("train.txt", FOLDERS)
     table = join("deepfashion-fine", [pa.concat_tables(splits)])
     names = used_categories(table, tuple(name for name, _ in categories))
     return Annotations(table, Labels(FASHION8, names, attributes, ATTRIBUTE_TYPES if attributes else ()))

@@ -60,12 +60,15 @@ class ListFiles:
     files: Mapping[str, Callable[[], BinaryIO]]
     photos: Sequence[str] = ()
     documents: Callable[[], Iterable[tuple[str, bytes]]] = tuple
+    #: What was looked for in vain, for the user to see.
+    absent: list[str] = dataclasses.field(default_factory=list, compare=False)
 
     def find(self, name: str, folders: Sequence[str]) -> "ListFile | None":
         """The file in the first of these folders that has it; downloads differ in where they put a list."""
         for folder in folders:
             if (opened := self.files.get(f"{folder}/{name}".lower())) is not None:
                 return ListFile(f"{folder}/{name}".lstrip("/"), opened)
+        self.absent.append(name)
         return None
 
     def require(self, name: str, folders: Sequence[str]) -> "ListFile":

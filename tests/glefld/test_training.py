@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
+from torchvision.models.vgg import make_layers
 
 from glefld import checkpoint, storage
 from glefld.augmentation import Augmentation
@@ -18,9 +19,10 @@ from glefld.evaluation import EVAL_BATCH, evaluate
 from glefld.loader import BatchLoader, InputPipeline
 from glefld.metrics import Counters
 from glefld.models import build_model
+from glefld.models.backbones import VGG_LAYERS
 from glefld.reader import SplitReader, share
 from glefld.recipe import Recipe
-from glefld.training import EpochReport, Job, learning_rate, train, train_step
+from glefld.training import EpochReport, Job, Mistake, initial_model, learning_rate, train, train_step
 from tests.dots import LABELS, write_checkpoint
 from tests.ingested import write_dataset
 
@@ -220,3 +222,59 @@ def test_a_wrong_recipe_ends_in_one_line() -> None:
     for wrong, message in cases:
         with pytest.raises(ValueError, match=message):
             Recipe(**wrong)
+
+
+def test_weights_are_torchvisions(data: str, tmp_path: Path) -> None:
+    """The backbone starts from a torchvision checkpoint's features; what is none, or another's, is one line."""
+    features = make_layers(VGG_LAYERS["vgg16"], batch_norm=False)
+    state = {f"features.{name}": value for name, value in features.state_dict().items()}
+    torch.save(state | {"classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg16.pth")
+    labels = open_dataset(data).labels
+    config = {"backbone": "vgg16", "modules": 0, "width": 8}
+    job = Job("fld", data, "", "gle", config, RECIPE, weights=str(tmp_path / "vgg16.pth"))
+    model = initial_model(job, labels)
+    for name, value in model.get_submodule("features").state_dict().items():
+        assert torch.equal(value, state[f"features.{name}"])
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    wrong = {
+        "not a checkpoint of torchvision's": dataclasses.replace(job, weights=str(tmp_path / "text.pth")),
+        "does not hold this backbone's weights": dataclasses.replace(job, config=CONFIG),
+        "has no backbone": dataclasses.replace(job, model="local", config={}),
+        "multiple of 8": dataclasses.replace(job, recipe=dataclasses.replace(RECIPE, input_size=36)),
+    }
+    for message, mistaken in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            initial_model(mistaken, labels)
+
+
+def test_a_run_does_not_go_on_with_other_data(data: str, tmp_path: Path) -> None:
+    """A data set that was ingested anew is another one, though its place is the same."""
+    run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=1))
+    other = write_dataset(tmp_path / "data", {"train": 21, "val": 5}, seed=1)
+    with pytest.raises(Mistake, match="has changed"):
+        run(other, tmp_path / "run")
+
+
+def test_the_best_checkpoint_survives_a_kill_between_the_two_pointers(data: str, tmp_path: Path) -> None:
+    """Killed after one pointer was written, the run goes on to its end with a best checkpoint to show."""
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    written = []
+
+    def stop(run_folder: str, name: str, place: str) -> None:
+        if written:
+            raise Stopped
+        written.append(name)
+        point(run_folder, name, place)  # type: ignore[arg-type]
+
+    point = checkpoint.point
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glefld.checkpoint.point", stop)
+        with pytest.raises(Stopped):
+            run(data, tmp_path / "run", recipe)
+    assert written == ["best"]
+    run(data, tmp_path / "run", recipe)
+    _, best = checkpoint.load(checkpoint.resolve(str(tmp_path / "run")))
+    _, last = checkpoint.load(
+        storage.join(str(tmp_path / "run"), str(checkpoint.pointed(str(tmp_path / "run"), "last")))
+    )
+    assert best.val["ne"] <= last.val["ne"]

@@ -21,6 +21,7 @@ from pipelines.evaluate import Workers, evaluate_checkpoint
 from pipelines.train import parse_workers
 from tests.dots import write_checkpoint
 from tests.ingested import write_dataset
+from tests.mistakes import one_line
 
 TINY = (
     "--input-size 32 --epochs 3 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 "
@@ -180,3 +181,28 @@ def test_resume_finds_the_newest_run_of_the_model_itself(tmp_path: Path) -> None
     folder, started = train.find_run(resumed, str(tmp_path))
     assert folder == f"{tmp_path}/runs/fld-sanl-20260102-000000"
     assert started["run_id"] == "fld-sanl-20260102-000000"
+
+
+WRONG = {
+    "no epochs": ("--epochs 0", "epochs must be at least 1, not 0"),
+    "a size that the network does not take": ("--input-size 100", "input-size must be a multiple of 8"),
+    "a module too few": ("--model.modules -1", "--model.modules must be 0 or more"),
+    "a mirror that is no probability": ("--augmentation.mirror 2", "mirror is a probability"),
+    "no GPU": ("--device gpu", "Ray has no GPU here"),
+    "weights that are not there": ("--weights /nowhere/vgg16.pth", "/nowhere/vgg16.pth"),
+    "weights that are a folder": ("--weights /", "directory"),
+    "a classifier that is none": ("--model sanl --classifier /nowhere", "neither a checkpoint nor a run"),
+    "no classifier": ("--model sanl --model.backbone resnet18", "give --classifier RUN"),
+    "another task": ("--model resnet", "--task landmarks is not what resnet does"),
+}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("case", WRONG)
+def test_mistakes_end_in_one_line(case: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is written: no run that would have to be named again, no run in MLflow."""
+    line, message = WRONG[case]
+    assert message in one_line(lambda: train.run(options(root, line)), capsys)
+    assert not (root / "runs").exists()
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    assert [e.name for e in client.search_experiments()] == ["Default"]
