@@ -127,28 +127,6 @@ def test_evaluate_writes_its_json_and_run(root: Path) -> None:
     assert run.data.metrics["val_ne"] == pytest.approx(scores["ne"]["average"])
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("--preset paper", "give --weights FILE_OR_URL"),
-        ("--data {root}/nowhere", "not a finished data set"),
-        ("--resume", "there is no run fld-gle-"),
-        ("--resume --name never", "is not a run"),
-        ("--data {root}/other", "holds the data set 'fld', not 'deepfashion'"),
-    ],
-)
-def test_mistakes_end_in_one_line(root: Path, line: str, message: str) -> None:
-    """What is wrong is said before Ray starts and before a run is made."""
-    dataset = "fld"
-    if "other" in line:
-        write_dataset(root / "other", {"train": 4, "val": 4})
-        dataset = "deepfashion"
-    with pytest.raises(ValueError, match=message):
-        train.run(train.parse(f"--dataset {dataset} --root {root} {line.format(root=root)}".split()))
-    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
-    assert [e.name for e in client.search_experiments()] == ["Default"]
-
-
 @pytest.mark.parametrize(("text", "bounds"), [("1", (1, 1)), ("3", (3, 3)), ("1-4", (1, 4)), ("2-2", (2, 2))])
 def test_worker_counts(text: str, bounds: tuple[int, int]) -> None:
     assert parse_workers(text) == bounds
@@ -184,6 +162,14 @@ def test_resume_finds_the_newest_run_of_the_model_itself(tmp_path: Path) -> None
 
 
 WRONG = {
+    "no weights": ("--preset paper", "give --weights FILE_OR_URL"),
+    "no data": ("--data {root}/nowhere", "not a finished data set"),
+    "other data": (
+        "--dataset deepfashion --data {root}/data/fld",
+        "holds the data set 'fld', not 'deepfashion'",
+    ),
+    "nothing to resume": ("--resume", "there is no run fld-gle-"),
+    "no such run": ("--resume --name never", "is not a run"),
     "no epochs": ("--epochs 0", "epochs must be at least 1, not 0"),
     "a size that the network does not take": ("--input-size 100", "input-size must be a multiple of 8"),
     "a module too few": ("--model.modules -1", "--model.modules must be 0 or more"),
@@ -202,7 +188,7 @@ WRONG = {
 def test_mistakes_end_in_one_line(case: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Before anything is written: no run that would have to be named again, no run in MLflow."""
     line, message = WRONG[case]
-    assert message in one_line(lambda: train.run(options(root, line)), capsys)
+    assert message in one_line(lambda: train.run(options(root, line.format(root=root))), capsys)
     assert not (root / "runs").exists()
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     assert [e.name for e in client.search_experiments()] == ["Default"]
