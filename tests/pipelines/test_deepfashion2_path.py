@@ -19,7 +19,7 @@ from glefld.datasets.synthetic_deepfashion2 import write_dataset
 from glefld.metrics import evaluation_json
 from glefld.models import build_model
 from glefld.schema import Manifest
-from pipelines.evaluate import Workers, evaluate_checkpoint, mean_position
+from pipelines.evaluate import Workers, baselines, evaluate_checkpoint
 from pipelines.ingest import ingest, prepare
 from pipelines.plan import IngestOptions, make_plan
 from pipelines.shards import ShardJob, write_shard
@@ -194,7 +194,7 @@ def test_the_same_score_on_any_number_of_workers(synthesised: str, tmp_path: Pat
         dataset="deepfashion2",
         split="train",
         checkpoint=url,
-        baseline=mean_position(synthesised, "train"),
+        baseline=baselines(synthesised, "train", "category"),
     )
     assert value == json.loads(json.dumps(value, allow_nan=False))
     assert 0 <= value["oks_ap"]["ap"] < 0.05, "an untrained network knows nothing"
