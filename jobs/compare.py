@@ -165,7 +165,7 @@ def with_option(value: Any, name: str, text: str, entry: str) -> Any:
         return dataclasses.replace(value, **{name: text == "true"})
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(type(value), default=value, args=[f"--{flag}", text])
+            return tyro.cli(type(value), default=value, args=[f"--{flag}={text}"])
     except SystemExit:
         raise ValueError(f"--models {entry}: {flag} cannot be {text!r}") from None
 

@@ -172,8 +172,6 @@ WRONG = {
     "no such run": ("--resume --name never", "is not a run"),
     "no epochs": ("--epochs 0", "epochs must be at least 1, not 0"),
     "a size that the network does not take": ("--input-size 100", "input-size must be a multiple of 8"),
-    "a module too few": ("--model.modules -1", "--model.modules must be 0 or more"),
-    "a mirror that is no probability": ("--augmentation.mirror 2", "mirror is a probability"),
     "no GPU": ("--device gpu", "Ray has no GPU here"),
     "weights that are not there": ("--weights /nowhere/vgg16.pth", "/nowhere/vgg16.pth"),
     "weights that are a folder": ("--weights /", "directory"),
@@ -192,3 +190,17 @@ def test_mistakes_end_in_one_line(case: str, root: Path, capsys: pytest.CaptureF
     assert not (root / "runs").exists()
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     assert [e.name for e in client.search_experiments()] == ["Default"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("--model.modules=-1", "must be 0 or more"), ("--augmentation.mirror 2", "mirror is a probability")],
+)
+def test_a_wrong_nested_option_is_told_as_the_parser_tells_it(
+    line: str, message: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the parser's own box, with exit status 2, like an option that there is not."""
+    with pytest.raises(SystemExit) as end:
+        options(root, line)
+    assert end.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())

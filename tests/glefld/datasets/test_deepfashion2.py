@@ -44,7 +44,7 @@ def test_the_tables_are_the_published_ones() -> None:
 
 def documents(files: dict[str, bytes]) -> ListFiles:
     found = [(name, data) for name, data in files.items() if name.endswith(".json")]
-    return ListFiles("raw", {}, lambda: iter(found))
+    return ListFiles("raw", {}, documents=lambda: iter(found))
 
 
 def test_a_row_a_garment() -> None:
@@ -86,7 +86,7 @@ def test_a_photo_that_is_there_twice() -> None:
     (name, data) = next(
         (n, d) for n, d in deepfashion2_files({"train/1": [deepfashion2_item(9, 8)]}).items() if "annos" in n
     )
-    lists = ListFiles("raw", {}, lambda: iter([(name, data), (f"more/train.zip::{name}", data)]))
+    lists = ListFiles("raw", {}, documents=lambda: iter([(name, data), (f"more/train.zip::{name}", data)]))
     table = read_annotations("deepfashion2", lists).table
     assert table["duplicate"].to_pylist() == [False, True]
     assert len(set(table["sample_id"].to_pylist())) == 1
