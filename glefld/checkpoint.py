@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from torch import nn
 
 from glefld import storage
 from glefld.models import build_model
-from glefld.schema import LandmarkSet
+from glefld.models.system import Model
+from glefld.schema import Labels
 
-CARD_VERSION = 1
+CARD_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +34,15 @@ class ModelCard:
 
     model: str
     config: dict[str, Any]
-    landmark_set: LandmarkSet
+    labels: Labels
     input_size: int
-    radius: float
     dataset: str
     data_hash: str
     recipe: dict[str, Any]
     epoch: int
     step: int
-    ne: float | None
+    val: dict[str, float]
+    """What it scored on the validation split (``Report.numbers``); empty within an epoch."""
     version: int = CARD_VERSION
 
     @classmethod
@@ -51,10 +51,10 @@ class ModelCard:
             raise ValueError(
                 f"model.json has version {value.get('version')}, this program reads {CARD_VERSION}"
             )
-        return cls(**{**value, "landmark_set": LandmarkSet.from_json(value["landmark_set"])})
+        return cls(**{**value, "labels": Labels.from_json(value["labels"])})
 
 
-def save(url: str, model: nn.Module, card: ModelCard, training: Mapping[str, Any] | None = None) -> None:
+def save(url: str, model: Model, card: ModelCard, training: Mapping[str, Any] | None = None) -> None:
     """Write a checkpoint folder; OSError if what storage gives back is not what was written."""
     with tempfile.TemporaryDirectory() as folder:
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -73,23 +73,24 @@ def save(url: str, model: nn.Module, card: ModelCard, training: Mapping[str, Any
         storage.write_json(storage.join(url, "complete.json"), files)
 
 
-def keep(run: str, model: nn.Module, card: ModelCard, training: Mapping[str, Any], best: bool) -> None:
+def keep(run: str, model: Model, card: ModelCard, training: Mapping[str, Any], best: bool) -> None:
     """Save a checkpoint of a run, point to it, and only then drop those that no pointer names any more."""
     name = f"checkpoints/{card.step:08d}"
     before = {pointed(run, "last"), pointed(run, "best")}
     save(storage.join(run, name), model, card, training)
-    point(run, "last", name)
+    # The best one first: killed in between, the run repeats this epoch, and has not forgotten that it was the best.
     if best:
         point(run, "best", name)
+    point(run, "last", name)
     for old in before - {None, name, pointed(run, "best")}:
         storage.remove_tree(storage.join(run, str(old)))
 
 
-def load(url: str) -> tuple[nn.Module, ModelCard]:
+def load(url: str) -> tuple[Model, ModelCard]:
     """The model, in eval mode on the CPU, and its card. ValueError if the checkpoint is not whole."""
     files = _verified(url, ["model.safetensors", "model.json"])
     card = ModelCard.from_json(json.loads(files["model.json"]))
-    model = build_model(card.model, card.config, len(card.landmark_set))
+    model = build_model(card.model, card.config, card.labels)
     model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
     return model.eval(), card
 

@@ -114,11 +114,11 @@ def contact_sheet(
     *,
     tile: int = 256,
     title: str = "",
-    truth: bool = True,
+    legend: Literal["truth", "predictions", "none"] = "truth",
 ) -> Image.Image:
     """Captioned pictures, row by row in squares of ``tile`` pixels, under a title and over a legend.
 
-    Without ``truth`` the legend explains predictions only.
+    The legend explains predictions beside the truth, predictions alone, or there is none.
     """
     if not tiles or columns < 1:
         raise ValueError("a contact sheet needs at least one picture and one column")
@@ -137,10 +137,12 @@ def contact_sheet(
         fitted = ImageOps.contain(picture, (tile, tile), Image.Resampling.LANCZOS)
         sheet.paste(fitted, (x + (tile - fitted.width) // 2, y + (tile - fitted.height) // 2))
         draw.text((x + tile / 2, y + tile + line / 2), _fitted(caption, font, tile), INK, font, "mm")
-    legend = _legend(width, font, truth)
-    whole = Image.new("RGB", (width, sheet.height + legend.height), PAPER)
+    if legend == "none":
+        return sheet
+    marks = _legend(width, font, truth=legend == "truth")
+    whole = Image.new("RGB", (width, sheet.height + marks.height), PAPER)
     whole.paste(sheet, (0, 0))
-    whole.paste(legend, (0, sheet.height))
+    whole.paste(marks, (0, sheet.height))
     return whole
 
 

@@ -1,15 +1,18 @@
 """A model over the rows of a split, in fp32: counters of what it got right, and pictures of it."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor
 
-from glefld import draw, heatmap
-from glefld.loader import NO_AUGMENTATION, Batch, BatchLoader, to_photo
-from glefld.metrics import Counters
+from glefld import draw
+from glefld.augmentation import NO_AUGMENTATION
+from glefld.loader import Batch, BatchLoader, to_photo
+from glefld.metrics import Counters, Truth
+from glefld.models.system import Model, Output
 from glefld.reader import SplitReader
 
 #: Rows of a batch. Fixed, so that the same rows share a batch on any number of workers.
@@ -18,52 +21,104 @@ EVAL_BATCH = 32
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, rows: SplitReader, loader: BatchLoader, r: float, rank: int, world: int
+    model: Model,
+    rows: SplitReader,
+    loader: BatchLoader,
+    rank: int,
+    world: int,
+    on_landmarks: Callable[[Batch, Tensor, Tensor], object] = lambda batch, points, heights: None,
 ) -> Counters:
     """Counters of a rank's batches of the split; those of all ranks add up to the split's, each row once.
 
     Ranks take whole batches in turn, so a row's prediction does not depend on how many ranks there are.
+    ``on_landmarks`` gets each batch with its predicted points [b, K, 2], in the photo, and their peaks' heights [b, K].
     """
     was_training = model.training
     model.eval()
-    counters = Counters(loader.landmark_set)
+    counters = Counters(loader.labels, model.label)
     batches = [np.arange(i, min(i + EVAL_BATCH, rows.rows)) for i in range(0, rows.rows, EVAL_BATCH)]
     for batch in loader.run(rows.read(batches[rank::world]), NO_AUGMENTATION):
-        counters.update(_predict(model, batch, r), *batch.truth)
+        output = _run(model, batch)
+        counters.add_rows(len(batch.images))
+        if output.heatmaps is not None:
+            points, heights = _points(model, output.heatmaps, batch)
+            counters.add_landmarks(points, batch.truth)
+            on_landmarks(batch, points, heights)
+        count_labels(counters, model, output, batch)
     model.train(was_training)
     return counters
 
 
+def count_labels(counters: Counters, model: Model, output: Output, batch: Batch) -> None:
+    """Score what the model says of a batch's classes and attributes."""
+    if output.classes is not None:
+        target = batch.truth.label(model.label, model.labels)
+        counters.add_classes(output.classes.float().cpu(), target)
+    if output.attributes is not None:
+        # The released code ranks by the logit of yes; softmax over no and yes would rank alike for equal no's only.
+        counters.add_attributes(output.attributes[..., 1].float().cpu(), batch.truth.attributes)
+
+
 @torch.no_grad()
 def examples(
-    model: nn.Module, rows: SplitReader, loader: BatchLoader, r: float, count: int
+    model: Model, rows: SplitReader, loader: BatchLoader, number: int
 ) -> list[tuple[Image.Image, str]]:
-    """Captioned pictures of predictions beside the truth: ``count`` rows (up to ``EVAL_BATCH``) all over the split."""
-    chosen = np.unique(np.linspace(0, rows.rows - 1, min(count, EVAL_BATCH)).astype(np.int64))
+    """Captioned pictures of what is predicted beside the truth: up to ``EVAL_BATCH`` rows all over the split."""
+    chosen = np.unique(np.linspace(0, rows.rows - 1, min(number, EVAL_BATCH)).astype(np.int64))
     (table,) = rows.read([chosen])
     (batch,) = loader.run([table], NO_AUGMENTATION)
-    predicted = _predict(model.eval(), batch, r)
+    output = _run(model.eval(), batch)
+    pictures = [Image.open(io.BytesIO(data)) for data in table["image"].to_pylist()]
+    names = [name.rsplit("/", 1)[-1] for name in table["sample_id"].to_pylist()]
+    if output.heatmaps is None:
+        return [
+            (picture.convert("RGB"), f"{name}  {words}")
+            for picture, name, words in zip(pictures, names, _classified(model, output, batch), strict=True)
+        ]
+    predicted, _ = _points(model, output.heatmaps, batch)
     tiles = []
-    for i, row in enumerate(table.to_pylist()):
-        counters = Counters(loader.landmark_set)
-        counters.update(predicted[i : i + 1], *(field[i : i + 1] for field in batch.truth))
+    for i, (picture, name, crop) in enumerate(
+        zip(pictures, names, table["crop_box"].to_pylist(), strict=True)
+    ):
+        counters = Counters(loader.labels)
+        counters.add_landmarks(predicted[i : i + 1], Truth(*(field[i : i + 1] for field in batch.truth)))
         ne = counters.report().ne
-        stored = np.array(row["crop_box"][:2])
-        picture = draw.overlay(
-            Image.open(io.BytesIO(row["image"])),
-            loader.landmark_set,
+        stored = np.array(crop[:2])
+        overlay = draw.overlay(
+            picture,
+            loader.labels.landmark_set,
             predicted=predicted[i].numpy() - stored,
             truth=batch.truth.points[i].numpy() - stored,
             visibility=batch.truth.visibility[i].numpy(),
         )
-        name = row["sample_id"].rsplit("/", 1)[-1]
-        tiles.append((picture, f"{name}  NE {ne:.3f}" if ne is not None else name))
+        tiles.append((overlay, f"{name}  NE {ne:.3f}" if ne is not None else name))
     return tiles
 
 
-def _predict(model: nn.Module, batch: Batch, r: float) -> torch.Tensor:
-    """[b, K, 2] in the photo's pixels, float64, on the host."""
+def _classified(model: Model, output: Output, batch: Batch) -> list[str]:
+    """What the classifier says of each row, and the truth where it differs."""
+    if output.classes is not None:
+        names = model.labels.classes(model.label)
+        target = batch.truth.label(model.label, model.labels).tolist()
+        found = output.classes.argmax(dim=1).tolist()
+        return [
+            names[f] if f == t or t < 0 else f"{names[f]}, not {names[t]}"
+            for f, t in zip(found, target, strict=True)
+        ]
+    assert output.attributes is not None
+    chosen = output.attributes.argmax(dim=2)
+    return [
+        ", ".join(model.labels.attributes[i].name for i in row.nonzero().flatten().tolist()) for row in chosen
+    ]
+
+
+def _run(model: Model, batch: Batch) -> Output:
     # cuDNN's convolutions would round fp32 to TF32 by default, and choose their algorithm by the moment.
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        heatmaps = model(batch.images.contiguous(memory_format=torch.channels_last))
-    return to_photo(heatmap.decode(heatmaps, r)[0].cpu(), batch.to_photo)
+        return model(batch.images.contiguous(memory_format=torch.channels_last))
+
+
+def _points(model: Model, heatmaps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """[b, K, 2] in the photo's pixels, float64, and the peaks' heights [b, K], on the host."""
+    landmarks, heights = model.codec.decode(heatmaps)
+    return to_photo(landmarks.cpu(), batch.to_photo), heights.cpu()

@@ -8,6 +8,7 @@ b local batch, K landmarks, S the square input's size. Frames: photo -> stored p
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,88 +18,21 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from glefld.ahead import ahead
+from glefld.augmentation import (
+    Augmentation,
+    Draw,
+    box_to_input,
+    compose,
+    draw_augmentation,
+    invert,
+    transform,
+)
 from glefld.metrics import Truth
-from glefld.schema import LandmarkSet, Visibility
+from glefld.schema import Labels, Visibility
 
 #: ImageNet's channel statistics, which the papers' VGG16 expects. RGB, of 255.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Ranges of the random affine map and colour; all zero leaves the picture as it is."""
-
-    mirror: float = 0.5
-    """Probability of a mirror image, with left and right landmarks swapped."""
-    rotate: float = 15.0
-    """Rotation, up to this many degrees either way."""
-    scale: float = 0.2
-    """Size, up to this factor more or less."""
-    shift: float = 0.1
-    """Shift, up to this part of the input's size either way."""
-    colour: float = 0.2
-    """Brightness, contrast and saturation, up to this factor more or less; hue up to 30 degrees times it."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.mirror <= 1:
-            raise ValueError(f"augmentation: mirror is a probability, not {self.mirror}")
-        if not (0 <= self.scale < 1 and 0 <= self.colour < 1 and self.rotate >= 0 and self.shift >= 0):
-            raise ValueError("augmentation: scale and colour must be in [0, 1), rotate and shift 0 or more")
-
-
-NO_AUGMENTATION = Augmentation(mirror=0, rotate=0, scale=0, shift=0, colour=0)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What one sample is told."""
-
-    affine: np.ndarray  # [2, 3], within the S x S input's frame
-    mirrored: bool
-    colour: tuple[float, float, float, float]  # brightness, contrast, saturation, hue in degrees
-
-
-def draw_augmentation(augmentation: Augmentation, size: int, rng: np.random.Generator) -> Draw:
-    """Rotation, scale and shift about the input's centre, then perhaps a mirror."""
-    angle = np.deg2rad(rng.uniform(-augmentation.rotate, augmentation.rotate))
-    scale = np.exp(rng.uniform(-1, 1) * np.log1p(augmentation.scale))
-    shift = rng.uniform(-augmentation.shift, augmentation.shift, 2) * size
-    mirrored = bool(rng.random() < augmentation.mirror)
-    factor = 1 + rng.uniform(-augmentation.colour, augmentation.colour, 3)
-    hue = rng.uniform(-30, 30) * augmentation.colour
-
-    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    centre = np.full(2, size / 2)
-    affine = np.concatenate([turn, (centre - turn @ centre + shift)[:, None]], axis=1)
-    if mirrored:
-        affine = compose(np.array([[-1.0, 0, size], [0, 1, 0]]), affine)
-    return Draw(affine, mirrored, (float(factor[0]), float(factor[1]), float(factor[2]), float(hue)))
-
-
-def compose(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """The affine map [2, 3] that does ``before``, then ``after``."""
-    linear = after[:, :2] @ before[:, :2]
-    return np.concatenate([linear, (after[:, :2] @ before[:, 2] + after[:, 2])[:, None]], axis=1)
-
-
-def invert(affine: np.ndarray) -> np.ndarray:
-    """The inverse of affine maps [..., 2, 3]."""
-    linear = np.linalg.inv(affine[..., :2])
-    return np.concatenate([linear, -linear @ affine[..., 2:]], axis=-1)
-
-
-def transform(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Points [..., K, 2] through affine maps [..., 2, 3]."""
-    return points @ np.swapaxes(affine[..., :2], -1, -2) + affine[..., None, :, 2]
-
-
-def box_to_input(box: np.ndarray, size: int) -> np.ndarray:
-    """The map that squashes a box (x1, y1, x2, y2 of the picture) to the S x S input, as the papers do: [2, 3]."""
-    x1, y1, x2, y2 = np.asarray(box, np.float64)
-    return np.array(
-        [[size / (x2 - x1), 0, -x1 * size / (x2 - x1)], [0, size / (y2 - y1), -y1 * size / (y2 - y1)]]
-    )
 
 
 @dataclass(frozen=True)
@@ -122,11 +56,12 @@ class Batch:
     to_photo: Tensor  # [b, 2, 3], affine, from the input to the photo
     truth: Truth  # as annotated
 
-    def weight(self) -> Tensor:
-        """[b, K]: 1 for the landmarks that train, visible and within the input; else 0."""
+    def weight(self, which: Literal["visible", "annotated"]) -> Tensor:
+        """[b, K]: 1 for the landmarks that train, visible (or also occluded) and within the input; else 0."""
         size = self.images.shape[-1]
         within = ((self.landmarks >= 0) & (self.landmarks <= size)).all(dim=-1)  # False for NaN
-        return ((self.visibility == Visibility.VISIBLE) & within).float()
+        most = Visibility.VISIBLE if which == "visible" else Visibility.OCCLUDED
+        return ((self.visibility <= most) & within).float()
 
 
 class InputPipeline:
@@ -150,14 +85,23 @@ class InputPipeline:
             exec_pipelined=False,
         )
         self._pipeline.build()
+        self._stream = torch.cuda.Stream(device_id) if device_id is not None else None
 
     def run(self, pictures: list[Picture]) -> Tensor:
         """At most ``batch_size`` pictures to [b, 3, S, S]. RuntimeError if one of them cannot be decoded."""
         assert 0 < len(pictures) <= self.batch_size
         self._feed(pictures)
         (output,) = self._pipeline.run()
+        images = torch.from_dlpack(output.as_tensor())
         # The pipeline's buffer is used again by the next run, so the batch is copied out of it.
-        return torch.from_dlpack(output.as_tensor()).clone()
+        if self._stream is None:
+            return images.clone()
+        # Beside the training step's own work, which the copy must not wait for, and to its end.
+        with torch.cuda.stream(self._stream):
+            copy = images.clone()
+        self._stream.synchronize()
+        copy.record_stream(torch.cuda.current_stream(copy.device))
+        return copy
 
     def _feed(self, pictures: list[Picture]) -> None:
         sizes, matrices = [], []
@@ -204,9 +148,9 @@ def _graph(size: int, gpu: bool) -> object:
 class BatchLoader:
     """Tables of samples to batches: the host's side of the geometry, and the DALI pipeline behind it."""
 
-    def __init__(self, landmark_set: LandmarkSet, pipeline: InputPipeline) -> None:
-        self.landmark_set = landmark_set
-        self.mirror = np.array(landmark_set.mirror)
+    def __init__(self, labels: Labels, pipeline: InputPipeline) -> None:
+        self.labels = labels
+        self.mirror = np.array(labels.landmark_set.mirror, np.int64)
         self.pipeline = pipeline
 
     def run(
@@ -234,7 +178,7 @@ class BatchLoader:
 
     def _prepare(self, table: pa.Table, draws: list[Draw]) -> tuple[Batch, list[Picture]]:
         size = self.pipeline.size
-        truth = Truth.from_arrow(table, self.landmark_set)
+        truth = Truth.from_arrow(table, self.labels)
         squash = np.stack([box_to_input(box, size) for box in truth.box.numpy()])
         to_input = np.stack(
             [compose(d.affine, s) for d, s in zip(draws, squash, strict=True)]

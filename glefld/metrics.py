@@ -1,4 +1,4 @@
-"""The scores: counters that add up across batches and ranks, their report, and the mean-position baselines.
+"""The scores: counters that add up across batches and ranks, their report, and baselines that see no picture.
 
 B rows, K landmarks, T garment types of the landmark set, V views. Points and boxes are in the original
 photo's pixels; sums are float64, so that any split of the rows over batches and ranks gives the same report.
@@ -6,9 +6,13 @@ photo's pixels; sums are float64, so that any split of the rows over batches and
 NE of a landmark: sqrt((dx / box width)^2 + (dy / box height)^2), averaged over the rows in which it is
 visible; the average NE is the plain mean over the landmarks that are visible anywhere (what the released
 codes of GLE and of Liu & Lu compute). PCK, AUC and EPE count occluded landmarks too, as mmpose defines them.
+
+Attribute recall at k (Liu & Lu 2018): of an attribute type, the true attributes found among the type's k highest
+positive logits, over all true attributes of the type; over all types, their sums' ratio.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
@@ -17,11 +21,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from glefld.schema import VIEWS, LandmarkSet, Visibility
+from glefld.oks import OksScores
+from glefld.schema import VIEWS, ClassLabel, Labels, LandmarkSet, Visibility
 
 PCK_THRESHOLD = 0.2  # of the box's longer side
 AUC_PIXELS = 30.0
 AUC_STEPS = 20
+TOP = (1, 3, 5)
+RECALL_AT = (3, 5)
 
 
 class Truth(NamedTuple):
@@ -32,31 +39,55 @@ class Truth(NamedTuple):
     box: Tensor  # [B, 4] float64, x1 y1 x2 y2
     garment_type: Tensor  # [B] int64, code of the landmark set's type, -1 unknown
     view: Tensor  # [B] int64, index into schema.VIEWS, -1 unknown
+    category: Tensor  # [B] int64, index into the categories, -1 unknown
+    attributes: Tensor  # [B, A] float32, 1 yes, 0 no, NaN unknown
+
+    def label(self, label: ClassLabel, labels: Labels) -> Tensor:
+        """[B] int64: the index of each garment's class among ``labels.classes(label)``, -1 unknown."""
+        if label == "category":
+            return self.category
+        codes = torch.tensor([t.code for t in labels.landmark_set.garment_types])
+        slot = _type_slot(self.garment_type, codes)
+        return torch.where(slot < len(codes), slot, -1)
 
     @classmethod
-    def from_arrow(cls, table: pa.Table, landmark_set: LandmarkSet) -> Self:
+    def from_arrow(cls, table: pa.Table, labels: Labels) -> Self:
         """Of stored samples (schema.sample_schema, the images are not needed), moved from crop to photo."""
 
         def numbers(name: str, *shape: int) -> Tensor:
             flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             return torch.tensor(flat.astype(np.float64)).view(table.num_rows, *shape)
 
-        k = len(landmark_set)
+        def codes(name: str, first: int = 0) -> Tensor:
+            return torch.tensor([-1 if v is None else v - first for v in table[name].to_pylist()]).long()
+
+        k = len(labels.landmark_set)
         views = {name: i for i, name in enumerate(VIEWS)}
         return cls(
             points=numbers("landmarks", k, 2) + numbers("crop_box", 4)[:, None, :2],
             visibility=numbers("visibility", k).long(),
             box=numbers("box", 4),
-            garment_type=torch.tensor(
-                [-1 if t is None else t for t in table["garment_type"].to_pylist()]
-            ).long(),
+            garment_type=codes("garment_type"),
             view=torch.tensor([views.get(v, -1) for v in table["view"].to_pylist()]).long(),
+            category=codes("category", first=1),
+            attributes=_many_hot(table["attributes"].to_pylist(), len(labels.attributes)),
         )
+
+
+def _many_hot(rows: list[list[int] | None], count: int) -> Tensor:
+    """[B, A]: lists of indices as ones among zeros, NaN for a row without a list."""
+    result = torch.zeros(len(rows), count)
+    for row, indices in zip(result, rows, strict=True):
+        if indices is None:
+            row.fill_(math.nan)
+        elif count:
+            row[indices] = 1
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The scores of one evaluation. None where not one landmark was counted."""
+    """The scores of one evaluation. None where nothing was counted."""
 
     rows: int
     ne: float | None  # mean over the landmarks that are visible anywhere
@@ -71,6 +102,33 @@ class Report:
     left_right_confusion: (
         float | None
     )  # share of visible, mirror-paired landmarks found nearer to their partner
+    label: ClassLabel  # what ``accuracy`` is of
+    accuracy: dict[str, float | None]  # of the class, "top1", "top3", "top5"
+    recall: dict[str, dict[str, float | None]]  # of attributes, "at3", "at5": by type and "all"
+    oks: OksScores | None = None  # where the score is defined: no sum over rows, so no counter has it
+
+    @property
+    def error(self) -> float | None:
+        """What the best checkpoint has least of: NE, else 1 - top-1 accuracy, else 1 - recall at 3."""
+        if self.ne is not None:
+            return self.ne
+        for score in (self.accuracy["top1"], self.recall["at3"]["all"]):
+            if score is not None:
+                return 1 - score
+        return None
+
+    def numbers(self) -> dict[str, float]:
+        """All scores that were counted, flat, by names such as ``ne``, ``ne/left_collar``, ``recall_at3/all``."""
+        flat: dict[str, float | None] = {
+            name: getattr(self, name)
+            for name in ("ne", "ne_occluded", "pck", "auc", "epe", "left_right_confusion")
+        }
+        named = {"ne": self.ne_by_landmark, "ne_type": self.ne_by_type, "ne_view": self.ne_by_view}
+        named |= {f"recall_{at}": by_type for at, by_type in self.recall.items()}
+        flat |= {f"accuracy_{top}": value for top, value in self.accuracy.items()}
+        flat |= {f"{kind}/{name}": value for kind, values in named.items() for name, value in values.items()}
+        flat |= self.oks.numbers() if self.oks else {}
+        return {name: value for name, value in flat.items() if value is not None}
 
 
 class _Sums:
@@ -95,13 +153,20 @@ class _Sums:
 
 
 class Counters(_Sums):
-    """What the scores of a landmark set are made of, counted on the CPU."""
+    """What the scores of a data set's labels are made of, counted on the CPU."""
 
-    def __init__(self, landmark_set: LandmarkSet) -> None:
-        self.landmark_set = landmark_set
+    def __init__(self, labels: Labels, label: ClassLabel = "category") -> None:
+        """``label`` is what the classes are that ``add_classes`` is given."""
+        self.labels = labels
+        self.label = label
+        landmark_set = labels.landmark_set
         k = len(landmark_set)
+        self._attribute_type = torch.tensor([a.type - 1 for a in labels.attributes]).long()
+        types = max((a.type for a in labels.attributes), default=0)
+        names = (*labels.attribute_types, *(f"type {i + 1}" for i in range(types)))[:types]
+        self._attribute_types = names
         self._codes = torch.tensor([t.code for t in landmark_set.garment_types]).long()
-        self._mirror = torch.tensor(landmark_set.mirror)
+        self._mirror = torch.tensor(landmark_set.mirror).long()
         # One more type and view than there are: the unknown.
         groups = (len(landmark_set.garment_types) + 1, len(VIEWS) + 1)
         shapes = {
@@ -116,47 +181,41 @@ class Counters(_Sums):
             "epe": (k,),
             "paired": (k,),
             "confused": (k,),
+            "classified": (1,),
+            "top": (len(TOP),),
+            "true_attributes": (types,),
+            "recalled": (len(RECALL_AT), types),
         }
         self.sums = {name: torch.zeros(s, dtype=torch.float64) for name, s in shapes.items()}
 
-    def update(
-        self,
-        predicted: Tensor,
-        truth: Tensor,
-        visibility: Tensor,
-        box: Tensor,
-        garment_type: Tensor,
-        view: Tensor,
-    ) -> None:
-        """Count B rows.
+    def add_rows(self, rows: int) -> None:
+        """Count rows as evaluated, whatever is known of them."""
+        self.sums["rows"] += rows
 
-        predicted, truth: [B, K, 2] photo pixels. visibility: [B, K] codes. box: [B, 4]. garment_type: [B],
-        a type's code, any other is unknown. view: [B], an index into schema.VIEWS or -1.
-        """
-        predicted, truth, box = predicted.double(), truth.double(), box.double()
+    def add_landmarks(self, predicted: Tensor, truth: Truth) -> None:
+        """Score the landmarks of B rows; predicted [B, K, 2] in photo pixels."""
+        predicted, points, box = predicted.double(), truth.points.double(), truth.box.double()
         size = box[:, 2:] - box[:, :2]
-        visible = visibility == Visibility.VISIBLE
-        occluded = visibility == Visibility.OCCLUDED
+        visible = truth.visibility == Visibility.VISIBLE
+        occluded = truth.visibility == Visibility.OCCLUDED
         scored = visible | occluded
 
-        offset = predicted - truth
+        offset = predicted - points
         distance = offset.norm(dim=-1)
         ne = (offset / size[:, None]).norm(dim=-1)
         thresholds = torch.arange(AUC_STEPS, dtype=torch.float64) / AUC_STEPS
         under_curve = (distance[..., None] / AUC_PIXELS < thresholds).double().mean(dim=-1)
         within = distance / size.amax(dim=-1, keepdim=True) < PCK_THRESHOLD
 
-        partner = truth[:, self._mirror]
+        partner = points[:, self._mirror]
         has_partner = self._mirror != torch.arange(len(self._mirror))
         paired = visible & scored[:, self._mirror] & has_partner
         nearer_to_partner = (predicted - partner).norm(dim=-1) < distance
 
         # where() rather than a product: what is not counted may be NaN.
         zero = ne.new_zeros(())
-        group = _type_slot(garment_type, self._codes) * (len(VIEWS) + 1) + torch.where(
-            view >= 0, view, len(VIEWS)
-        )
-        self.sums["rows"] += len(predicted)
+        view = torch.where(truth.view >= 0, truth.view, len(VIEWS))
+        group = _type_slot(truth.garment_type, self._codes) * (len(VIEWS) + 1) + view
         self.sums["ne"].flatten(0, 1).index_add_(0, group, torch.where(visible, ne, zero))
         self.sums["visible"].flatten(0, 1).index_add_(0, group, visible.double())
         self.sums["occluded_ne"] += torch.where(occluded, ne, zero).sum(dim=0)
@@ -168,6 +227,25 @@ class Counters(_Sums):
         self.sums["paired"] += paired.sum(dim=0)
         self.sums["confused"] += (nearer_to_partner & paired).sum(dim=0)
 
+    def add_classes(self, logits: Tensor, target: Tensor) -> None:
+        """Score the classes of B rows: logits [B, C], target [B] with -1 for unknown."""
+        known = target >= 0
+        # Ranked as torch.topk ranks, but ties never count in favour: the true class comes last among its equals.
+        own = logits.gather(1, target.clamp(min=0)[:, None])
+        rank = (logits >= own).sum(dim=1) - 1
+        self.sums["classified"] += known.sum()
+        self.sums["top"] += torch.stack([((rank < k) & known).sum() for k in TOP])
+
+    def add_attributes(self, logits: Tensor, target: Tensor) -> None:
+        """Score the attributes of B rows: positive logits [B, A], target [B, A] of 1, 0, NaN for unknown."""
+        for type_ in range(len(self._attribute_types)):
+            own = self._attribute_type == type_
+            true = target[:, own] == 1
+            ranks = logits[:, own].argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            self.sums["true_attributes"][type_] += true.sum()
+            for i, k in enumerate(RECALL_AT):
+                self.sums["recalled"][i, type_] += (true & (ranks < k)).sum()
+
     def report(self) -> Report:
         """The scores of all rows counted so far; ValueError if a prediction was not a number."""
         s = self.sums
@@ -177,14 +255,16 @@ class Counters(_Sums):
                 "rate), or the data set was not written by ingest"
             )
         ne, visible = s["ne"].sum(dim=(0, 1)), s["visible"].sum(dim=(0, 1))
-        names = self.landmark_set.landmarks
+        landmark_set = self.labels.landmark_set
+        names = landmark_set.landmarks
+        true = s["true_attributes"]
         return Report(
             rows=int(s["rows"]),
             ne=_mean_over_landmarks(ne, visible),
             ne_by_landmark={n: _ratio(ne[i], visible[i]) for i, n in enumerate(names)},
             ne_by_type={
                 t.name: _mean_over_landmarks(s["ne"][i].sum(dim=0), s["visible"][i].sum(dim=0))
-                for i, t in enumerate(self.landmark_set.garment_types)
+                for i, t in enumerate(landmark_set.garment_types)
             },
             ne_by_view={
                 view: _mean_over_landmarks(s["ne"][:, i].sum(dim=0), s["visible"][:, i].sum(dim=0))
@@ -196,6 +276,13 @@ class Counters(_Sums):
             auc=_mean_over_landmarks(s["auc"], s["scored"]),
             epe=_ratio(s["epe"].sum(), s["scored"].sum()),
             left_right_confusion=_ratio(s["confused"].sum(), s["paired"].sum()),
+            label=self.label,
+            accuracy={f"top{k}": _ratio(s["top"][i], s["classified"][0]) for i, k in enumerate(TOP)},
+            recall={
+                f"at{k}": {name: _ratio(found[t], true[t]) for t, name in enumerate(self._attribute_types)}
+                | {"all": _ratio(found.sum(), true.sum())}
+                for k, found in zip(RECALL_AT, s["recalled"], strict=True)
+            },
         )
 
 
@@ -256,30 +343,73 @@ class MeanPosition(_Sums):
         return box[:, None, :2] + mean * size[:, None]
 
 
+class MostFrequent(_Sums):
+    """How many rows have each class and each attribute: the mean position's counterpart for labels.
+
+    Answering every row with the classes, and of each type the attributes, that most rows have.
+    """
+
+    def __init__(self, labels: Labels, label: ClassLabel) -> None:
+        self._labels, self._label = labels, label
+        self.sums = {
+            "classes": torch.zeros(len(labels.classes(label)), dtype=torch.float64),
+            "attributes": torch.zeros(len(labels.attributes), dtype=torch.float64),
+        }
+
+    def update(self, truth: Truth) -> None:
+        """Count B rows of the train split."""
+        target, classes = truth.label(self._label, self._labels), self.sums["classes"]
+        if len(classes):
+            classes += torch.bincount(target[target >= 0], minlength=len(classes))
+        self.sums["attributes"] += (truth.attributes == 1).sum(dim=0)
+
+    def score(self, counters: Counters, truth: Truth) -> None:
+        """Count in ``counters`` what this answer is worth for B rows."""
+        # As ranks, so that no two are equal: among equals the first one is answered.
+        classes, attributes = (
+            -count.argsort(descending=True, stable=True).argsort().expand(len(truth.box), -1)
+            for count in self.sums.values()
+        )
+        counters.add_rows(len(truth.box))
+        if classes.shape[1]:
+            counters.add_classes(classes, truth.label(self._label, self._labels))
+        counters.add_attributes(attributes, truth.attributes)
+
+
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-    """What the mean positions of the train split score on the evaluated one."""
+    """What the train split's mean positions, and its most frequent labels, score on the evaluated one."""
 
     mean_position: Report
     mean_position_by_type: Report
+    most_frequent: Report
 
 
-def baselines(train: Iterable[Truth], evaluated: Iterable[Truth], landmark_set: LandmarkSet) -> Baselines:
-    """Fit the mean positions on one split, score them on another; both are read once, piece by piece."""
-    means = MeanPosition(landmark_set)
+def baselines(
+    train: Iterable[Truth], evaluated: Iterable[Truth], labels: Labels, label: ClassLabel
+) -> Baselines:
+    """Fit the baselines on one split, score them on another; both are read once, piece by piece."""
+    means, frequent = MeanPosition(labels.landmark_set), MostFrequent(labels, label)
     for truth in train:
         means.update(truth)
-    overall, by_type = Counters(landmark_set), Counters(landmark_set)
+        frequent.update(truth)
+    overall, by_type, labelled = Counters(labels), Counters(labels), Counters(labels, label)
     for truth in evaluated:
-        overall.update(means.predict(truth.box, truth.garment_type, by_type=False), *truth)
-        by_type.update(means.predict(truth.box, truth.garment_type, by_type=True), *truth)
-    return Baselines(overall.report(), by_type.report())
+        frequent.score(labelled, truth)
+        for counters, split_by_type in ((overall, False), (by_type, True)):
+            counters.add_rows(len(truth.box))
+            predicted = means.predict(truth.box, truth.garment_type, by_type=split_by_type)
+            counters.add_landmarks(predicted, truth)
+    return Baselines(overall.report(), by_type.report(), labelled.report())
 
 
 def evaluation_json(
     report: Report, *, dataset: str, split: str, checkpoint: str, baseline: Baselines | None
 ) -> dict[str, Any]:
-    """What ``jobs.evaluate`` writes; None (JSON null) where nothing was counted or there is no baseline."""
+    """What ``jobs.evaluate`` writes; None (JSON null) where nothing was counted or there is no baseline.
+
+    ``oks_ap`` is there where the score is defined.
+    """
     return {
         "dataset": dataset,
         "split": split,
@@ -297,8 +427,18 @@ def evaluation_json(
         "auc": report.auc,
         "epe": report.epe,
         "left_right_confusion": report.left_right_confusion,
+        "label": report.label,
+        "accuracy": report.accuracy,
+        "attribute_recall": report.recall,
+        **({"oks_ap": report.oks.to_json()} if report.oks else {}),
         "baseline": {
             "mean_position": baseline.mean_position.ne if baseline else None,
             "mean_position_by_type": baseline.mean_position_by_type.ne if baseline else None,
+            "most_frequent": {
+                "accuracy": baseline.most_frequent.accuracy,
+                "attribute_recall": baseline.most_frequent.recall,
+            }
+            if baseline
+            else None,
         },
     }

@@ -11,6 +11,8 @@ from PIL import Image, UnidentifiedImageError
 
 #: Larger pictures are refused before they are decoded: a few bytes can unpack to gigabytes.
 MAX_PIXELS = 100_000_000
+#: How the names of pictures end.
+PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 #: What may be decoded. Pillow reads far more formats, some of which start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 JPEG_QUALITY = 95
@@ -28,6 +30,12 @@ class BadPhoto(Exception):
 
     def __reduce__(self) -> tuple[type["BadPhoto"], tuple[str, str]]:
         return type(self), (self.reason, self.detail)
+
+
+def is_picture(path: str) -> bool:
+    """Whether a file's name is a picture's. What macOS puts beside each file of an archive bears the file's name."""
+    *folders, name = path.split("/")
+    return name.lower().endswith(PICTURES) and not name.startswith("._") and "__MACOSX" not in folders
 
 
 @contextlib.contextmanager

@@ -19,9 +19,12 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from glefld import checkpoint, heatmap, storage
+from glefld import checkpoint, storage
 from glefld.ahead import ahead
-from glefld.loader import InputPipeline, Picture, box_to_input, compose, invert, to_photo
+from glefld.augmentation import box_to_input, compose, invert
+from glefld.checkpoint import ModelCard
+from glefld.loader import InputPipeline, Picture, to_photo
+from glefld.models import MODELS
 from glefld.photos import BadPhoto, open_photo, to_rgb
 from glefld.schema import LandmarkSet
 from glefld.training import choose_precision
@@ -163,6 +166,12 @@ def checkpoint_hash(url: str) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
+def require_landmarks(url: str, card: ModelCard) -> None:
+    """ValueError if the checkpoint is a classifier's."""
+    if MODELS[card.model].task != "landmarks":
+        raise ValueError(f"{url} is a classifier ({card.model}): give a checkpoint that finds landmarks")
+
+
 class Predictor:
     """A model at work on one device: crops in, predictions out, in order and in constant memory."""
 
@@ -171,6 +180,7 @@ class Predictor:
     ) -> None:
         """``url`` names a checkpoint; ``threads`` are DALI's. ValueError if the checkpoint is not whole."""
         model, self.card = checkpoint.load(url)
+        require_landmarks(url, self.card)
         self.device = device
         self.batch_size = batch_size
         self.threads = threads
@@ -191,11 +201,13 @@ class Predictor:
 
     def _infer(self, images: Tensor, crops: list[Crop]) -> Iterator[Prediction]:
         with (
-            torch.inference_mode(),
+            torch.no_grad(),  # not inference_mode: attention by Grad-CAM differentiates
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
+            # cuDNN's convolutions would round fp32 to TF32 by default.
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
         ):
-            heatmaps = self.model(images.contiguous(memory_format=torch.channels_last))
-        landmarks, score = heatmap.decode(heatmaps, self.card.radius)
+            heatmaps = self.model(images.contiguous(memory_format=torch.channels_last)).heatmaps
+        landmarks, score = self.model.codec.decode(heatmaps)
         affine = torch.from_numpy(np.stack([crop.to_photo for crop in crops]))
         points = to_photo(landmarks.cpu(), affine).float().numpy()
         for crop, xy, height in zip(crops, points, score.cpu().numpy(), strict=True):

@@ -1,16 +1,18 @@
-"""Published normalised errors, to print beside ours. None of them was measured here.
+"""The tables of scores: ours beside the published ones, none of which was measured here.
 
 Each figure is the papers' own, on the real benchmark's test split: it compares with a run only if that was
 evaluated on the same photos.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 
 import rich.box
+import rich.console
 import rich.table
 
-from glefld.metrics import Baselines, Report
+from glefld.metrics import TOP, Baselines, Report
 from glefld.schema import FASHION8
 
 NOTE = "published: the papers' own figures, on the benchmark's test split, not ours"
@@ -26,6 +28,15 @@ class Published:
     source: str
     average: float
     by_landmark: tuple[float | None, ...] = (None,) * len(FASHION8)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedLabels:
+    """One system's labels: by column, the share of the true ones among the k likeliest, for each k that it gives."""
+
+    system: str
+    source: str
+    found: dict[int, dict[str, float]]
 
 
 _FASHIONNET = "Liu et al., DeepFashion, CVPR 2016"
@@ -57,6 +68,20 @@ DEEPFASHION = (
     Published("GLE", _GLE, 0.0393, (0.0312, 0.0324, 0.0427, 0.0434, 0.0361, 0.0373, 0.0442, 0.0475)),
     Published("SANL", _SANL, 0.0299),
 )
+_COARSE = ("category", "texture", "fabric", "shape", "part", "style", "all")
+#: By data set, top-k accuracy of the category and recall of the attributes at k.
+LABELS = {
+    "deepfashion": (
+        PublishedLabels(
+            "Liu & Lu",
+            _LIU_LU,
+            {
+                3: dict(zip(_COARSE, (0.9116, 0.5617, 0.4320, 0.5828, 0.4697, 0.6882, 0.5469), strict=True)),
+                5: dict(zip(_COARSE, (0.9612, 0.6583, 0.5352, 0.6780, 0.5742, 0.7413, 0.6374), strict=True)),
+            },
+        ),
+    )
+}
 #: The fine-grained lists annotate a part of DeepFashion's photos anew: its figures are the nearest there are.
 _BY_DATASET = {"fld": FLD, "deepfashion": DEEPFASHION, "deepfashion-fine": DEEPFASHION}
 
@@ -66,13 +91,18 @@ def published(dataset: str, landmarks: Sequence[str]) -> tuple[Published, ...]:
     return _BY_DATASET.get(dataset, ()) if tuple(landmarks) == FASHION8.landmarks else ()
 
 
-def table(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.table.Table:
+def score_tables(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.console.Group:
+    """The table of NE, of labels, or both: of what was scored."""
+    labels = _label_columns(report)
+    tables = [ne_table(dataset, report, baseline)] if report.ne is not None or not labels else []
+    return rich.console.Group(*tables, *([label_table(dataset, report, baseline)] if labels else []))
+
+
+def ne_table(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.table.Table:
     """NE by landmark in 80 columns: the published systems, then the mean-position baselines and this run."""
     names = tuple(report.ne_by_landmark)
     columns = names if len(names) <= MOST_COLUMNS else ()
-    title = f"normalised error on {dataset}, {report.rows:,} garments (lower is better)"
-    result = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, padding=0, show_edge=False)
-    result.add_column("system", no_wrap=True)
+    result = _table(f"normalised error on {dataset}, {report.rows:,} garments (lower is better)")
     for name in columns:
         result.add_column(short_name(name).replace(" ", "\n", 1), justify="right")
     result.add_column("average", justify="right", style="bold")
@@ -95,6 +125,64 @@ def table(dataset: str, report: Report, baseline: Baselines | None = None) -> ri
         result.add_row(label, *cells, _cell(scores.ne), style="bold" if scores is report else "")
     result.add_row("  visible", *[f"{report.counted[name]}" for name in columns], "", style="dim")
     return result
+
+
+def label_table(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.table.Table:
+    """Top-k accuracy of the class and recall of the attributes at k in 80 columns, in the same order."""
+    columns = _label_columns(report)
+    kinds = ["accuracy"] * (report.label in columns) + ["recall"] * ("all" in columns)
+    result = _table(f"top-k {' and '.join(kinds)} on {dataset}, {report.rows:,} rows (higher is better)")
+    result.add_column("k", justify="right")
+    for name in columns:
+        result.add_column(name.replace("_", " "), justify="right")
+
+    def add(system: str, found: Mapping[int, Mapping[str, float | None]], style: str) -> None:
+        name = f"  {system}"
+        for k, by_column in found.items():
+            cells = [by_column.get(column) for column in columns]
+            if any(value is not None for value in cells):
+                result.add_row(name, str(k), *map(_cell, cells), style=style)
+                name = ""
+
+    systems = [s for s in LABELS.get(dataset, ()) if any(s.found[k].keys() & columns for k in s.found)]
+    if systems:
+        result.caption = NOTE
+        result.add_row("published", style="italic")
+    for system in systems:
+        add(system.system, system.found, "dim")
+    result.add_row("measured here", style="italic")
+    if baseline is not None:
+        add("most frequent", _found(baseline.most_frequent), "")
+    add("this run", _found(report), "bold")
+    return result
+
+
+def _table(title: str) -> rich.table.Table:
+    # No narrower than its title, which would be folded.
+    result = rich.table.Table(
+        title=title, box=rich.box.SIMPLE_HEAD, padding=0, show_edge=False, min_width=len(title)
+    )
+    result.add_column("system", no_wrap=True)
+    return result
+
+
+def _found(report: Report) -> dict[int, dict[str, float | None]]:
+    """By k and column: the accuracy under its label's name, recall under its attribute type's and ``all``."""
+    return {k: {report.label: report.accuracy.get(f"top{k}")} | report.recall.get(f"at{k}", {}) for k in TOP}
+
+
+def _label_columns(report: Report) -> list[str]:
+    """The columns of labels that were scored."""
+    found = _found(report)
+    names = dict.fromkeys(name for by_column in found.values() for name in by_column)
+    return [name for name in names if any(found[k].get(name) is not None for k in TOP)]
+
+
+def as_text(result: rich.console.RenderableType, width: int = 120) -> str:
+    """A table, or several, as plain text of this width."""
+    console = rich.console.Console(file=io.StringIO(), width=width, record=True)
+    console.print(result)
+    return console.export_text()
 
 
 def short_name(landmark: str) -> str:

@@ -12,10 +12,12 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 VIEWS = ("front", "side", "back")
+#: What a garment is one of.
+ClassLabel = Literal["category", "garment_type"]
 
 
 class Visibility(IntEnum):
@@ -110,6 +112,9 @@ FASHION8 = LandmarkSet(
     ),
 )
 
+#: Data sets of classes alone.
+NO_LANDMARKS = LandmarkSet("none", (), (), ())
+
 
 def _field(name: str, type_: pa.DataType, unit: str, nullable: bool = False) -> pa.Field:
     return pa.field(name, type_, nullable=nullable, metadata={"unit": unit})
@@ -137,6 +142,7 @@ def sample_schema(landmark_set: LandmarkSet) -> pa.Schema:
                 "attributes", pa.list_(pa.int16()), "0-based indices of the attributes it has", nullable=True
             ),
             _field("view", pa.string(), "front, side or back", nullable=True),
+            _field("area", pa.float32(), "of the garment's mask, photo pixels", nullable=True),
             _field(
                 "landmarks", pa.list_(pa.float32()), "2K: x y in the stored picture, NaN where there is none"
             ),
@@ -171,6 +177,40 @@ class Attribute:
 
 
 @dataclasses.dataclass(frozen=True)
+class Labels:
+    """What a data set's garments can be told to have: the size of every head of every model, and the names."""
+
+    landmark_set: LandmarkSet
+    categories: tuple[str, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+    #: The name of attribute type 1, 2, ...
+    attribute_types: tuple[str, ...] = ()
+
+    def classes(self, label: ClassLabel) -> tuple[str, ...]:
+        """The names of the classes that this label tells apart; empty where the data set has none."""
+        if label == "category":
+            return self.categories
+        return tuple(garment.name for garment in self.landmark_set.garment_types)
+
+    def summary(self) -> str:
+        """In a few words."""
+        k = len(self.landmark_set)
+        heads = [f"{k} landmarks {self.landmark_set.name!r}"] if k else []
+        heads += [f"{len(self.categories)} categories"] if self.categories else []
+        heads += [f"{len(self.attributes)} attributes"] if self.attributes else []
+        return ", ".join(heads)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Labels":
+        return cls(
+            LandmarkSet.from_json(value["landmark_set"]),
+            tuple(value["categories"]),
+            tuple(Attribute(**a) for a in value["attributes"]),
+            tuple(value["attribute_types"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Shard:
     """One finished Parquet file: its path below the data set's root, and what is in it."""
 
@@ -197,7 +237,12 @@ class Manifest:
     photos_in_several_splits: tuple[tuple[str, ...], ...] = ()
     categories: tuple[str, ...] = ()
     attributes: tuple[Attribute, ...] = ()
+    attribute_types: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def labels(self) -> Labels:
+        return Labels(self.landmark_set, self.categories, self.attributes, self.attribute_types)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -211,9 +256,7 @@ class Manifest:
                 "ingest it again"
             )
         fields = dict(value)
-        fields["landmark_set"] = LandmarkSet.from_json(value["landmark_set"])
+        fields |= vars(Labels.from_json(value))
         fields["shards"] = tuple(Shard(**s) for s in value["shards"])
-        fields["attributes"] = tuple(Attribute(**a) for a in value["attributes"])
-        fields["categories"] = tuple(value["categories"])
         fields["photos_in_several_splits"] = tuple(tuple(p) for p in value["photos_in_several_splits"])
         return cls(**fields)

@@ -66,7 +66,11 @@ def read_bytes(url: str) -> bytes:
 
 
 def read_json(url: str) -> Any:
-    return json.loads(read_bytes(url))
+    """ValueError if the file is not JSON."""
+    try:
+        return json.loads(read_bytes(url))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{url} is damaged: {error}") from error
 
 
 def put(local: str | Path, url: str) -> None:

@@ -4,13 +4,16 @@ A ``RunHandle`` is what travels between them. Only ``MlflowClient`` is used, nev
 which ends as FINISHED whenever its process does.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import re
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +33,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.async_logging.run_operations import RunOperations
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from glefld import storage
 from glefld.schema import Manifest
@@ -87,13 +91,19 @@ def start_run(
     name: str | None = None,
     experiment: str | None = None,
     resume: str | None = None,
+    parent: RunHandle | None = None,
 ) -> RunHandle:
     """Open a run, or go on in the run whose id is ``resume``, and log what it was started with.
+
+    A run with a ``parent`` is shown beneath it.
 
     options: the job's dataclass, logged field by field and whole as ``options.json``. data: the data set's
     URL. ValueError or ConnectionError, in one line, where the store does not answer or the run is not there.
     """
-    client = MlflowClient(uri)
+    try:
+        client = MlflowClient(uri)
+    except MlflowException as error:
+        raise ValueError(f"MLFLOW_TRACKING_URI={_redacted(uri)} cannot be used: {error}") from error
     if resume is not None:
         try:
             run = client.get_run(resume)
@@ -104,7 +114,8 @@ def start_run(
         client.update_run(resume, status="RUNNING")
     else:
         experiment_id = _experiment(client, uri, experiment or f"glefld-{manifest.dataset}")
-        run = client.create_run(experiment_id, run_name=name, tags=_redacted(resolve_tags()))
+        tags = _redacted(resolve_tags()) | ({MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {})
+        run = client.create_run(experiment_id, run_name=name, tags=tags)
         client.log_inputs(run.info.run_id, [_dataset_input(manifest, data)])
     run_id = run.info.run_id
 
@@ -129,13 +140,26 @@ def finish(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"]) -
     MlflowClient(handle.tracking_uri).set_terminated(handle.run_id, status)
 
 
+@contextlib.contextmanager
+def to_its_end(handle: RunHandle) -> Iterator[None]:
+    """The run ends with the block: FINISHED, FAILED by an error, KILLED by Ctrl-C."""
+    try:
+        yield
+    except BaseException as error:
+        finish(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    finish(handle, "FINISHED")
+
+
 def where(handle: RunHandle) -> str:
     """How a person opens the run: a link and, for a store without a server, the command that serves it."""
     # Without the workflow type the page opens in MLflow's mode for language models, which hides the metrics.
     page = f"/#/experiments/{handle.experiment_id}/runs/{handle.run_id}?workflowType=machine_learning"
     if handle.tracking_uri.startswith("http"):
         return str(_redacted(handle.tracking_uri)).rstrip("/") + page
-    serve = f"mlflow server --backend-store-uri {_redacted(handle.tracking_uri)} --port 5000"
+    # The one beside this Python: that of another environment may not read this store.
+    server = Path(sys.executable).parent / "mlflow"
+    serve = f"{server} server --backend-store-uri {_redacted(handle.tracking_uri)} --port 5000"
     return f"{serve}\n           http://127.0.0.1:5000{page}"
 
 

@@ -1,71 +1,34 @@
-"""What one training worker does. It knows its rank and the group's size only to take its share.
-
-b a rank's share of the global batch, K landmarks, S the input's size.
-"""
+"""What one training worker does. It knows its rank and the group's size only to take its share."""
 
 import dataclasses
 import io
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from glefld import checkpoint, heatmap, storage
+from glefld import checkpoint, storage
 from glefld.checkpoint import ModelCard
 from glefld.dataset import open_dataset
 from glefld.evaluation import EVAL_BATCH, evaluate
-from glefld.loader import Augmentation, Batch, BatchLoader, InputPipeline
+from glefld.loader import Batch, BatchLoader, InputPipeline
+from glefld.losses import total_loss
 from glefld.metrics import Report
 from glefld.models import build_model
+from glefld.models.system import Model
 from glefld.reader import SplitReader, global_batch, share, steps_per_epoch
+from glefld.recipe import Recipe
+from glefld.schema import Labels
 
 
-def mirror_only() -> Augmentation:
-    return Augmentation(rotate=0, scale=0, shift=0, colour=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a model is trained. The defaults are GLE's paper: Adam 1e-4, x0.1 each 5 epochs, batch 50, 30 epochs."""
-
-    input_size: int = 224
-    """Side of the square input, a multiple of 8."""
-    epochs: int = 30
-    batch_size: int = 50
-    """Global batch: split among the workers."""
-    learning_rate: float = 1e-4
-    schedule: Literal["step", "cosine"] = "step"
-    """step: the rate times step_factor each step_epochs. cosine: a linear warm-up, then down to zero."""
-    step_epochs: int = 5
-    step_factor: float = 0.1
-    warmup_epochs: float = 1.0
-    """Linear warm-up of the cosine schedule."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW); 0 is plain Adam."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the forward pass. auto: bf16 where the hardware multiplies it (CUDA, or AMX on a CPU), else fp32."""
-    seed: int = 0
-    checkpoint_steps: int = 0
-    """Also keep a checkpoint each so many steps within an epoch; 0 keeps one at each epoch's end only."""
-    log_steps: int = 20
-    """Steps between two looks at the loss: the only times at which a step waits for the host."""
-    augmentation: Augmentation = dataclasses.field(default_factory=mirror_only)
-
-    def __post_init__(self) -> None:
-        for name in ("input_size", "epochs", "batch_size", "step_epochs", "log_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if self.input_size % 8:
-            raise ValueError(
-                f"input-size must be a multiple of 8, the network's stride, not {self.input_size}"
-            )
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning-rate must be above 0, not {self.learning_rate}")
+class Mistake(ValueError):
+    """A user's mistake that only the workers see: raised on all ranks at once, never on one alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +42,12 @@ class Job:
     config: dict[str, Any]
     recipe: Recipe
     weights: str | None = None
+    classifier: str | None = None
     rows: int | None = None
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Job":
+        return cls(**{**value, "recipe": Recipe.from_json(value["recipe"])})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +56,8 @@ class EpochReport:
 
     epoch: int
     step: int
-    ne: float
-    best_ne: float
+    error: float  # what the best checkpoint has least of, ``Report.error``
+    best: float
     metrics: dict[str, float]
 
 
@@ -107,7 +75,11 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of the forward pass. On CPUs without AMX, bf16 was measured slower than fp32; with it, 1.9 x faster."""
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+        fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else torch.cpu._is_amx_tile_supported()
+        )
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
@@ -118,7 +90,7 @@ class Position:
 
     epoch: int = 0
     step: int = 0
-    best_ne: float = math.inf
+    best: float = math.inf
 
 
 def train(
@@ -130,8 +102,8 @@ def train(
     """Train to the end, going on from the run's last checkpoint if it has one.
 
     ``log`` gets metrics by step (call it on rank 0 only, or make it ignore the others); ``report`` is called on every
-    rank once an epoch, before its checkpoint. Uses torch.distributed's default group where there is one. ValueError,
-    on every rank, for a data set that cannot be trained on.
+    rank once an epoch, before its checkpoint. Uses torch.distributed's default group where there is one. Mistake for
+    a data set that cannot be trained on.
     """
     recipe = job.recipe
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -140,45 +112,46 @@ def train(
     val_rows = SplitReader(job.data, manifest, "val")
     steps = steps_per_epoch(train_rows.rows, recipe.batch_size)
     if global_batch(train_rows.rows, recipe.batch_size, 0)[1] < world:
-        raise ValueError(
+        raise Mistake(
             f"{world} workers need batches of at least {world} rows: the train split has {train_rows.rows} "
             f"and batch-size is {recipe.batch_size}"
         )
 
-    model, optimizer, position = begin(job, len(manifest.landmark_set), device)
+    labels = manifest.labels
+    model, optimizer, position = begin(job, labels, device)
     parallel: nn.Module = model
     if world > 1:
         # Batch norm: each worker normalises by its own share, and running statistics are averaged before they are
         # used (validation and checkpoints). Synchronising every layer would cost more than it gives here.
         parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     dtype = choose_precision(recipe.precision, device)
-    r = heatmap.radius(recipe.input_size)
     pipeline = InputPipeline(
         recipe.input_size,
         max(-(-recipe.batch_size // world), EVAL_BATCH),
         device.index if device.type == "cuda" else None,
         torch.get_num_threads(),
     )
-    loader = BatchLoader(manifest.landmark_set, pipeline)
+    loader = BatchLoader(labels, pipeline)
 
-    def keep(at: Position, ne: float | None) -> None:
-        """Let rank 0 write a checkpoint, the best one if its NE is; all ranks wait for it."""
+    def keep(at: Position, result: Report | None) -> None:
+        """Let rank 0 write a checkpoint, the best one if its error is the least; all ranks wait for it."""
         if rank == 0:
             card = ModelCard(
                 model=job.model,
                 config=job.config,
-                landmark_set=manifest.landmark_set,
+                labels=labels,
                 input_size=recipe.input_size,
-                radius=r,
                 dataset=job.dataset,
                 data_hash=manifest.content_hash,
                 recipe=dataclasses.asdict(recipe),
                 epoch=at.epoch,
                 step=at.epoch * steps + at.step,
-                ne=ne,
+                val=result.numbers() if result is not None else {},
             )
             training = {"optimizer": optimizer.state_dict(), "position": dataclasses.asdict(at)}
-            checkpoint.keep(job.run, model, card, training, best=ne is not None and ne == at.best_ne)
+            checkpoint.keep(
+                job.run, model, card, training, best=result is not None and result.error == at.best
+            )
         if world > 1:
             dist.barrier()
 
@@ -193,7 +166,7 @@ def train(
             first, end = global_batch(train_rows.rows, recipe.batch_size, step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, position.epoch * steps + step, steps)
-            loss = train_step(parallel, optimizer, batch, r, end - first, world, dtype)
+            loss = train_step(model, parallel, optimizer, batch, recipe, end - first, world, dtype)
             meter.add(step, loss, end - first, waited)
             if recipe.checkpoint_steps and (step + 1) % recipe.checkpoint_steps == 0 and step + 1 < steps:
                 meter.flush()
@@ -203,35 +176,39 @@ def train(
         meter.flush()
 
         average_buffers(model, world)
-        result = validate(model, val_rows, loader, r, rank, world, device)
-        if result.ne is None:
-            raise ValueError(
-                f"the val split of {job.data} has no visible landmark: there is no NE to choose by"
+        result = validate(model, val_rows, loader, rank, world, device)
+        if result.error is None:
+            raise Mistake(
+                f"the val split of {job.data} has nothing that {job.model} predicts: no score to choose by"
             )
-        position = Position(position.epoch + 1, 0, min(result.ne, position.best_ne))
-        metrics = {"val_ne": result.ne, "val_ne_best": position.best_ne, "epoch": float(position.epoch)}
-        metrics |= {f"val_ne/{name}": ne for name, ne in result.ne_by_landmark.items() if ne is not None}
+        position = Position(position.epoch + 1, 0, min(result.error, position.best))
+        metrics = {f"val_{name}": value for name, value in result.numbers().items()}
+        metrics |= {
+            "val_error": result.error,
+            "val_error_best": position.best,
+            "epoch": float(position.epoch),
+        }
         # Reported before it is kept: a worker lost in between repeats the epoch, and no metric is missing.
-        report(EpochReport(position.epoch, position.epoch * steps, result.ne, position.best_ne, metrics))
-        keep(position, result.ne)
+        report(EpochReport(position.epoch, position.epoch * steps, result.error, position.best, metrics))
+        keep(position, result)
 
 
-def begin(
-    job: Job, landmarks: int, device: torch.device
-) -> tuple[nn.Module, torch.optim.Optimizer, Position]:
-    """Model, optimizer and position: from the run's last checkpoint, else from the seed and the backbone's weights."""
+def begin(job: Job, labels: Labels, device: torch.device) -> tuple[Model, torch.optim.Optimizer, Position]:
+    """Model, optimizer and position: from the run's last checkpoint, else from the seed and the given weights."""
     last = checkpoint.pointed(job.run, "last")
     if last is not None:
-        model, _ = checkpoint.load(storage.join(job.run, last))
+        model, card = checkpoint.load(storage.join(job.run, last))
+        if card.data_hash != open_dataset(job.data).content_hash:
+            raise Mistake(f"{job.data} has changed since {job.run} was begun: train a new run on it")
     else:
-        torch.manual_seed(job.recipe.seed)
-        model = build_model(job.model, job.config, landmarks)
-        if job.weights is not None:
-            load_backbone(model, job.weights)
+        model = initial_model(job, labels)
     model.to(device)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=job.recipe.learning_rate, weight_decay=job.recipe.weight_decay, fused=True
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=job.recipe.learning_rate,
+        weight_decay=job.recipe.weight_decay,
+        fused=True,
     )
     if last is None:
         return model, optimizer, Position()
@@ -240,46 +217,75 @@ def begin(
     return model, optimizer, Position(**state["position"])
 
 
+def initial_model(job: Job, labels: Labels) -> Model:
+    """The model that a run begins with: from its seed, with the weights and the classifier that it is given.
+
+    ValueError for an input that the system does not take, and for weights that are not there or do not fit.
+    """
+    torch.manual_seed(job.recipe.seed)
+    model = build_model(job.model, job.config, labels)
+    size = job.recipe.input_size
+    if size % model.stride:
+        raise ValueError(
+            f"input-size must be a multiple of {model.stride}, the stride of {job.model}, not {size}"
+        )
+    if job.weights is not None:
+        data = io.BytesIO(storage.read_bytes(job.weights))
+        try:
+            state = torch.load(data, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(
+                f"--weights {job.weights} is not a checkpoint of torchvision's: {error}"
+            ) from error
+        model.load_backbone(state)
+    if job.classifier is not None:
+        classifier, card = checkpoint.load(job.classifier)
+        model.load_classifier(classifier, card.labels)
+    return model
+
+
 def validate(
-    model: nn.Module,
+    model: Model,
     rows: SplitReader,
     loader: BatchLoader,
-    r: float,
     rank: int,
     world: int,
     device: torch.device,
 ) -> Report:
     """The whole split's scores on every rank; asserts that each row was counted once."""
-    counters = evaluate(model, rows, loader, r, rank, world)
+    counters = evaluate(model, rows, loader, rank, world)
     if world > 1:
         total = counters.vector().to(device)
         dist.all_reduce(total)
         counters.load_vector(total.cpu())
-    result = counters.report()
+    try:
+        result = counters.report()
+    except ValueError as error:  # not a number: all ranks have the same sums
+        raise Mistake(str(error)) from error
     assert result.rows == rows.rows, f"validation counted {result.rows} rows of {rows.rows}"
     return result
 
 
 def train_step(
-    model: nn.Module,
+    model: Model,
+    parallel: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    r: float,
+    recipe: Recipe,
     rows: int,
     world: int,
     dtype: torch.dtype,
 ) -> Tensor:
     """One step on a rank's share of a global batch of ``rows``; the rank's part of the loss, detached, on the device.
 
-    DDP averages gradients over ranks, so a share's loss, divided by the global batch's rows, is multiplied by the
-    number of ranks: the gradient is then the global batch's however its rows and visible landmarks are shared out.
+    ``parallel`` is the model, or DDP around it. DDP averages gradients over ranks, so a share's loss, divided by the
+    global batch's rows, is multiplied by the number of ranks: the gradient is then the global batch's however its
+    rows and visible landmarks are shared out.
     """
     images = batch.images.contiguous(memory_format=torch.channels_last)
-    landmarks = batch.landmarks.to(images.device, non_blocking=True)
-    weight = batch.weight().to(images.device, non_blocking=True)
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        predicted = model(images)
-    loss = heatmap.loss(predicted, landmarks, weight, r, rows)
+        output = parallel(images)
+    loss = total_loss(model, output, batch, recipe, rows, world)
     optimizer.zero_grad(set_to_none=True)
     (loss * world).backward()
     optimizer.step()
@@ -294,21 +300,6 @@ def average_buffers(model: nn.Module, world: int) -> None:
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
             buffer.div_(world)
-
-
-def load_backbone(model: nn.Module, url: str) -> None:
-    """Load ``features.*`` of a torchvision VGG16 checkpoint (path or URL). ValueError if it does not fit."""
-    state = torch.load(io.BytesIO(storage.read_bytes(url)), map_location="cpu", weights_only=True)
-    features: nn.Module = model.get_submodule("features")
-    wanted = features.state_dict()
-    found = {name.removeprefix("features."): v for name, v in state.items() if name.startswith("features.")}
-    missing = [name for name, v in wanted.items() if name not in found or found[name].shape != v.shape]
-    if missing:
-        raise ValueError(
-            f"{url} does not hold this backbone's weights (features.{missing[0]} is missing or has another shape): "
-            "give torchvision's vgg16 checkpoint and --model.backbone vgg16"
-        )
-    features.load_state_dict({name: found[name] for name in wanted})
 
 
 class Meter:

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import ray
 import ray.data
@@ -27,19 +27,20 @@ Root = Annotated[
 #: What a user can cause and mend. Anything else is our own mistake and keeps its traceback.
 USER_ERRORS = (
     ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    NotADirectoryError,
-    ConnectionError,
+    OSError,  # files, disks and networks
     BotoCoreError,  # object storage: no credentials, no such endpoint
 )
+#: Where a job computes.
+Device = Annotated[
+    Literal["auto", "cpu", "gpu"], tyro.conf.arg(help="Where to compute. auto: on GPUs if there are any.")
+]
 
 
 def main(options_type: type[Options], run: Callable[[Options], None]) -> None:
     """Parse the options (exit status 2 if they are wrong) and run the job."""
-    options = tyro.cli(options_type, description=sys.modules[options_type.__module__].__doc__)
-    guard(lambda: run(options))
+    description = sys.modules[options_type.__module__].__doc__
+    # Within the guard: options check their own values as they are made.
+    guard(lambda: run(tyro.cli(options_type, description=description)))
 
 
 def guard(action: Callable[[], None]) -> None:
@@ -129,12 +130,15 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
     )
 
 
-def use_gpu(asked: bool | None) -> bool:
-    """Whether to work on GPUs: as asked for, else where there are any. ValueError if asked for in vain."""
+def use_gpu(device: Device) -> bool:
+    """Whether to work on GPUs: as asked for, else where there are any. ValueError if this machine has none.
+
+    A cluster may add machines with GPUs when they are asked for, so there they are believed in.
+    """
     available = ray.cluster_resources().get("GPU", 0) >= 1
-    if asked and not available:
-        raise ValueError("--gpu: Ray has no GPU here; leave it out to work on CPUs")
-    return available if asked is None else asked
+    if device == "gpu" and not available and not on_cluster():
+        raise ValueError("--device gpu: Ray has no GPU here; leave it out to work on CPUs")
+    return available if device == "auto" else device == "gpu"
 
 
 def show_own_progress() -> None:

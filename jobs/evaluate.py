@@ -1,19 +1,22 @@
-"""Score a checkpoint on a split: NE beside the published figures, PCK, AUC and EPE; as a table, JSON and in MLflow."""
+"""Score a checkpoint on a split beside the published figures: NE, PCK, AUC, EPE, classes, attributes, AP over OKS.
+
+The scores are printed as tables, written as JSON and put into an MLflow run.
+"""
 
 import dataclasses
 import time
 from typing import Annotated
 
+import ray
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, draw, metrics, storage, tracking
+from glefld import checkpoint, metrics, oks, storage, tracking
 from glefld.datasets import Dataset
-from glefld.metrics import Report
-from glefld.published import table
+from glefld.published import score_tables
 from glefld.schema import Split
-from jobs.cli import Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
-from pipelines.evaluate import Workers, draw_examples, evaluate_checkpoint, mean_position
+from jobs.cli import Device, Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
+from pipelines.evaluate import Workers, baselines, evaluate_checkpoint, log_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +38,7 @@ class Options:
     """Tasks that share the split; the scores do not depend on it."""
     cpus_per_worker: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """CPUs a task takes."""
-    gpu: bool | None = None
-    """Give each task a GPU. Default: if there are any."""
+    device: Device = "auto"
     experiment: str | None = None
     """MLflow experiment. Default: glefld-<dataset>."""
 
@@ -49,13 +51,16 @@ def run(options: Options) -> None:
     url = checkpoint.resolve(resolve_url(options.checkpoint, "--checkpoint"))
     uri = tracking.tracking_uri(root, on_cluster())
     start_ray()
-    workers = Workers(options.num_workers, options.cpus_per_worker, use_gpu(options.gpu))
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    if options.cpus_per_worker > cpus and not on_cluster():
+        raise ValueError(f"--cpus-per-worker {options.cpus_per_worker}, but this machine has {cpus}")
+    workers = Workers(options.num_workers, options.cpus_per_worker, use_gpu(options.device))
     start = time.monotonic()
     report = evaluate_checkpoint(url, data, options.split, workers)
     seconds = time.monotonic() - start
-    baselines = mean_position(data, options.split)
+    baseline = baselines(data, options.split, report.label)
     scores = metrics.evaluation_json(
-        report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baselines
+        report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baseline
     )
     if options.output:
         storage.write_json(resolve_url(options.output, "--output"), scores)
@@ -68,41 +73,23 @@ def run(options: Options) -> None:
         name=f"evaluate-{options.split}",
         experiment=options.experiment,
     )
-    log = tracking.RunLog(handle)
-    log.log({f"{options.split}_{name}": value for name, value in _numbers(report).items()}, step=0)
-    log.flush()
-    log.client.log_dict(handle.run_id, scores, f"{options.split}/evaluation.json")
-    log.log_figure(draw.ne_chart(manifest.dataset, report, baselines), f"{options.split}/ne_by_landmark.png")
-    sheet = draw.contact_sheet(
-        draw_examples(url, data, options.split, 24, workers), columns=6, title="predictions beside the truth"
-    )
-    log.log_image(sheet, f"{options.split}/predictions.png")
-    tracking.finish(handle, "FINISHED")
+    with tracking.to_its_end(handle):
+        log = tracking.RunLog(handle)
+        log.log({f"{options.split}_{name}": value for name, value in report.numbers().items()}, step=0)
+        log.flush()
+        log_scores(log, scores, report, baseline, data, workers)
 
     console = Console()
-    console.print(table(options.dataset, report, baselines))
-    for name, value in _numbers(report).items():
-        if "/" not in name:
+    console.print(score_tables(options.dataset, report, baseline))
+    if report.oks is not None:
+        console.print(oks.table(report.oks))
+    for name, value in report.numbers().items():
+        if not name.startswith(("ne/", "recall")):  # which the tables show
             console.print(f"{name:24s} {value:.4f}")
     console.print(f"{'garments a second':24s} {report.rows / seconds:.0f}")
     if options.output:
         console.print(f"written to {options.output}", soft_wrap=True)
     console.print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
-
-
-def _numbers(report: Report) -> dict[str, float]:
-    """The scores that were counted, flat."""
-    single = {
-        "ne": report.ne,
-        "ne_occluded": report.ne_occluded,
-        "pck": report.pck,
-        "auc": report.auc,
-        "epe": report.epe,
-        "left_right_confusion": report.left_right_confusion,
-    }
-    nested = {"landmark": report.ne_by_landmark, "type": report.ne_by_type, "view": report.ne_by_view}
-    flat = single | {f"ne_{kind}/{name}": v for kind, named in nested.items() for name, v in named.items()}
-    return {name: value for name, value in flat.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,17 @@ from rich.table import Column, Table
 
 from glefld import checkpoint, storage
 from glefld.schema import Split
-from jobs.cli import Root, main, resolve_root, resolve_url, show_own_progress, start_ray, use_gpu
+from jobs.cli import (
+    Device,
+    Root,
+    main,
+    on_cluster,
+    resolve_root,
+    resolve_url,
+    show_own_progress,
+    start_ray,
+    use_gpu,
+)
 from pipelines.archives import public_url
 from pipelines.infer import InferOptions, Workers, find_finished, finish, infer, make_plan
 from pipelines.overlays import write_overlays
@@ -40,8 +50,7 @@ class Options:
     """Draw the first N predictions, and a contact sheet of them, into <output>/overlays."""
     num_workers: int | None = None
     """Workers, each with a model of its own. Default: one for each GPU, or one for each machine."""
-    gpu: bool | None = None
-    """Give each worker a GPU. Default: if there are any."""
+    device: Device = "auto"
     threads: int | None = None
     """Threads a worker decodes and computes with. Default: this machine's CPUs, shared out."""
     batch_size: int = 32
@@ -74,7 +83,7 @@ def run(options: Options) -> None:
         precision=options.precision,
     )
     console = Console()
-    seconds = None
+    rate = None
     if (manifest := find_finished(chosen, output)) is not None:
         console.print(f"{output} is finished already: nothing was predicted", soft_wrap=True)
     else:
@@ -83,13 +92,19 @@ def run(options: Options) -> None:
         show_own_progress()
         workers = choose_workers(options)
         start = time.monotonic()
+        rows: list[int] = []  # done after each shard; the first are an earlier, stopped run's
+
+        def tell(done: int, total: int) -> None:
+            rows.append(done)
+            bar.update(task, completed=done, total=total)
+
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
             task = bar.add_task("infer", total=None)
-            infer(plan, output, workers, lambda done, total: bar.update(task, completed=done, total=total))
-        seconds = time.monotonic() - start
+            infer(plan, output, workers, tell)
+        rate = (rows[-1] - rows[0]) / (time.monotonic() - start)
         manifest = finish(plan, output)
     sheet = write_overlays(chosen, output, options.overlays) if options.overlays else None
-    console.print(summary(manifest, seconds))
+    console.print(summary(manifest, rate))
     console.print(f"predictions   {output}", soft_wrap=True)
     if sheet is not None:
         console.print(f"contact sheet {sheet}", soft_wrap=True)
@@ -98,16 +113,17 @@ def run(options: Options) -> None:
 def choose_workers(options: Options) -> Workers:
     """As asked for, else what this machine and the cluster have. ValueError for more GPU workers than GPUs."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    machines = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
-    gpu = use_gpu(options.gpu)
-    number = options.num_workers or (gpus if gpu else machines)
-    if gpu and number > gpus:
+    # A cluster whose workers have yet to be added has neither machines nor GPUs now.
+    machines = max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes()))
+    gpu = use_gpu(options.device)
+    number = options.num_workers or max(1, gpus if gpu else machines)
+    if gpu and number > gpus and not on_cluster():
         raise ValueError(f"--num-workers {number}, but the cluster has {gpus} GPUs: ask for {gpus} at most")
     threads = options.threads or max(1, (os.cpu_count() or 1) // -(-number // machines))
     return Workers(number, threads, gpu, options.batch_size)
 
 
-def summary(manifest: dict[str, Any], seconds: float | None) -> Table:
+def summary(manifest: dict[str, Any], rows_per_second: float | None) -> Table:
     """What came in and what became of it."""
     table = Table("", Column("number", justify="right"), title=f"model {manifest['model']}")
     table.add_row("photos", f"{manifest['photos']:,}")
@@ -120,8 +136,8 @@ def summary(manifest: dict[str, Any], seconds: float | None) -> Table:
         if files:
             table.add_row(f"skipped: {what}", f"{files:,}")
     table.add_row("shards", f"{len(manifest['shards']):,}")
-    if seconds is not None:
-        table.add_row("garments a second", f"{manifest['rows'] / seconds:,.1f}")
+    if rows_per_second is not None:
+        table.add_row("garments a second", f"{rows_per_second:,.1f}")
     table.add_row("content", manifest["content_hash"][:16])
     return table
 

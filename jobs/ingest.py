@@ -24,7 +24,9 @@ class Options:
     dataset: Dataset
     """Layout of the raw data."""
     source: str
-    """Folder with the lists and img.zip (.tar, .tar.gz, unpacked img), or one archive of all; path or URL."""
+    """Folder with the lists and img.zip (.tar, .tar.gz, unpacked img), or one archive of all; path or URL.
+    deepfashion2: train and validation, unpacked or a zip each. image-folder: a folder or an archive with train/, val/
+    and, if any, test/, and in each a folder a class."""
     output: str | None = None
     """Folder to write, path or URL. Default: <root>/data/<dataset>."""
     root: Root = None
@@ -67,10 +69,16 @@ def run(options: Options) -> None:
     start_ray()
     show_own_progress()
     start = time.monotonic()
+    rows: list[int] = []  # done after each shard; the first are an earlier, stopped run's
+
+    def tell(done: int, total: int) -> None:
+        rows.append(done)
+        bar.update(task, completed=done, total=total)
+
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
         task = bar.add_task("ingest", total=None)
-        manifest = ingest(plan, output, lambda done, total: bar.update(task, completed=done, total=total))
-    console.print(summary(manifest, manifest.rows_in / (time.monotonic() - start)))
+        manifest = ingest(plan, output, tell)
+    console.print(summary(manifest, (rows[-1] - rows[0]) / (time.monotonic() - start)))
     console.print(output, soft_wrap=True)
 
 
@@ -84,6 +92,10 @@ def summary(manifest: Manifest, rows_per_second: float | None = None) -> Table:
     for reason, rows in manifest.rejects.items():
         table.add_row(f"rejected: {reason}", f"{rows:,}")
     table.add_row("rejected", f"{sum(manifest.rejects.values()):,}", end_section=True)
+    if manifest.source["absent_lists"]:
+        table.add_row(
+            "lists that are not there", "\n".join(manifest.source["absent_lists"]), end_section=True
+        )
     table.add_row("photos in several splits", f"{len(manifest.photos_in_several_splits):,}")
     table.add_row("shards", f"{len(manifest.shards):,}")
     table.add_row("MiB", f"{sum(shard.bytes for shard in manifest.shards) / 2**20:,.1f}")

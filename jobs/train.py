@@ -1,35 +1,39 @@
-"""Train a model on an ingested data set with Ray Train; options, NE and the best model go to MLflow."""
+"""Train a model on an ingested data set with Ray Train; options, scores and the best model go to MLflow."""
 
 import argparse
 import dataclasses
 import datetime
-import io
+import re
 import sys
-import tempfile
-from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import ray
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, draw, metrics, storage, tracking
+from glefld import checkpoint, storage, tracking, training
 from glefld.datasets import Dataset
-from glefld.metrics import Baselines, Report
-from glefld.models import MODELS
-from glefld.presets import Preset, preset
-from glefld.published import table
-from glefld.schema import Manifest
-from glefld.tracking import RunHandle, RunLog
-from glefld.training import Job, Recipe
-from jobs.cli import Root, guard, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
-from pipelines import evaluate
-from pipelines.train import Workers, parse_workers, train
+from glefld.models import MODELS, build_model
+from glefld.models.system import Preset, Task
+from glefld.published import score_tables
+from glefld.recipe import Recipe
+from glefld.training import Job
+from jobs.cli import Device, Root, guard, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
+from pipelines.train import Workers, parse_workers, train_and_score
 
 Config = TypeVar("Config")
 
 #: What may differ when a run is resumed; all else is what the run was started with.
-FREE_ON_RESUME = {"resume", "num_workers", "cpus_per_worker", "gpu", "max_failures", "root", "name", "output"}
+FREE_ON_RESUME = {
+    "resume",
+    "num_workers",
+    "cpus_per_worker",
+    "device",
+    "max_failures",
+    "root",
+    "name",
+    "output",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Options(Generic[Config]):
     config: Annotated[Config, tyro.conf.arg(name="model")]
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     system: Annotated[str, tyro.conf.arg(name="model", help=f"Which system: {', '.join(MODELS)}.")] = "gle"
+    task: Task = "landmarks"
+    """landmarks, or classify: the classifiers (resnet, sanl-resnet), which guide SANL and stand for themselves."""
     preset: Preset = "small"
     """paper: the paper's network and recipe at 224 pixels; small: a narrow one at 112 for two CPU cores."""
     data: str | None = None
@@ -54,16 +60,17 @@ class Options(Generic[Config]):
     """Workers: N, or MIN-MAX for elastic training. Default: one for each GPU, or one."""
     cpus_per_worker: int | None = None
     """CPUs a worker takes. Default on one machine: all of them, shared out; on a cluster: 1."""
-    gpu: bool | None = None
-    """Train on GPUs. Default: if there are any."""
+    device: Device = "auto"
     max_failures: int = 3
     """How often the worker group is started again after a loss."""
     resume: bool = False
     """Go on with a run that was stopped: the same options as it was started with."""
     weights: str | None = None
-    """ImageNet weights of the backbone: torchvision's vgg16 checkpoint, a path or URL. Never fetched by itself."""
+    """ImageNet weights of the backbone: torchvision's checkpoint of it, a path or URL. Never fetched by itself."""
     random_weights: bool = False
-    """Let --preset paper start without --weights, from random ones."""
+    """Let --preset paper start without --weights, and SANL without --classifier, from random ones."""
+    classifier: str | None = None
+    """The classifier whose attention guides SANL: a checkpoint or run of --task classify, path or URL."""
     rows: int | None = None
     """Train on the first so many rows only."""
     experiment: str | None = None
@@ -71,15 +78,43 @@ class Options(Generic[Config]):
 
 
 def run(options: Options[Any]) -> None:
+    if MODELS[options.system].task != options.task:
+        names = ", ".join(name for name, system in MODELS.items() if system.task == options.task)
+        raise ValueError(f"--task {options.task} is not what {options.system} does: choose --model {names}")
     if options.preset == "paper" and options.weights is None and not options.random_weights:
         raise ValueError(
-            "--preset paper starts from ImageNet weights: give --weights FILE_OR_URL (torchvision's vgg16 checkpoint), "
-            "or --random-weights to go without"
+            "--preset paper starts from ImageNet weights: give --weights FILE_OR_URL (torchvision's checkpoint of the "
+            "backbone), or --random-weights to go without"
         )
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
+    needs_classifier = build_model(options.system, options.config, manifest.labels).needs_classifier
+    if needs_classifier and options.classifier is None and not options.random_weights:
+        raise ValueError(
+            f"{options.system} is guided by a classifier: give --classifier RUN (of python -m jobs.train "
+            f"--task classify --dataset {options.dataset}), or --random-weights to go without"
+        )
     uri = tracking.tracking_uri(root, on_cluster())
     folder, started = find_run(options, root)
+    job = Job(
+        dataset=options.dataset,
+        data=data,
+        run=folder,
+        model=options.system,
+        config=dataclasses.asdict(options.config),
+        recipe=options.recipe,
+        weights=resolve_url(options.weights, "--weights") if options.weights else None,
+        classifier=(
+            checkpoint.resolve(resolve_url(options.classifier, "--classifier"))
+            if options.classifier
+            else None
+        ),
+        rows=options.rows,
+    )
+    if started is None:
+        training.initial_model(
+            job, manifest.labels
+        )  # what is wrong with it shows here, and not in the workers
     start_ray(dashboard=True)
     workers = choose_workers(options)
     handle = tracking.start_run(
@@ -94,26 +129,9 @@ def run(options: Options[Any]) -> None:
     storage.write_json(
         storage.join(folder, "run.json"), {"options": _comparable(options), "run_id": handle.run_id}
     )
-    job = Job(
-        dataset=options.dataset,
-        data=data,
-        run=folder,
-        model=options.system,
-        config=dataclasses.asdict(options.config),
-        recipe=options.recipe,
-        weights=resolve_url(options.weights, "--weights") if options.weights else None,
-        rows=options.rows,
-    )
-    try:
-        best = train(job, workers, handle)
-        scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
-        report, baselines = summarise(best, data, manifest, handle, scorer)
-    except BaseException as error:
-        tracking.finish(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    tracking.finish(handle, "FINISHED")
+    best, report, baselines = train_and_score(job, workers, handle)
     console = Console()
-    console.print(table(options.dataset, report, baselines))
+    console.print(score_tables(options.dataset, report, baselines))
     console.print(f"run        {folder}", soft_wrap=True)
     console.print(f"checkpoint {best}", soft_wrap=True)
     console.print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
@@ -128,7 +146,9 @@ def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | No
     elif options.name:
         folder = storage.join(runs, options.name)
     elif options.resume:
-        names = [name for name in storage.folders(runs) if name.startswith(prefix)]
+        # The rest is a time: fld-sanl- also begins the runs of sanl-resnet.
+        named = re.compile(re.escape(prefix) + r"\d{8}-\d{6}")
+        names = [name for name in storage.folders(runs) if named.fullmatch(name)]
         if not names:
             raise ValueError(f"--resume: there is no run {prefix}... in {runs}; say which with --name")
         folder = storage.join(runs, max(names))
@@ -160,9 +180,11 @@ def choose_workers(options: Options[Any]) -> Workers:
     """The worker group that the options ask for, on the resources that are there."""
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    gpu = use_gpu(options.gpu)
+    gpu = use_gpu(options.device)
     least, most = parse_workers(options.num_workers or str(max(1, gpus if gpu else 1)))
     each = options.cpus_per_worker or (1 if on_cluster() else max(1, cpus // most))
+    if gpu and least > gpus and not on_cluster():
+        raise ValueError(f"--num-workers {least}, but this machine has {gpus} GPUs: ask for {gpus} at most")
     if not on_cluster() and least * each > cpus:
         raise ValueError(
             f"{least} workers of {each} CPUs are more than this machine's {cpus}: lower --num-workers"
@@ -170,47 +192,22 @@ def choose_workers(options: Options[Any]) -> Workers:
     return Workers(least, most, each, gpu, options.max_failures)
 
 
-def summarise(
-    best: str, data: str, manifest: Manifest, handle: RunHandle, scorer: evaluate.Workers
-) -> tuple[Report, Baselines]:
-    """Score the best checkpoint on val and put scores, table, pictures and model into the run."""
-    report = evaluate.evaluate_checkpoint(best, data, "val", scorer)
-    baselines = evaluate.mean_position(data, "val")
-    log = RunLog(handle)
-    scores = metrics.evaluation_json(
-        report, dataset=manifest.dataset, split="val", checkpoint=best, baseline=baselines
-    )
-    text = Console(file=io.StringIO(), width=120, record=True)
-    text.print(table(manifest.dataset, report, baselines))
-    log.log_text(text.export_text(), "val/table.txt")
-    log.log_figure(draw.ne_chart(manifest.dataset, report, baselines), "val/ne_by_landmark.png")
-    pictures = evaluate.draw_examples(best, data, "val", 24, scorer)
-    sheet = draw.contact_sheet(pictures, columns=6, title="predictions beside the truth")
-    log.log_image(sheet, "val/predictions.png")
-    log.client.log_dict(handle.run_id, scores, "val/evaluation.json")
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.export(best, Path(folder))
-        _, card = checkpoint.load(folder)
-        ne = {"val_ne_best_fp32": report.ne} if report.ne is not None else {}
-        tracking.log_model(handle, folder, name=card.model, step=card.step, metrics=ne)
-    return report, baselines
-
-
 def parse(argv: list[str]) -> Options[Any]:
     """Options whose defaults are the preset's, for the model and data set that are named. Exits 2 on a wrong one."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--dataset", default="fld")
-    first.add_argument("--model", choices=MODELS, default="gle")
+    first.add_argument("--task", choices=get_args(Task), default="landmarks")
+    first.add_argument("--model", choices=MODELS)
     first.add_argument("--preset", choices=("paper", "small"), default="small")
     named, _ = first.parse_known_args(argv)
-    config, recipe = preset(named.preset, named.model, named.dataset)
+    name = named.model or ("gle" if named.task == "landmarks" else "resnet")
+    config, recipe = MODELS[name].preset(named.preset, named.dataset)
     default = Options(
-        dataset=tyro.MISSING, config=config, recipe=recipe, system=named.model, preset=named.preset
+        dataset=tyro.MISSING, config=config, recipe=recipe, system=name, task=named.task, preset=named.preset
     )
     of_this_system: Any = Options[type(config)]  # type: ignore[misc]
     return tyro.cli(of_this_system, default=default, args=argv, description=__doc__)
 
 
 if __name__ == "__main__":
-    arguments = parse(sys.argv[1:])
-    guard(lambda: run(arguments))
+    guard(lambda: run(parse(sys.argv[1:])))

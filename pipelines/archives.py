@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import posixpath
 import shutil
 import struct
 import tarfile
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO, Literal, cast
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from glefld import storage
 from glefld.photos import BadPhoto
@@ -48,15 +50,25 @@ _ENCRYPTED = -1
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """Where photos are: ``url`` is read, ``name`` is what rows say (no credentials, a copy's original)."""
+    """Where photos are: ``url`` is read, ``name`` is what rows say (no credentials, a copy's original).
+
+    A folder of zips is one too; its members are named ``train.zip::train/image/000001.jpg``.
+    """
 
     url: str
     name: str
-    kind: Literal["zip", "tar", "folder"]
+    kind: Literal["zip", "tar", "folder", "zips"]
 
     def uri(self, member: str) -> str:
         """The stable name of one photo."""
-        return storage.join(self.name, member) if self.kind == "folder" else f"{self.name}::{member}"
+        below = self.kind in ("folder", "zips")
+        return storage.join(self.name, member) if below else f"{self.name}::{member}"
+
+    def file(self, member: str) -> tuple[str, ...]:
+        """Where below ``url`` the file lies that holds a member; nowhere below, if it is ``url`` itself."""
+        if self.kind in ("zip", "tar"):
+            return ()
+        return (member.partition("::")[0] if self.kind == "zips" else member,)
 
 
 def public_url(url: str) -> str:
@@ -102,7 +114,8 @@ def _stage_tar(url: str, staging: str) -> str:
 
 def read_index(archive: Archive) -> pa.Table:
     """Every file in it, by offset (folders: by name), as ``MEMBERS``; ValueError for a damaged archive."""
-    rows = {"zip": _zip_members, "tar": _tar_members, "folder": _folder_members}[archive.kind](archive)
+    readers = {"zip": _zip_members, "zips": _zips_members, "tar": _tar_members, "folder": _folder_members}
+    rows = readers[archive.kind](archive)
     try:
         columns = list(zip(*rows, strict=True)) or [()] * len(MEMBERS)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
@@ -111,6 +124,11 @@ def read_index(archive: Archive) -> pa.Table:
         ) from error
     arrays = [pa.array(column, field.type) for column, field in zip(columns, MEMBERS, strict=True)]
     table = pa.table(arrays, schema=MEMBERS)
+    if archive.kind == "zips":
+        # By zip, and in each by offset.
+        zips = pc.list_element(pc.split_pattern(table["name"], "::", max_splits=1), 0)
+        order = [("zip", "ascending"), ("start", "ascending")]
+        return table.append_column("zip", zips).sort_by(order).drop_columns(["zip"])
     return table.sort_by([("name" if archive.kind == "folder" else "start", "ascending")])
 
 
@@ -132,6 +150,15 @@ def _zip_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
                 method,
                 member.CRC,
             )
+
+
+def _zips_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
+    fs, path = storage.filesystem(archive.url)
+    for file in sorted(fs.ls(path, detail=False)):
+        name = posixpath.basename(file)
+        if name.lower().endswith(".zip"):
+            for member, *rest in _zip_members(Archive(storage.join(archive.url, name), name, "zip")):
+                yield f"{name}::{member}", *rest
 
 
 def _tar_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
@@ -167,16 +194,21 @@ def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPho
         if (refused := _refusal(batch[0])) is not None:
             yield refused
             continue
-        ranges = [batch[i:j] for i, j in _ranges(batch, joined=archive.kind != "folder")]
+        files = [archive.file(member["name"]) for member in batch]
+        cuts = list(_ranges(batch, files))
+        ranges = [batch[i:j] for i, j in cuts]
         found = fs.cat_ranges(
-            [storage.join(root, r[0]["name"]) if archive.kind == "folder" else root for r in ranges],
+            [storage.join(root, *files[i]) for i, _ in cuts],
             [r[0]["start"] for r in ranges],
             [max(m["stop"] for m in r) for r in ranges],
             on_error="return",
         )
         for wanted, data in zip(ranges, found, strict=True):
-            if isinstance(data, FileNotFoundError) and archive.kind == "folder":
-                yield BadPhoto("missing_photo", str(data))
+            if archive.kind == "folder" and isinstance(data, FileNotFoundError | PermissionError):
+                gone = isinstance(data, FileNotFoundError)
+                yield from (
+                    BadPhoto("missing_photo" if gone else "unreadable_photo", str(data)) for _ in wanted
+                )
                 continue
             if isinstance(data, Exception):
                 raise data
@@ -184,7 +216,8 @@ def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPho
                 offset = member["start"] - wanted[0]["start"]
                 piece = data[offset : offset + member["stop"] - member["start"]]
                 try:
-                    yield _unpack_zip(piece, member) if archive.kind == "zip" else _whole(piece, member)
+                    zipped = archive.kind in ("zip", "zips")
+                    yield _unpack_zip(piece, member) if zipped else _whole(piece, member)
                 except BadPhoto as bad:
                     yield bad
 
@@ -214,12 +247,12 @@ def _batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield batch
 
 
-def _ranges(rows: list[dict[str, Any]], joined: bool) -> Iterator[tuple[int, int]]:
-    """Where to cut a batch into ranges so that gaps stay below ``MAX_WASTE`` of each range's members."""
+def _ranges(rows: list[dict[str, Any]], files: list[tuple[str, ...]]) -> Iterator[tuple[int, int]]:
+    """Where to cut a batch into ranges of one file each whose gaps stay below ``MAX_WASTE`` of their members."""
     first = wanted = waste = 0
     for i, row in enumerate(rows):
         gap = max(0, row["start"] - rows[i - 1]["stop"]) if i > first else 0
-        if i > first and (not joined or waste + gap > MAX_WASTE * wanted):
+        if i > first and (files[i] != files[first] or waste + gap > MAX_WASTE * wanted):
             yield first, i
             first, wanted, waste, gap = i, 0, 0, 0
         wanted += row["stop"] - row["start"]

@@ -1,26 +1,44 @@
-"""Evaluation over Ray tasks: each counts its share of a split, the driver adds up. Every row is counted once."""
+"""Evaluation over Ray tasks: each counts its share of a split, the driver adds up. Every row is counted once.
+
+Also what is shown of it: the scores' artifacts in an MLflow run.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import ray
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor
 
-from glefld import checkpoint, metrics
-from glefld.checkpoint import ModelCard
+from glefld import checkpoint, draw, metrics, oks
 from glefld.dataset import open_dataset
 from glefld.evaluation import EVAL_BATCH, evaluate, examples
-from glefld.loader import BatchLoader, InputPipeline
+from glefld.loader import Batch, BatchLoader, InputPipeline
 from glefld.metrics import Baselines, Counters, Report, Truth
+from glefld.models.system import Model
+from glefld.published import as_text, score_tables
 from glefld.reader import SplitReader
-from glefld.schema import Split
+from glefld.schema import ClassLabel, Split
 
-#: What the mean-position baselines read of a row: no pictures.
-TRUTH_COLUMNS = ["landmarks", "visibility", "box", "crop_box", "garment_type", "view"]
+if TYPE_CHECKING:
+    from glefld.tracking import RunLog  # MLflow takes its time to import, and the tasks do not need it
+
+#: What the baselines read of a row: no pictures.
+TRUTH_COLUMNS = [
+    "landmarks",
+    "visibility",
+    "box",
+    "crop_box",
+    "garment_type",
+    "view",
+    "category",
+    "attributes",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,23 +53,33 @@ class Workers:
 def evaluate_checkpoint(url: str, data: str, split: Split, workers: Workers) -> Report:
     """The scores of a checkpoint on a split, in fp32, the same on any number of workers.
 
-    ValueError if the checkpoint's landmarks are not the data set's.
+    AP over OKS is among them where the landmarks have it.
+    ValueError if the checkpoint's labels are not the data set's.
     """
     manifest = open_dataset(data)
-    _, card = checkpoint.load(url)
-    if card.landmark_set != manifest.landmark_set:
+    model, card = checkpoint.load(url)
+    labels = manifest.labels
+    if card.labels != labels:
         raise ValueError(
-            f"{url} predicts the landmarks {card.landmark_set.name!r}, {data} has {manifest.landmark_set.name!r}"
+            f"{url} was trained for other labels than {data} has ({card.labels.summary()}, not {labels.summary()})"
         )
     task = _task(_count_share, workers)
-    counters = Counters(manifest.landmark_set)
-    for vector in ray.get([task.remote(url, data, split, rank, workers) for rank in range(workers.number)]):
-        share = Counters(manifest.landmark_set)
+    counters = Counters(labels, model.label)
+    shares = ray.get([task.remote(url, data, split, rank, workers) for rank in range(workers.number)])
+    for vector, _ in shares:
+        share = Counters(labels)
         share.load_vector(vector)
         counters += share
     report = counters.report()
     assert report.rows == manifest.splits[split], f"counted {report.rows} of {manifest.splits[split]} rows"
-    return report
+    if not any(found for _, found in shares):
+        return report
+    # Batches were dealt to the ranks in turn: taken back so, they are the split's rows in order.
+    batches = [found[turn] for turn in range(len(shares[0][1])) for _, found in shares if turn < len(found)]
+    found = oks.Found(*(np.concatenate(part) for part in zip(*batches, strict=True)))
+    reader = SplitReader(data, manifest, split)
+    truth = oks.Annotated.from_arrow(pa.concat_tables(reader.tables(oks.COLUMNS)))
+    return dataclasses.replace(report, oks=oks.score(found, truth))
 
 
 def draw_examples(
@@ -61,38 +89,67 @@ def draw_examples(
     return ray.get(_task(_draw, workers).remote(url, data, split, count, workers))
 
 
-def mean_position(data: str, split: Split) -> Baselines:
-    """What predicting the train split's mean positions scores on a split."""
+def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
+    """What answering the train split's mean positions and most frequent labels scores on a split."""
     manifest = open_dataset(data)
     parts = functools.partial(_truths, data)
-    return metrics.baselines(parts("train"), parts(split), manifest.landmark_set)
+    return metrics.baselines(parts("train"), parts(split), manifest.labels, label)
 
 
-def _truths(data: str, split: Split) -> list[Truth]:
+def log_scores(
+    log: "RunLog", scores: dict[str, Any], report: Report, baseline: Baselines, data: str, workers: Workers
+) -> None:
+    """Put the scores that ``evaluation_json`` tells of into a run: that JSON, tables, the chart of NE, pictures."""
+    dataset, split, url = (scores[name] for name in ("dataset", "split", "checkpoint"))
+    log.client.log_dict(log.run_id, scores, f"{split}/evaluation.json")
+    log.log_text(as_text(score_tables(dataset, report, baseline)), f"{split}/table.txt")
+    if report.ne is not None:
+        log.log_figure(draw.ne_chart(dataset, report, baseline), f"{split}/ne_by_landmark.png")
+    sheet = draw.contact_sheet(
+        draw_examples(url, data, split, 24, workers),
+        columns=6,
+        title="predictions beside the truth",
+        legend="truth" if report.ne is not None else "none",
+    )
+    log.log_image(sheet, f"{split}/predictions.png")
+
+
+def _truths(data: str, split: Split) -> Iterator[Truth]:
     manifest = open_dataset(data)
-    reader = SplitReader(data, manifest, split)
-    return [Truth.from_arrow(table, manifest.landmark_set) for table in reader.tables(TRUTH_COLUMNS)]
+    for table in SplitReader(data, manifest, split).tables(TRUTH_COLUMNS):
+        yield Truth.from_arrow(table, manifest.labels)
 
 
 def _task(function: Callable[..., Any], workers: Workers) -> Any:
     return ray.remote(function).options(num_cpus=workers.cpus, num_gpus=1 if workers.gpu else 0)
 
 
-def _count_share(url: str, data: str, split: Split, rank: int, workers: Workers) -> torch.Tensor:
-    model, card, loader = _open(url, workers)
+def _count_share(
+    url: str, data: str, split: Split, rank: int, workers: Workers
+) -> tuple[Tensor, list[oks.Found]]:
+    """A rank's counters and, where they are scored by OKS, what was found in each of its batches."""
+    model, loader = _open(url, workers)
     rows = SplitReader(data, open_dataset(data), split)
-    return evaluate(model, rows, loader, card.radius, rank, workers.number).vector()
+    batches: list[oks.Found] = []
+
+    def keep(batch: Batch, points: Tensor, heights: Tensor) -> None:
+        if oks.applies(model.labels.landmark_set):
+            own = oks.own_slots(batch.truth.garment_type.numpy())
+            score = np.nanmean(oks.take_own(heights.double().numpy(), own), axis=1)
+            batches.append(oks.Found(oks.take_own(points.numpy(), own), score))
+
+    return evaluate(model, rows, loader, rank, workers.number, keep).vector(), batches
 
 
 def _draw(url: str, data: str, split: Split, count: int, workers: Workers) -> list[tuple[Image.Image, str]]:
-    model, card, loader = _open(url, workers)
-    return examples(model, SplitReader(data, open_dataset(data), split), loader, card.radius, count)
+    model, loader = _open(url, workers)
+    return examples(model, SplitReader(data, open_dataset(data), split), loader, count)
 
 
-def _open(url: str, workers: Workers) -> tuple[nn.Module, ModelCard, BatchLoader]:
+def _open(url: str, workers: Workers) -> tuple[Model, BatchLoader]:
     """A checkpoint's model on the task's device, and the loader that feeds it."""
     torch.set_num_threads(workers.cpus)
     model, card = checkpoint.load(url)
     pipeline = InputPipeline(card.input_size, EVAL_BATCH, 0 if workers.gpu else None, threads=workers.cpus)
     model = model.to("cuda:0" if workers.gpu else "cpu").to(memory_format=torch.channels_last)
-    return model, card, BatchLoader(card.landmark_set, pipeline)
+    return model, BatchLoader(card.labels, pipeline)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 import torch
+from botocore.exceptions import BotoCoreError
 
 from glefld import checkpoint, storage
 from glefld.checkpoint import ModelCard
@@ -30,6 +31,7 @@ from glefld.predict import (
     checkpoint_hash,
     prediction_schema,
     prepare,
+    require_landmarks,
 )
 from glefld.schema import Split
 from pipelines.archives import public_url
@@ -102,6 +104,7 @@ class Job:
     plan: str
     precision: str
     threads: int
+    gpu: bool
     batch_size: int
 
 
@@ -133,6 +136,7 @@ def make_plan(options: InferOptions, output: str) -> Plan:
             f"--output {output} lies in --input, whose next run would read it: choose another place"
         )
     _, card = checkpoint.load(options.checkpoint)
+    require_landmarks(options.checkpoint, card)
     found = open_input(options.input, options.boxes, options.split, storage.join(output, STAGING))
     digest = hashlib.sha256(json.dumps([PREDICTIONS_VERSION, options.public(), ROW_GROUP]).encode())
     for batch in found.rows.to_batches():
@@ -165,6 +169,8 @@ def infer(plan: Plan, output: str, workers: Workers, progress: Callable[[int, in
         num_gpus=1 if workers.gpu else 0,
     )
     for report in graph.iter_rows():
+        if report["error"]:
+            raise ValueError(report["error"])
         done += report["rows"]
         progress(done, total)
 
@@ -178,6 +184,7 @@ def make_job(plan: Plan, output: str, workers: Workers) -> Job:
         plan=plan.key,
         precision=plan.options.precision,
         threads=workers.threads,
+        gpu=workers.gpu,
         batch_size=workers.batch_size,
     )
 
@@ -219,11 +226,20 @@ class ShardWriter:
     def __init__(self, job: Job) -> None:
         self.job = job
         torch.set_num_threads(job.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(
+            "cuda" if job.gpu else "cpu"
+        )  # Ray hides no GPU from a worker that asked for none
         self.predictor = Predictor(job.checkpoint, device, job.batch_size, job.threads, job.precision)
-        self.schema = prediction_schema(self.predictor.card.landmark_set)
+        self.schema = prediction_schema(self.predictor.card.labels.landmark_set)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """As ``write``; what the user can mend comes back as a value, since Ray Data loses an error's cause."""
+        try:
+            return {"rows": self.write(row), "error": ""}
+        except (OSError, BotoCoreError) as error:
+            return {"rows": 0, "error": f"{type(error).__name__}: {error}"}
+
+    def write(self, row: dict[str, Any]) -> int:
         """Write the shard at ``path`` from ``rows``, an Arrow stream of garments; returns how many they were."""
         rows = pa.ipc.open_stream(row["rows"]).read_all()
         digest = hashlib.sha256()
@@ -250,7 +266,7 @@ class ShardWriter:
                 writer.add_key_value_metadata({FOOTER: json.dumps(report).encode()})
             file.flush()
             storage.put(f"/dev/fd/{file.fileno()}", storage.join(self.job.output, row["path"]))
-        return {"rows": count}
+        return count
 
     def _predict(self, rows: pa.Table) -> Iterator[dict[str, Any]]:
         photos = self.job.photos.read(rows)

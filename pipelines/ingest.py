@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError
 
 from glefld import storage
 from glefld.dataset import MANIFEST, open_dataset
+from glefld.datasets import LAYOUTS
 from glefld.schema import Manifest, Shard
 from pipelines.plan import IngestOptions, Plan, PlannedShard, make_plan
 from pipelines.shards import FOOTER, ShardJob, rejects_path, write_rejects, write_shard
@@ -38,7 +39,8 @@ def find_finished(options: IngestOptions, output: str) -> Manifest | None:
 
 def prepare(options: IngestOptions, output: str) -> Plan:
     """Read the source's lists and index; ValueError in one line for a source that cannot be used."""
-    return make_plan(options, open_source(options.source, storage.join(output, STAGING)))
+    place = LAYOUTS[options.dataset].photos
+    return make_plan(options, open_source(options.source, storage.join(output, STAGING), place))
 
 
 def ingest(plan: Plan, output: str, progress: Callable[[int, int], None]) -> Manifest:
@@ -56,7 +58,7 @@ def ingest(plan: Plan, output: str, progress: Callable[[int, int], None]) -> Man
     job = ShardJob(
         archive=plan.archive,
         output=output,
-        landmark_set=plan.annotations.landmark_set,
+        landmark_set=plan.annotations.labels.landmark_set,
         margin=plan.options.margin,
         landmark_tolerance=plan.options.landmark_tolerance,
         plan=plan.key,
@@ -165,7 +167,7 @@ def _manifest(plan: Plan, reports: dict[str, dict[str, Any]], output: str) -> Ma
     assert rows_in == splits.total() + rejects.total(), (rows_in, splits, rejects)
     return Manifest(
         dataset=plan.options.dataset,
-        landmark_set=plan.annotations.landmark_set,
+        **vars(plan.annotations.labels),
         rows_in=rows_in,
         splits=dict(splits),
         rejects=dict(sorted(rejects.items())),
@@ -174,8 +176,6 @@ def _manifest(plan: Plan, reports: dict[str, dict[str, Any]], output: str) -> Ma
         options=plan.options.public(),
         source=plan.source,
         photos_in_several_splits=_in_several_splits(plan, output),
-        categories=plan.annotations.categories,
-        attributes=plan.annotations.attributes,
     )
 
 

@@ -20,11 +20,10 @@ import pyarrow.parquet as pq
 
 from glefld import storage
 from glefld.dataset import MANIFEST, open_dataset
-from glefld.photos import BadPhoto
+from glefld.photos import PICTURES, BadPhoto, is_picture
 from glefld.schema import Split
 from pipelines.archives import ARCHIVES, MEMBERS, Archive, open_archive, public_url, read_index, read_members
 
-PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 #: What a row says of its garment; where its photo lies follows, as columns of MEMBERS or of STORED.
 GARMENTS = pa.schema([("uri", pa.string()), ("garment", pa.int32()), ("box", pa.list_(pa.float32(), 4))])
 STORED = pa.schema([("path", pa.string()), ("group", pa.int32()), ("row", pa.int32())])
@@ -83,14 +82,7 @@ def open_input(url: str, boxes: str | None, split: Split | None, staging: str) -
         )
     archive = open_archive(posixpath.dirname(url) if single else url, staging)
     members = _one_member(fs, path) if single else read_index(archive)
-    picture = pc.and_(
-        pc.match_substring_regex(
-            pc.utf8_lower(members["name"]), rf"({'|'.join(PICTURES)})$".replace(".", r"\.")
-        ),
-        # What macOS puts beside each file of an archive bears the file's name.
-        pc.invert(pc.match_substring_regex(members["name"], r"(^|/)(__MACOSX/|\._)")),
-    )
-    found = members.filter(picture)
+    found = members.filter(pa.array(map(is_picture, members["name"].to_pylist()), pa.bool_()))
     skipped = {"not a picture's name": len(members) - len(found)}
     if not len(found):
         raise ValueError(

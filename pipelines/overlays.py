@@ -15,7 +15,7 @@ from glefld import storage
 from glefld.draw import contact_sheet, overlay
 from glefld.photos import BadPhoto, open_photo, to_rgb
 from glefld.predict import ORIENTATIONS, orientation
-from pipelines.infer import InferOptions, Plan, make_plan, read_reports
+from pipelines.infer import STAGING, InferOptions, Plan, make_plan, read_reports
 from pipelines.inputs import Photo
 
 FOLDER = "overlays"
@@ -30,13 +30,20 @@ def write_overlays(options: InferOptions, output: str, number: int) -> str | Non
     ValueError if the input has changed since.
     """
     plan = make_plan(options, output)
+    try:
+        return _write_overlays(plan, output, number)
+    finally:
+        storage.remove_tree(storage.join(output, STAGING))  # a compressed tar was unpacked there
+
+
+def _write_overlays(plan: Plan, output: str, number: int) -> str | None:
     read_reports(plan, output)
     tiles: list[tuple[Image.Image, str]] = []
     for i, (row, photo) in enumerate(itertools.islice(_predicted(plan, output), number)):
         picture, offset = _upright(photo)
         drawn = overlay(
             picture,
-            plan.card.landmark_set,
+            plan.card.labels.landmark_set,
             predicted=np.array(row["landmarks"]).reshape(-1, 2) - offset,
             score=np.array(row["score"]),
             box=np.array(row["box"]) - np.tile(offset, 2),
@@ -49,7 +56,7 @@ def write_overlays(options: InferOptions, output: str, number: int) -> str | Non
         return None
     url = storage.join(output, FOLDER, "contact-sheet.jpg")
     title = f"predictions, {plan.card.model} of {plan.card.dataset}"
-    _write(contact_sheet(tiles, COLUMNS, title=title, truth=False), url)
+    _write(contact_sheet(tiles, COLUMNS, title=title, legend="predictions"), url)
     return url
 
 

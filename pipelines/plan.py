@@ -125,6 +125,8 @@ def make_plan(options: IngestOptions, source: Source) -> Plan:
         source={
             "url": public_url(options.source),
             "photos": source.archive.name,
+            # The view is our own addition to the benchmarks' lists.
+            "absent_lists": sorted(name for name in source.lists.absent if not name.endswith("view.txt")),
             "files": len(source.members),
             "file_bytes": pc.sum(source.members["size"]).as_py(),
             "files_not_used": len(source.members) - pc.count_distinct(kept["name"]).as_py(),
@@ -162,7 +164,13 @@ def _plan_key(
 ) -> str:
     """A hash of all that decides what the shards hold: a restart keeps only shards of the same plan."""
     digest = hashlib.sha256()
-    facts = [SCHEMA_VERSION, options.public(), annotations.landmark_set.to_json(), list(rejects), ROW_GROUP]
+    facts = [
+        SCHEMA_VERSION,
+        options.public(),
+        annotations.labels.landmark_set.to_json(),
+        list(rejects),
+        ROW_GROUP,
+    ]
     digest.update(json.dumps(facts, default=bytes.hex).encode())
     for shard in shards:
         digest.update(shard.path.encode())

@@ -7,14 +7,15 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from glefld import storage
-from glefld.datasets.lists import ANNOTATIONS
+from glefld.datasets.lists import ANNOTATIONS, unpack
 from glefld.photos import BadPhoto, decode_rgb, encode_jpeg
 from glefld.schema import REJECT_SCHEMA, LandmarkSet, sample_schema
 from pipelines.archives import MEMBERS, Archive, read_members
@@ -126,23 +127,27 @@ def reject(
 def _batches(
     rows: pa.Table, job: ShardJob, held_out: frozenset[bytes], rejects: list[dict[str, Any]]
 ) -> Iterator[list[dict[str, Any]]]:
-    """The samples in batches of a row group; rows that are turned away go to ``rejects`` instead."""
-    photos = read_members(job.archive, rows.select(MEMBERS.names))
+    """The samples in batches of a row group; rows that are turned away go to ``rejects`` instead.
+
+    The garments of a photo follow each other: it is read and decoded once for all of them.
+    """
+    names = rows["name"].to_pylist()
+    firsts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
+    photos = read_members(job.archive, rows.select(MEMBERS.names).take(firsts))
+    name, photo = None, None
     samples: list[dict[str, Any]] = []
     for batch in rows.select(ANNOTATIONS.names).append_column("name", rows["name"]).to_batches(ROW_GROUP):
         for row in batch.to_pylist():
-            photo = next(photos)
+            if photo is None or row["name"] != name:
+                name, photo = row["name"], _open(next(photos), held_out)
             uri = job.archive.uri(row["name"])
-            photo_hash = None
             try:
-                if isinstance(photo, BadPhoto):
-                    raise photo
-                photo_hash = hashlib.blake2b(photo, digest_size=16).digest()
-                if photo_hash in held_out:
-                    raise BadRow("duplicate_photo", "the same bytes stand in val or test")
-                samples.append(_sample(row, photo, job) | {"source_uri": uri, "photo_hash": photo_hash})
+                if not isinstance(photo.image, Image.Image):
+                    raise photo.image
+                sample = _sample(row, photo.image, job)
+                samples.append(sample | {"source_uri": uri, "photo_hash": photo.hash})
             except (BadPhoto, BadRow) as bad:
-                rejects.append(reject(row, uri, bad.reason, bad.detail, photo_hash))
+                rejects.append(reject(row, uri, bad.reason, bad.detail, photo.hash))
             if len(samples) == ROW_GROUP:
                 yield samples
                 samples = []
@@ -159,22 +164,41 @@ class BadRow(Exception):
         self.detail = detail
 
 
-def _sample(row: dict[str, Any], photo: bytes, job: ShardJob) -> dict[str, Any]:
-    """One row of the data set but for where it came from; BadPhoto or BadRow if there is none in it."""
-    image = decode_rgb(photo)
+class _Photo(NamedTuple):
+    """A photo's pixels, or what is wrong with it, and its hash where its bytes are there."""
+
+    image: Image.Image | BadPhoto | BadRow
+    hash: bytes | None
+
+
+def _open(data: bytes | BadPhoto, held_out: frozenset[bytes]) -> _Photo:
+    if isinstance(data, BadPhoto):
+        return _Photo(data, None)
+    photo_hash = hashlib.blake2b(data, digest_size=16).digest()
+    if photo_hash in held_out:
+        return _Photo(BadRow("duplicate_photo", "the same bytes stand in val or test"), photo_hash)
+    try:
+        return _Photo(decode_rgb(data), photo_hash)
+    except BadPhoto as bad:
+        return _Photo(bad, photo_hash)
+
+
+def _sample(row: dict[str, Any], image: Image.Image, job: ShardJob) -> dict[str, Any]:
+    """One row of the data set but for where it came from; BadRow if there is none in it."""
     x1, y1, x2, y2 = row["box"]
     if x2 <= x1 or y2 <= y1:
         raise BadRow("empty_box", f"box {row['box']}")
     box = max(x1, 0.0), max(y1, 0.0), min(x2, float(image.width)), min(y2, float(image.height))
     if box[2] <= box[0] or box[3] <= box[1]:
         raise BadRow("box_outside_photo", f"box {row['box']}, photo {image.width} x {image.height}")
-    points = np.array(row["landmarks"], np.float32).reshape(-1, 2)
+    packed = np.array(row["landmarks"], np.float32).reshape(-1, 2), np.array(row["visibility"], np.int8)
+    points, visibility = unpack(*packed, row["garment_type"], job.landmark_set)
     _check_landmarks(points, box, job)
     crop = crop_box(box, image.width, image.height, job.margin)
     return {
         **{
             name: row[name]
-            for name in ("sample_id", "garment_type", "variation", "category", "attributes", "view")
+            for name in ("sample_id", "garment_type", "variation", "category", "attributes", "view", "area")
         },
         "source_width": image.width,
         "source_height": image.height,
@@ -184,12 +208,14 @@ def _sample(row: dict[str, Any], photo: bytes, job: ShardJob) -> dict[str, Any]:
         "image_width": crop[2] - crop[0],
         "image_height": crop[3] - crop[1],
         "landmarks": (points - crop[:2]).ravel(),
-        "visibility": row["visibility"],
+        "visibility": visibility,
     }
 
 
 def _check_landmarks(points: np.ndarray, box: tuple[float, float, float, float], job: ShardJob) -> None:
-    """BadRow unless some of ``points`` [K, 2] are there and all that are lie in the box or near it."""
+    """BadRow unless some of ``points`` [K, 2], if K > 0, are there and all that are lie in the box or near it."""
+    if not len(job.landmark_set):
+        return
     there = ~np.isnan(points).any(axis=1)
     if not there.any():
         raise BadRow("no_landmarks", "each of the garment's landmarks is cut off or absent")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -10,7 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from glefld import storage
+from glefld.ahead import ahead
+from glefld.datasets import PhotoPlace
 from glefld.datasets.lists import ListFiles
+from glefld.photos import BadPhoto
 from pipelines.archives import (
     ARCHIVES,
     Archive,
@@ -18,36 +21,91 @@ from pipelines.archives import (
     open_member,
     public_url,
     read_index,
+    read_members,
 )
 
 LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
+#: DeepFashion2's layout: a folder or zip a split, with the photos in ``image`` and a JSON for each in ``annos``.
+SPLIT_FOLDERS = ("train", "validation", "test")
+_DOCUMENT = rf"(?i)(^|[/:])({'|'.join(SPLIT_FOLDERS)})/annos/[^./][^/]*\.json$"
+#: What of a member's name lists say, by where the photos are; a data set may lie deeper in an archive or a folder.
+LISTED: dict[PhotoPlace, str] = {
+    "img": r"(?i)^(?:.*/)?img/(?P<listed>.*)$",  # the last one: downloads have Img/img/
+    "splits": r"^(?:.*?/)??(?P<listed>(?:train|val|test)/.*)$",  # the first one: a class may be called so too
+    "split-images": rf"(?i)^(?:.*[/:])?(?P<listed>(?:{'|'.join(SPLIT_FOLDERS)})/image/[^/]*)$",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A raw data set: its list files, and the index of the archive that has its photos."""
+    """A raw data set: its list files, and the index of the archive that has its photos, without their JSONs.
+
+    ``members`` is as ``MEMBERS``, and ``listed`` is how lists name each one; null where they could not.
+    """
 
     lists: ListFiles
     archive: Archive
     members: pa.Table
 
 
-def open_source(url: str, staging: str) -> Source:
+def open_source(url: str, staging: str, place: PhotoPlace) -> Source:
     """A folder, or one archive that holds everything; ``staging`` is where a compressed tar is unpacked.
 
-    ValueError if there is nothing to read, or if it holds no photos.
+    ``place`` says where in it the photos are. ValueError if there is nothing to read, or if it holds no photos.
     """
     fs, path = storage.filesystem(url)
     fs.invalidate_cache()
     if url.lower().endswith(ARCHIVES) and fs.isfile(path):
         archive = open_archive(url, staging)
         members = read_index(archive)
-        return Source(_lists_inside(archive, members), archive, members)
+        return _source(archive.name, _lists_inside(archive, members), archive, members, place)
     if not fs.isdir(path):
         raise ValueError(f"{public_url(url)} is neither a folder nor one archive ({', '.join(ARCHIVES)})")
     entries = _entries(url)
-    archive = open_archive(_find_photos(url, entries), staging)
-    return Source(_lists_beside(url, entries), archive, read_index(archive))
+    if place == "split-images":
+        archive = _by_split(url, entries)
+    else:
+        archive = open_archive(_find_photos(url, entries) if place == "img" else url, staging)
+    return _source(public_url(url), _lists_beside(entries), archive, read_index(archive), place)
+
+
+def _source(
+    name: str,
+    files: dict[str, Callable[[], BinaryIO]],
+    archive: Archive,
+    members: pa.Table,
+    place: PhotoPlace,
+) -> Source:
+    documents = members.slice(0, 0)
+    if place == "split-images":
+        document = pc.match_substring_regex(members["name"], _DOCUMENT)
+        documents, members = members.filter(document), members.filter(pc.invert(document))
+
+    def read() -> Iterator[tuple[str, bytes]]:
+        """Neighbours are read together, and ahead of the parser."""
+        contents = ahead(read_members(archive, documents), 64)
+        for member, data in zip(documents["name"].to_pylist(), contents, strict=True):
+            if isinstance(data, BadPhoto):
+                raise ValueError(f"{archive.uri(member)} cannot be read: {data.detail}")
+            yield archive.uri(member), data
+
+    listed = listed_names(members["name"], place)
+    return Source(
+        ListFiles(name, files, listed.drop_null().to_pylist(), read),
+        archive,
+        members.append_column("listed", listed),
+    )
+
+
+def listed_names(names: pa.ChunkedArray, place: PhotoPlace) -> pa.ChunkedArray:
+    """How lists name members of these names: from ``img/`` or from the split's folder on.
+
+    An unpacked folder, and what lies outside any ``img/`` of an archive, is taken for that ``img``.
+    """
+    listed = pc.struct_field(pc.extract_regex(names, LISTED[place]), "listed")
+    if place != "img":
+        return listed
+    return pc.binary_join_element_wise("img", pc.coalesce(listed, names), "/")
 
 
 def _entries(url: str) -> dict[str, dict[str, Any]]:
@@ -58,6 +116,15 @@ def _entries(url: str) -> dict[str, dict[str, Any]]:
         name = posixpath.basename(entry["name"].rstrip("/"))
         entries[name.lower()] = {**entry, "url": storage.join(url, name)}
     return entries
+
+
+def _by_split(url: str, entries: dict[str, dict[str, Any]]) -> Archive:
+    """The folder as an archive, which has a folder, or else a zip, a split."""
+    if any(entries.get(name, {}).get("type") == "directory" for name in SPLIT_FOLDERS):
+        return Archive(url, public_url(url), "folder")
+    if any(f"{name}.zip" in entries for name in SPLIT_FOLDERS):
+        return Archive(url, public_url(url), "zips")
+    raise ValueError(f"{public_url(url)} has no photos: a folder train or a train.zip was expected there")
 
 
 def _find_photos(url: str, entries: dict[str, dict[str, Any]]) -> str:
@@ -75,7 +142,7 @@ def _find_photos(url: str, entries: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _lists_beside(url: str, entries: dict[str, dict[str, Any]]) -> ListFiles:
+def _lists_beside(entries: dict[str, dict[str, Any]]) -> dict[str, Callable[[], BinaryIO]]:
     files: dict[str, Callable[[], BinaryIO]] = {}
     folders = {"": entries}
     for name in LIST_FOLDERS:
@@ -86,10 +153,10 @@ def _lists_beside(url: str, entries: dict[str, dict[str, Any]]) -> ListFiles:
             if entry["type"] == "file" and name.endswith(".txt"):
                 fs, path = storage.filesystem(entry["url"])
                 files[f"{folder}/{name}"] = partial(fs.open, path, "rb")
-    return ListFiles(public_url(url), files)
+    return files
 
 
-def _lists_inside(archive: Archive, members: pa.Table) -> ListFiles:
+def _lists_inside(archive: Archive, members: pa.Table) -> dict[str, Callable[[], BinaryIO]]:
     files: dict[str, Callable[[], BinaryIO]] = {}
     texts = members.filter(pc.ends_with(pc.utf8_lower(members["name"]), ".txt"))
     for text in texts.to_pylist():
@@ -97,17 +164,12 @@ def _lists_inside(archive: Archive, members: pa.Table) -> ListFiles:
         folder = posixpath.basename(folder)
         place = f"{folder if folder in LIST_FOLDERS else ''}/{file}"
         files.setdefault(place, partial(open_member, archive, text))
-    return ListFiles(archive.name, files)
+    return files
 
 
 def match_photos(photos: pa.ChunkedArray, members: pa.Table) -> tuple[pa.Table, int]:
-    """The member of each listed photo (null where there is none), and how many differ in capitals only.
-
-    A photo is listed as ``img/...``. That may lie deeper in an archive; an unpacked folder is that ``img``.
-    """
-    at_img = pc.extract_regex(members["name"], r"(?i)^(?:.*/)?img/(?P<below>.*)$")
-    below = pc.coalesce(pc.struct_field(at_img, "below"), members["name"])
-    keys = pc.binary_join_element_wise("img", below, "/")
+    """The member of each listed photo (null where there is none), and how many differ in capitals only."""
+    keys = members["listed"]
     exact = pc.index_in(photos, value_set=keys)
     # Folder capitals differ between the benchmark's lists and its archive.
     loose = pc.index_in(pc.utf8_lower(photos), value_set=pc.utf8_lower(keys))

@@ -1,6 +1,8 @@
 """Ray Train runs the workers of a training job: DDP over gloo or nccl, restarted after a loss, in one MLflow run."""
 
 import dataclasses
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -8,10 +10,12 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from glefld import checkpoint, storage, training
-from glefld.loader import Augmentation
+from glefld import checkpoint, metrics, storage, tracking, training
+from glefld.dataset import open_dataset
+from glefld.metrics import Baselines, Report
 from glefld.tracking import RunHandle, RunLog
-from glefld.training import EpochReport, Job, Recipe
+from glefld.training import EpochReport, Job, Mistake
+from pipelines import evaluate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,15 @@ def parse_workers(text: str) -> tuple[int, int]:
     return bounds
 
 
+def train_and_score(job: Job, workers: Workers, handle: RunHandle) -> tuple[str, Report, Baselines]:
+    """Train a job, score its best checkpoint on val, and end its MLflow run: the checkpoint's URL and the scores."""
+    with tracking.to_its_end(handle):
+        best = train(job, workers, handle)
+        scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
+        report, baselines = score(best, job.data, handle, scorer)
+    return best, report, baselines
+
+
 def train(job: Job, workers: Workers, handle: RunHandle) -> str:
     """Run the job to its end and return the URL of its best checkpoint. Raises what ended the workers for good."""
     trainer = TorchTrainer(
@@ -66,11 +79,25 @@ def train(job: Job, workers: Workers, handle: RunHandle) -> str:
     return storage.join(job.run, best)
 
 
+def score(best: str, data: str, handle: RunHandle, scorer: evaluate.Workers) -> tuple[Report, Baselines]:
+    """Score the best checkpoint on val and put scores, tables, pictures and model into the run."""
+    report = evaluate.evaluate_checkpoint(best, data, "val", scorer)
+    baselines = evaluate.baselines(data, "val", report.label)
+    scores = metrics.evaluation_json(
+        report, dataset=open_dataset(data).dataset, split="val", checkpoint=best, baseline=baselines
+    )
+    evaluate.log_scores(RunLog(handle), scores, report, baselines, data, scorer)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.export(best, Path(folder))
+        _, card = checkpoint.load(folder)
+        scores = {f"best_{name}": value for name, value in report.numbers().items()}
+        tracking.log_model(handle, folder, name=card.model, step=card.step, metrics=scores)
+    return report, baselines
+
+
 def _work(config: dict[str, Any]) -> str | None:
     """One worker: its device, rank 0's log, a report to Ray an epoch. Returns what the user did wrong, if anything."""
-    recipe = dict(config["job"]["recipe"])
-    recipe["augmentation"] = Augmentation(**recipe["augmentation"])
-    job = Job(**{**config["job"], "recipe": Recipe(**recipe)})
+    job = Job.from_json(config["job"])
     device = ray.train.torch.get_device()
     assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     torch.set_num_threads(max(1, int(assigned)))
@@ -84,13 +111,13 @@ def _work(config: dict[str, Any]) -> str | None:
         log_step(epoch.metrics, epoch.step)
         if log is not None:
             log.flush()
-            print(f"epoch {epoch.epoch}: NE {epoch.ne:.4f} on val, best {epoch.best_ne:.4f}", flush=True)
-        ray.train.report({"ne": epoch.ne, "epoch": epoch.epoch})
+            name = "NE" if "val_ne" in epoch.metrics else "error"
+            print(f"epoch {epoch.epoch}: {name} {epoch.error:.4f} on val, best {epoch.best:.4f}", flush=True)
+        ray.train.report({"error": epoch.error, "epoch": epoch.epoch})
 
     try:
         training.train(job, device, log_step, report)
-    except ValueError as error:
-        # Raised, it would make Ray start the group again, to the same end. All ranks see the same data and the same
-        # sums, so all of them come here.
+    except Mistake as error:
+        # Raised, it would make Ray start the group again, to the same end.
         return str(error)
     return None

@@ -7,13 +7,15 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from glefld import checkpoint, heatmap
+from glefld import checkpoint
 from glefld.checkpoint import ModelCard
 from glefld.loader import MEAN, STD
 from glefld.models import build_model
-from glefld.schema import GarmentType, LandmarkSet
+from glefld.models.system import Model
+from glefld.schema import GarmentType, Labels, LandmarkSet
 
 DOTS = LandmarkSet("dots", ("left_dot", "right_dot"), (1, 0), (GarmentType(1, "dots", (0, 1)),))
+LABELS = Labels(DOTS)
 COLOURS = ((255, 40, 40), (40, 40, 255))
 SIZE = 64
 CELLS = SIZE // 8  # the network pools to this many cells a side and answers with a cell's centre
@@ -47,9 +49,9 @@ def encoded(image: Image.Image, format_: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def network() -> nn.Module:
+def network() -> Model:
     """GLE without modules whose first two channels carry redness and blueness from the input to the maps."""
-    model = build_model("gle", CONFIG, 2).eval()
+    model = build_model("gle", CONFIG, LABELS).eval()
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     linear = torch.tensor([0.25, 0.75, 0.75, 0.25])
     with torch.no_grad():
@@ -75,15 +77,14 @@ def write_checkpoint(url: str) -> str:
     card = ModelCard(
         model="gle",
         config=CONFIG,
-        landmark_set=DOTS,
+        labels=LABELS,
         input_size=SIZE,
-        radius=heatmap.radius(SIZE),
         dataset="dots",
         data_hash="",
         recipe={},
         epoch=1,
         step=1,
-        ne=None,
+        val={},
     )
     checkpoint.save(url, network(), card)
     return url

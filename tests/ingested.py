@@ -71,6 +71,7 @@ def _row(split: str, number: int, rng: np.random.Generator, hidden: bool) -> dic
         "category": None,
         "attributes": None,
         "view": None,
+        "area": None,
         "landmarks": (points - crop[:2]).ravel().tolist(),
         "visibility": [0, 1 if hidden else 0],
     }

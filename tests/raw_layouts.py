@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,28 @@ def fine_lists(listed: Sequence[Row]) -> dict[str, str]:
         }
         for suffix, lines in columns.items():
             files[f"Anno_fine/{split}{suffix}.txt"] = "".join(f"{line}\n" for line in lines)
+    return files
+
+
+def deepfashion2_item(category: int, count: int, **changes: object) -> dict[str, object]:
+    """A garment as DeepFashion2's JSON has it, its ``count`` landmarks on a diagonal, 2, 1 and 0 by turns visible."""
+    landmarks = [v for i in range(count) for v in (10 + i, 20 + i, (2, 1, 0)[i % 3])]
+    item = {
+        **{"segmentation": [[10, 10, 40, 10, 40, 60, 10, 60]], "scale": 2, "viewpoint": 2, "zoom_in": 1},
+        **{"landmarks": landmarks, "style": 0, "bounding_box": [5, 10, 55, 70], "category_id": category},
+        "occlusion": 1,
+    }
+    return {**item, **changes}
+
+
+def deepfashion2_files(photos: Mapping[str, Sequence[Mapping[str, object]]], **size: int) -> dict[str, bytes]:
+    """Photos named ``train/000001`` and their items as DeepFashion2's files, each photo with its JSON."""
+    files = {}
+    for seed, (name, items) in enumerate(photos.items()):
+        split, stem = name.split("/")
+        content = {f"item{i}": item for i, item in enumerate(items, 1)} | {"source": "user", "pair_id": seed}
+        files[f"{split}/image/{stem}.jpg"] = jpeg(seed, **size)
+        files[f"{split}/annos/{stem}.json"] = json.dumps(content).encode()
     return files
 
 

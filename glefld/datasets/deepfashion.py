@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from glefld.datasets.lists import (
     Annotations,
@@ -11,9 +12,10 @@ from glefld.datasets.lists import (
     name_and_type,
     read_benchmark,
 )
-from glefld.schema import FASHION8, Attribute
+from glefld.schema import FASHION8, Attribute, Labels
 
 FOLDERS = ("Anno", "Anno_coarse", "")
+ATTRIBUTE_TYPES = ("texture", "fabric", "shape", "part", "style")
 
 
 def read(lists: ListFiles) -> Annotations:
@@ -27,12 +29,18 @@ def read(lists: ListFiles) -> Annotations:
         extra.append(category_list(categories))
     if (values := lists.find("list_attr_img.txt", FOLDERS)) is not None:
         extra.append(attribute_list(values, len(attributes)))
+    table = read_benchmark("deepfashion", lists, FASHION8, FOLDERS, *extra)
+    names = tuple(name for name, _ in categories_and_types(lists, FOLDERS))
     return Annotations(
-        read_benchmark("deepfashion", lists, FASHION8, FOLDERS, *extra),
-        FASHION8,
-        categories=tuple(name for name, _ in categories_and_types(lists, FOLDERS)),
-        attributes=attributes,
+        table,
+        Labels(FASHION8, used_categories(table, names), attributes, ATTRIBUTE_TYPES if attributes else ()),
     )
+
+
+def used_categories(table: pa.Table, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The categories up to the largest label: the list's last ones were merged into Dress and label no photo."""
+    largest = pc.max(table["category"]).as_py()
+    return names[: largest or 0]
 
 
 def attribute_names(file: ListFile | None) -> tuple[Attribute, ...]:

@@ -6,7 +6,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from glefld.datasets.deepfashion import attribute_names, categories_and_types
+from glefld.datasets.deepfashion import attribute_names, categories_and_types, used_categories
 from glefld.datasets.lists import (
     ANNOTATIONS,
     Annotations,
@@ -17,21 +17,23 @@ from glefld.datasets.lists import (
     list_array,
     spread,
 )
-from glefld.schema import FASHION8, VIEWS, Visibility
+from glefld.schema import FASHION8, VIEWS, Labels, Visibility
 
 FOLDERS = ("Anno_fine", "Anno", "")
 #: A photo listed in two splits keeps its first row: the evaluation splits stay what the benchmark made them.
 ORDER = ("val", "test", "train")
+ATTRIBUTE_TYPES = ("texture", "sleeve", "length", "neckline", "fabric", "fit")
 
 Row = TypeVar("Row")
 
 
 def read(lists: ListFiles) -> Annotations:
-    """Every split whose ``{split}.txt`` is there.
+    """Train, and the other splits whose ``{split}.txt`` is there.
 
     ``_bbox`` and ``_landmards`` (the benchmark's spelling) are required for it; ``_cate``, ``_attr`` and
     ``_view`` are optional. ValueError names a missing list or the line that cannot be read.
     """
+    lists.require("train.txt", FOLDERS)
     categories = categories_and_types(lists, (*FOLDERS, "Anno_coarse"))
     attributes = attribute_names(lists.find("list_attr_cloth.txt", FOLDERS))
     types = [type_ for _, type_ in categories]
@@ -40,14 +42,9 @@ def read(lists: ListFiles) -> Annotations:
         for split in ORDER
         if (photos := lists.find(f"{split}.txt", FOLDERS)) is not None
     ]
-    if not splits:
-        lists.require("train.txt", FOLDERS)
-    return Annotations(
-        join("deepfashion-fine", [pa.concat_tables(splits)]),
-        FASHION8,
-        categories=tuple(name for name, _ in categories),
-        attributes=attributes,
-    )
+    table = join("deepfashion-fine", [pa.concat_tables(splits)])
+    names = used_categories(table, tuple(name for name, _ in categories))
+    return Annotations(table, Labels(FASHION8, names, attributes, ATTRIBUTE_TYPES if attributes else ()))
 
 
 def _read_split(

@@ -1,11 +1,11 @@
 """The Fashion Landmark Detection benchmark: one garment a photo, three joined lists, a variation type."""
 
 from glefld.datasets.lists import Annotations, ListFiles, read_benchmark
-from glefld.schema import FASHION8
+from glefld.schema import FASHION8, Labels
 
 FOLDERS = ("Anno", "")
 
 
 def read(lists: ListFiles) -> Annotations:
     """The benchmark's rows; ValueError names a missing list or the line that cannot be read."""
-    return Annotations(read_benchmark("fld", lists, FASHION8, FOLDERS), FASHION8)
+    return Annotations(read_benchmark("fld", lists, FASHION8, FOLDERS), Labels(FASHION8))

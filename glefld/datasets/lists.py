@@ -8,28 +8,32 @@ import io
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from glefld.schema import SPLITS, VIEWS, Attribute, LandmarkSet, Visibility
+from glefld.schema import SPLITS, VIEWS, Labels, LandmarkSet, Visibility
 
-#: One row a listed garment. Null is what its lists do not say; coordinates are continuous photo pixels.
+#: A box is clipped to its photo, so this one is the whole of any: what layouts without boxes give.
+WHOLE_PHOTO = (-math.inf, -math.inf, math.inf, math.inf)
+#: One row a listed garment. Null is what its lists do not say; coordinates are continuous photo pixels. Landmarks and
+#: visibility are of all K landmarks or, packed, of the garment type's own in its order (``unpack``).
 ANNOTATIONS = pa.schema(
     [
         ("sample_id", pa.string()),
         ("photo", pa.string()),
         ("split", pa.string()),
         ("duplicate", pa.bool_()),  # the photo was listed before
-        ("box", pa.list_(pa.float32(), 4)),
+        ("box", pa.list_(pa.float32(), 4)),  # WHOLE_PHOTO where there is none to annotate
         ("garment_type", pa.int8()),
         ("variation", pa.int8()),
         ("category", pa.int16()),
         ("attributes", pa.list_(pa.int16())),
         ("view", pa.string()),
+        ("area", pa.float32()),
         ("landmarks", pa.list_(pa.float32())),
         ("visibility", pa.list_(pa.int8())),
     ]
@@ -41,23 +45,30 @@ class Annotations:
     """A data set's lists: ``table`` is as ``ANNOTATIONS``; the names are empty where no list gives them."""
 
     table: pa.Table
-    landmark_set: LandmarkSet
-    categories: tuple[str, ...] = ()
-    attributes: tuple[Attribute, ...] = ()
+    labels: Labels
 
 
 @dataclasses.dataclass(frozen=True)
 class ListFiles:
-    """The text files of a source, by their lower-cased ``folder/name`` (``/name`` beside the photos)."""
+    """What a source says of its photos: text files, by their lower-cased ``folder/name`` (``/name`` beside the photos).
+
+    ``photos`` are the paths of all that lies where photos do, for layouts whose folders are their only list;
+    ``documents`` reads the name and bytes of each JSON of a photo, for layouts that have one.
+    """
 
     source: str
     files: Mapping[str, Callable[[], BinaryIO]]
+    photos: Sequence[str] = ()
+    documents: Callable[[], Iterable[tuple[str, bytes]]] = tuple
+    #: What was looked for in vain, for the user to see.
+    absent: list[str] = dataclasses.field(default_factory=list, compare=False)
 
     def find(self, name: str, folders: Sequence[str]) -> "ListFile | None":
         """The file in the first of these folders that has it; downloads differ in where they put a list."""
         for folder in folders:
             if (opened := self.files.get(f"{folder}/{name}".lower())) is not None:
                 return ListFile(f"{folder}/{name}".lstrip("/"), opened)
+        self.absent.append(name)
         return None
 
     def require(self, name: str, folders: Sequence[str]) -> "ListFile":
@@ -149,6 +160,21 @@ def spread(
             visibility[slot] = code
             landmarks[2 * slot : 2 * slot + 2] = x + 0.5, y + 0.5
     return landmarks, visibility
+
+
+def unpack(
+    points: np.ndarray, codes: np.ndarray, garment_type: int | None, landmark_set: LandmarkSet
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points [n, 2] and visibility [n] of a row, of all K landmarks or packed, as [K, 2] and [K]."""
+    k = len(landmark_set)
+    if len(codes) == k:
+        return points, codes
+    assert garment_type is not None, "only a known garment type's landmarks can be packed"
+    slots = list(landmark_set.garment_type(garment_type).landmarks)
+    all_points = np.full((k, 2), np.nan, np.float32)
+    all_codes = np.full(k, Visibility.ABSENT, np.int8)
+    all_points[slots], all_codes[slots] = points, codes
+    return all_points, all_codes
 
 
 def landmark_list(file: ListFile, landmark_set: LandmarkSet) -> pa.Table:

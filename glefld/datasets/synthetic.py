@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -37,8 +37,10 @@ WRITERS: dict[Layout, Callable[[str, list[Row]], None]] = {
     "deepfashion": write_deepfashion,
     "deepfashion-fine": write_deepfashion_fine,
 }
+Task = TypeVar("Task")
+Drawn = TypeVar("Drawn")
 #: What each random stream of a seed is for; a photo's and a product's number is appended.
-PHOTO, PRODUCT, FOLDER, PLANT = range(4)
+PHOTO, PRODUCT, FOLDER, PLANT, OUTFIT = range(5)
 WINDOW = 512  # photos held in memory at a time
 SMALL = 64  # below so many photos starting processes takes longer than drawing
 _FOLDER_WORDS = (
@@ -51,13 +53,14 @@ _FOLDER_WORDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What was written: rows by split, by view and by planted kind, and the archive's size."""
+    """What was written: rows by split, by view, by planted kind and by category, and the archives' size."""
 
     photos: int
     splits: dict[str, int]
     views: dict[str, int]
     planted: dict[str, int]
     archive_bytes: int
+    categories: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,14 +209,18 @@ def _planted_json(
 
 def draw(listed: list[_Listed], seed: int, processes: int) -> Iterator[tuple[Photo, Product]]:
     """The photos in order, drawn by so many processes; which one draws a photo does not matter to it."""
-    tasks = [(seed, row.product, row.drawn) for row in listed]
+    return in_processes(draw_one, [(seed, row.product, row.drawn) for row in listed], processes)
+
+
+def in_processes(function: Callable[[Task], Drawn], tasks: list[Task], processes: int) -> Iterator[Drawn]:
+    """What a function makes of each task, in order, by so many processes; a few tasks are done in this one."""
     if processes == 1 or len(tasks) < SMALL:
-        yield from map(draw_one, tasks)
+        yield from map(function, tasks)
         return
     # Not forked: the caller may have threads, whose locks a fork would copy as they are.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for start in range(0, len(tasks), WINDOW):
-            yield from pool.map(draw_one, tasks[start : start + WINDOW], chunksize=16)
+            yield from pool.map(function, tasks[start : start + WINDOW], chunksize=16)
 
 
 def draw_one(task: tuple[int, int, int]) -> tuple[Photo, Product]:

@@ -1,30 +1,30 @@
-"""The systems, one file each. A new one is a file with a config dataclass and a module, and one line in ``MODELS``."""
+"""The systems, one file each: a config dataclass, a ``Model``, its presets. A new one is a file and a line here."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import nn
-
-from glefld.models.gle import GLE, GLEConfig
-from glefld.models.local import Local, LocalConfig
-
-
-class System(NamedTuple):
-    config: type[Any]
-    module: type[nn.Module]
-
+from glefld.models import baseline, classifier, dafe, gle, liu2018, local, sanl
+from glefld.models.system import Model, System
+from glefld.schema import Labels
 
 MODELS: dict[str, System] = {
-    "gle": System(GLEConfig, GLE),
-    "local": System(LocalConfig, Local),
+    "gle": gle.SYSTEM,
+    "liu2018": liu2018.LANDMARKS,
+    "liu2018-full": liu2018.FULL,
+    "sanl": sanl.SYSTEM,
+    "dafe": dafe.SYSTEM,
+    "baseline": baseline.SYSTEM,
+    "local": local.SYSTEM,
+    "resnet": classifier.RESNET,
+    "sanl-resnet": classifier.SANL_RESNET,
 }
 
 
-def build_model(name: str, config: Mapping[str, Any] | Any, landmarks: int) -> nn.Module:
-    """The named system for K landmarks, from its config (the dataclass, or the mapping a checkpoint holds).
+def build_model(name: str, config: Mapping[str, Any] | Any, labels: Labels) -> Model:
+    """The named system for a data set's labels, from its config (the dataclass, or the mapping a checkpoint holds).
 
-    ValueError for an unknown system or option.
+    ValueError for an unknown system or option, or for labels that the system cannot be trained on.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
@@ -34,4 +34,8 @@ def build_model(name: str, config: Mapping[str, Any] | Any, landmarks: int) -> n
         if unknown := set(config) - known:
             raise ValueError(f"model {name!r} has no option {', '.join(sorted(unknown))}")
         config = system.config(**config)
-    return system.module(config, landmarks)
+    if system.task == "landmarks" and not len(labels.landmark_set):
+        raise ValueError(
+            f"model {name!r} finds landmarks, and the data set has none: train a classifier (--task classify)"
+        )
+    return system.module(config, labels)

@@ -2,27 +2,18 @@
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.vgg import make_layers
 
-#: Convolution widths with "M" for a max-pool, as torchvision's VGG writes them. All end at stride 8.
-VGG_LAYERS: dict[str, list[str | int]] = {
-    "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512],
-    "vgg-small": [16, "M", 32, "M", 64, 64, "M", 128, 128],
-}
-
-
-def vgg_features(name: str) -> tuple[nn.Sequential, int]:
-    """VGG up to conv4_3 after its ReLU, [B, 3, 8H, 8W] -> [B, C, H, W], and its C.
-
-    ``vgg16`` has the indices of torchvision's ``vgg16().features``, so its ImageNet checkpoint loads by name. The
-    small one has batch norm, without which a VGG does not train from random weights.
-    """
-    layers = VGG_LAYERS[name]
-    return make_layers(layers, batch_norm=name != "vgg16"), int(layers[-1])
+#: What a position without any attention still gets: it is looked at little, but not lost.
+LEAST_ATTENTION = 0.01
 
 
 class NonLocal(nn.Module):
-    """Embedded-Gaussian non-local block with a residual (GLE eq. 1-3): x + norm(w(softmax(theta phi^T) g))."""
+    """Embedded-Gaussian non-local block with a residual (GLE eq. 1-3): x + norm(w(softmax(theta phi^T) g)).
+
+    With a map of spatial attention it is SANL's block. How the paper joins the two is not known; here a position is
+    looked at in proportion to its attention: softmax(theta phi^T + log attention), so that attention 1 everywhere is
+    the plain block.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -33,14 +24,21 @@ class NonLocal(nn.Module):
         self.w = nn.Conv2d(inner, channels, 1)
         self.norm = nn.BatchNorm2d(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]"""
+    def forward(self, x: Tensor, attention: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] and, if any, [B, 1, H, W] in [0, 1] -> [B, C, H, W]"""
         query, key, value = (conv(x).flatten(2).transpose(1, 2) for conv in (self.theta, self.phi, self.g))
-        y = F.scaled_dot_product_attention(
-            query, key, value, scale=1.0
-        )  # [B, HW, C / 2]; the paper does not scale
+        bias = None
+        if attention is not None:
+            bias = attention.flatten(2).clamp(min=LEAST_ATTENTION).log().to(query.dtype)  # [B, 1, HW]
+            bias = bias.expand(-1, query.shape[1], -1)
+        # The papers do not scale.
+        y = F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)  # [B, HW, C / 2]
         y = y.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
         return x + self.norm(self.w(y))
+
+    def start_as_identity(self) -> None:
+        """Silence the non-local term, so that the block at first passes its input on."""
+        nn.init.zeros_(self.norm.weight)
 
 
 class LandmarkBranch(nn.Module):
@@ -79,13 +77,33 @@ class LandmarkBranch(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
-        # Heatmaps are nearly zero everywhere; a map that starts so does not spend its first epochs on getting there.
         last = self.layers[-1]
         assert isinstance(last, nn.Conv2d)
-        assert last.bias is not None
-        nn.init.normal_(last.weight, std=1e-2)
-        nn.init.zeros_(last.bias)
+        start_heatmaps(last)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, K, 8H, 8W]"""
         return self.layers(x)
+
+
+def start_heatmaps(layer: nn.Conv2d) -> None:
+    """Let a last layer start near zero, as heatmaps are: it then does not spend its first epochs on getting there."""
+    assert layer.bias is not None
+    nn.init.normal_(layer.weight, std=1e-2)
+    nn.init.zeros_(layer.bias)
+
+
+def conv_norm(c_in: int, c_out: int) -> nn.Sequential:
+    """3x3 convolution, batch norm, ReLU: [B, c_in, H, W] -> [B, c_out, H, W]"""
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)
+    )
+
+
+class HeatmapHead(nn.Sequential):
+    """Two convolutions and a map a landmark: [B, C, H, W] -> [B, K, H, W]"""
+
+    def __init__(self, c_in: int, channels: int, landmarks: int) -> None:
+        last = nn.Conv2d(channels, landmarks, 1)
+        start_heatmaps(last)
+        super().__init__(conv_norm(c_in, channels), conv_norm(channels, channels), last)

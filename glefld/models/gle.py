@@ -12,13 +12,17 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from glefld.models.blocks import LandmarkBranch, NonLocal, vgg_features
+from glefld.models.backbones import Stride8, load_features, stride8
+from glefld.models.blocks import LandmarkBranch, NonLocal
+from glefld.models.system import Model, Output, Preset, System
+from glefld.recipe import SMALL, Recipe
+from glefld.schema import Labels
 
 
 @dataclasses.dataclass(frozen=True)
 class GLEConfig:
-    backbone: Literal["vgg16", "vgg-small"] = "vgg16"
-    """Features at stride 8: vgg16 to conv4_3 as in the paper, or a narrow one with batch norm for small machines."""
+    backbone: Stride8 = "vgg16"
+    """Features at stride 8: vgg16 to conv4_3 as in the paper, a narrow one for small machines, or resnet18's."""
     modules: int = 2
     """Global-local embedding modules: the paper's 2 for DeepFashion, 3 for FLD; 0 leaves them out."""
     start: Literal["random", "identity"] = "random"
@@ -54,7 +58,7 @@ class GlobalLocalModule(nn.Module):
 
     def start_as_identity(self) -> None:
         """Silence the non-local term and let the convolutions copy, so that depth costs nothing at first."""
-        nn.init.zeros_(self.non_local.norm.weight)
+        self.non_local.start_as_identity()
         for layer in self.local:
             if isinstance(layer, nn.Conv2d):
                 noise = layer.weight.detach().clone()
@@ -64,19 +68,33 @@ class GlobalLocalModule(nn.Module):
                 nn.init.ones_(layer.bias)  # centred features would lose their lower half in the ReLU
 
 
-class GLE(nn.Module):
-    """The whole network: normalised RGB in, one heatmap a landmark out, at the input's size (a multiple of 8)."""
+class GLE(Model):
+    """The whole network: one heatmap a landmark, at the input's size."""
 
-    def __init__(self, config: GLEConfig, landmarks: int) -> None:
-        super().__init__()
-        self.features, channels = vgg_features(config.backbone)
+    def __init__(self, config: GLEConfig, labels: Labels) -> None:
+        super().__init__(labels)
+        self.features, channels = stride8(config.backbone)
         self.embedding = nn.Sequential(*(GlobalLocalModule(channels) for _ in range(config.modules)))
-        self.branch = LandmarkBranch(channels, landmarks, config.width)
+        self.branch = LandmarkBranch(channels, self.landmarks, config.width)
         if config.start == "identity":
             for module in self.embedding.children():
                 assert isinstance(module, GlobalLocalModule)
                 module.start_as_identity()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, K, H, W]"""
-        return self.branch(self.embedding(self.features(images)))
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        load_features(self.features, state)
+
+    def forward(self, images: Tensor) -> Output:
+        """[B, 3, H, W] -> heatmaps [B, K, H, W]"""
+        return Output(self.branch(self.embedding(self.features(images))))
+
+
+def preset(name: Preset, dataset: str) -> tuple[GLEConfig, Recipe]:
+    """The paper names only the mirror image as augmentation; its released code does not swap left and right."""
+    modules = 3 if dataset == "fld" else 2  # the paper's choice
+    if name == "paper":
+        return GLEConfig(modules=modules), Recipe()
+    return GLEConfig(backbone="vgg-small", modules=modules, start="identity"), SMALL
+
+
+SYSTEM = System("landmarks", GLEConfig, GLE, preset)

@@ -8,6 +8,10 @@ import dataclasses
 
 from torch import Tensor, nn
 
+from glefld.models.system import Model, Output, System
+from glefld.recipe import SMALL
+from glefld.schema import Labels
+
 #: Dilations of its 3x3 convolutions: 1 + 2 (1 + 1 + 2 + 4 + 7) = 31 pixels.
 DILATIONS = (1, 1, 2, 4, 7)
 
@@ -22,11 +26,13 @@ class LocalConfig:
             raise ValueError(f"--model.width must be at least 1, not {self.width}")
 
 
-class Local(nn.Module):
+class Local(Model):
     """Dilated convolutions at the input's own resolution, one heatmap a landmark out."""
 
-    def __init__(self, config: LocalConfig, landmarks: int) -> None:
-        super().__init__()
+    stride = 1
+
+    def __init__(self, config: LocalConfig, labels: Labels) -> None:
+        super().__init__(labels)
         layers: list[nn.Module] = []
         channels = 3
         for dilation in DILATIONS:
@@ -36,8 +42,11 @@ class Local(nn.Module):
                 nn.ReLU(inplace=True),
             ]
             channels = config.width
-        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, landmarks, 1))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, self.landmarks, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, K, H, W]"""
-        return self.layers(images)
+    def forward(self, images: Tensor) -> Output:
+        """[B, 3, H, W] -> heatmaps [B, K, H, W]"""
+        return Output(self.layers(images))
+
+
+SYSTEM = System("landmarks", LocalConfig, Local, lambda preset, dataset: (LocalConfig(), SMALL))

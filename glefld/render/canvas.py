@@ -19,8 +19,10 @@ SUPERSAMPLING = 2
 BACKGROUND, TORSO, LEFT_SLEEVE, RIGHT_SLEEVE, LEFT_LEG, RIGHT_LEG, OTHER_GARMENT, PERSON = range(8)
 SLEEVES = (LEFT_SLEEVE, RIGHT_SLEEVE)
 LEGS = (LEFT_LEG, RIGHT_LEG)
+#: Numbers of a garment's parts lie so far apart from another garment's, where several are told apart in a photo.
+GARMENT = 8
 #: Added to a part's number where a button, a seam or a print lies on it: its texture does not run over those.
-DETAIL = 8
+DETAIL = 64
 
 _CIRCLE = np.stack([np.cos(t := np.linspace(0, 2 * np.pi, 33)), np.sin(t)], axis=-1)
 _STEPS = np.linspace(0, 1, 6, endpoint=False)

@@ -22,17 +22,26 @@ class Landmarks:
 
 
 class Cloth:
-    """A garment on its figure. A target's parts own their pixels by name, those of any other as
+    """A garment on its figure. Its parts own their pixels by name, beginning at ``base``, or without one all as
     OTHER_GARMENT.
 
-    ``light`` is where light comes from, -1 left to 1 right; ``worn`` is whether a person is in the garment.
+    ``light`` is where light comes from, -1 left to 1 right; ``worn`` is whether a person is in the garment. A
+    target is shown in any case, any other garment only where it is worn.
     """
 
     def __init__(
-        self, canvas: Canvas, figure: Figure, garment: Garment, *, light: float, target: bool, worn: bool
+        self,
+        canvas: Canvas,
+        figure: Figure,
+        garment: Garment,
+        *,
+        light: float,
+        target: bool,
+        worn: bool,
+        base: int | None,
     ) -> None:
         self.canvas, self.figure, self.garment = canvas, figure, garment
-        self.light, self.target, self.worn = light, target, worn
+        self.light, self.target, self.worn, self.base = light, target, worn, base
         self.landmarks = Landmarks()
         self.edge = darker(garment.colour, 0.66)
         self.seam = darker(garment.colour, 0.76)
@@ -42,7 +51,7 @@ class Cloth:
         self.front = figure.cos > -0.2
 
     def part(self, named: int) -> int:
-        return named if self.target else OTHER_GARMENT
+        return OTHER_GARMENT if self.base is None else self.base + named
 
     def cover(
         self, points: Points, named: int, angle: float, origin: Points, outline: Colour | None = None

@@ -8,7 +8,7 @@ front from a back, and so the sides.
 
 import numpy as np
 
-from glefld.render.body import CROTCH_Y, HIP_Y, SIDES, WAIST_Y, Figure
+from glefld.render.body import CROTCH_Y, HIP_Y, SIDES, WAIST_Y, Body, Figure
 from glefld.render.canvas import LEGS, SLEEVES, TORSO, Points, darker, ellipse, limb, spline
 from glefld.render.cloth import Cloth
 from glefld.render.details import draw_closure, draw_fly, draw_neckline
@@ -22,11 +22,16 @@ COLLAR, SLEEVE, WAISTLINE, HEM = (
 )
 
 
+def shoulder_tip(g: Garment, body: Body) -> float:
+    """How far from the neck's axis an upper or full-body garment ends on the shoulder."""
+    return body.shoulder * g.strap + (0.04 if g.sleeve != "none" else 0.0)
+
+
 def draw_bodice(cloth: Cloth) -> None:
     """Torso (and skirt) of an upper or full-body garment with neckline and closure, without sleeves."""
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
     end = WAIST_Y + 0.12 if g.legs else g.hem
-    tip = body.shoulder * g.strap + (0.04 if g.sleeve != "none" else 0.0)
+    tip = shoulder_tip(g, body)
     slope = body.shoulder_line
     ys = np.linspace(ARMPIT_Y, end, 7 if end < 3 else 11)
     widths = g.half_width(body, ys)
@@ -76,20 +81,25 @@ def _draw_waist(cloth: Cloth) -> None:
     cloth.mark_pair(WAISTLINE, float(g.half_width(cloth.figure.body, np.array(WAIST_Y))), WAIST_Y)
 
 
+def sleeve_shape(g: Garment, f: Figure, side: int) -> tuple[Points, list[float]]:
+    """The joints [n, 3] in space that a sleeve of any length goes along, and its half width at each."""
+    length = SLEEVE_LENGTHS[g.sleeve]
+    shoulder, elbow, wrist = f.arms[side]
+    start = 0.205 * float(np.sqrt(g.ease))
+    if length <= 1:
+        return np.stack([shoulder, shoulder + (elbow - shoulder) * length]), [start, g.cuff]
+    path = np.stack([shoulder, elbow, elbow + (wrist - elbow) * (length - 1)])
+    return path, [start, (0.18 * g.ease + g.cuff) / 2, g.cuff]
+
+
 def draw_sleeve(cloth: Cloth, side: int) -> None:
     """One sleeve along its arm, with the landmark in the middle of its end."""
     g, f = cloth.garment, cloth.figure
     length = SLEEVE_LENGTHS[g.sleeve]
     if length == 0:
         return
-    shoulder, elbow, wrist = f.arms[side]
-    start = 0.205 * np.sqrt(g.ease)
-    if length <= 1:
-        path = np.stack([shoulder, shoulder + (elbow - shoulder) * length])
-        radii = [start, g.cuff]
-    else:
-        path = np.stack([shoulder, elbow, elbow + (wrist - elbow) * (length - 1)])
-        radii = [start, (0.18 * g.ease + g.cuff) / 2, g.cuff]
+    path, radii = sleeve_shape(g, f, side)
+    start = radii[0]
     joints = f.project(path)
     part = SLEEVES[side]
     along = joints[-1] - joints[-2]
@@ -116,16 +126,33 @@ def draw_sleeve(cloth: Cloth, side: int) -> None:
     cloth.landmarks.put(SLEEVE[side], end - along * f.px(0.05), True, cloth.part(part))
 
 
+def seat_shape(g: Garment, body: Body, top: float) -> tuple[Points, Points]:
+    """Heights [6] of trousers from the waistband to the legs, and the half width at each."""
+    ys = np.linspace(top, CROTCH_Y, 6)
+    # The seat is a little slimmer than a skirt, and as wide as the legs where it meets them.
+    widths = g.half_width(body, ys) * np.linspace(1, 0.95, 6)
+    widths[-1] = body.hip * (0.49 + 0.48 * g.ease)
+    return ys, widths
+
+
+def leg_shape(g: Garment, f: Figure, side: int) -> tuple[Points, list[float]]:
+    """The joints [n, 3] in space that a trouser leg goes along, and its half width at each."""
+    hip, knee, ankle = f.legs[side]
+    thigh = f.body.hip * 0.5 * g.ease
+    if g.legs <= 1:
+        return np.stack([hip, hip + (knee - hip) * g.legs]), [thigh, g.leg_width]
+    path = np.stack([hip, (hip + knee) / 2, knee, knee + (ankle - knee) * (g.legs - 1)])
+    knee_width = max(0.2 * g.ease, (0.25 + g.leg_width) / 2)
+    return path, [thigh, max(0.84 * thigh, knee_width), knee_width, g.leg_width]
+
+
 def draw_trousers(cloth: Cloth) -> None:
     """Trousers or shorts, alone or below the bodice of a jumpsuit; the further leg first."""
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
     top = g.top if g.code == 2 else WAIST_Y
     for side in np.argsort(f.depth(f.legs[:, 1])).tolist():
         _draw_trouser_leg(cloth, side, f.at(0.0, top))
-    ys = np.linspace(top, CROTCH_Y, 6)
-    # The seat is a little slimmer than a skirt, and as wide as the legs where it meets them.
-    widths = g.half_width(body, ys) * np.linspace(1, 0.95, 6)
-    widths[-1] = body.hip * (0.49 + 0.48 * g.ease)
+    ys, widths = seat_shape(g, body, top)
     left, right = (spline(f.outline(p, ys, widths, widths * body.depth)) for p in SIDES)
     crotch = f.at(0.0, CROTCH_Y + 0.1, 0.1)[None]
     cloth.cover(np.concatenate([left, crotch, right[::-1]]), TORSO, f.camera.angle, f.at(0.0, top))
@@ -139,16 +166,8 @@ def draw_trousers(cloth: Cloth) -> None:
 
 
 def _draw_trouser_leg(cloth: Cloth, side: int, origin: Points) -> None:
-    g, f, body = cloth.garment, cloth.figure, cloth.figure.body
-    hip, knee, ankle = f.legs[side]
-    thigh = body.hip * 0.5 * g.ease
-    if g.legs <= 1:
-        path = np.stack([hip, hip + (knee - hip) * g.legs])
-        radii = [thigh, g.leg_width]
-    else:
-        path = np.stack([hip, (hip + knee) / 2, knee, knee + (ankle - knee) * (g.legs - 1)])
-        knee_width = max(0.2 * g.ease, (0.25 + g.leg_width) / 2)
-        radii = [thigh, max(0.84 * thigh, knee_width), knee_width, g.leg_width]
+    g, f = cloth.garment, cloth.figure
+    path, radii = leg_shape(g, f, side)
     joints = f.project(path)
     edges = limb(joints, [f.px(r) for r in radii])
     cloth.cover(edges, LEGS[side], f.camera.angle, origin, cloth.edge)

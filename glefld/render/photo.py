@@ -38,6 +38,8 @@ VARIATION_SHARES = (0.50, 0.16, 0.12, 0.14, 0.08)
 ZOOM = {4: (1.05, 1.35), 5: (1.4, 1.9)}
 LONG_SIDE = 300
 ASPECTS = (0.66, 0.75, 0.75, 0.8, 1.0, 1.2)
+#: The parts of the one garment that is annotated.
+PARTS = range(TORSO, OTHER_GARMENT)
 BACKGROUNDS, BACKGROUND_SHARES = ("studio", "wall", "room", "street"), (0.38, 0.2, 0.27, 0.15)
 
 
@@ -90,21 +92,21 @@ def render_photo(rng: np.random.Generator, product: Product, view: str | None = 
     camera = place_camera(rng, scene, width, height)
     kind = str(rng.choice(BACKGROUNDS, p=BACKGROUND_SHARES))
     canvas = Canvas(background(rng, width, height, kind))
-    landmarks = draw_scene(canvas, scene, camera)
+    landmarks = draw_scene(canvas, scene, camera)[0].landmarks
     present = FASHION8.garment_type(code).landmarks
     if rng.random() < 0.15:
         near = landmarks.points[present[rng.integers(len(present))]]
         put_in_the_way(rng, canvas, near, camera.scale * rng.uniform(0.5, 1.0))
-    textures = dict.fromkeys(range(TORSO, OTHER_GARMENT), _texture(product, camera.scale))
+    textures = dict.fromkeys(PARTS, cloth_texture(product, camera.scale))
     if OTHER_GARMENT in canvas.frames:
-        textures[OTHER_GARMENT] = _texture(scene.other, camera.scale)
+        textures[OTHER_GARMENT] = cloth_texture(scene.other, camera.scale)
     picture = canvas.finish(textures, softness=max(0.8, camera.scale * 0.035))
     points, visibility = annotate(canvas, landmarks, present)
     return Photo(
         jpeg=develop(rng, picture),
         width=width,
         height=height,
-        box=bounding_box(rng, canvas, points[visibility < Visibility.CUT_OFF]),
+        box=bounding_box(rng, canvas, points[visibility < Visibility.CUT_OFF], PARTS),
         landmarks=points,
         visibility=visibility,
         view=view,
@@ -112,17 +114,33 @@ def render_photo(rng: np.random.Generator, product: Product, view: str | None = 
     )
 
 
-def _texture(product: Product, scale: float) -> Pixels:
+def cloth_texture(product: Product, scale: float) -> Pixels:
+    """What its cloth adds to a product's colour; scale is pixels a head height."""
     rng = np.random.default_rng(product.texture_seed)
     garment = product.garment
     return texture(rng, product.pattern, product.fabric, garment.colour, garment.accent, scale)
 
 
-def draw_scene(canvas: Canvas, scene: Scene, camera: Camera) -> Landmarks:
-    """Draw the person and what they wear, furthest first; the landmarks of the scene's product."""
+def draw_scene(
+    canvas: Canvas, scene: Scene, camera: Camera, bases: tuple[int | None, int | None] = (0, None)
+) -> tuple[Cloth, Cloth]:
+    """Draw the person and what they wear, furthest first: the scene's product and the other garment.
+
+    ``bases`` number the parts of each, as in ``Cloth``.
+    """
     figure = Figure(scene.body, scene.pose, camera)
-    shown = Cloth(canvas, figure, scene.product.garment, light=scene.light, target=True, worn=scene.worn)
-    other = Cloth(canvas, figure, scene.other.garment, light=scene.light, target=False, worn=scene.worn)
+    shown, other = (
+        Cloth(
+            canvas,
+            figure,
+            product.garment,
+            light=scene.light,
+            target=product is scene.product,
+            worn=scene.worn,
+            base=base,
+        )
+        for product, base in zip((scene.product, scene.other), bases, strict=True)
+    )
     code = shown.garment.code
     top, bottom = (other, shown) if code == 2 else (shown, shown if code == 3 else other)
     arm_depth = figure.depth(figure.arms[:, 1:].mean(1))
@@ -143,7 +161,7 @@ def draw_scene(canvas: Canvas, scene: Scene, camera: Camera) -> Landmarks:
     _dress_arms(top, near)
     if scene.worn:
         draw_head(canvas, figure)
-    return shown.landmarks
+    return shown, other
 
 
 def _dress_arms(top: Cloth, sides: list[int]) -> None:
@@ -209,11 +227,11 @@ def annotate(
 
 
 def bounding_box(
-    rng: np.random.Generator, canvas: Canvas, points: NDArray[np.int64]
+    rng: np.random.Generator, canvas: Canvas, points: NDArray[np.int64], parts: range
 ) -> tuple[int, int, int, int]:
     """The box round what shows of the garment and its landmarks [n, 2], as loose as an annotator's."""
     owners = canvas.owners()
-    garment = (owners >= TORSO) & (owners < OTHER_GARMENT)
+    garment = (owners >= parts.start) & (owners < parts.stop)
     rows, columns = np.flatnonzero(garment.any(1)), np.flatnonzero(garment.any(0))
     ends = np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]]) // SUPERSAMPLING
     low = np.minimum(ends[0], points.min(0)) - rng.integers(0, 5, 2)

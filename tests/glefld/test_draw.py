@@ -10,7 +10,7 @@ from PIL import Image
 from glefld.draw import COLOURS, contact_sheet, ne_chart, overlay, sides
 from glefld.metrics import Baselines, Counters, Report
 from glefld.published import FLD
-from glefld.schema import FASHION8, LandmarkSet, Visibility
+from glefld.schema import FASHION8, Labels, LandmarkSet, Visibility
 
 K = len(FASHION8)
 NOWHERE = np.full((K, 2), math.nan)
@@ -122,13 +122,21 @@ def test_contact_sheet_has_a_place_for_each_picture(count, columns, across, down
     assert len({y for _, y in middles}) == down
 
 
+def test_a_legend_only_where_there_are_marks():
+    """Without the legend a sheet is the same but for its foot, which is gone."""
+    tiles = [(Image.new("RGB", (50, 50), (9, 9, 9)), "a tile")]
+    marked, plain = (np.asarray(contact_sheet(tiles, 1, legend=legend)) for legend in ("truth", "none"))
+    assert len(plain) < len(marked)
+    assert np.array_equal(plain, marked[: len(plain)])
+
+
 def test_an_empty_contact_sheet_is_an_error():
     with pytest.raises(ValueError, match="at least one picture"):
         contact_sheet([], 3)
 
 
 def report(landmark_set: LandmarkSet, ne: float) -> Report:
-    counters = Counters(landmark_set)
+    counters = Counters(Labels(landmark_set))
     counters.sums["visible"] += 1
     counters.sums["ne"] += ne
     return counters.report()
@@ -136,7 +144,8 @@ def report(landmark_set: LandmarkSet, ne: float) -> Report:
 
 def test_ne_chart_shows_what_was_measured_and_published():
     """Bars are the run's figures; every published system and both baselines stand in the legend."""
-    figure = ne_chart("fld", report(FASHION8, 0.05), Baselines(report(FASHION8, 0.2), report(FASHION8, 0.1)))
+    scores = [report(FASHION8, ne) for ne in (0.05, 0.2, 0.1)]
+    figure = ne_chart("fld", scores[0], Baselines(*scores[1:], scores[0]))
     (axes,) = figure.axes
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([0.05] * 9)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -149,7 +158,7 @@ def test_ne_chart_shows_what_was_measured_and_published():
 def test_ne_chart_of_other_landmarks(k):
     """A user's own landmarks make a chart without published marks; nothing counted leaves a gap."""
     own = LandmarkSet("own", tuple(f"point_{i}" for i in range(k)), tuple(range(k)), ())
-    for scores in (report(own, 0.1), Counters(own).report()):
+    for scores in (report(own, 0.1), Counters(Labels(own)).report()):
         figure = ne_chart("fld", scores)
         assert len(figure.axes[0].patches) == k + 1
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["this run"]

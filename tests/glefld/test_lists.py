@@ -118,8 +118,8 @@ def test_deepfashion_reads_categories_attributes_and_views() -> None:
         (2, [1, 2], None),
         (1, [0], "back"),
     ]
-    assert annotations.categories == ("Anorak", "Jeans")
-    assert [(a.name, a.type) for a in annotations.attributes][1] == ("abstract chevron", 1)
+    assert annotations.labels.categories == ("Anorak", "Jeans")
+    assert [(a.name, a.type) for a in annotations.labels.attributes][1] == ("abstract chevron", 1)
 
     files["Anno_coarse/list_attr_img.txt"] = listing("name labels", ["img/A/1.jpg 1 1"])
     with pytest.raises(ValueError, match="3 values were expected"):

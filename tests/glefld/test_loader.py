@@ -3,28 +3,25 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from glefld.dataset import open_dataset
-from glefld.loader import (
-    MEAN,
+from glefld.augmentation import (
     NO_AUGMENTATION,
-    STD,
     Augmentation,
-    Batch,
-    BatchLoader,
-    InputPipeline,
-    Picture,
     box_to_input,
     compose,
     draw_augmentation,
     invert,
-    to_photo,
     transform,
 )
+from glefld.dataset import open_dataset
+from glefld.loader import MEAN, STD, Batch, BatchLoader, InputPipeline, Picture, to_photo
 from glefld.reader import SplitReader
-from tests.dots import DOTS
+from glefld.schema import NO_LANDMARKS, Labels, sample_schema
+from tests.blots import COLOURS, HEIGHT, WIDTH, blot
+from tests.dots import LABELS
 from tests.ingested import write_dataset
 
 SIZE = 64
@@ -39,7 +36,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> SplitReader:
 
 @pytest.fixture(scope="module")
 def loader() -> BatchLoader:
-    return BatchLoader(DOTS, InputPipeline(SIZE, 16))
+    return BatchLoader(LABELS, InputPipeline(SIZE, 16))
 
 
 def load(loader: BatchLoader, reader: SplitReader, augmentation: Augmentation, epoch: int = 0) -> list[Batch]:
@@ -117,10 +114,11 @@ def test_only_visible_landmarks_within_the_input_count(tmp_path: Path, loader: B
     url = write_dataset(tmp_path, {"train": 12}, hide=5)
     rows = SplitReader(url, open_dataset(url), "train")
     (batch,) = loader.run(rows.read([np.arange(12)]), NO_AUGMENTATION)
-    assert batch.weight().tolist() == [[1, 0]] * 5 + [[1, 1]] * 7
+    assert batch.weight("visible").tolist() == [[1, 0]] * 5 + [[1, 1]] * 7
+    assert batch.weight("annotated").tolist() == [[1, 1]] * 12
     batch.landmarks[6, 1, 0] = SIZE + 0.5
     batch.landmarks[7, 0, 1] = float("nan")
-    assert batch.weight()[6:8].tolist() == [[1, 0], [0, 1]]
+    assert batch.weight("visible")[6:8].tolist() == [[1, 0], [0, 1]]
 
 
 def test_an_undecodable_picture_is_an_error() -> None:
@@ -160,3 +158,25 @@ def test_draws_stay_within_their_ranges() -> None:
 def test_wrong_ranges_end_in_one_line(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="augmentation"):
         Augmentation(**wrong)
+
+
+def test_photos_without_landmarks(loader: BatchLoader) -> None:
+    """A data set of classes alone is loaded, and mirrored, like any other: K is 0."""
+    rng = np.random.default_rng(0)
+    whole = [0, 0, WIDTH, HEIGHT]
+    row = {
+        **{"sample_id": "a", "source_uri": "a", "source_width": WIDTH, "source_height": HEIGHT},
+        **{"photo_hash": bytes(16), "image_width": WIDTH, "image_height": HEIGHT},
+        **{"box": whole, "crop_box": whole, "landmarks": [], "visibility": []},
+    }
+    rows = [row | {"category": i, "image": blot(c, rng)} for i, c in enumerate(COLOURS.values(), 1)]
+    table = pa.Table.from_pylist(rows, sample_schema(NO_LANDMARKS))
+    classes = BatchLoader(Labels(NO_LANDMARKS, tuple(COLOURS)), loader.pipeline)
+    (plain,), (mirrored,) = (
+        classes.run([table], augmentation, [(0,)] * 3)
+        for augmentation in (NO_AUGMENTATION, AUGMENTATIONS["mirror"])
+    )
+    assert plain.landmarks.shape == (3, 0, 2)
+    assert plain.visibility.shape == plain.weight("visible").shape == (3, 0)
+    assert plain.truth.category.tolist() == [0, 1, 2]
+    torch.testing.assert_close(mirrored.images, plain.images.flip(3), atol=0.1, rtol=0)

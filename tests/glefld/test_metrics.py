@@ -20,9 +20,25 @@ from glefld.metrics import (
     baselines,
     evaluation_json,
 )
-from glefld.schema import FASHION8, VIEWS, LandmarkSet, Visibility, sample_schema
+from glefld.schema import (
+    FASHION8,
+    VIEWS,
+    Attribute,
+    Labels,
+    LandmarkSet,
+    Visibility,
+    sample_schema,
+)
 
 K = len(FASHION8)
+LABELS = Labels(
+    FASHION8,
+    categories=("Blouse", "Jeans", "Robe", "Skirt", "Tee", "Top"),
+    attributes=tuple(
+        Attribute(name, type_) for name, type_ in (("dots", 1), ("lace", 2), ("red", 1), ("wool", 2))
+    ),
+    attribute_types=("texture", "fabric"),
+)
 ANNO_FINE = Path(__file__).parents[2] / ".." / "shared" / "data" / "deepfashion-fine" / "Anno_fine"
 
 
@@ -42,15 +58,24 @@ def garment(
         points[0, i] = torch.tensor([30.0 + 20 * number, 40.0 + 20 * number])
         predicted[0, i] = points[0, i] + torch.tensor(offset)
         visibility[0, i] = int((states or {}).get(name, Visibility.VISIBLE))
-    truth = Truth(points, visibility, torch.tensor([box]), torch.tensor([garment_type]), torch.tensor([view]))
-    return predicted, truth
+    kinds = torch.tensor([garment_type]), torch.tensor([view]), torch.tensor([-1])
+    return predicted, Truth(points, visibility, torch.tensor([box]), *kinds, torch.zeros(1, 4))
 
 
 def report_of(*rows: tuple[Tensor, Truth]) -> Report:
-    counters = Counters(FASHION8)
+    counters = Counters(LABELS)
     for predicted, truth in rows:
-        counters.update(predicted, *truth)
+        add(counters, predicted, truth)
     return counters.report()
+
+
+def add(counters: Counters, predicted: Tensor, truth: Truth) -> None:
+    counters.add_rows(len(predicted))
+    counters.add_landmarks(predicted, truth)
+    # What the landmarks are is as good as any logits.
+    counters.add_classes(predicted[:, : len(LABELS.categories), 0].nan_to_num(), truth.category)
+    if truth.attributes.shape[1]:
+        counters.add_attributes(predicted[:, :4, 1].nan_to_num(), truth.attributes)
 
 
 def random_rows(seed: int, rows: int) -> tuple[Tensor, Truth]:
@@ -66,7 +91,9 @@ def random_rows(seed: int, rows: int) -> tuple[Tensor, Truth]:
     points[visibility >= Visibility.CUT_OFF] = math.nan
     garment_type = torch.tensor([-1, 1, 2, 3])[torch.randint(0, 4, (rows,), generator=g)]
     view = torch.randint(-1, len(VIEWS), (rows,), generator=g)
-    return predicted, Truth(points, visibility, box, garment_type, view)
+    category = torch.randint(-1, len(LABELS.categories), (rows,), generator=g)
+    attributes = torch.randint(0, 2, (rows, len(LABELS.attributes)), generator=g).float()
+    return predicted, Truth(points, visibility, box, garment_type, view, category, attributes)
 
 
 def take(predicted: Tensor, truth: Truth, index: Tensor) -> tuple[Tensor, Truth]:
@@ -186,15 +213,13 @@ def test_confusion_asks_for_an_annotated_partner():
     # The second landmark stands 20 px further on both axes, so the first lands on it.
     pair = garment({"left_hem": (20, 20), "right_hem": (0, 0)}, {"right_hem": Visibility.OCCLUDED})
     assert report_of(pair).left_right_confusion == 1
-    middle = LandmarkSet("two", ("left", "centre"), (0, 1), ())
-    counters, unknown = Counters(middle), (torch.tensor([-1]), torch.tensor([-1]))
-    counters.update(
-        torch.zeros(1, 2, 2),
-        torch.ones(1, 2, 2),
-        torch.zeros(1, 2).long(),
-        torch.tensor([[0, 0, 9, 9]]),
-        *unknown,
+    counters = Counters(Labels(LandmarkSet("two", ("left", "centre"), (0, 1), ())))
+    unknown = torch.tensor([-1])
+    box = torch.tensor([[0, 0, 9, 9]])
+    truth = Truth(
+        torch.ones(1, 2, 2), torch.zeros(1, 2).long(), box, unknown, unknown, unknown, torch.zeros(1, 0)
     )
+    add(counters, torch.zeros(1, 2, 2), truth)
     assert counters.report().left_right_confusion is None
     assert counters.report().rows == 1
 
@@ -206,11 +231,11 @@ def test_scores_do_not_depend_on_the_split(seed, ranks):
     predicted, truth = random_rows(seed, rows=101)
     whole = report_of((predicted, truth))
     g = torch.Generator().manual_seed(seed)
-    parts = [Counters(FASHION8) for _ in range(ranks)]
+    parts = [Counters(LABELS) for _ in range(ranks)]
     for number, index in enumerate(torch.randperm(101, generator=g).split(13)):
         batch, batch_truth = take(predicted, truth, index)
-        parts[number % ranks].update(batch, *batch_truth)
-    reduced = Counters(FASHION8)
+        add(parts[number % ranks], batch, batch_truth)
+    reduced = Counters(LABELS)
     reduced.load_vector(torch.stack([part.vector() for part in parts]).sum(dim=0))
     for part in parts[1:]:
         parts[0] += part
@@ -221,6 +246,8 @@ def test_scores_do_not_depend_on_the_split(seed, ranks):
 
 def flat(report: Report) -> dict[str, float]:
     fields = dataclasses.asdict(report)
+    assert fields.pop("oks") is None, "only DeepFashion2's landmarks have it"
+    fields |= {f"recall.{at}": by_type for at, by_type in fields.pop("recall").items()}
     nested = {f"{a}.{b}": v for a, d in fields.items() if isinstance(d, dict) for b, v in d.items()}
     values = {**{a: v for a, v in fields.items() if not isinstance(v, dict)}, **nested}
     assert None not in values.values()
@@ -228,7 +255,7 @@ def flat(report: Report) -> dict[str, float]:
 
 
 def test_nothing_counted_is_null_not_a_division_by_zero():
-    report = Counters(FASHION8).report()
+    report = Counters(LABELS).report()
     assert report.rows == 0
     assert report.ne is None
     assert report.epe is None
@@ -236,7 +263,8 @@ def test_nothing_counted_is_null_not_a_division_by_zero():
     text = json.dumps(
         evaluation_json(report, dataset="fld", split="val", checkpoint="c", baseline=None), allow_nan=False
     )
-    assert json.loads(text)["baseline"] == {"mean_position": None, "mean_position_by_type": None}
+    names = ("mean_position", "mean_position_by_type", "most_frequent")
+    assert json.loads(text)["baseline"] == dict.fromkeys(names)
 
 
 def test_prediction_that_is_not_a_number_is_an_error():
@@ -260,7 +288,8 @@ def test_mean_position_by_hand():
     visibility = torch.zeros(2, K).long()
     visibility[:, 1] = Visibility.OCCLUDED
     means = MeanPosition(FASHION8)
-    means.update(Truth(points, visibility, boxes, torch.tensor([3, 1]), torch.tensor([-1, -1])))
+    unknown = torch.tensor([-1, -1])
+    means.update(Truth(points, visibility, boxes, torch.tensor([3, 1]), unknown, unknown, torch.zeros(2, 0)))
     box = torch.tensor([[0, 0, 80, 80]] * 3, dtype=torch.float64)
     types = torch.tensor([3, 1, 2])
     overall = means.predict(box, types, by_type=False)
@@ -274,18 +303,19 @@ def test_evaluation_json_keys():
     """The file's keys are a contract."""
     predicted, truth = random_rows(seed=3, rows=50)
     report = report_of((predicted, truth))
-    baseline = baselines([truth], [truth], FASHION8)
+    baseline = baselines([truth], [truth], LABELS, "category")
     assert baseline.mean_position_by_type.rows == 50
     value = evaluation_json(report, dataset="fld", split="val", checkpoint="there", baseline=baseline)
     assert value == json.loads(json.dumps(value, allow_nan=False))
     assert list(value) == [
         *("dataset", "split", "rows", "checkpoint", "ne", "counted", "ne_occluded", "pck", "auc", "epe"),
-        *("left_right_confusion", "baseline"),
+        *("left_right_confusion", "label", "accuracy", "attribute_recall", "baseline"),
     ]
     assert list(value["ne"]) == ["average", "by_landmark", "by_type", "by_view"]
     assert value["ne"]["average"] == report.ne
     assert list(value["counted"]) == list(FASHION8.landmarks)
     assert value["baseline"]["mean_position"] == baseline.mean_position.ne
+    assert value["baseline"]["most_frequent"]["accuracy"]["top1"] > 0
 
 
 def test_truth_from_stored_samples():
@@ -294,19 +324,22 @@ def test_truth_from_stored_samples():
         **{"sample_id": "a", "source_uri": "a", "source_width": 300, "source_height": 300},
         **{"photo_hash": bytes(16), "image": b"", "image_width": 60, "image_height": 60},
         **{"box": [30, 40, 60, 80], "crop_box": [20, 25, 80, 85], "garment_type": None, "view": "back"},
+        **{"category": 2, "attributes": [0, 3]},
         "landmarks": [1.5, 2.5] + [math.nan] * 14,
         "visibility": [0] + [3] * 7,
     }
     schema = sample_schema(FASHION8)
     table = pa.concat_tables(pa.Table.from_pylist([row | {"view": v}], schema) for v in ("back", None))
-    truth = Truth.from_arrow(table, FASHION8)
+    truth = Truth.from_arrow(table, LABELS)
     assert truth.points[:, 0].tolist() == [[21.5, 27.5]] * 2
     assert truth.points[:, 1:].isnan().all()
     assert truth.box.tolist() == [[30, 40, 60, 80]] * 2
     assert truth.garment_type.tolist() == [-1, -1]
     assert truth.view.tolist() == [VIEWS.index("back"), -1]
-    assert len(Truth.from_arrow(table.slice(0, 0), FASHION8).points) == 0
-    assert Truth.from_arrow(table.slice(1), FASHION8).view.tolist() == [-1]
+    assert truth.category.tolist() == [1, 1], "stored from 1, counted from 0"
+    assert truth.attributes.tolist() == [[1, 0, 0, 1]] * 2
+    assert len(Truth.from_arrow(table.slice(0, 0), LABELS).points) == 0
+    assert Truth.from_arrow(table.slice(1), LABELS).view.tolist() == [-1]
 
 
 def fine_grained(split: str) -> Truth:
@@ -321,14 +354,46 @@ def fine_grained(split: str) -> Truth:
             points[row, [own[i] for i in np.flatnonzero(used)]] = slots[row, used] + 0.5
     visibility = np.where(np.isnan(points[..., 0]), Visibility.ABSENT, Visibility.VISIBLE)
     box = np.loadtxt(ANNO_FINE / f"{split}_bbox.txt")
-    return Truth(*map(torch.from_numpy, (points, visibility, box, garment_type, np.full(len(slots), -1))))
+    unknown = np.full(len(slots), -1)
+    columns = (points, visibility, box, garment_type, unknown, unknown, np.zeros((len(slots), 0)))
+    return Truth(*map(torch.from_numpy, columns))
 
 
 @pytest.mark.skipif(not ANNO_FINE.exists(), reason="the real photos' lists are not at ../shared/data")
 def test_mean_position_of_the_real_annotations():
     """An independent computation of the same baselines on the same lists gave .177 and .149."""
-    result = baselines([fine_grained("train")], [fine_grained("val")], FASHION8)
+    result = baselines([fine_grained("train")], [fine_grained("val")], Labels(FASHION8), "category")
     assert isinstance(result, Baselines)
     assert result.mean_position.ne == pytest.approx(0.177, abs=5e-4)
     assert result.mean_position_by_type.ne == pytest.approx(0.149, abs=5e-4)
     assert result.mean_position.rows == 1000
+
+
+def test_what_the_best_checkpoint_has_least_of():
+    """NE where landmarks are predicted, else what is missing to the top-1 accuracy, else to the recall."""
+    assert report_of(garment({"left_hem": (30, 80)})).error == pytest.approx(0.5)
+    counters = Counters(LABELS)
+    assert counters.report().error is None
+    counters.add_attributes(torch.zeros(1, 4), torch.tensor([[1.0, 0, 0, 0]]))
+    assert counters.report().error == 0
+    counters.add_classes(torch.eye(6)[:4], torch.tensor([0, 1, 2, 0]))
+    assert counters.report().error == 0.25
+
+
+def test_most_frequent_labels_by_hand():
+    """The train split's commonest class is right as often as the scored split has it; ties go to the first."""
+    kinds = torch.full((6,), -1), torch.full((6,), -1)
+    points, box = torch.full((6, K, 2), math.nan), torch.tensor([[0.0, 0, 9, 9]] * 6)
+    visibility = torch.full((6, K), int(Visibility.ABSENT))
+
+    def truth(category: list[int], attributes: list[list[float]]) -> Truth:
+        return Truth(points, visibility, box, *kinds, torch.tensor(category), torch.tensor(attributes))
+
+    # Of type 1, attributes 0 and 2: half of the rows have 2, none has 0.
+    train = truth([4, 4, 4, 1, 1, -1], [[0, 0, 1, 0]] * 3 + [[0, 0, 0, 0]] * 2 + [[math.nan] * 4])
+    val = truth([4, 1, 1, 0, 5, -1], [[0, 0, 1, 0]] * 6)
+    result = baselines([train], [val], LABELS, "category").most_frequent
+    assert (result.rows, result.label, result.ne) == (6, "category", None)
+    # In order: 4, 1, and then 0, 2, 3, 5, which nobody has.
+    assert result.accuracy == {"top1": 0.2, "top3": 0.8, "top5": 0.8}
+    assert result.recall["at3"] == {"texture": 1, "fabric": None, "all": 1}

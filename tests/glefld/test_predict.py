@@ -15,7 +15,8 @@ import torch
 from PIL import Image, ImageOps
 
 from glefld import predict
-from glefld.loader import NO_AUGMENTATION, BatchLoader, InputPipeline
+from glefld.augmentation import NO_AUGMENTATION
+from glefld.loader import BatchLoader, InputPipeline
 from glefld.photos import BadPhoto
 from glefld.predict import BadBox, Crop, Prediction, Predictor, is_whole_jpeg, orient, prepare
 from glefld.schema import sample_schema
@@ -180,7 +181,7 @@ def test_the_model_sees_what_it_was_trained_on(predictor: Predictor) -> None:
         "visibility": [0, 0],
     }
     table = pa.Table.from_pylist([row], sample_schema(dots.DOTS))
-    loader = BatchLoader(dots.DOTS, InputPipeline(dots.SIZE, 1))
+    loader = BatchLoader(dots.LABELS, InputPipeline(dots.SIZE, 1))
     (batch,) = loader.run([table], NO_AUGMENTATION)
     crop = prepare(image, dots.SIZE, box, crop_box[:2])
     assert torch.equal(predictor.pipeline.run([crop.picture]), batch.images)

@@ -4,15 +4,17 @@ import io
 
 import pytest
 import rich.console
+import torch
 
 from glefld.metrics import Baselines, Counters, Report
-from glefld.published import DEEPFASHION, FLD, Published, published, table
-from glefld.schema import FASHION8, LandmarkSet
+from glefld.published import DEEPFASHION, FLD, Published, published, score_tables
+from glefld.published import LABELS as PUBLISHED_LABELS
+from glefld.schema import FASHION8, NO_LANDMARKS, Attribute, ClassLabel, Labels, LandmarkSet
 
 
 def report(landmark_set: LandmarkSet = FASHION8, ne: float = 0.0123) -> Report:
     """What a run reports whose every landmark has this NE."""
-    counters = Counters(landmark_set)
+    counters = Counters(Labels(landmark_set))
     counters.sums["visible"] += 1
     counters.sums["ne"] += ne
     counters.sums["rows"] += 7
@@ -21,7 +23,7 @@ def report(landmark_set: LandmarkSet = FASHION8, ne: float = 0.0123) -> Report:
 
 def text(*args) -> str:
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
-    console.print(table(*args))
+    console.print(score_tables(*args))
     return console.export_text()
 
 
@@ -36,7 +38,7 @@ def test_averages_agree_with_their_landmarks(system: Published):
 
 def test_table_tells_published_from_measured():
     """Papers' rows stand under "published", ours and the baselines under "measured here", in 80 columns."""
-    printed = text("deepfashion", report(), Baselines(report(ne=0.177), report(ne=0.149)))
+    printed = text("deepfashion", report(), Baselines(report(ne=0.177), report(ne=0.149), report()))
     above, ours = printed.split("measured here")
     assert "published" in above
     for system in DEEPFASHION:
@@ -65,6 +67,94 @@ def test_table_of_landmarks_that_nobody_published():
 
 
 def test_nothing_counted_is_a_dash():
-    printed = text("fld", Counters(FASHION8).report())
+    printed = text("fld", Counters(Labels(FASHION8)).report())
     (ours,) = [line for line in printed.splitlines() if "this run" in line]
     assert ours.split().count("-") == 9
+
+
+TYPES = ("texture", "fabric", "shape", "part", "style")
+LABELS = Labels(
+    FASHION8,
+    tuple(f"category {i}" for i in range(46)),
+    tuple(Attribute(f"a{i}", i % 5 + 1) for i in range(50)),
+    TYPES,
+)
+
+
+def labelled(
+    labels: Labels = LABELS, label: ClassLabel = "category", first: int = 0, ne: float | None = None
+) -> Report:
+    """What a run reports that finds ``first`` and 11, 31, 51 of 100 classes, ``first`` and 30, 50 of 100 attributes."""
+    counters = Counters(labels, label)
+    counters.add_rows(100)
+    counters.sums["classified"] += 100
+    counters.sums["top"] += torch.tensor([first + 11, first + 31, first + 51])
+    if labels.attributes:
+        counters.sums["true_attributes"] += 100
+        counters.sums["recalled"] += torch.tensor([[first + 30.0], [first + 50]])
+    if ne is not None:
+        counters.sums["visible"] += 1
+        counters.sums["ne"] += ne
+    return counters.report()
+
+
+def lines(printed: str, system: str) -> list[list[str]]:
+    """The figures of a system's lines: its own, and those that follow without a name."""
+    found = []
+    for line in printed.splitlines():
+        named = line.startswith(f"  {system} ")
+        if named or (found and line.startswith("    ")):
+            found.append(line.removeprefix(f"  {system}").split())
+        elif found:
+            break
+    return found
+
+
+def test_classifiers_get_a_table_of_labels():
+    """No NE for a classifier: k, accuracy and recall by type; published ones apart, in the order of the paper."""
+    printed = text("deepfashion", labelled(), Baselines(report(), report(), labelled(first=2)))
+    assert "normalised error" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    above, ours = printed.split("measured here")
+    assert "published" in above
+    (header,) = [line.split() for line in above.splitlines() if "texture" in line]
+    assert header == ["system", "k", "category", *TYPES, "all"]
+    assert lines(above, "Liu & Lu") == [
+        ["3", ".9116", ".5617", ".4320", ".5828", ".4697", ".6882", ".5469"],
+        ["5", ".9612", ".6583", ".5352", ".6780", ".5742", ".7413", ".6374"],
+    ]
+    assert lines(ours, "this run") == [
+        ["1", ".1100", *["-"] * 6],
+        ["3", ".3100", *[".3000"] * 6],
+        ["5", ".5100", *[".5000"] * 6],
+    ]
+    assert lines(ours, "most frequent")[1] == ["3", ".3300", *[".3200"] * 6]
+    assert "papers' own figures" in ours
+
+
+def test_a_model_of_landmarks_and_labels_gets_both_tables():
+    printed = text("deepfashion", labelled(ne=0.0123))
+    assert printed.index("normalised error") < printed.index("top-k accuracy and recall")
+    assert printed.count("this run") == 2
+
+
+def test_classes_that_nobody_published():
+    """Garment types are not the published categories, and an image folder's classes are its own."""
+    plain = Labels(FASHION8)
+    folder = Labels(NO_LANDMARKS, ("blue", "green", "red"))
+    for dataset, labels, label in (
+        ("deepfashion", plain, "garment_type"),
+        ("image-folder", folder, "category"),
+    ):
+        printed = text(dataset, labelled(labels, label))
+        assert "published" not in printed
+        assert label.replace("_", " ") in printed
+        assert lines(printed, "this run") == [["1", ".1100"], ["3", ".3100"], ["5", ".5100"]]
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def test_all_types_lie_among_their_types(k: int):
+    """A mistyped digit shows: what is recalled of all attributes lies between the least and the most by type."""
+    found = PUBLISHED_LABELS["deepfashion"][0].found[k]
+    by_type = [found[name] for name in TYPES]
+    assert min(by_type) < found["all"] < max(by_type)

@@ -10,16 +10,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
+from torchvision.models.vgg import make_layers
 
-from glefld import checkpoint, heatmap, storage
+from glefld import checkpoint, storage
+from glefld.augmentation import Augmentation
 from glefld.dataset import open_dataset
 from glefld.evaluation import EVAL_BATCH, evaluate
-from glefld.loader import NO_AUGMENTATION, Augmentation, BatchLoader, InputPipeline
+from glefld.loader import BatchLoader, InputPipeline
 from glefld.metrics import Counters
 from glefld.models import build_model
+from glefld.models.backbones import VGG_LAYERS
 from glefld.reader import SplitReader, share
-from glefld.training import EpochReport, Job, Recipe, learning_rate, train, train_step
-from tests.dots import DOTS, write_checkpoint
+from glefld.recipe import Recipe
+from glefld.training import EpochReport, Job, Mistake, initial_model, learning_rate, train, train_step
+from tests.dots import LABELS, write_checkpoint
 from tests.ingested import write_dataset
 
 SIZE = 32
@@ -45,9 +49,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def gradient(data: str, rank: int, world: int) -> torch.Tensor:
     """All gradients of one step on the same global batch, as one vector; batch norm uses fixed statistics."""
     torch.manual_seed(0)
-    model = build_model("gle", CONFIG, 2).eval()
+    model = build_model("gle", CONFIG, LABELS).eval()
     parallel: nn.Module = nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    loader = BatchLoader(DOTS, InputPipeline(SIZE, BATCH))
+    loader = BatchLoader(LABELS, InputPipeline(SIZE, BATCH))
     first, end = share(0, BATCH, rank, world)
     rows = np.arange(BATCH)[first:end]
     seeds = ((0, 0, int(row)) for row in rows)
@@ -55,7 +59,7 @@ def gradient(data: str, rank: int, world: int) -> torch.Tensor:
         SplitReader(data, open_dataset(data), "train").read([rows]), RECIPE.augmentation, seeds
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    train_step(parallel, optimizer, batch, heatmap.radius(SIZE), BATCH, world, torch.float32)
+    train_step(model, parallel, optimizer, batch, RECIPE, BATCH, world, torch.float32)
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -86,13 +90,13 @@ def test_evaluation_is_the_same_on_any_number_of_workers(rows: int, tmp_path: Pa
     assert rows % 3
     url = write_dataset(tmp_path / "data", {"val": rows})
     model, card = checkpoint.load(write_checkpoint(str(tmp_path / "checkpoint")))
-    loader = BatchLoader(DOTS, InputPipeline(card.input_size, EVAL_BATCH))
+    loader = BatchLoader(LABELS, InputPipeline(card.input_size, EVAL_BATCH))
     reports = []
     for world in (1, 2, 3):
-        total = Counters(DOTS)
+        total = Counters(LABELS)
         for rank in range(world):
             reader = SplitReader(url, open_dataset(url), "val")
-            total += evaluate(model, reader, loader, card.radius, rank, world)
+            total += evaluate(model, reader, loader, rank, world)
         reports.append(total.report())
     assert [report.rows for report in reports] == [rows] * 3
     assert reports[0].ne is not None
@@ -179,22 +183,6 @@ def test_learning_rates_of_the_paper() -> None:
     assert rates[20:] == sorted(rates[20:], reverse=True)
 
 
-def test_it_overfits_eight_samples(tmp_path: Path) -> None:
-    """A hundred and twenty steps on one batch: the loss falls to a quarter and each landmark is found to 1 px."""
-    url = write_dataset(tmp_path, {"train": 8})
-    loader = BatchLoader(DOTS, InputPipeline(SIZE, 8))
-    (batch,) = loader.run(SplitReader(url, open_dataset(url), "train").read([np.arange(8)]), NO_AUGMENTATION)
-    torch.manual_seed(0)
-    model = build_model("gle", {**CONFIG, "width": 64}, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    r = heatmap.radius(SIZE)
-    losses = [train_step(model, optimizer, batch, r, 8, 1, torch.float32).item() for _ in range(120)]
-    assert losses[-1] < losses[0] / 4
-    with torch.no_grad():
-        found, _ = heatmap.decode(model(batch.images), r)
-    assert (found - batch.landmarks).norm(dim=-1).max() < 1
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json", "complete.json"])
 def test_a_damaged_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
     """A file cut short, changed or missing ends in one line that names the checkpoint."""
@@ -217,7 +205,7 @@ def test_a_checkpoint_rebuilds_itself(tmp_path: Path) -> None:
     (model, card), (again, card_again) = checkpoint.load(url), checkpoint.load(str(tmp_path / "export"))
     x = torch.randn(2, 3, card.input_size, card.input_size)
     assert card == card_again
-    assert torch.equal(model(x), again(x))
+    assert torch.equal(model(x).heatmaps, again(x).heatmaps)
 
 
 def test_resolve_takes_a_run_or_a_checkpoint(data: str, tmp_path: Path) -> None:
@@ -230,7 +218,63 @@ def test_resolve_takes_a_run_or_a_checkpoint(data: str, tmp_path: Path) -> None:
 
 def test_a_wrong_recipe_ends_in_one_line() -> None:
     """What a user can get wrong about the recipe is one line that names the option."""
-    cases = (({"input_size": 100}, "multiple of 8"), ({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch"))
+    cases = (({"input_size": 0}, "input-size"), ({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch"))
     for wrong, message in cases:
         with pytest.raises(ValueError, match=message):
             Recipe(**wrong)
+
+
+def test_weights_are_torchvisions(data: str, tmp_path: Path) -> None:
+    """The backbone starts from a torchvision checkpoint's features; what is none, or another's, is one line."""
+    features = make_layers(VGG_LAYERS["vgg16"], batch_norm=False)
+    state = {f"features.{name}": value for name, value in features.state_dict().items()}
+    torch.save(state | {"classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg16.pth")
+    labels = open_dataset(data).labels
+    config = {"backbone": "vgg16", "modules": 0, "width": 8}
+    job = Job("fld", data, "", "gle", config, RECIPE, weights=str(tmp_path / "vgg16.pth"))
+    model = initial_model(job, labels)
+    for name, value in model.get_submodule("features").state_dict().items():
+        assert torch.equal(value, state[f"features.{name}"])
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    wrong = {
+        "not a checkpoint of torchvision's": dataclasses.replace(job, weights=str(tmp_path / "text.pth")),
+        "does not hold this backbone's weights": dataclasses.replace(job, config=CONFIG),
+        "has no backbone": dataclasses.replace(job, model="local", config={}),
+        "multiple of 8": dataclasses.replace(job, recipe=dataclasses.replace(RECIPE, input_size=36)),
+    }
+    for message, mistaken in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            initial_model(mistaken, labels)
+
+
+def test_a_run_does_not_go_on_with_other_data(data: str, tmp_path: Path) -> None:
+    """A data set that was ingested anew is another one, though its place is the same."""
+    run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=1))
+    other = write_dataset(tmp_path / "data", {"train": 21, "val": 5}, seed=1)
+    with pytest.raises(Mistake, match="has changed"):
+        run(other, tmp_path / "run")
+
+
+def test_the_best_checkpoint_survives_a_kill_between_the_two_pointers(data: str, tmp_path: Path) -> None:
+    """Killed after one pointer was written, the run goes on to its end with a best checkpoint to show."""
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    written = []
+
+    def stop(run_folder: str, name: str, place: str) -> None:
+        if written:
+            raise Stopped
+        written.append(name)
+        point(run_folder, name, place)  # type: ignore[arg-type]
+
+    point = checkpoint.point
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glefld.checkpoint.point", stop)
+        with pytest.raises(Stopped):
+            run(data, tmp_path / "run", recipe)
+    assert written == ["best"]
+    run(data, tmp_path / "run", recipe)
+    _, best = checkpoint.load(checkpoint.resolve(str(tmp_path / "run")))
+    _, last = checkpoint.load(
+        storage.join(str(tmp_path / "run"), str(checkpoint.pointed(str(tmp_path / "run"), "last")))
+    )
+    assert best.val["ne"] <= last.val["ne"]

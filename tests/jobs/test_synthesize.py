@@ -1,5 +1,6 @@
 """The synthesize job's command line."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli, synthesize
+from tests.mistakes import one_line
 
 
 def test_writes_a_data_set_and_says_what_is_in_it(
@@ -26,6 +28,19 @@ def test_writes_a_data_set_and_says_what_is_in_it(
         "planted.json",
     ]
     assert "10 photos" in " ".join(capsys.readouterr().out.split())
+
+
+def test_writes_deepfashion2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two zips and the garments of each category; faults are planted in lists only, and asking for them is told."""
+    output = str(tmp_path / "raw")
+    options = synthesize.Options("deepfashion2", 12, output, processes=1)
+    synthesize.run(options)
+    assert sorted(path.name for path in Path(output).iterdir()) == ["train.zip", "validation.zip"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "12 photos" in printed
+    assert "validation" in printed
+    told = one_line(lambda: synthesize.run(dataclasses.replace(options, irregularities=1)), capsys)
+    assert "leave it out for deepfashion2" in told
 
 
 def test_a_mistake_ends_in_one_line(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pipelines.evaluate import Workers, evaluate_checkpoint
 from pipelines.train import parse_workers
 from tests.dots import write_checkpoint
 from tests.ingested import write_dataset
+from tests.mistakes import one_line
 
 TINY = (
     "--input-size 32 --epochs 3 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 "
@@ -85,7 +86,7 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
     # Evaluated again by three tasks, the checkpoint scores what it scored in the run.
     best = checkpoint.resolve(str(folder))
     report = evaluate_checkpoint(best, str(root / "data" / "fld"), "val", Workers(number=3))
-    assert report.ne == pytest.approx(run.data.metrics["val_ne_best_fp32"], abs=1e-6)
+    assert report.ne == pytest.approx(run.data.metrics["best_ne"], abs=1e-6)
 
     # The name is taken; resumed, a finished run has nothing left to do and stays one run.
     with pytest.raises(ValueError, match="give --resume to go on with it"):
@@ -126,28 +127,6 @@ def test_evaluate_writes_its_json_and_run(root: Path) -> None:
     assert run.data.metrics["val_ne"] == pytest.approx(scores["ne"]["average"])
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("--preset paper", "give --weights FILE_OR_URL"),
-        ("--data {root}/nowhere", "not a finished data set"),
-        ("--resume", "there is no run fld-gle-"),
-        ("--resume --name never", "is not a run"),
-        ("--data {root}/other", "holds the data set 'fld', not 'deepfashion'"),
-    ],
-)
-def test_mistakes_end_in_one_line(root: Path, line: str, message: str) -> None:
-    """What is wrong is said before Ray starts and before a run is made."""
-    dataset = "fld"
-    if "other" in line:
-        write_dataset(root / "other", {"train": 4, "val": 4})
-        dataset = "deepfashion"
-    with pytest.raises(ValueError, match=message):
-        train.run(train.parse(f"--dataset {dataset} --root {root} {line.format(root=root)}".split()))
-    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
-    assert [e.name for e in client.search_experiments()] == ["Default"]
-
-
 @pytest.mark.parametrize(("text", "bounds"), [("1", (1, 1)), ("3", (3, 3)), ("1-4", (1, 4)), ("2-2", (2, 2))])
 def test_worker_counts(text: str, bounds: tuple[int, int]) -> None:
     assert parse_workers(text) == bounds
@@ -167,3 +146,61 @@ def test_presets_are_defaults_that_options_override() -> None:
     small = train.parse(["--dataset", "deepfashion", "--model.modules", "0"])
     assert (small.preset, small.config.backbone, small.config.modules) == ("small", "vgg-small", 0)
     assert train.parse(["--dataset", "deepfashion"]).config.modules == 2
+
+
+def test_resume_finds_the_newest_run_of_the_model_itself(tmp_path: Path) -> None:
+    """sanl's runs are not sanl-resnet's, whose names begin alike and sort behind them."""
+    for name in ("fld-sanl-20260101-000000", "fld-sanl-20260102-000000", "fld-sanl-resnet-20260101-000000"):
+        line = f"--dataset fld --model sanl --root {tmp_path} --name {name}"
+        record = {"options": train._comparable(train.parse(line.split())), "run_id": name}
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.json").write_text(json.dumps(record))
+    resumed = train.parse(f"--dataset fld --model sanl --root {tmp_path} --resume".split())
+    folder, started = train.find_run(resumed, str(tmp_path))
+    assert folder == f"{tmp_path}/runs/fld-sanl-20260102-000000"
+    assert started["run_id"] == "fld-sanl-20260102-000000"
+
+
+WRONG = {
+    "no weights": ("--preset paper", "give --weights FILE_OR_URL"),
+    "no data": ("--data {root}/nowhere", "not a finished data set"),
+    "other data": (
+        "--dataset deepfashion --data {root}/data/fld",
+        "holds the data set 'fld', not 'deepfashion'",
+    ),
+    "nothing to resume": ("--resume", "there is no run fld-gle-"),
+    "no such run": ("--resume --name never", "is not a run"),
+    "no epochs": ("--epochs 0", "epochs must be at least 1, not 0"),
+    "a size that the network does not take": ("--input-size 100", "input-size must be a multiple of 8"),
+    "no GPU": ("--device gpu", "Ray has no GPU here"),
+    "weights that are not there": ("--weights /nowhere/vgg16.pth", "/nowhere/vgg16.pth"),
+    "weights that are a folder": ("--weights /", "directory"),
+    "a classifier that is none": ("--model sanl --classifier /nowhere", "neither a checkpoint nor a run"),
+    "no classifier": ("--model sanl --model.backbone resnet18", "give --classifier RUN"),
+    "another task": ("--model resnet", "--task landmarks is not what resnet does"),
+}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("case", WRONG)
+def test_mistakes_end_in_one_line(case: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is written: no run that would have to be named again, no run in MLflow."""
+    line, message = WRONG[case]
+    assert message in one_line(lambda: train.run(options(root, line.format(root=root))), capsys)
+    assert not (root / "runs").exists()
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    assert [e.name for e in client.search_experiments()] == ["Default"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("--model.modules=-1", "must be 0 or more"), ("--augmentation.mirror 2", "mirror is a probability")],
+)
+def test_a_wrong_nested_option_is_told_as_the_parser_tells_it(
+    line: str, message: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the parser's own box, with exit status 2, like an option that there is not."""
+    with pytest.raises(SystemExit) as end:
+        options(root, line)
+    assert end.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())

@@ -16,11 +16,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from glefld.dataset import open_dataset
 from glefld.datasets.synthetic import write_dataset
-from glefld.schema import Manifest
+from glefld.schema import NO_LANDMARKS, Labels, Manifest
 from pipelines.archives import Archive
 from pipelines.ingest import find_finished, ingest, prepare
 from pipelines.plan import IngestOptions
-from tests.raw_layouts import Row, jpeg, photos, rows, write_fld
+from tests.blots import HEIGHT, WIDTH, image_folder
+from tests.raw_layouts import Row, jpeg, photos, rows, write_archive, write_fld
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -77,6 +78,36 @@ def test_every_kind_of_archive_gives_the_same_data(tmp_path: Path) -> None:
     manifest = found["img.zip"]
     assert manifest.rejects == {"duplicate_id": 1, "missing_photo": 1, "unreadable_photo": 1}
     assert manifest.splits == {"train": 13, "val": 4, "test": 2}
+
+
+@pytest.mark.parametrize("margin", [0.25, "full"])
+def test_an_image_folder(margin: float | str, tmp_path: Path) -> None:
+    """A folder and archives of it, with folders around, are the same data: whole photos, no landmarks, categories."""
+    images = image_folder({"train": 4, "val": 2, "test": 1})
+    images["val/red/000.png"] = b"not a photo"
+    images |= {"train/notes.txt": b"notes", "README": b"birds"}
+    found = {}
+    for name in ("birds", "birds.zip", "birds.tar.gz", "around"):
+        around = "" if name == "birds" else "CUB/images/"
+        # Sorted, as a folder's are read: rows stand in the archive's order.
+        source = write_archive(tmp_path / name, {around + path: images[path] for path in sorted(images)})
+        found[name] = run(
+            IngestOptions("image-folder", str(source), margin=margin), tmp_path / f"output-{name}"
+        )
+    manifest = found["birds"]
+    for other in found.values():
+        assert other.content_hash == manifest.content_hash
+        assert other.rejects == {"unreadable_photo": 1}
+        assert other.splits == {"train": 12, "val": 5, "test": 3}
+        assert (other.source["files"], other.source["files_not_used"]) == (23, 2)
+    assert manifest.labels == Labels(NO_LANDMARKS, ("blue", "green", "red"))
+    table = pyarrow.dataset.dataset(
+        tmp_path / "output-birds", partitioning="hive", exclude_invalid_files=True
+    )
+    for row in table.to_table().to_pylist():
+        assert row["box"] == row["crop_box"] == [0, 0, WIDTH, HEIGHT]
+        assert (row["landmarks"], row["visibility"], row["garment_type"]) == ([], [], None)
+        assert f"/{manifest.categories[row['category'] - 1]}/" in row["source_uri"]
 
 
 def test_changed_pixels_change_the_hash(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from glefld.models import build_model
 from glefld.models.blocks import LandmarkBranch
 from glefld.models.gle import GLEConfig, GlobalLocalModule
+from glefld.schema import FASHION8, Labels
 
 
 def count(module: nn.Module) -> int:
@@ -17,9 +18,12 @@ def test_parameter_counts() -> None:
     """447,496 in the landmark branch and 5,248,256 in each module, whatever k is."""
     assert count(LandmarkBranch(512, 8)) == 447_496
     assert count(GlobalLocalModule(512)) == 5_248_256
-    backbone = count(build_model("gle", {"modules": 0}, 8)) - 447_496
+    backbone = count(build_model("gle", {"modules": 0}, Labels(FASHION8))) - 447_496
     for modules in (1, 2, 3):
-        assert count(build_model("gle", {"modules": modules}, 8)) == backbone + 447_496 + modules * 5_248_256
+        assert (
+            count(build_model("gle", {"modules": modules}, Labels(FASHION8)))
+            == backbone + 447_496 + modules * 5_248_256
+        )
 
 
 def test_backbone_is_torchvisions_vgg16_to_conv4_3() -> None:
@@ -28,7 +32,10 @@ def test_backbone_is_torchvisions_vgg16_to_conv4_3() -> None:
 
     ours = {
         k: v.shape
-        for k, v in build_model("gle", {"modules": 0}, 8).get_submodule("features").state_dict().items()
+        for k, v in build_model("gle", {"modules": 0}, Labels(FASHION8))
+        .get_submodule("features")
+        .state_dict()
+        .items()
     }
     theirs = {k: v.shape for k, v in vgg16().features[:23].state_dict().items()}
     assert ours == theirs
@@ -122,7 +129,7 @@ def test_identity_start_passes_its_input_on() -> None:
 )
 def test_wrong_options_end_in_one_line(name: str, config: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_model(name, config, 8)
+        build_model(name, config, Labels(FASHION8))
 
 
 def test_config_names_its_defaults() -> None:

@@ -1,0 +1,194 @@
+"""Systems trained alike, side by side: what each cost and scored, and which differences can be told from chance."""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.figure
+import rich.box
+import rich.table
+
+from glefld.metrics import Baselines, Report
+from glefld.published import MOST_COLUMNS, NOTE, published, short_name
+
+#: So many seeds are needed before a difference is called one.
+SEEDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One system trained with one seed."""
+
+    system: str
+    seed: int
+    error: float  # what it was chosen by: NE, or what its accuracy lacks
+    ne: float | None
+    ne_by_landmark: dict[str, float | None]
+    numbers: dict[str, float]  # all scores, ``Report.numbers``
+    parameters: int  # frozen ones too
+    multiply_adds: int  # of one input
+    images_per_second: float  # forward, on the machine it was trained on
+    checkpoint: str
+    run_id: str
+
+    @classmethod
+    def of(cls, report: Report, **facts: Any) -> "Result":
+        assert report.error is not None, "training has chosen a checkpoint by its error"
+        return cls(
+            error=report.error,
+            ne=report.ne,
+            ne_by_landmark=report.ne_by_landmark,
+            numbers=report.numbers(),
+            **facts,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One system over its seeds."""
+
+    system: str
+    results: tuple[Result, ...]
+
+    @property
+    def ne(self) -> float:
+        """The mean over seeds."""
+        return statistics.fmean(self._values())
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The least and the largest of the seeds."""
+        return min(self._values()), max(self._values())
+
+    def landmark(self, name: str) -> float | None:
+        """The mean over seeds of a landmark's NE; None where it was never visible."""
+        values = [v for r in self.results if (v := r.ne_by_landmark[name]) is not None]
+        return statistics.fmean(values) if values else None
+
+    def differs(self, other: "Row") -> bool:
+        """Whether every seed of the one is better than every seed of the other, and there are ``SEEDS`` of each."""
+        if min(len(self.results), len(other.results)) < SEEDS:
+            return False
+        return self.span[1] < other.span[0] or other.span[1] < self.span[0]
+
+    def _values(self) -> list[float]:
+        return [r.ne for r in self.results if r.ne is not None]
+
+
+def rows(results: Sequence[Result]) -> list[Row]:
+    """The landmark systems in the order they are first met; classifiers have no NE and stand elsewhere."""
+    names = dict.fromkeys(r.system for r in results if r.ne is not None)
+    return [Row(name, tuple(r for r in results if r.system == name)) for name in names]
+
+
+def verdict(row: Row, best: Row) -> str:
+    """How a row stands to the best one, in a word or two."""
+    if row is best:
+        return "best"
+    if row.differs(best):
+        return "worse"
+    return "not told apart"
+
+
+def table(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines) -> rich.table.Table:
+    """NE by landmark, cost and verdict of each system, beside the mean positions and the published figures."""
+    first = compared[0].results[0]
+    names = tuple(first.ne_by_landmark)
+    columns = names if len(names) <= MOST_COLUMNS else ()
+    seeds = max(len(row.results) for row in compared)
+    result = rich.table.Table(
+        title=f"normalised error on {dataset}, {split} (lower is better), {seeds} seed{'s' if seeds > 1 else ''}",
+        caption=f"a difference is called one only where all of {SEEDS} seeds or more agree",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+    result.add_column("system", no_wrap=True)
+    for name in columns:
+        result.add_column(short_name(name).replace(" ", "\n", 1), justify="right")
+    result.add_column("average", justify="right", style="bold")
+    result.add_column("seeds'\nspan", justify="right")
+    for head in ("M para-\nmeters", "G multi-\nply-adds", "images\na second"):
+        result.add_column(head, justify="right")
+    result.add_column("beside\nthe best")
+    result.add_row("measured here", style="italic")
+    for label, scores in (
+        ("mean position", baseline.mean_position),
+        ("mean by type", baseline.mean_position_by_type),
+    ):
+        result.add_row(f"  {label}", *[_cell(scores.ne_by_landmark[n]) for n in columns], _cell(scores.ne))
+    best = min(compared, key=lambda row: row.ne)
+    for row in compared:
+        span = "-".join(_cell(v) for v in row.span) if len(row.results) > 1 else "-"
+        one = row.results[0]
+        result.add_row(
+            f"  {row.system}",
+            *[_cell(row.landmark(n)) for n in columns],
+            _cell(row.ne),
+            span,
+            f"{one.parameters / 1e6:.2f}",
+            f"{one.multiply_adds / 1e9:.2f}",
+            f"{statistics.median(r.images_per_second for r in row.results):.0f}",
+            verdict(row, best),
+        )
+    systems = published(dataset, names)
+    if systems:
+        result.add_section()
+        result.add_row("published", style="italic")
+        result.caption = f"{result.caption}\n{NOTE}"
+    for system in systems:
+        cells = [_cell(v) for v in system.by_landmark] if columns else []
+        result.add_row(f"  {system.system}", *cells, _cell(system.average), style="dim")
+    return result
+
+
+def chart(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines) -> matplotlib.figure.Figure:
+    """Each system's mean NE and the span of its seeds, with the published averages beneath."""
+    systems = published(dataset, tuple(compared[0].results[0].ne_by_landmark))
+    figure = matplotlib.figure.Figure(
+        figsize=(8, 1.6 + 0.3 * (len(compared) + len(systems))), dpi=130, layout="constrained"
+    )
+    axes = figure.subplots()
+    ordered = sorted(compared, key=lambda row: row.ne)
+    labels = []
+    for place, row in enumerate(ordered):
+        low, high = row.span
+        axes.errorbar(
+            row.ne, place, xerr=[[row.ne - low], [high - row.ne]], fmt="o", color="#1f5a96", capsize=3
+        )
+        axes.annotate(
+            f"{row.ne:.4f}", (high, place), (8, 0), textcoords="offset points", va="center", fontsize=8
+        )
+        labels.append(row.system)
+    for place, system in enumerate(systems, len(ordered)):
+        axes.plot(system.average, place, "o", color="white", markeredgecolor="#999999")
+        axes.annotate(
+            f"{system.average:.4f}", (system.average, place), (8, 0), textcoords="offset points", va="center",
+            fontsize=8, color="#777777",
+        )  # fmt: skip
+        labels.append(f"{system.system} (published)")
+    if systems:
+        axes.axhline(len(ordered) - 0.5, color="#cccccc", lw=1)
+    for scores, words, style in (
+        (baseline.mean_position, "mean position", ":"),
+        (baseline.mean_position_by_type, "mean by type", "--"),
+    ):
+        if scores.ne is not None:
+            axes.axvline(scores.ne, ls=style, color="#444444", lw=1, label=words)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("normalised error, mean and span of the seeds (lower is better)")
+    axes.set_title(f"{dataset}, {split}: systems trained alike", fontsize=10)
+    axes.grid(axis="x", color="#eeeeee")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(
+        loc="lower right", fontsize=8, frameon=False, title=NOTE if systems else None, title_fontsize=6
+    )
+    return figure
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}".removeprefix("0")

@@ -1,0 +1,164 @@
+"""DeepFashion2: one JSON a photo with several garments, each with its category's landmarks and its mask's polygons.
+
+``train/annos/000001.json`` belongs to ``train/image/000001.jpg``, likewise ``validation`` and, should somebody have
+it, ``test``. What is made of a garment (``item1``, ``item2``, ...):
+
+- Visibility v 2 is visible and 1 occluded. v 0 (not labelled) becomes cut off: a landmark that the garment's category
+  has but this annotation does not place, mostly because it is out of the picture; absent (3) stays for the other
+  categories' slots.
+- Category and garment type are both its ``category_id``.
+- Viewpoint 2 is the front; 3 is the side or the back and 1 a garment that nobody wears, so they say no view.
+- The area is its polygons', whose parts do not overlap; null where there are none.
+
+Half a million garments of 294 slots would fill gigabytes: landmarks are packed, as ``lists.ANNOTATIONS`` allows.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from glefld.datasets.deepfashion2_landmarks import CATEGORIES, DEEPFASHION2
+from glefld.datasets.lists import (
+    ANNOTATIONS,
+    Annotations,
+    ListFiles,
+    box_array,
+    list_array,
+    spread,
+)
+from glefld.schema import Labels, Visibility
+
+#: The folders, and the splits that they are.
+SPLITS = {"train": "train", "validation": "val", "test": "test"}
+LABELS = Labels(DEEPFASHION2, tuple(name for name, _ in CATEGORIES))
+VISIBILITY = {2: Visibility.VISIBLE, 1: Visibility.OCCLUDED, 0: Visibility.CUT_OFF}
+FRONTAL = 2
+CHUNK = 8192  # rows made at a time
+_ITEM = re.compile(r"item(\d+)")
+_PLACE = re.compile(rf"(?:^|.*[/:])({'|'.join(SPLITS)})/annos/([^/]+)\.json", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Garment:
+    """One row: ``sample_id`` ends in the garment's number in its photo, from 0."""
+
+    sample_id: str
+    photo: str
+    split: str
+    box: Sequence[float]
+    category: int
+    view: str | None
+    area: float | None
+    landmarks: NDArray[np.float32]  # [2n] x, y in the photo of its category's n, NaN where there is none
+    visibility: NDArray[np.int8]  # [n]
+
+
+def read(lists: ListFiles) -> Annotations:
+    """A row for each item of each photo's JSON; ValueError names the file that cannot be read."""
+    seen: set[str] = set()
+    tables = []
+    garments = itertools.chain.from_iterable(read_photo(name, data) for name, data in lists.documents())
+    while chunk := list(itertools.islice(garments, CHUNK)):
+        duplicates = []
+        for garment in chunk:
+            duplicates.append(garment.sample_id in seen)
+            seen.add(garment.sample_id)
+        tables.append(_table(chunk, duplicates))
+    if not tables:
+        raise ValueError(
+            f"{lists.source}: no annotation was found: train/annos/000001.json or validation/annos/... was expected"
+        )
+    return Annotations(pa.concat_tables(tables), LABELS)
+
+
+def read_photo(name: str, data: bytes) -> Iterator[Garment]:
+    """The garments of one photo from its JSON file; ValueError names the file and the item that is wrong."""
+    if (place := _PLACE.fullmatch(name)) is None:
+        raise ValueError(f"{name}: train/annos/NAME.json or validation/annos/NAME.json was expected")
+    folder, stem = place[1].lower(), place[2]
+    try:
+        content = json.loads(data)
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"{name} is not JSON ({error}): get it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name}: an object with item1, item2, ... was expected")
+    photo = f"{folder}/image/{stem}.jpg"
+    for key, item in content.items():
+        if (number := _ITEM.fullmatch(key)) is None:
+            continue
+        try:
+            yield _garment(item, photo, SPLITS[folder], int(number[1]) - 1)
+        except KeyError as error:
+            raise ValueError(f"{name}, {key}: {error} is missing") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}, {key}: {error}") from error
+
+
+def _garment(item: dict[str, Any], photo: str, split: str, number: int) -> Garment:
+    """KeyError, TypeError or ValueError for an item that does not say what it must."""
+    if item["category_id"] not in range(1, len(CATEGORIES) + 1):
+        raise ValueError(f"category_id must be 1 to {len(CATEGORIES)}, not {item['category_id']!r}")
+    category = int(item["category_id"])
+    count = len(DEEPFASHION2.garment_type(category).landmarks)
+    box = _numbers(item["bounding_box"], "bounding_box", 4)
+    triples = _numbers(item["landmarks"], "landmarks", 3 * count)
+    if unknown := set(triples[2::3]) - set(VISIBILITY):
+        raise ValueError(f"a landmark's visibility must be 0, 1 or 2, not {unknown.pop():g}")
+    codes = [VISIBILITY[int(v)] for v in triples[2::3]]
+    points = list(zip(triples[::3], triples[1::3], strict=True))
+    landmarks, visibility = spread(points, codes, range(count), count)
+    return Garment(
+        sample_id=f"deepfashion2/{photo}#{number}",
+        photo=photo,
+        split=split,
+        box=box,
+        category=category,
+        view="front" if item.get("viewpoint") == FRONTAL else None,
+        area=mask_area(item.get("segmentation") or []),
+        landmarks=landmarks,
+        visibility=visibility,
+    )
+
+
+def _numbers(values: Any, key: str, count: int) -> list[float]:
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(f"{key} must be {count} numbers")
+    numbers = [float(value) for value in values]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{key} must be finite")
+    return numbers
+
+
+def mask_area(polygons: Sequence[Sequence[float]]) -> float | None:
+    """Square pixels within polygons x1 y1 x2 y2 ...; None where nothing is within any, or a corner is not finite."""
+    total = 0.0
+    for polygon in polygons:
+        x, y = np.array(polygon[: len(polygon) // 2 * 2], np.float64).reshape(-1, 2).T
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            return None
+        total += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    return total or None
+
+
+def _table(garments: Sequence[Garment], duplicates: Sequence[bool]) -> pa.Table:
+    columns = {
+        "duplicate": pa.array(duplicates, pa.bool_()),
+        "box": box_array([garment.box for garment in garments]),
+        "garment_type": pa.array([garment.category for garment in garments], pa.int8()),
+        "landmarks": list_array([garment.landmarks for garment in garments], pa.float32()),
+        "visibility": list_array([garment.visibility for garment in garments], pa.int8()),
+    }
+    for name in ("sample_id", "photo", "split", "category", "view", "area"):
+        columns[name] = pa.array([getattr(g, name) for g in garments], ANNOTATIONS.field(name).type)
+    return pa.table(
+        [columns.get(field.name, pa.nulls(len(garments), field.type)) for field in ANNOTATIONS],
+        schema=ANNOTATIONS,
+    )

@@ -1,0 +1,126 @@
+"""SANL: spatial-aware non-local attention for fashion landmark detection (Li et al. 2019).
+
+A feature pyramid on a ResNet; at each of its strides 4, 8, 16 and 32 a non-local block guided by the Grad-CAM of a
+ResNet-18 that was trained to classify the garments; a CoarseNet that learns wide heatmaps and a FineNet that refines
+them with narrow ones.
+
+From the paper: the pyramid, the four blocks, Grad-CAM at the matching stride, coarse to fine. Not known, so ours: how
+attention enters a block (``blocks.NonLocal``), widths of the peaks (16 and 8 pixels at 224), channels, heads, recipe.
+"""
+
+import dataclasses
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+
+from glefld.heatmap import Codec
+from glefld.models.backbones import ResNet, ResNetFeatures, load_features
+from glefld.models.blocks import HeatmapHead, NonLocal, conv_norm
+from glefld.models.classifier import Guide, Label
+from glefld.models.system import Model, Output, Preset, System
+from glefld.recipe import SMALL, Recipe
+from glefld.schema import Labels
+
+COARSE = Codec("gaussian", width=16, stride=4)
+FINE = Codec("gaussian", width=8, stride=4)
+
+
+@dataclasses.dataclass(frozen=True)
+class SANLConfig:
+    backbone: ResNet = "resnet101"
+    """The pyramid's trunk; the paper's is resnet101."""
+    attention: Literal["none", "nonlocal", "top", "matching"] = "matching"
+    """none: no blocks; nonlocal: blocks without attention; top: stride 32's at all; matching: each stride's own."""
+    refine: bool = True
+    """Refine CoarseNet's heatmaps by FineNet; without, they are the answer."""
+    label: Label | None = None
+    """What --classifier tells apart. Default: the category where the data set has any, else attributes, else type."""
+    width: int = 256
+    """Channels of the pyramid."""
+
+    def __post_init__(self) -> None:
+        if self.width < 2 or self.width % 2:
+            raise ValueError(f"--model.width must be a multiple of 2, not {self.width}")
+
+
+class SANL(Model):
+    """Heatmaps at stride 4; CoarseNet's are supervised too."""
+
+    stride = 4
+    coarse_codec = COARSE
+
+    def __init__(self, config: SANLConfig, labels: Labels) -> None:
+        super().__init__(labels)
+        self.attention = config.attention
+        self.codec = FINE if config.refine else COARSE
+        self.features = ResNetFeatures(config.backbone)
+        self.pyramid = FeaturePyramidNetwork(self.features.channels, config.width)
+        levels = len(self.features.channels)
+        self.blocks = nn.ModuleList(
+            NonLocal(config.width) for _ in range(levels if config.attention != "none" else 0)
+        )
+        for block in self.blocks:
+            assert isinstance(block, NonLocal)
+            block.start_as_identity()
+        self.merge = nn.ModuleList(conv_norm(config.width, config.width) for _ in range(levels))
+        self.coarse = HeatmapHead(config.width, config.width, self.landmarks)
+        self.fine = (
+            HeatmapHead(config.width + self.landmarks, config.width, self.landmarks)
+            if config.refine
+            else None
+        )
+        guided = config.attention in ("top", "matching")
+        self.guide = Guide(config.label, labels) if guided else None
+
+    @property
+    def needs_classifier(self) -> bool:
+        return self.guide is not None
+
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        load_features(self.features, state)
+
+    def load_classifier(self, classifier: Model, labels: Labels) -> None:
+        if self.guide is None:
+            return super().load_classifier(classifier, labels)
+        return self.guide.load(classifier, labels)
+
+    def forward(self, images: Tensor) -> Output:
+        """[B, 3, H, W] -> heatmaps and coarse heatmaps, each [B, K, H / 4, W / 4]"""
+        stages = self.features.stages(images)
+        levels = list(self.pyramid({str(i): stage for i, stage in enumerate(stages)}).values())
+        if self.blocks:
+            maps = self.look(images, levels)
+            levels = [block(x, m) for block, x, m in zip(self.blocks, levels, maps, strict=True)]
+        size = levels[0].shape[2:]
+        merged = torch.stack(
+            [
+                F.interpolate(conv(x), size, mode="bilinear") if x.shape[2:] != size else conv(x)
+                for conv, x in zip(self.merge, levels, strict=True)
+            ]
+        ).sum(dim=0)
+        coarse = self.coarse(merged)
+        if self.fine is None:
+            return Output(coarse)
+        return Output(self.fine(torch.cat([merged, coarse], dim=1)), coarse=coarse)
+
+    def look(self, images: Tensor, levels: list[Tensor]) -> list[Tensor | None]:
+        """The attention [B, 1, h, w] of each level, None for the plain non-local block."""
+        if self.guide is None:
+            return [None] * len(levels)
+        maps: list[Tensor] = self.guide(images)
+        if self.attention == "matching":
+            return list(maps)
+        return [F.interpolate(maps[-1], x.shape[2:], mode="bilinear") for x in levels]
+
+
+def preset(name: Preset, dataset: str) -> tuple[SANLConfig, Recipe]:
+    """The schedule is not known: ours."""
+    if name == "paper":
+        return SANLConfig(), Recipe(batch_size=32, learning_rate=5e-4, schedule="cosine", weight_decay=0.01)
+    return SANLConfig("resnet18", width=64), SMALL
+
+
+SYSTEM = System("landmarks", SANLConfig, SANL, preset)

@@ -1,0 +1,206 @@
+"""Train several systems on the same data with the same recipe, and put them in one table and chart."""
+
+import contextlib
+import dataclasses
+import datetime
+import io
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import ray
+import tyro
+from rich.console import Console
+
+from glefld import checkpoint, comparison, storage, tracking
+from glefld.comparison import Result
+from glefld.datasets import Dataset
+from glefld.models import MODELS, build_model
+from glefld.models.classifier import ResNetConfig, default_label
+from glefld.models.system import Preset
+from glefld.published import as_text
+from glefld.recipe import SMALL, Recipe
+from glefld.schema import Labels, Split
+from jobs.cli import Device, Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
+from pipelines.compare import Entry, Plan, compare, slug
+from pipelines.evaluate import baselines
+from pipelines.train import Workers
+
+ALL = tuple(name for name, system in MODELS.items() if system.task == "landmarks" and name != "local")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which systems, on what, and how."""
+
+    dataset: Dataset
+    """Which data set."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = SMALL
+    models: tuple[str, ...] = ALL
+    """Systems, each NAME or NAME:OPTION=VALUE,... with options of its config or of the recipe: gle:modules=0
+    sanl:attention=none,landmarks=annotated."""
+    backbone: str | None = None
+    """The same features for all, such as resnet18. Default: each system's own of the preset."""
+    preset: Preset = "small"
+    """Whose configs the systems start from; the recipe is given by the options below, whatever the preset."""
+    seeds: int = 1
+    """Repeat with seeds 0 to N-1; a difference is called one from three seeds on."""
+    split: Split = "val"
+    """Scored on this split. Choose on val; test is for the last word."""
+    data: str | None = None
+    """The ingested data set, path or URL. Default: <root>/data/<dataset>."""
+    root: Root = None
+    name: str | None = None
+    """Name of the comparison, which is kept in <root>/runs/<name>; given again, it goes on. Default: by time."""
+    rows: int | None = None
+    """Train on the first so many rows only."""
+    weights: str | None = None
+    """ImageNet weights of the backbone, for all: torchvision's checkpoint, a path or URL."""
+    classifier: str | None = None
+    """The classifier that guides SANL. Default: a resnet trained first, with the same recipe."""
+    num_workers: int = 1
+    """Workers of each training run."""
+    cpus_per_worker: int | None = None
+    """CPUs a worker takes. Default on one machine: all of them, shared out; on a cluster: 1."""
+    device: Device = "auto"
+    max_failures: int = 3
+    """How often a worker group is started again after a loss."""
+    parallel: int = 1
+    """Runs at the same time, if the cluster has room for them."""
+    experiment: str | None = None
+    """MLflow experiment. Default: glefld-<dataset>."""
+
+
+def run(options: Options) -> None:
+    for field in ("seeds", "num_workers", "parallel"):
+        if getattr(options, field) < 1:
+            raise ValueError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(options, field)}")
+    root = resolve_root(options.root)
+    data, manifest = open_data(options.data, root, options.dataset)
+    entries = [parse_entry(text, options) for text in options.models]
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError("--models names a system twice with the same options")
+    guided = [e for e in entries if build_model(e.system, e.config, manifest.labels).needs_classifier]
+    uri = tracking.tracking_uri(root, on_cluster())
+    name = options.name or f"compare-{options.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    folder = storage.join(root, "runs", name)
+    start_ray(dashboard=True)
+    plan = Plan(
+        dataset=options.dataset,
+        data=data,
+        folder=folder,
+        split=options.split,
+        rows=options.rows,
+        weights=resolve_url(options.weights, "--weights") if options.weights else None,
+        workers=choose_workers(options),
+        parallel=options.parallel,
+        experiment=options.experiment,
+    )
+    record = storage.join(folder, "compare.json")
+    begun = storage.read_json(record)["run_id"] if storage.exists(record) else None
+    parent = tracking.start_run(
+        uri,
+        options=options,
+        manifest=manifest,
+        data=data,
+        name=name,
+        experiment=options.experiment,
+        resume=begun,
+    )
+    storage.write_json(record, {"run_id": parent.run_id})
+    console = Console()
+
+    def tell(result: Result) -> None:
+        console.print(f"{result.system}, seed {result.seed}: error {result.error:.4f}")
+
+    with tracking.to_its_end(parent):
+        classifier = resolve_classifier(options, plan, guided, manifest.labels, parent, tell)
+        results = compare(plan, entries, options.seeds, parent, classifier, tell)
+        baseline = baselines(data, options.split, "category")
+        compared = comparison.rows(results)
+        words = as_text(comparison.table(options.dataset, options.split, compared, baseline), width=160)
+        chart = comparison.chart(options.dataset, options.split, compared, baseline)
+        value = {"split": options.split, "results": [dataclasses.asdict(result) for result in results]}
+        log = tracking.RunLog(parent)
+        log.log({f"error/{slug(r.system)}-seed{r.seed}": r.error for r in results}, step=0)
+        log.flush()
+        log.log_text(words, "comparison/table.txt")
+        log.log_figure(chart, "comparison/ne.png")
+        log.client.log_dict(parent.run_id, value, "comparison/results.json")
+        storage.write_json(storage.join(folder, "results.json"), value)
+    console.print(words, soft_wrap=True, highlight=False)
+    console.print(f"results    {storage.join(folder, 'results.json')}", soft_wrap=True)
+    console.print(f"MLflow     {tracking.where(parent)}", soft_wrap=True)
+
+
+def parse_entry(text: str, options: Options) -> Entry:
+    """``NAME:OPTION=VALUE,...`` with options of the system's config or of the recipe. ValueError if it is not so."""
+    system, _, rest = text.partition(":")
+    if system not in MODELS or MODELS[system].task != "landmarks":
+        raise ValueError(f"--models: {system!r} is none of {', '.join(ALL)}")
+    config = MODELS[system].preset(options.preset, options.dataset)[0]
+    recipe = options.recipe
+    if options.backbone and hasattr(config, "backbone"):
+        config = with_option(config, "backbone", options.backbone, text)
+    for item in filter(None, rest.split(",")):
+        name, equals, value = item.partition("=")
+        name = name.replace("-", "_")
+        if not equals or not (hasattr(config, name) or hasattr(recipe, name)):
+            raise ValueError(
+                f"--models {text}: {item!r} is not OPTION=VALUE of {system}'s config or of the recipe"
+            )
+        if hasattr(config, name):
+            config = with_option(config, name, value, text)
+        else:
+            recipe = with_option(recipe, name, value, text)
+    return Entry(text, system, config, recipe)
+
+
+def with_option(value: Any, name: str, text: str, entry: str) -> Any:
+    """A dataclass with one field set from text, as its type reads it. ValueError if it does not."""
+    flag = name.replace("_", "-")
+    if isinstance(getattr(value, name), bool):
+        if text not in ("true", "false"):
+            raise ValueError(f"--models {entry}: {flag} is true or false, not {text!r}")
+        return dataclasses.replace(value, **{name: text == "true"})
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return tyro.cli(type(value), default=value, args=[f"--{flag}={text}"])
+    except SystemExit:
+        raise ValueError(f"--models {entry}: {flag} cannot be {text!r}") from None
+
+
+def resolve_classifier(
+    options: Options,
+    plan: Plan,
+    guided: list[Entry],
+    labels: Labels,
+    parent: tracking.RunHandle,
+    tell: Callable[[Result], None],
+) -> str | None:
+    """The checkpoint that guides the entries that need one: the given one, else one trained like the entries."""
+    if not guided:
+        return None
+    if options.classifier:
+        return checkpoint.resolve(resolve_url(options.classifier, "--classifier"))
+    config = ResNetConfig("resnet18", default_label(labels))
+    entry = Entry(f"classifier:label={config.label}", "resnet", config, options.recipe)
+    (result,) = compare(plan, [entry], 1, parent, None, tell)
+    return result.checkpoint
+
+
+def choose_workers(options: Options) -> Workers:
+    """Each run's worker group, on the resources that are there."""
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    share = options.num_workers * options.parallel
+    each = options.cpus_per_worker or (1 if on_cluster() else max(1, cpus // share))
+    if not on_cluster() and options.num_workers * each > cpus:
+        raise ValueError(
+            f"{options.num_workers} workers of {each} CPUs are more than this machine's {cpus}: lower --num-workers"
+        )
+    gpu = use_gpu(options.device)
+    return Workers(options.num_workers, options.num_workers, each, gpu, options.max_failures)
+
+
+if __name__ == "__main__":
+    main(Options, run)

@@ -1,0 +1,181 @@
+"""Several systems trained alike: child runs of one MLflow run, side by side as resources allow."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import torch
+
+from glefld import checkpoint, cost, storage, tracking
+from glefld.comparison import Result
+from glefld.dataset import open_dataset
+from glefld.evaluation import EVAL_BATCH
+from glefld.models import build_model
+from glefld.recipe import Recipe
+from glefld.schema import Split
+from glefld.tracking import RunHandle
+from glefld.training import Job, choose_precision
+from pipelines import evaluate
+from pipelines.train import Workers, train_and_score
+
+RESULT = "result.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of the comparison: a system with its config, and the recipe that all share but for what it varies."""
+
+    name: str
+    system: str
+    config: Any
+    recipe: Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What all entries have in common."""
+
+    dataset: str
+    data: str
+    folder: str
+    split: Split
+    rows: int | None
+    weights: str | None
+    workers: Workers
+    parallel: int
+    experiment: str | None
+
+
+def slug(name: str) -> str:
+    """An entry's name as folders and metrics can have it."""
+    return "".join(c if c.isalnum() or c in "-." else "-" for c in name)
+
+
+def compare(
+    plan: Plan,
+    entries: Sequence[Entry],
+    seeds: int,
+    parent: RunHandle,
+    classifier: str | None,
+    done: Callable[[Result], None],
+) -> list[Result]:
+    """Train and score each entry with each seed; results in the entries' order, ``done`` as each is there.
+
+    What an earlier, stopped comparison has finished is read, not trained again; what it has begun goes on. ValueError
+    if it was another one.
+    """
+    waiting = [(entry, seed) for entry in entries for seed in range(seeds)]
+    running: dict[ray.ObjectRef, RunHandle] = {}
+    results: dict[tuple[str, int], Result] = {}
+
+    def note(result: Result) -> None:
+        results[result.system, result.seed] = result
+        done(result)
+
+    try:
+        while waiting or running:
+            while waiting and len(running) < plan.parallel:
+                entry, seed = waiting.pop(0)
+                job = make_job(plan, entry, seed, classifier)
+                earlier = begun(job)
+                if earlier is not None and (found := finished(job)) is not None:
+                    note(found)
+                    continue
+                resume = earlier["run_id"] if earlier is not None else None
+                handle = open_run(job, f"{entry.name} seed {seed}", plan.experiment, parent, resume)
+                running[_child.remote(job, entry.name, plan.split, plan.workers, handle)] = handle
+            if running:
+                (ready,), _ = ray.wait(list(running), num_returns=1)
+                handle = running.pop(ready)
+                note(ray.get(ready))
+    except BaseException as error:
+        for task, handle in running.items():
+            ray.cancel(task, force=True)
+            tracking.finish(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    return [results[entry.name, seed] for entry in entries for seed in range(seeds)]
+
+
+def make_job(plan: Plan, entry: Entry, seed: int, classifier: str | None) -> Job:
+    """The training run of one entry and seed, in its own folder of the comparison's."""
+    manifest = open_dataset(plan.data)
+    guided = build_model(entry.system, entry.config, manifest.labels).needs_classifier
+    return Job(
+        dataset=plan.dataset,
+        data=plan.data,
+        run=storage.join(plan.folder, f"{slug(entry.name)}-seed{seed}"),
+        model=entry.system,
+        config=dataclasses.asdict(entry.config),
+        recipe=dataclasses.replace(entry.recipe, seed=seed),
+        weights=plan.weights,
+        classifier=classifier if guided else None,
+        rows=plan.rows,
+    )
+
+
+def begun(job: Job) -> dict[str, Any] | None:
+    """What an earlier comparison wrote of this job: its run.json. ValueError if it was another job."""
+    record = storage.join(job.run, "run.json")
+    if not storage.exists(record):
+        return None
+    found = storage.read_json(record)
+    if found["job"] != dataclasses.asdict(job):
+        raise ValueError(f"{job.run} was begun with other options: give the comparison another --name")
+    return found
+
+
+def finished(job: Job) -> Result | None:
+    """The result of a job that was begun, if it has come to its end."""
+    url = storage.join(job.run, RESULT)
+    return Result(**storage.read_json(url)) if storage.exists(url) else None
+
+
+def open_run(job: Job, name: str, experiment: str | None, parent: RunHandle, resume: str | None) -> RunHandle:
+    """The job's MLflow run: the one it was begun in, else a new one."""
+    handle = tracking.start_run(
+        parent.tracking_uri,
+        options=job,
+        manifest=open_dataset(job.data),
+        data=job.data,
+        name=name,
+        experiment=experiment,
+        resume=resume,
+        parent=parent,
+    )
+    record = {"job": dataclasses.asdict(job), "run_id": handle.run_id}
+    storage.write_json(storage.join(job.run, "run.json"), record)
+    return handle
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _child(job: Job, name: str, split: Split, workers: Workers, handle: RunHandle) -> Result:
+    best, report, _ = train_and_score(job, workers, handle)
+    scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
+    if split != "val":
+        report = evaluate.evaluate_checkpoint(best, job.data, split, scorer)
+    measure = ray.remote(_measure).options(num_cpus=scorer.cpus, num_gpus=1 if scorer.gpu else 0)
+    result = Result.of(
+        report,
+        system=name,
+        seed=job.recipe.seed,
+        checkpoint=best,
+        run_id=handle.run_id,
+        **ray.get(measure.remote(best, scorer)),
+    )
+    storage.write_json(storage.join(job.run, RESULT), dataclasses.asdict(result))
+    return result
+
+
+def _measure(url: str, workers: evaluate.Workers) -> dict[str, float]:
+    """What a checkpoint's model costs on the machine at hand."""
+    torch.set_num_threads(workers.cpus)
+    device = torch.device("cuda:0" if workers.gpu else "cpu")
+    model, card = checkpoint.load(url)
+    model = model.to(device)
+    dtype = choose_precision("auto", device)
+    return {
+        "parameters": cost.parameters(model),
+        "multiply_adds": cost.multiply_adds(model, card.input_size),
+        "images_per_second": cost.images_per_second(model, card.input_size, EVAL_BATCH, dtype),
+    }

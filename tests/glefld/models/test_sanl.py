@@ -1,0 +1,87 @@
+"""SANL's block and its ablations."""
+
+import pytest
+import torch
+
+from glefld.models import build_model
+from glefld.models.blocks import NonLocal
+from glefld.models.classifier import Guide, ResNetClassifier, ResNetConfig
+from glefld.models.sanl import SANL
+from glefld.schema import FASHION8, Labels
+
+LABELS = Labels(FASHION8, categories=("a", "b", "c"))
+
+
+def test_attention_of_one_everywhere_is_the_plain_block() -> None:
+    torch.manual_seed(0)
+    block = NonLocal(8).eval()
+    x = torch.randn(2, 8, 5, 6)
+    torch.testing.assert_close(block(x, torch.ones(2, 1, 5, 6)), block(x))
+
+
+def test_the_block_by_plain_products() -> None:
+    """softmax(theta phi^T + log attention) g, so a position without attention has a hundredth of its weight."""
+    torch.manual_seed(0)
+    block = NonLocal(4).double().eval()
+    x, attention = torch.randn(1, 4, 3, 3).double(), torch.rand(1, 1, 3, 3).double()
+    attention[0, 0, 0, 0] = 0
+    q, k, v = (conv(x)[0].flatten(1).T for conv in (block.theta, block.phi, block.g))
+    weight = (q @ k.T).exp() * attention.flatten().clamp(min=0.01)
+    y = (weight / weight.sum(dim=1, keepdim=True)) @ v
+    expected = x + block.norm(block.w(y.T.reshape(1, 2, 3, 3)))
+    torch.testing.assert_close(block(x, attention), expected)
+
+
+def sanl(**config: object) -> SANL:
+    torch.manual_seed(0)
+    model = build_model("sanl", {"backbone": "resnet18", "width": 16, **config}, LABELS).eval()
+    assert isinstance(model, SANL)
+    for block in model.blocks:
+        torch.nn.init.ones_(block.norm.weight)
+    return model
+
+
+def test_attention_matters_at_the_stride_it_says() -> None:
+    """none has no blocks; nonlocal no guide; top hands stride 32's map to all; matching each its own."""
+    images = torch.randn(1, 3, 64, 64)
+    assert not sanl(attention="none").blocks
+    assert sanl(attention="nonlocal").guide is None
+    for attention in ("top", "matching"):
+        model = sanl(attention=attention)
+        assert model.guide is not None
+        maps = model.guide(images)
+        levels = [torch.zeros(1, 16, 64 // s, 64 // s) for s in (4, 8, 16, 32)]
+        looked = model.look(images, levels)
+        for found, own, level in zip(looked, maps, levels, strict=True):
+            assert found is not None
+            assert found.shape[2:] == level.shape[2:]
+            top = torch.nn.functional.interpolate(maps[-1], level.shape[2:], mode="bilinear")
+            assert torch.equal(found, own if attention == "matching" else top)
+
+
+def test_without_refinement_the_coarse_heatmaps_are_the_answer() -> None:
+    """And are then decoded with CoarseNet's width."""
+    model = sanl(refine=False, attention="none")
+    output = model(torch.randn(1, 3, 32, 32))
+    assert output.coarse is None
+    assert model.codec == model.coarse_codec
+    assert sanl().codec.width < sanl().coarse_codec.width
+
+
+def test_a_guide_takes_only_what_it_expects() -> None:
+    """Another label, other classes or another network end in one line; the right one's weights are taken over."""
+    guide = Guide("category", LABELS)
+    right = ResNetClassifier(ResNetConfig(), LABELS)
+    guide.load(right, LABELS)
+    assert torch.equal(guide.classifier.head.weight, right.head.weight)
+    wrong = {
+        "another label": build_model("resnet", {"label": "garment_type"}, LABELS),
+        "other classes": build_model("resnet", {}, Labels(FASHION8, categories=("a", "b"))),
+        "another trunk": build_model("resnet", {"backbone": "resnet50"}, LABELS),
+        "no classifier": build_model("gle", {"backbone": "vgg-small"}, LABELS),
+        "with blocks": build_model("sanl-resnet", {"block": "nonlocal"}, LABELS),
+    }
+    for name, model in wrong.items():
+        with pytest.raises(ValueError, match="--classifier"):
+            guide.load(model, LABELS)
+        assert name

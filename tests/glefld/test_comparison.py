@@ -1,0 +1,82 @@
+"""Comparisons: what is called a difference, and that the table shows all that was measured."""
+
+import pytest
+
+from glefld.comparison import Result, Row, chart, rows, table, verdict
+from glefld.metrics import Baselines, Counters
+from glefld.published import as_text
+from glefld.schema import FASHION8, Labels
+
+
+def result(system: str, ne: float | None, seed: int = 0) -> Result:
+    return Result(
+        system=system,
+        seed=seed,
+        error=ne if ne is not None else 0.5,
+        ne=ne,
+        ne_by_landmark=dict.fromkeys(FASHION8.landmarks, ne),
+        numbers={},
+        parameters=1_500_000,
+        multiply_adds=250_000_000,
+        images_per_second=123.4,
+        checkpoint="there",
+        run_id="r",
+    )
+
+
+def row(*values: float) -> Row:
+    return Row("system", tuple(result("system", ne, seed) for seed, ne in enumerate(values)))
+
+
+DIFFERENCES = {
+    "one seed tells nothing": ((0.1,), (0.2,), False),
+    "two seeds tell nothing": ((0.1, 0.11), (0.2, 0.21), False),
+    "three that do not overlap do": ((0.1, 0.11, 0.12), (0.13, 0.14, 0.15), True),
+    "the other way round": ((0.13, 0.14, 0.15), (0.1, 0.11, 0.12), True),
+    "three that overlap do not": ((0.1, 0.11, 0.14), (0.13, 0.14, 0.15), False),
+    "equal ones do not": ((0.1, 0.1, 0.1), (0.1, 0.1, 0.1), False),
+    "three against two do not": ((0.1, 0.11, 0.12), (0.2, 0.2), False),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENCES)
+def test_a_difference_is_one_beyond_the_span_of_three_seeds(case: str) -> None:
+    a, b, differs = DIFFERENCES[case]
+    assert row(*a).differs(row(*b)) is differs
+    assert row(*b).differs(row(*a)) is differs
+
+
+def test_rows_gather_the_seeds_and_leave_classifiers_out() -> None:
+    found = rows([result("a", 0.2), result("classifier", None), result("b", 0.1), result("a", 0.4, 1)])
+    assert [(r.system, len(r.results)) for r in found] == [("a", 2), ("b", 1)]
+    assert found[0].ne == pytest.approx(0.3)
+    assert found[0].span == (0.2, 0.4)
+    assert verdict(found[1], found[1]) == "best"
+    assert verdict(found[0], found[1]) == "not told apart"
+
+
+def test_the_table_and_chart_show_every_system_and_the_published_ones() -> None:
+    """Each system's mean, cost and verdict; the mean position; the papers' figures, marked as not ours."""
+    compared = rows([result("gle:modules=0", ne, s) for s, ne in enumerate((0.1, 0.11, 0.12))])
+    compared += rows([result("sanl", ne, s) for s, ne in enumerate((0.2, 0.21, 0.22))])
+    nothing = Counters(Labels(FASHION8)).report()
+    words = as_text(table("fld", "val", compared, Baselines(nothing, nothing, nothing)), width=160)
+    for expected in (
+        "gle:modules=0",
+        ".1100",
+        ".1000-.1200",
+        "1.50",
+        "0.25",
+        "123",
+        "best",
+        "worse",
+        "mean position",
+    ):
+        assert expected in words, expected
+    assert "not ours" in words
+    assert "FashionNet" in words
+    figure = chart("fld", "val", compared, Baselines(nothing, nothing, nothing))
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels[:2] == ["gle:modules=0", "sanl"]
+    assert "GLE (published)" in labels

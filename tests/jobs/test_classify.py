@@ -1,0 +1,106 @@
+"""Classifiers as a user trains them: an image folder ingested, a ResNet, and SANL's block guided by it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from glefld import training
+from glefld.dataset import open_dataset
+from glefld.training import Job
+from jobs import evaluate, infer, ingest, train
+from tests.blots import COLOURS, image_folder
+from tests.mistakes import one_line
+from tests.raw_layouts import write_archive
+
+TINY = "--input-size 32 --batch-size 12 --precision fp32 --cpus-per-worker 1 --learning-rate 1e-3"
+ROWS = {"train": 36, "val": 24, "test": 15}
+
+
+@pytest.fixture(scope="module")
+def root(ray_cluster: None, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the ingested image folder, and the run of a ResNet trained on it, here for the sake of time."""
+    root = tmp_path_factory.mktemp("classify")
+    shutil.copy(empty_store, root / "mlflow.db")
+    photos = image_folder({split: rows // len(COLOURS) for split, rows in ROWS.items()})
+    source = write_archive(root / "blots.zip", photos)
+    ingest.run(ingest.Options("image-folder", str(source), root=str(root)))
+    chosen = options(root, f"{TINY} --epochs 3")
+    job = Job("image-folder", f"{root}/data/image-folder", f"{root}/runs/guide", "resnet", {}, chosen.recipe)
+    training.train(job, torch.device("cpu"), lambda metrics, step: None, lambda epoch: None)
+    return root
+
+
+def options(root: Path, line: str) -> train.Options[Any]:
+    return train.parse(f"--dataset image-folder --task classify --root {root} {line}".split())
+
+
+@pytest.fixture(autouse=True)
+def local_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_it_is_ingested_whole(root: Path) -> None:
+    manifest = open_dataset(str(root / "data" / "image-folder"))
+    assert (manifest.splits, manifest.rejects, manifest.rows_in) == (ROWS, {}, sum(ROWS.values()))
+
+
+def test_a_block_guided_by_a_classifier(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """sanl-resnet trains with the ResNet's attention; accuracy is printed and logged, NE is not."""
+    train.run(
+        options(
+            root,
+            f"{TINY} --epochs 2 --model sanl-resnet --classifier {root / 'runs' / 'guide'} --name guided",
+        )
+    )
+    printed = capsys.readouterr().out
+    assert "top-k accuracy on image-folder, 24 rows" in printed
+    assert "most frequent" in printed
+    assert "normalised error" not in printed
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-image-folder"]
+    (run,) = [r for r in client.search_runs([experiment.experiment_id]) if r.info.run_name == "guided"]
+    top1 = client.get_metric_history(run.info.run_id, "val_accuracy_top1")
+    assert [metric.step for metric in top1] == [3, 6]
+    assert run.data.metrics["best_accuracy_top1"] == max(metric.value for metric in top1)
+    assert not any(name.startswith("val_ne") for name in run.data.metrics)
+    artifacts = {f.path for f in client.list_artifacts(run.info.run_id, "val")}
+    assert artifacts == {f"val/{name}" for name in ("table.txt", "predictions.png", "evaluation.json")}
+
+
+def test_evaluate_writes_the_accuracy(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the split that training never saw: JSON with accuracy and the most frequent class's, and the table.
+
+    Colours alone tell the classes apart: three epochs from random weights beat the most frequent one.
+    """
+    out = str(root / "evaluation.json")
+    guide = str(root / "runs" / "guide")
+    evaluate.run(evaluate.Options("image-folder", guide, "test", root=str(root), output=out))
+    scores = json.loads(Path(out).read_text())
+    assert (scores["dataset"], scores["rows"], scores["label"]) == ("image-folder", ROWS["test"], "category")
+    assert 0.5 < scores["accuracy"]["top1"] <= scores["accuracy"]["top3"] == scores["accuracy"]["top5"] == 1
+    assert scores["ne"]["average"] is None
+    assert scores["baseline"]["most_frequent"]["accuracy"]["top1"] == pytest.approx(1 / 3)
+    printed = capsys.readouterr().out
+    assert "top-k accuracy on image-folder, 15 rows" in printed
+    assert f"{'accuracy_top1':24s} {scores['accuracy']['top1']:.4f}" in printed
+
+
+def test_mistakes_end_in_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A classifier finds no landmarks, a data set of classes has none, and a guided block wants its guide."""
+    guide = str(root / "runs" / "guide")
+    photos = infer.Options(guide, str(root / "blots.zip"), output=str(root / "predictions"))
+    assert "is a classifier (resnet): give a checkpoint that finds landmarks" in one_line(
+        lambda: infer.run(photos), capsys
+    )
+    assert not (root / "predictions").exists()
+    gle = train.parse(["--dataset", "image-folder", "--root", str(root)])
+    assert "the data set has none: train a classifier" in one_line(lambda: train.run(gle), capsys)
+    unguided = options(root, "--model sanl-resnet")
+    assert "give --classifier RUN" in one_line(lambda: train.run(unguided), capsys)
+    attributes = options(root, "--model.label attributes")
+    assert "no attributes to classify" in one_line(lambda: train.run(attributes), capsys)

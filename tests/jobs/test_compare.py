@@ -1,0 +1,100 @@
+"""The comparison job: two systems and what guides one of them, as child runs of one MLflow run."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from glefld import storage
+from glefld.recipe import Recipe
+from jobs.compare import Options, parse_entry, run
+from tests.ingested import write_dataset
+from tests.mistakes import one_line
+
+TINY = Recipe(
+    input_size=32,
+    epochs=1,
+    batch_size=8,
+    learning_rate=1e-3,
+    precision="fp32",
+    schedule="cosine",
+    log_steps=2,
+)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A child run each, beneath the parent, the classifier's among them; run again, nothing is trained anew."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    write_dataset(tmp_path / "data" / "fld", {"train": 16, "val": 9})
+    options = Options(
+        dataset="fld",
+        recipe=TINY,
+        models=("gle:modules=0", "sanl:backbone=resnet18,width=16"),
+        root=str(tmp_path),
+        name="both",
+        cpus_per_worker=1,
+        parallel=2,
+    )
+    run(options)
+    printed = capsys.readouterr().out
+    assert "gle:modules=0" in printed
+    assert "mean position" in printed
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 3
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert {f.path for f in client.list_artifacts(parent.info.run_id, "comparison")} == {
+        "comparison/table.txt",
+        "comparison/ne.png",
+        "comparison/results.json",
+    }
+    value = storage.read_json(str(tmp_path / "runs" / "both" / "results.json"))
+    assert [r["system"] for r in value["results"]] == list(options.models)
+    for r in value["results"]:
+        assert r["ne"] > 0
+        assert r["parameters"] > 1000
+        assert r["multiply_adds"] > 1000
+
+    run(options)
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs)
+    other = dataclasses.replace(options, recipe=dataclasses.replace(TINY, epochs=2))
+    with pytest.raises(ValueError, match="begun with other options"):
+        run(other)
+
+
+def test_an_entry_sets_its_own_options_and_the_recipes() -> None:
+    options = Options("deepfashion-fine", backbone="resnet18")
+    entry = parse_entry("sanl:attention=none,refine=false,landmarks=annotated,epochs=3", options)
+    assert (entry.config.attention, entry.config.refine, entry.config.backbone) == ("none", False, "resnet18")
+    assert (entry.recipe.landmarks, entry.recipe.epochs) == ("annotated", 3)
+    assert options.recipe.epochs != 3
+    assert parse_entry("gle:modules=0", options).config.modules == 0
+
+
+WRONG = {
+    "unknown system": ("gel", "'gel' is none of gle"),
+    "classifier": ("resnet", "'resnet' is none of gle"),
+    "unknown option": ("gle:module=1", "'module=1' is not OPTION=VALUE"),
+    "no value": ("gle:modules", "'modules' is not OPTION=VALUE"),
+    "not a number": ("gle:modules=x", "modules cannot be 'x'"),
+    "not a choice": ("sanl:attention=some", "attention cannot be 'some'"),
+    "not a switch": ("sanl:refine=perhaps", "refine is true or false"),
+    "out of range": ("gle:modules=-1", "must be 0 or more"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_entry_ends_in_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text, message = WRONG[case]
+    options = Options("fld")
+    assert message in one_line(lambda: parse_entry(text, options) and None, capsys)
