@@ -5,7 +5,7 @@ import dataclasses
 import datetime
 import io
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import ray
 import tyro
@@ -158,16 +158,17 @@ def parse_entry(text: str, options: Options) -> Entry:
 
 def with_option(value: Any, name: str, text: str, entry: str) -> Any:
     """A dataclass with one field set from text, as its type reads it. ValueError if it does not."""
-    flag = name.replace("_", "-")
-    if isinstance(getattr(value, name), bool):
+    kind = get_type_hints(type(value))[name]
+    if kind is bool:
         if text not in ("true", "false"):
-            raise ValueError(f"--models {entry}: {flag} is true or false, not {text!r}")
+            raise ValueError(f"--models {entry}: {name} is true or false, not {text!r}")
         return dataclasses.replace(value, **{name: text == "true"})
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(type(value), default=value, args=[f"--{flag}={text}"])
+            parsed = tyro.cli(kind, args=[text])
     except SystemExit:
-        raise ValueError(f"--models {entry}: {flag} cannot be {text!r}") from None
+        raise ValueError(f"--models {entry}: {name} cannot be {text!r}") from None
+    return dataclasses.replace(value, **{name: parsed})
 
 
 def resolve_classifier(
