@@ -13,7 +13,7 @@ from rich.console import Console
 
 from glefld import checkpoint, metrics, oks, storage, tracking
 from glefld.datasets import Dataset
-from glefld.published import score_tables
+from glefld.published import pose_lines, score_tables
 from glefld.schema import Split
 from jobs.cli import Device, Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
 from pipelines.evaluate import Workers, baselines, evaluate_checkpoint, log_scores
@@ -86,6 +86,8 @@ def run(options: Options) -> None:
     for name, value in report.numbers().items():
         if not name.startswith(("ne/", "recall")):  # which the tables show
             console.print(f"{name:24s} {value:.4f}")
+    for line in pose_lines(options.dataset):
+        console.print(line, soft_wrap=True)
     console.print(f"{'garments a second':24s} {report.rows / seconds:.0f}")
     if options.output:
         console.print(f"written to {options.output}", soft_wrap=True)

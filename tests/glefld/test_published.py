@@ -7,7 +7,7 @@ import rich.console
 import torch
 
 from glefld.metrics import Baselines, Counters, Report
-from glefld.published import DEEPFASHION, FLD, Published, published, score_tables
+from glefld.published import DEEPFASHION, FLD, Published, pose_lines, published, score_tables
 from glefld.published import LABELS as PUBLISHED_LABELS
 from glefld.schema import FASHION8, NO_LANDMARKS, Attribute, ClassLabel, Labels, LandmarkSet
 
@@ -158,3 +158,12 @@ def test_all_types_lie_among_their_types(k: int):
     found = PUBLISHED_LABELS["deepfashion"][0].found[k]
     by_type = [found[name] for name in TYPES]
     assert min(by_type) < found["all"] < max(by_type)
+
+
+def test_published_pose_scores_stand_by_type() -> None:
+    """FLD's three lines, each marked as not ours; nothing for a data set that has none."""
+    lines = pose_lines("fld")
+    assert len(lines) == 3
+    assert all("not ours" in line for line in lines)
+    assert "pck 0.961 auc 0.609 epe 15.1" in lines[0]
+    assert pose_lines("deepfashion-fine") == []
