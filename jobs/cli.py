@@ -1,9 +1,11 @@
 """What every job shares: options from a dataclass, one line for a user's mistake, the root, and a running Ray."""
 
+import contextlib
 import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,6 +13,8 @@ import ray
 import ray.data
 import tyro
 from botocore.exceptions import BotoCoreError
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 
 from glefld import storage
 from glefld.dataset import open_dataset
@@ -139,6 +143,33 @@ def use_gpu(device: Device) -> bool:
     if device == "gpu" and not available and not on_cluster():
         raise ValueError("--device gpu: Ray has no GPU here; leave it out to work on CPUs")
     return available if device == "auto" else device == "gpu"
+
+
+class RowBar(contextlib.AbstractContextManager["RowBar"]):
+    """A bar of rows as they are done, and their rate: those that an earlier, stopped run had done do not count."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
+        self._task = self._bar.add_task(name, total=None)
+        self._start = time.monotonic()
+        self._first: int | None = None
+        self._done = 0
+
+    def __enter__(self) -> "RowBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that so many rows of all are done."""
+        self._first = done if self._first is None else self._first
+        self._done = done
+        self._bar.update(self._task, completed=done, total=total)
+
+    def rows_per_second(self) -> float:
+        return (self._done - (self._first or 0)) / (time.monotonic() - self._start)
 
 
 def show_own_progress() -> None:

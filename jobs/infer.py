@@ -2,14 +2,12 @@
 
 import dataclasses
 import os
-import time
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import ray
 import tyro
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
 from glefld import checkpoint, storage
@@ -17,6 +15,7 @@ from glefld.schema import Split
 from jobs.cli import (
     Device,
     Root,
+    RowBar,
     main,
     on_cluster,
     resolve_root,
@@ -91,17 +90,9 @@ def run(options: Options) -> None:
         start_ray()
         show_own_progress()
         workers = choose_workers(options)
-        start = time.monotonic()
-        rows: list[int] = []  # done after each shard; the first are an earlier, stopped run's
-
-        def tell(done: int, total: int) -> None:
-            rows.append(done)
-            bar.update(task, completed=done, total=total)
-
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
-            task = bar.add_task("infer", total=None)
-            infer(plan, output, workers, tell)
-        rate = (rows[-1] - rows[0]) / (time.monotonic() - start)
+        with RowBar(console, "infer") as bar:
+            infer(plan, output, workers, bar)
+        rate = bar.rows_per_second()
         manifest = finish(plan, output)
     sheet = write_overlays(chosen, output, options.overlays) if options.overlays else None
     console.print(summary(manifest, rate))

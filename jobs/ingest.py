@@ -1,18 +1,16 @@
 """Raw archives of a data set to Parquet shards with a manifest. Killed and started again, it goes on."""
 
 import dataclasses
-import time
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
 from glefld import storage
 from glefld.datasets import Dataset
 from glefld.schema import Manifest
-from jobs.cli import Root, main, resolve_root, resolve_url, show_own_progress, start_ray
+from jobs.cli import Root, RowBar, main, resolve_root, resolve_url, show_own_progress, start_ray
 from pipelines.ingest import find_finished, ingest, prepare
 from pipelines.plan import IngestOptions
 
@@ -68,17 +66,9 @@ def run(options: Options) -> None:
     plan = prepare(chosen, output)
     start_ray()
     show_own_progress()
-    start = time.monotonic()
-    rows: list[int] = []  # done after each shard; the first are an earlier, stopped run's
-
-    def tell(done: int, total: int) -> None:
-        rows.append(done)
-        bar.update(task, completed=done, total=total)
-
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as bar:
-        task = bar.add_task("ingest", total=None)
-        manifest = ingest(plan, output, tell)
-    console.print(summary(manifest, (rows[-1] - rows[0]) / (time.monotonic() - start)))
+    with RowBar(console, "ingest") as bar:
+        manifest = ingest(plan, output, bar)
+    console.print(summary(manifest, bar.rows_per_second()))
     console.print(output, soft_wrap=True)
 
 
