@@ -227,6 +227,7 @@ def _precision(
     with contextlib.redirect_stdout(io.StringIO()):  # it tells of its progress
         coco = COCO()
         coco.dataset = {
+            "info": {},  # which older releases ask for
             "images": [{"id": photo} for photo in np.unique(truth.photo[rows]).tolist()],
             "categories": [{"id": 1}],
             "annotations": annotations,

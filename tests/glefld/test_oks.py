@@ -194,6 +194,7 @@ def direct(found: Found, truth: Annotated, area: np.ndarray, counted: np.ndarray
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
+            "info": {},
             "images": [{"id": i} for i in sorted(set(truth.photo.tolist()))],
             "categories": [{"id": code} for code in CODES.values()],
             "annotations": annotations,

@@ -63,6 +63,9 @@ CANCELLED = {
     ".phi.bias": "adds the same to all of a query's logits, which the softmax takes away",
     ".w.bias": "before a batch norm",
     ".g.bias": "attention adds up to 1, so it is a constant before a batch norm",
+    "blocks.3.theta.weight": "stride 32 has one position here, so the softmax is 1",
+    "blocks.3.theta.bias": "the same",
+    "blocks.3.phi.weight": "the same",
     ".local.0.bias": "before a batch norm",
     ".local.3.bias": "before a batch norm",
 }
