@@ -69,6 +69,10 @@ class CountingFileSystem(LocalFileSystem):
     protocol = "counted"
     reads: list[int]
 
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("counted://"))  # which older releases leave there
+
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **kwargs: object
     ) -> bytes:
