@@ -118,7 +118,12 @@ def read_index(archive: Archive) -> pa.Table:
     rows = readers[archive.kind](archive)
     try:
         columns = list(zip(*rows, strict=True)) or [()] * len(MEMBERS)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        EOFError,
+        RuntimeError,
+    ) as error:  # the last for unknown versions
         raise ValueError(
             f"{archive.name} is not a readable {archive.kind} ({error}): get it again"
         ) from error
