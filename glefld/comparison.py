@@ -2,13 +2,14 @@
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.figure
 import rich.box
 import rich.table
 
+from glefld.cost import Cost
 from glefld.metrics import Baselines, Report
 from glefld.published import MOST_COLUMNS, NOTE, published, short_name
 
@@ -26,9 +27,6 @@ class Result:
     ne: float | None
     ne_by_landmark: dict[str, float | None]
     numbers: dict[str, float]  # all scores, ``Report.numbers``
-    parameters: int  # frozen ones too
-    multiply_adds: int  # of one input
-    images_per_second: float  # forward, on the machine it was trained on
     checkpoint: str
     run_id: str
 
@@ -50,6 +48,7 @@ class Row:
 
     system: str
     results: tuple[Result, ...]
+    cost: Cost
 
     @property
     def ne(self) -> float:
@@ -76,10 +75,10 @@ class Row:
         return [r.ne for r in self.results if r.ne is not None]
 
 
-def rows(results: Sequence[Result]) -> list[Row]:
+def rows(results: Sequence[Result], costs: Mapping[str, Cost]) -> list[Row]:
     """The landmark systems in the order they are first met; classifiers have no NE and stand elsewhere."""
     names = dict.fromkeys(r.system for r in results if r.ne is not None)
-    return [Row(name, tuple(r for r in results if r.system == name)) for name in names]
+    return [Row(name, tuple(r for r in results if r.system == name), costs[name]) for name in names]
 
 
 def verdict(row: Row, best: Row) -> str:
@@ -121,15 +120,14 @@ def table(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines
     best = min(compared, key=lambda row: row.ne)
     for row in compared:
         span = "-".join(_cell(v) for v in row.span) if len(row.results) > 1 else "-"
-        one = row.results[0]
         result.add_row(
             f"  {row.system}",
             *[_cell(row.landmark(n)) for n in columns],
             _cell(row.ne),
             span,
-            f"{one.parameters / 1e6:.2f}",
-            f"{one.multiply_adds / 1e9:.2f}",
-            f"{statistics.median(r.images_per_second for r in row.results):.0f}",
+            f"{row.cost.parameters / 1e6:.2f}",
+            f"{row.cost.multiply_adds / 1e9:.2f}",
+            f"{row.cost.images_per_second:.0f}",
             verdict(row, best),
         )
     systems = published(dataset, names)

@@ -1,5 +1,6 @@
 """What a system costs: parameters, multiply-adds, images a second."""
 
+import dataclasses
 import statistics
 import time
 
@@ -11,6 +12,21 @@ from glefld.models.system import Model
 
 #: Batches timed, after as many that are not.
 TIMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of a model, on the machine it was measured on."""
+
+    parameters: int  # frozen ones too
+    multiply_adds: int  # of one input
+    images_per_second: float  # forward
+
+
+def measure(model: Model, size: int, batch_size: int, dtype: torch.dtype) -> Cost:
+    return Cost(
+        parameters(model), multiply_adds(model, size), images_per_second(model, size, batch_size, dtype)
+    )
 
 
 def parameters(model: Model) -> int:

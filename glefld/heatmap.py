@@ -112,10 +112,15 @@ class Codec:
 def loss(predicted: Tensor, landmarks: Tensor, weight: Tensor, codec: Codec, rows: int) -> Tensor:
     """The papers' loss: mean over rows x K x H x W of (weight x (predicted - target))^2, as a scalar.
 
-    predicted [B, K, H, W], landmarks [B, K, 2] in input pixels, weight [B, K] (0 where a landmark does not count; its
-    coordinates may then be NaN). ``rows`` is the global batch's size, so that shares of it add up to its mean.
+    predicted [B, K, H, W] on any device; on the host landmarks [B, K, 2] in input pixels and weight [B, K] (0 where a
+    landmark does not count; its coordinates may then be NaN). ``rows`` is the global batch's size, so that shares of it
+    add up to its mean.
     """
     _, k, h, w = predicted.shape
-    target = codec.encode(torch.nan_to_num(landmarks), h)
-    error = F.mse_loss(predicted.float(), target, reduction="none").sum(dim=(2, 3))
+    # Of DeepFashion2's 294 landmarks a garment has 8 to 39: the others' maps need no target. The host knows which.
+    which = tuple(index.to(predicted.device, non_blocking=True) for index in weight.nonzero(as_tuple=True))
+    landmarks, weight = (
+        value[weight > 0].to(predicted.device, non_blocking=True) for value in (landmarks, weight)
+    )
+    error = F.mse_loss(predicted[which].float(), codec.encode(landmarks, h), reduction="none").sum(dim=(1, 2))
     return (weight.square() * error).sum() / (rows * k * h * w)

@@ -23,12 +23,11 @@ def total_loss(model: Model, output: Output, batch: Batch, recipe: Recipe, rows:
     device = batch.images.device
     parts = []
     if output.heatmaps is not None:
-        landmarks = batch.landmarks.to(device, non_blocking=True)
-        weight = batch.weight(recipe.landmarks).to(device, non_blocking=True)
-        part = heatmap.loss(output.heatmaps, landmarks, weight, model.codec, rows)
+        weight = batch.weight(recipe.landmarks)
+        part = heatmap.loss(output.heatmaps, batch.landmarks, weight, model.codec, rows)
         parts.append(model.objective.landmarks * part)
         if output.coarse is not None:
-            part = heatmap.loss(output.coarse, landmarks, weight, model.coarse_codec, rows)
+            part = heatmap.loss(output.coarse, batch.landmarks, weight, model.coarse_codec, rows)
             parts.append(model.objective.coarse * part)
     if output.classes is not None:
         target = batch.truth.label(model.label, model.labels).to(device, non_blocking=True)

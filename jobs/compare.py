@@ -21,7 +21,7 @@ from glefld.published import as_text
 from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels, Split
 from jobs.cli import Device, Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
-from pipelines.compare import Entry, Plan, compare, slug
+from pipelines.compare import Entry, Plan, compare, measure, slug
 from pipelines.evaluate import baselines
 from pipelines.train import Workers
 
@@ -117,10 +117,15 @@ def run(options: Options) -> None:
         classifier = resolve_classifier(options, plan, guided, manifest.labels, parent, tell)
         results = compare(plan, entries, options.seeds, parent, classifier, tell)
         baseline = baselines(data, options.split, "category")
-        compared = comparison.rows(results)
+        costs = measure(results, plan.workers)
+        compared = comparison.rows(results, costs)
         words = as_text(comparison.table(options.dataset, options.split, compared, baseline), width=160)
         chart = comparison.chart(options.dataset, options.split, compared, baseline)
-        value = {"split": options.split, "results": [dataclasses.asdict(result) for result in results]}
+        value = {
+            "split": options.split,
+            "results": [dataclasses.asdict(result) for result in results],
+            "costs": {system: dataclasses.asdict(cost) for system, cost in costs.items()},
+        }
         log = tracking.RunLog(parent)
         log.log({f"error/{slug(r.system)}-seed{r.seed}": r.error for r in results}, step=0)
         log.flush()

@@ -9,6 +9,7 @@ import torch
 
 from glefld import checkpoint, cost, storage, tracking
 from glefld.comparison import Result
+from glefld.cost import Cost
 from glefld.dataset import open_dataset
 from glefld.evaluation import EVAL_BATCH
 from glefld.models import build_model
@@ -87,8 +88,9 @@ def compare(
                 running[_child.remote(job, entry.name, plan.split, plan.workers, handle)] = handle
             if running:
                 (ready,), _ = ray.wait(list(running), num_returns=1)
-                handle = running.pop(ready)
-                note(ray.get(ready))
+                result = ray.get(ready)  # raises what ended it, with its run still among those to be ended
+                del running[ready]
+                note(result)
     except BaseException as error:
         for task, handle in running.items():
             ray.cancel(task, force=True)
@@ -151,31 +153,27 @@ def open_run(job: Job, name: str, experiment: str | None, parent: RunHandle, res
 @ray.remote(num_cpus=0, max_retries=0)
 def _child(job: Job, name: str, split: Split, workers: Workers, handle: RunHandle) -> Result:
     best, report, _ = train_and_score(job, workers, handle)
-    scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
     if split != "val":
+        scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
         report = evaluate.evaluate_checkpoint(best, job.data, split, scorer)
-    measure = ray.remote(_measure).options(num_cpus=scorer.cpus, num_gpus=1 if scorer.gpu else 0)
-    result = Result.of(
-        report,
-        system=name,
-        seed=job.recipe.seed,
-        checkpoint=best,
-        run_id=handle.run_id,
-        **ray.get(measure.remote(best, scorer)),
-    )
+    result = Result.of(report, system=name, seed=job.recipe.seed, checkpoint=best, run_id=handle.run_id)
     storage.write_json(storage.join(job.run, RESULT), dataclasses.asdict(result))
     return result
 
 
-def _measure(url: str, workers: evaluate.Workers) -> dict[str, float]:
-    """What a checkpoint's model costs on the machine at hand."""
+def measure(results: Sequence[Result], workers: Workers) -> dict[str, Cost]:
+    """What each system costs on the resources of one worker: one after the other, when no training runs beside."""
+    checkpoints = {result.system: result.checkpoint for result in results}
+    task = ray.remote(_measure).options(num_cpus=workers.cpus, num_gpus=1 if workers.gpu else 0)
+    return ray.get(task.remote(checkpoints, workers))
+
+
+def _measure(checkpoints: dict[str, str], workers: Workers) -> dict[str, Cost]:
     torch.set_num_threads(workers.cpus)
     device = torch.device("cuda:0" if workers.gpu else "cpu")
-    model, card = checkpoint.load(url)
-    model = model.to(device)
     dtype = choose_precision("auto", device)
-    return {
-        "parameters": cost.parameters(model),
-        "multiply_adds": cost.multiply_adds(model, card.input_size),
-        "images_per_second": cost.images_per_second(model, card.input_size, EVAL_BATCH, dtype),
-    }
+    costs = {}
+    for system, url in checkpoints.items():
+        model, card = checkpoint.load(url)
+        costs[system] = cost.measure(model.to(device), card.input_size, EVAL_BATCH, dtype)
+    return costs

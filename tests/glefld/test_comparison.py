@@ -3,6 +3,7 @@
 import pytest
 
 from glefld.comparison import Result, Row, chart, rows, table, verdict
+from glefld.cost import Cost
 from glefld.metrics import Baselines, Counters
 from glefld.published import as_text
 from glefld.schema import FASHION8, Labels
@@ -16,16 +17,16 @@ def result(system: str, ne: float | None, seed: int = 0) -> Result:
         ne=ne,
         ne_by_landmark=dict.fromkeys(FASHION8.landmarks, ne),
         numbers={},
-        parameters=1_500_000,
-        multiply_adds=250_000_000,
-        images_per_second=123.4,
         checkpoint="there",
         run_id="r",
     )
 
 
+COST = Cost(parameters=1_500_000, multiply_adds=250_000_000, images_per_second=123.4)
+
+
 def row(*values: float) -> Row:
-    return Row("system", tuple(result("system", ne, seed) for seed, ne in enumerate(values)))
+    return Row("system", tuple(result("system", ne, seed) for seed, ne in enumerate(values)), COST)
 
 
 DIFFERENCES = {
@@ -47,7 +48,8 @@ def test_a_difference_is_one_beyond_the_span_of_three_seeds(case: str) -> None:
 
 
 def test_rows_gather_the_seeds_and_leave_classifiers_out() -> None:
-    found = rows([result("a", 0.2), result("classifier", None), result("b", 0.1), result("a", 0.4, 1)])
+    results = [result("a", 0.2), result("classifier", None), result("b", 0.1), result("a", 0.4, 1)]
+    found = rows(results, dict.fromkeys(("a", "b", "classifier"), COST))
     assert [(r.system, len(r.results)) for r in found] == [("a", 2), ("b", 1)]
     assert found[0].ne == pytest.approx(0.3)
     assert found[0].span == (0.2, 0.4)
@@ -57,8 +59,9 @@ def test_rows_gather_the_seeds_and_leave_classifiers_out() -> None:
 
 def test_the_table_and_chart_show_every_system_and_the_published_ones() -> None:
     """Each system's mean, cost and verdict; the mean position; the papers' figures, marked as not ours."""
-    compared = rows([result("gle:modules=0", ne, s) for s, ne in enumerate((0.1, 0.11, 0.12))])
-    compared += rows([result("sanl", ne, s) for s, ne in enumerate((0.2, 0.21, 0.22))])
+    results = [result("gle:modules=0", ne, s) for s, ne in enumerate((0.1, 0.11, 0.12))]
+    results += [result("sanl", ne, s) for s, ne in enumerate((0.2, 0.21, 0.22))]
+    compared = rows(results, dict.fromkeys(("gle:modules=0", "sanl"), COST))
     nothing = Counters(Labels(FASHION8)).report()
     words = as_text(table("fld", "val", compared, Baselines(nothing, nothing, nothing)), width=160)
     for expected in (

@@ -71,6 +71,15 @@ def test_loss_by_hand() -> None:
     assert gradient[:, 1].abs().max() == 0
 
 
+def test_a_share_without_landmarks_has_a_gradient_of_zero() -> None:
+    """A rank whose rows show none takes part in the step like the others: a loss, and a gradient, of 0."""
+    predicted = torch.rand(2, 3, 8, 8, requires_grad=True)
+    value = heatmap.loss(predicted, torch.full((2, 3, 2), torch.nan), torch.zeros(2, 3), Codec(), rows=5)
+    assert value == 0
+    (gradient,) = torch.autograd.grad(value, predicted)
+    assert gradient.abs().max() == 0
+
+
 def test_a_map_of_stride_4_is_the_means_of_the_full_one() -> None:
     """A smaller map shows the same places: its pixels lie in the middle of the input's they stand for."""
     points = torch.tensor([[[21.7, 40.2]]])

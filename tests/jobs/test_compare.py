@@ -1,11 +1,17 @@
 """The comparison job: two systems and what guides one of them, as child runs of one MLflow run."""
 
 import dataclasses
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import ray
 from mlflow import MlflowClient
+from ray.util.state import list_tasks
 
 from glefld import storage
 from glefld.recipe import Recipe
@@ -62,14 +68,50 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
     assert [r["system"] for r in value["results"]] == list(options.models)
     for r in value["results"]:
         assert r["ne"] > 0
-        assert r["parameters"] > 1000
-        assert r["multiply_adds"] > 1000
+    assert set(value["costs"]) == set(options.models)
+    for cost in value["costs"].values():
+        assert min(cost["parameters"], cost["multiply_adds"], cost["images_per_second"]) > 100
 
     run(options)
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
     other = dataclasses.replace(options, recipe=dataclasses.replace(TINY, epochs=2))
     with pytest.raises(ValueError, match="begun with other options"):
         run(other)
+
+
+def kill_the_child(begun: Path, killed: list[int]) -> None:
+    """SIGKILL the process that drives the first training, once its MLflow run is there."""
+    running = [("name", "=", "_child"), ("state", "=", "RUNNING")]
+    deadline = time.monotonic() + 120
+    while not begun.exists() or not (
+        tasks := list_tasks(address=ray.get_runtime_context().gcs_address, filters=running, detail=True)
+    ):
+        assert time.monotonic() < deadline, "no training to kill"
+        time.sleep(0.1)
+    os.kill(tasks[0].worker_pid, signal.SIGKILL)
+    killed.append(tasks[0].worker_pid)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_lost_child_ends_its_run_and_the_parents(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process killed, nothing of it can end its MLflow run: the comparison does."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    write_dataset(tmp_path / "data" / "fld", {"train": 16, "val": 9})
+    options = Options("fld", TINY, ("gle:modules=0",), root=str(tmp_path), name="lost", cpus_per_worker=1)
+    killed: list[int] = []
+    begun = tmp_path / "runs" / "lost" / "gle-modules-0-seed0" / "run.json"
+    watcher = threading.Thread(target=kill_the_child, args=(begun, killed))
+    watcher.start()
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        run(options)
+    watcher.join()
+    assert killed
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
+    assert [r.info.status for r in client.search_runs([experiment.experiment_id])] == ["FAILED", "FAILED"]
 
 
 def test_an_entry_sets_its_own_options_and_the_recipes() -> None:
