@@ -1,6 +1,7 @@
 """Photos of two dots, and a network made by hand to find them: geometry that is wrong anywhere shows."""
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ LABELS = Labels(DOTS)
 COLOURS = ((255, 40, 40), (40, 40, 255))
 SIZE = 64
 CELLS = SIZE // 8  # the network pools to this many cells a side and answers with a cell's centre
-CONFIG = {"backbone": "vgg-small", "modules": 0, "width": 8}
+CONFIG: dict[str, Any] = {"backbone": "vgg-small", "modules": 0, "width": 8}
 
 
 def random_points(rng: np.random.Generator, box: tuple[float, float, float, float]) -> np.ndarray:
@@ -72,19 +73,23 @@ def network() -> Model:
     return model
 
 
-def write_checkpoint(url: str) -> str:
-    """The network as a checkpoint folder; its URL again."""
-    card = ModelCard(
-        model="gle",
-        config=CONFIG,
-        labels=LABELS,
-        input_size=SIZE,
-        dataset="dots",
+def card(name: str, config: dict[str, Any], labels: Labels, size: int) -> ModelCard:
+    """What a checkpoint says of a model that no job trained."""
+    return ModelCard(
+        model=name,
+        config=config,
+        labels=labels,
+        input_size=size,
+        dataset=labels.landmark_set.name,
         data_hash="",
         recipe={},
         epoch=1,
         step=1,
         val={},
     )
-    checkpoint.save(url, network(), card)
+
+
+def write_checkpoint(url: str) -> str:
+    """The network as a checkpoint folder; its URL again."""
+    checkpoint.save(url, network(), card("gle", CONFIG, LABELS, SIZE))
     return url

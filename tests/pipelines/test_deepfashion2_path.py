@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from glefld import checkpoint, oks
-from glefld.checkpoint import ModelCard
 from glefld.dataset import open_dataset
 from glefld.datasets.deepfashion2 import LABELS
 from glefld.datasets.synthetic_deepfashion2 import write_dataset
@@ -24,6 +23,7 @@ from pipelines.ingest import ingest, prepare
 from pipelines.plan import IngestOptions, make_plan
 from pipelines.shards import ShardJob, write_shard
 from pipelines.sources import open_source
+from tests.dots import card
 from tests.raw_layouts import deepfashion2_files, deepfashion2_item, write_archive, write_files
 
 SKIRT, SHORTS = deepfashion2_item(9, 8), deepfashion2_item(7, 10)
@@ -172,20 +172,10 @@ def test_the_same_score_on_any_number_of_workers(synthesised: str, tmp_path: Pat
     """AP is exactly that of the whole split at once, and stands in the evaluation's JSON."""
     manifest = open_dataset(synthesised)
     config: dict[str, Any] = {"backbone": "vgg-small", "modules": 0, "width": 8}
-    card = ModelCard(
-        model="gle",
-        config=config,
-        labels=manifest.labels,
-        input_size=32,
-        dataset="deepfashion2",
-        data_hash="",
-        recipe={},
-        epoch=1,
-        step=1,
-        val={},
-    )
     url = str(tmp_path / "checkpoint")
-    checkpoint.save(url, build_model("gle", config, manifest.labels).eval(), card)
+    checkpoint.save(
+        url, build_model("gle", config, manifest.labels).eval(), card("gle", config, manifest.labels, 32)
+    )
     reports = [evaluate_checkpoint(url, synthesised, "train", Workers(number)) for number in (1, 2, 3)]
     scores = [dataclasses.asdict(report.oks) for report in reports]
     assert scores[0] == scores[1] == scores[2]

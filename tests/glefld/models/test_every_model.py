@@ -13,7 +13,6 @@ import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from glefld import checkpoint
-from glefld.checkpoint import ModelCard
 from glefld.loader import Batch
 from glefld.losses import total_loss
 from glefld.metrics import Truth
@@ -24,6 +23,7 @@ from glefld.models.system import Model, Output
 from glefld.recipe import Recipe
 from glefld.schema import FASHION8, Attribute, GarmentType, Labels, LandmarkSet
 from glefld.training import train_step
+from tests.dots import card
 
 LABELS = Labels(
     FASHION8, ("Blouse", "Jeans", "Robe"), tuple(Attribute(f"a{i}", 1) for i in range(4)), ("texture",)
@@ -205,22 +205,11 @@ def test_a_checkpoint_rebuilds_it(case: str, tmp_path: Path) -> None:
     """From the folder alone, to the same answers."""
     name, config = CASES[case]
     model = build(case).eval()
-    card = ModelCard(
-        model=name,
-        config=config,
-        labels=LABELS,
-        input_size=SIZE,
-        dataset="fld",
-        data_hash="",
-        recipe={},
-        epoch=0,
-        step=0,
-        val={},
-    )
-    checkpoint.save(str(tmp_path / "checkpoint"), model, card)
+    saved = card(name, config, LABELS, SIZE)
+    checkpoint.save(str(tmp_path / "checkpoint"), model, saved)
     again, card_again = checkpoint.load(str(tmp_path / "checkpoint"))
     x = torch.randn(1, 3, SIZE, SIZE)
-    assert card_again == card
+    assert card_again == saved
     for ours, theirs in zip(again(x), model(x), strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
