@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from mlflow import MlflowClient
 
-from jobs.cli import start_ray
+from jobs.cli import ray, start_ray
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
