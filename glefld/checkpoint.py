@@ -12,6 +12,7 @@ weights are safetensors, and ``training.pt`` is read with ``weights_only``.
 import dataclasses
 import hashlib
 import json
+import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,11 +97,14 @@ def load(url: str) -> tuple[Model, ModelCard]:
 
 
 def load_training(url: str) -> dict[str, Any]:
-    """What ``save`` was given as ``training``, its tensors on the CPU."""
+    """What ``save`` was given as ``training``, its tensors on the CPU. ValueError if it would run code."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(_verified(url, ["training.pt"])["training.pt"])
         file.flush()
-        return torch.load(file.name, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(file.name, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{url}/training.pt holds more than tensors and numbers: {error}") from error
 
 
 def export(url: str, folder: Path) -> None:

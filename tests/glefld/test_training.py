@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from glefld.models.backbones import VGG_LAYERS
 from glefld.reader import SplitReader, share
 from glefld.recipe import Recipe
 from glefld.training import EpochReport, Job, Mistake, initial_model, learning_rate, train, train_step
-from tests.dots import LABELS, write_checkpoint
+from tests.dots import LABELS, card, network, write_checkpoint
 from tests.ingested import write_dataset
 
 SIZE = 32
@@ -89,8 +90,8 @@ def test_evaluation_is_the_same_on_any_number_of_workers(rows: int, tmp_path: Pa
     assert rows % 2
     assert rows % 3
     url = write_dataset(tmp_path / "data", {"val": rows})
-    model, card = checkpoint.load(write_checkpoint(str(tmp_path / "checkpoint")))
-    loader = BatchLoader(LABELS, InputPipeline(card.input_size, EVAL_BATCH))
+    model, saved = checkpoint.load(write_checkpoint(str(tmp_path / "checkpoint")))
+    loader = BatchLoader(LABELS, InputPipeline(saved.input_size, EVAL_BATCH))
     reports = []
     for world in (1, 2, 3):
         total = Counters(LABELS)
@@ -160,6 +161,27 @@ def test_a_run_goes_on_within_an_epoch(data: str, tmp_path: Path) -> None:
     torch.testing.assert_close(weights(middle), weights(folder), rtol=1e-3, atol=1e-5)
 
 
+def curve_of_a_rank(rank: int, world: int, data: str, folder: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    again = dataclasses.replace(RECIPE, seed=1)
+    curves = [run(data, Path(folder, str(i)), r) for i, r in enumerate((RECIPE, RECIPE, again))]
+    if rank == 0:
+        storage.write_json(f"{folder}/curves.json", curves)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_same_seed_gives_the_same_curve(world: int, data: str, tmp_path: Path) -> None:
+    """To the last bit, with the same data on as many workers; another seed gives another one."""
+    torch.multiprocessing.spawn(curve_of_a_rank, (world, data, str(tmp_path)), nprocs=world)
+    first, second, other = storage.read_json(str(tmp_path / "curves.json"))
+    assert len(first) == 9
+    assert first == second
+    assert first != other
+
+
 def test_only_the_best_and_the_last_checkpoint_are_kept(data: str, tmp_path: Path) -> None:
     run(data, tmp_path)
     kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
@@ -197,14 +219,37 @@ def test_a_damaged_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
         checkpoint.load(url)
 
 
+class Code:
+    """Pickled, it makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_weights_that_carry_code_do_not_run_it(data: str, tmp_path: Path) -> None:
+    """In torchvision's place and in a checkpoint whose hashes are right: one line, and nothing was done."""
+    torch.save({"features.0.weight": Code(tmp_path / "ran")}, tmp_path / "code.pth")
+    job = Job("fld", data, "", "gle", CONFIG, RECIPE, weights=str(tmp_path / "code.pth"))
+    with pytest.raises(ValueError, match="not a checkpoint of torchvision's"):
+        initial_model(job, open_dataset(data).labels)
+    url = str(tmp_path / "checkpoint")
+    checkpoint.save(url, network(), card("gle", CONFIG, LABELS, SIZE), {"optimizer": Code(tmp_path / "ran")})
+    with pytest.raises(ValueError, match="holds more than tensors and numbers"):
+        checkpoint.load_training(url)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_checkpoint_rebuilds_itself(tmp_path: Path) -> None:
     """Exported and loaded without any flag: the same card and the same answers."""
     url = write_checkpoint(str(tmp_path / "checkpoint"))
     (tmp_path / "export").mkdir()
     checkpoint.export(url, tmp_path / "export")
-    (model, card), (again, card_again) = checkpoint.load(url), checkpoint.load(str(tmp_path / "export"))
-    x = torch.randn(2, 3, card.input_size, card.input_size)
-    assert card == card_again
+    (model, saved), (again, saved_again) = (checkpoint.load(u) for u in (url, str(tmp_path / "export")))
+    x = torch.randn(2, 3, saved.input_size, saved.input_size)
+    assert saved == saved_again
     assert torch.equal(model(x).heatmaps, again(x).heatmaps)
 
 
