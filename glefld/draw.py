@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from glefld.metrics import Baselines, Report
-from glefld.published import MOST_COLUMNS, NOTE, published, short_name
+from glefld.published import MOST_COLUMNS, note, published, short_name
 from glefld.schema import LandmarkSet, Visibility
 
 Side = Literal["left", "right", "middle"]
@@ -182,14 +182,13 @@ def ne_chart(dataset: str, report: Report, baseline: Baselines | None = None) ->
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color="#e5e5e5", zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
-    note = NOTE if systems else None
     figure.legend(
         handles=handles,
         loc="outside lower center",
         ncols=4,
         fontsize=8,
         frameon=False,
-        title=note,
+        title=note(dataset) if systems else None,
         title_fontsize=8,
     )
     return figure

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from glefld import draw
 from glefld.augmentation import NO_AUGMENTATION
 from glefld.loader import Batch, BatchLoader, to_photo
-from glefld.metrics import Counters, Truth
+from glefld.metrics import Baselines, Counters, Report, Truth
 from glefld.models.system import Model, Output
 from glefld.reader import SplitReader
 
@@ -122,3 +123,44 @@ def _points(model: Model, heatmaps: Tensor, batch: Batch) -> tuple[Tensor, Tenso
     """[b, K, 2] in the photo's pixels, float64, and the peaks' heights [b, K], on the host."""
     landmarks, heights = model.codec.decode(heatmaps)
     return to_photo(landmarks.cpu(), batch.to_photo), heights.cpu()
+
+
+def evaluation_json(
+    report: Report, *, dataset: str, split: str, checkpoint: str, baseline: Baselines | None
+) -> dict[str, Any]:
+    """What ``jobs.evaluate`` writes; None (JSON null) where nothing was counted or there is no baseline.
+
+    ``oks_ap`` is there where the score is defined.
+    """
+    return {
+        "dataset": dataset,
+        "split": split,
+        "rows": report.rows,
+        "checkpoint": checkpoint,
+        "ne": {
+            "average": report.ne,
+            "by_landmark": report.ne_by_landmark,
+            "by_type": report.ne_by_type,
+            "by_view": report.ne_by_view,
+        },
+        "counted": report.counted,
+        "ne_occluded": report.ne_occluded,
+        "pck": report.pck,
+        "auc": report.auc,
+        "epe": report.epe,
+        "left_right_confusion": report.left_right_confusion,
+        "label": report.label,
+        "accuracy": report.accuracy,
+        "attribute_recall": report.recall,
+        **({"oks_ap": report.oks.to_json()} if report.oks else {}),
+        "baseline": {
+            "mean_position": baseline.mean_position.ne if baseline else None,
+            "mean_position_by_type": baseline.mean_position_by_type.ne if baseline else None,
+            "most_frequent": {
+                "accuracy": baseline.most_frequent.accuracy,
+                "attribute_recall": baseline.most_frequent.recall,
+            }
+            if baseline
+            else None,
+        },
+    }

@@ -65,7 +65,7 @@ class Codec:
         rows, cols = row[:, None] + dy, col[:, None] + dx  # [BK, P]
         inside = (rows >= 0) & (rows < h) & (cols >= 0) & (cols < w)
         index = rows.clamp(0, h - 1) * w + cols.clamp(0, w - 1)
-        value = maps.gather(1, index).clamp(1e-6, 1.0).double()
+        value = maps.gather(1, index).clamp(min=1e-6).double()
 
         weight = torch.where(inside, value, 0.0)
         design, observed = self._system(value.log(), torch.stack([dx, dy], dim=-1).double(), h)

@@ -14,7 +14,7 @@ positive logits, over all true attributes of the type; over all types, their sum
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -105,6 +105,7 @@ class Report:
     label: ClassLabel  # what ``accuracy`` is of
     accuracy: dict[str, float | None]  # of the class, "top1", "top3", "top5"
     recall: dict[str, dict[str, float | None]]  # of attributes, "at3", "at5": by type and "all"
+    attributes_by_type: dict[str, int]  # how many there are: recall at as many or more is 1
     oks: OksScores | None = None  # where the score is defined: no sum over rows, so no counter has it
 
     @property
@@ -182,6 +183,7 @@ class Counters(_Sums):
             "paired": (k,),
             "confused": (k,),
             "classified": (1,),
+            "not_finite": (1,),
             "top": (len(TOP),),
             "true_attributes": (types,),
             "recalled": (len(RECALL_AT), types),
@@ -233,31 +235,35 @@ class Counters(_Sums):
         # Ranked as torch.topk ranks, but ties never count in favour: the true class comes last among its equals.
         own = logits.gather(1, target.clamp(min=0)[:, None])
         rank = (logits >= own).sum(dim=1) - 1
+        self.sums["not_finite"] += (~logits.isfinite()).sum()
         self.sums["classified"] += known.sum()
         self.sums["top"] += torch.stack([((rank < k) & known).sum() for k in TOP])
 
     def add_attributes(self, logits: Tensor, target: Tensor) -> None:
         """Score the attributes of B rows: positive logits [B, A], target [B, A] of 1, 0, NaN for unknown."""
+        self.sums["not_finite"] += (~logits.isfinite()).sum()
         for type_ in range(len(self._attribute_types)):
             own = self._attribute_type == type_
-            true = target[:, own] == 1
-            ranks = logits[:, own].argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            self.sums["true_attributes"][type_] += true.sum()
+            row, attribute = (target[:, own] == 1).nonzero(as_tuple=True)
+            found = logits[:, own][row]
+            # As for classes, ties never count in favour.
+            rank = (found >= found.gather(1, attribute[:, None])).sum(dim=1) - 1
+            self.sums["true_attributes"][type_] += len(row)
             for i, k in enumerate(RECALL_AT):
-                self.sums["recalled"][i, type_] += (true & (ranks < k)).sum()
+                self.sums["recalled"][i, type_] += (rank < k).sum()
 
     def report(self) -> Report:
         """The scores of all rows counted so far; ValueError if a prediction was not a number."""
         s = self.sums
-        if not self.vector().isfinite().all():
+        if s["not_finite"] > 0 or not self.vector().isfinite().all():
             raise ValueError(
-                "predicted or annotated landmarks are not finite: training has diverged (lower the learning "
-                "rate), or the data set was not written by ingest"
+                "predictions or annotated landmarks are not finite: training has diverged (lower the learning rate), "
+                "or the data set was not written by ingest"
             )
         ne, visible = s["ne"].sum(dim=(0, 1)), s["visible"].sum(dim=(0, 1))
         landmark_set = self.labels.landmark_set
         names = landmark_set.landmarks
-        true = s["true_attributes"]
+        true, types = s["true_attributes"], self._attribute_types
         return Report(
             rows=int(s["rows"]),
             ne=_mean_over_landmarks(ne, visible),
@@ -279,10 +285,11 @@ class Counters(_Sums):
             label=self.label,
             accuracy={f"top{k}": _ratio(s["top"][i], s["classified"][0]) for i, k in enumerate(TOP)},
             recall={
-                f"at{k}": {name: _ratio(found[t], true[t]) for t, name in enumerate(self._attribute_types)}
+                f"at{k}": {name: _ratio(found[t], true[t]) for t, name in enumerate(types)}
                 | {"all": _ratio(found.sum(), true.sum())}
                 for k, found in zip(RECALL_AT, s["recalled"], strict=True)
             },
+            attributes_by_type={n: int((self._attribute_type == t).sum()) for t, n in enumerate(types)},
         )
 
 
@@ -401,44 +408,3 @@ def baselines(
             predicted = means.predict(truth.box, truth.garment_type, by_type=split_by_type)
             counters.add_landmarks(predicted, truth)
     return Baselines(overall.report(), by_type.report(), labelled.report())
-
-
-def evaluation_json(
-    report: Report, *, dataset: str, split: str, checkpoint: str, baseline: Baselines | None
-) -> dict[str, Any]:
-    """What ``jobs.evaluate`` writes; None (JSON null) where nothing was counted or there is no baseline.
-
-    ``oks_ap`` is there where the score is defined.
-    """
-    return {
-        "dataset": dataset,
-        "split": split,
-        "rows": report.rows,
-        "checkpoint": checkpoint,
-        "ne": {
-            "average": report.ne,
-            "by_landmark": report.ne_by_landmark,
-            "by_type": report.ne_by_type,
-            "by_view": report.ne_by_view,
-        },
-        "counted": report.counted,
-        "ne_occluded": report.ne_occluded,
-        "pck": report.pck,
-        "auc": report.auc,
-        "epe": report.epe,
-        "left_right_confusion": report.left_right_confusion,
-        "label": report.label,
-        "accuracy": report.accuracy,
-        "attribute_recall": report.recall,
-        **({"oks_ap": report.oks.to_json()} if report.oks else {}),
-        "baseline": {
-            "mean_position": baseline.mean_position.ne if baseline else None,
-            "mean_position_by_type": baseline.mean_position_by_type.ne if baseline else None,
-            "most_frequent": {
-                "accuracy": baseline.most_frequent.accuracy,
-                "attribute_recall": baseline.most_frequent.recall,
-            }
-            if baseline
-            else None,
-        },
-    }

@@ -239,8 +239,8 @@ def initial_model(job: Job, labels: Labels) -> Model:
             ) from error
         model.load_backbone(state)
     if job.classifier is not None:
-        classifier, card = checkpoint.load(job.classifier)
-        model.load_classifier(classifier, card.labels)
+        classifier, _ = checkpoint.load(job.classifier)
+        model.load_classifier(classifier)
     return model
 
 

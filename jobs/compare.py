@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import datetime
 import io
-from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, cast, get_type_hints
 
 import ray
 import tyro
@@ -15,13 +15,13 @@ from glefld import checkpoint, comparison, storage, tracking
 from glefld.comparison import Result
 from glefld.datasets import Dataset
 from glefld.models import MODELS, build_model
-from glefld.models.classifier import ResNetConfig, default_label
+from glefld.models.classifier import Label, ResNetConfig
 from glefld.models.system import Preset
 from glefld.published import as_text
 from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels, Split
 from jobs.cli import Device, Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
-from pipelines.compare import Entry, Plan, compare, measure, slug
+from pipelines.compare import Entry, Plan, check, compare, guided_by, measure, slug
 from pipelines.evaluate import baselines
 from pipelines.train import Workers
 
@@ -35,15 +35,15 @@ class Options:
     dataset: Dataset
     """Which data set."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = SMALL
-    models: tuple[str, ...] = ALL
+    models: tuple[str, ...] = ()
     """Systems, each NAME or NAME:OPTION=VALUE,... with options of its config or of the recipe: gle:modules=0
-    sanl:attention=none,landmarks=annotated."""
+    sanl:attention=none,landmarks=annotated. Default: all that suit the data set's labels."""
     backbone: str | None = None
     """The same features for all, such as resnet18. Default: each system's own of the preset."""
     preset: Preset = "small"
     """Whose configs the systems start from; the recipe is given by the options below, whatever the preset."""
     seeds: int = 1
-    """Repeat with seeds 0 to N-1; a difference is called one from three seeds on."""
+    """Repeat with so many seeds, from --seed on; a difference is called one from three on."""
     split: Split = "val"
     """Scored on this split. Choose on val; test is for the last word."""
     data: str | None = None
@@ -53,10 +53,13 @@ class Options:
     """Name of the comparison, which is kept in <root>/runs/<name>; given again, it goes on. Default: by time."""
     rows: int | None = None
     """Train on the first so many rows only."""
-    weights: str | None = None
-    """ImageNet weights of the backbone, for all: torchvision's checkpoint, a path or URL."""
+    weights: tuple[str, ...] = ()
+    """ImageNet weights by backbone, BACKBONE=FILE_OR_URL each: torchvision's checkpoints. resnet18's also starts what
+    guides SANL."""
+    random_weights: bool = False
+    """Let --preset paper start from random weights where none are given."""
     classifier: str | None = None
-    """The classifier that guides SANL. Default: a resnet trained first, with the same recipe."""
+    """The classifier that guides SANL, for all seeds. Default: one a seed, trained first with the same recipe."""
     num_workers: int = 1
     """Workers of each training run."""
     cpus_per_worker: int | None = None
@@ -76,26 +79,27 @@ def run(options: Options) -> None:
             raise ValueError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(options, field)}")
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
-    entries = [parse_entry(text, options) for text in options.models]
+    entries = [parse_entry(text, options) for text in options.models or suiting(options, manifest.labels)]
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         raise ValueError("--models names a system twice with the same options")
-    guided = [e for e in entries if build_model(e.system, e.config, manifest.labels).needs_classifier]
+    weights = parse_weights(options, entries)
     uri = tracking.tracking_uri(root, on_cluster())
     name = options.name or f"compare-{options.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = storage.join(root, "runs", name)
-    start_ray(dashboard=True)
     plan = Plan(
         dataset=options.dataset,
         data=data,
         folder=folder,
         split=options.split,
         rows=options.rows,
-        weights=resolve_url(options.weights, "--weights") if options.weights else None,
-        workers=choose_workers(options),
+        weights=weights,
         parallel=options.parallel,
         experiment=options.experiment,
     )
+    check(plan, entries)
+    start_ray(dashboard=True)
+    workers = choose_workers(options)
     record = storage.join(folder, "compare.json")
     begun = storage.read_json(record)["run_id"] if storage.exists(record) else None
     parent = tracking.start_run(
@@ -113,11 +117,13 @@ def run(options: Options) -> None:
     def tell(result: Result) -> None:
         console.print(f"{result.system}, seed {result.seed}: error {result.error:.4f}")
 
+    written = storage.join(folder, f"results-{options.split}.json")
+    seeds = range(options.recipe.seed, options.recipe.seed + options.seeds)
     with tracking.to_its_end(parent):
-        classifier = resolve_classifier(options, plan, guided, manifest.labels, parent, tell)
-        results = compare(plan, entries, options.seeds, parent, classifier, tell)
+        guides = find_guides(options, plan, entries, seeds, parent, workers, tell)
+        results = compare(plan, entries, seeds, parent, guides, workers, tell)
         baseline = baselines(data, options.split, "category")
-        costs = measure(results, plan.workers)
+        costs = measure(results, workers)
         compared = comparison.rows(results, costs)
         words = as_text(comparison.table(options.dataset, options.split, compared, baseline), width=160)
         chart = comparison.chart(options.dataset, options.split, compared, baseline)
@@ -129,13 +135,46 @@ def run(options: Options) -> None:
         log = tracking.RunLog(parent)
         log.log({f"error/{slug(r.system)}-seed{r.seed}": r.error for r in results}, step=0)
         log.flush()
-        log.log_text(words, "comparison/table.txt")
-        log.log_figure(chart, "comparison/ne.png")
-        log.client.log_dict(parent.run_id, value, "comparison/results.json")
-        storage.write_json(storage.join(folder, "results.json"), value)
+        log.log_text(words, f"{options.split}/table.txt")
+        log.log_figure(chart, f"{options.split}/ne.png")
+        log.client.log_dict(parent.run_id, value, f"{options.split}/results.json")
+        storage.write_json(written, value)
     console.print(words, soft_wrap=True, highlight=False)
-    console.print(f"results    {storage.join(folder, 'results.json')}", soft_wrap=True)
+    console.print(f"results    {written}", soft_wrap=True)
     console.print(f"MLflow     {tracking.where(parent)}", soft_wrap=True)
+
+
+def suiting(options: Options, labels: Labels) -> list[str]:
+    """The systems that can be trained on these labels."""
+    found = []
+    for system in ALL:
+        try:
+            build_model(system, MODELS[system].preset(options.preset, options.dataset)[0], labels)
+        except ValueError as error:
+            print(f"left out: {error}")
+        else:
+            found.append(system)
+    return found
+
+
+def parse_weights(options: Options, entries: list[Entry]) -> dict[str, str]:
+    """``BACKBONE=FILE_OR_URL`` to absolute places by backbone. ValueError if one is not so, of no use, or missing."""
+    weights = {}
+    backbones = {entry.config.backbone: entry.name for entry in entries if hasattr(entry.config, "backbone")}
+    for text in options.weights:
+        backbone, equals, place = text.partition("=")
+        if not equals:
+            raise ValueError(f"--weights {text}: give BACKBONE=FILE_OR_URL, such as vgg16=vgg16.pth")
+        if backbone not in {*backbones, "resnet18"}:
+            raise ValueError(f"--weights {text}: no system of the comparison has the backbone {backbone!r}")
+        weights[backbone] = resolve_url(place, "--weights")
+    missing = [backbone for backbone in backbones if backbone not in weights]
+    if options.preset == "paper" and missing and not options.random_weights:
+        raise ValueError(
+            f"--preset paper starts from ImageNet weights: give --weights {missing[0]}=FILE_OR_URL "
+            f"(for {backbones[missing[0]]}), or --random-weights to go without"
+        )
+    return weights
 
 
 def parse_entry(text: str, options: Options) -> Entry:
@@ -150,11 +189,12 @@ def parse_entry(text: str, options: Options) -> Entry:
     for item in filter(None, rest.split(",")):
         name, equals, value = item.partition("=")
         name = name.replace("-", "_")
-        if not equals or not (hasattr(config, name) or hasattr(recipe, name)):
+        own, shared = ({field.name for field in dataclasses.fields(value)} for value in (config, recipe))
+        if not equals or name not in own | shared - {"seed"}:
             raise ValueError(
                 f"--models {text}: {item!r} is not OPTION=VALUE of {system}'s config or of the recipe"
             )
-        if hasattr(config, name):
+        if name in own:
             config = with_option(config, name, value, text)
         else:
             recipe = with_option(recipe, name, value, text)
@@ -176,23 +216,25 @@ def with_option(value: Any, name: str, text: str, entry: str) -> Any:
     return dataclasses.replace(value, **{name: parsed})
 
 
-def resolve_classifier(
+def find_guides(
     options: Options,
     plan: Plan,
-    guided: list[Entry],
-    labels: Labels,
+    entries: list[Entry],
+    seeds: Sequence[int],
     parent: tracking.RunHandle,
+    workers: Workers,
     tell: Callable[[Result], None],
-) -> str | None:
-    """The checkpoint that guides the entries that need one: the given one, else one trained like the entries."""
-    if not guided:
-        return None
+) -> dict[tuple[str, int], str]:
+    """By what they tell apart and seed, the classifiers that the entries need: the given one, else trained alike."""
+    labels = dict.fromkeys(label for entry in entries if (label := guided_by(plan, entry)))
     if options.classifier:
-        return checkpoint.resolve(resolve_url(options.classifier, "--classifier"))
-    config = ResNetConfig("resnet18", default_label(labels))
-    entry = Entry(f"classifier:label={config.label}", "resnet", config, options.recipe)
-    (result,) = compare(plan, [entry], 1, parent, None, tell)
-    return result.checkpoint
+        given = checkpoint.resolve(resolve_url(options.classifier, "--classifier"))
+        return {(label, seed): given for label in labels for seed in seeds}
+    configs = [ResNetConfig("resnet18", cast(Label, label)) for label in labels]
+    trained = [Entry(f"classifier:label={c.label}", "resnet", c, options.recipe) for c in configs]
+    results = compare(plan, trained, seeds, parent, {}, workers, tell)
+    pairs = [(label, seed) for label in labels for seed in seeds]
+    return {pair: result.checkpoint for pair, result in zip(pairs, results, strict=True)}
 
 
 def choose_workers(options: Options) -> Workers:

@@ -11,7 +11,7 @@ import ray
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, metrics, oks, storage, tracking
+from glefld import checkpoint, evaluation, oks, storage, tracking
 from glefld.datasets import Dataset
 from glefld.published import pose_lines, score_tables
 from glefld.schema import Split
@@ -59,7 +59,7 @@ def run(options: Options) -> None:
     report = evaluate_checkpoint(url, data, options.split, workers)
     seconds = time.monotonic() - start
     baseline = baselines(data, options.split, report.label)
-    scores = metrics.evaluation_json(
+    scores = evaluation.evaluation_json(
         report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baseline
     )
     if options.output:

@@ -88,8 +88,8 @@ def run(options: Options[Any]) -> None:
         )
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
-    needs_classifier = build_model(options.system, options.config, manifest.labels).needs_classifier
-    if needs_classifier and options.classifier is None and not options.random_weights:
+    guided = build_model(options.system, options.config, manifest.labels).guided_by is not None
+    if guided and options.classifier is None and not options.random_weights:
         raise ValueError(
             f"{options.system} is guided by a classifier: give --classifier RUN (of python -m jobs.train "
             f"--task classify --dataset {options.dataset}), or --random-weights to go without"

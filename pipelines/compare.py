@@ -1,7 +1,7 @@
 """Several systems trained alike: child runs of one MLflow run, side by side as resources allow."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -16,11 +16,9 @@ from glefld.models import build_model
 from glefld.recipe import Recipe
 from glefld.schema import Split
 from glefld.tracking import RunHandle
-from glefld.training import Job, choose_precision
+from glefld.training import Job, choose_precision, initial_model
 from pipelines import evaluate
 from pipelines.train import Workers, train_and_score
-
-RESULT = "result.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Plan:
     folder: str
     split: Split
     rows: int | None
-    weights: str | None
-    workers: Workers
+    weights: Mapping[str, str]
+    """ImageNet weights by the backbone they are of, URLs."""
     parallel: int
     experiment: str | None
 
@@ -56,17 +54,18 @@ def slug(name: str) -> str:
 def compare(
     plan: Plan,
     entries: Sequence[Entry],
-    seeds: int,
+    seeds: Sequence[int],
     parent: RunHandle,
-    classifier: str | None,
+    guides: Mapping[tuple[str, int], str],
+    workers: Workers,
     done: Callable[[Result], None],
 ) -> list[Result]:
     """Train and score each entry with each seed; results in the entries' order, ``done`` as each is there.
 
-    What an earlier, stopped comparison has finished is read, not trained again; what it has begun goes on. ValueError
-    if it was another one.
+    guides: by what they tell apart and seed, the classifiers that guide SANL. What an earlier, stopped comparison has
+    finished is read, not trained again; what it has begun goes on. ValueError if it was another one.
     """
-    waiting = [(entry, seed) for entry in entries for seed in range(seeds)]
+    waiting = [(entry, seed) for entry in entries for seed in seeds]
     running: dict[ray.ObjectRef, RunHandle] = {}
     results: dict[tuple[str, int], Result] = {}
 
@@ -78,14 +77,14 @@ def compare(
         while waiting or running:
             while waiting and len(running) < plan.parallel:
                 entry, seed = waiting.pop(0)
-                job = make_job(plan, entry, seed, classifier)
+                job = make_job(plan, entry, seed, guides)
                 earlier = begun(job)
-                if earlier is not None and (found := finished(job)) is not None:
+                if earlier is not None and (found := finished(job, plan.split)) is not None:
                     note(found)
                     continue
                 resume = earlier["run_id"] if earlier is not None else None
                 handle = open_run(job, f"{entry.name} seed {seed}", plan.experiment, parent, resume)
-                running[_child.remote(job, entry.name, plan.split, plan.workers, handle)] = handle
+                running[_child.remote(job, entry.name, plan.split, workers, handle)] = handle
             if running:
                 (ready,), _ = ray.wait(list(running), num_returns=1)
                 result = ray.get(ready)  # raises what ended it, with its run still among those to be ended
@@ -96,13 +95,26 @@ def compare(
             ray.cancel(task, force=True)
             tracking.finish(handle, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    return [results[entry.name, seed] for entry in entries for seed in range(seeds)]
+    return [results[entry.name, seed] for entry in entries for seed in seeds]
 
 
-def make_job(plan: Plan, entry: Entry, seed: int, classifier: str | None) -> Job:
+def check(plan: Plan, entries: Sequence[Entry]) -> None:
+    """ValueError for an entry that could not begin, before hours are spent on the others."""
+    labels = open_dataset(plan.data).labels
+    for entry in entries:
+        try:
+            initial_model(make_job(plan, entry, entry.recipe.seed, {}), labels)
+        except ValueError as error:
+            raise ValueError(f"{entry.name}: {error}") from error
+
+
+def guided_by(plan: Plan, entry: Entry) -> str | None:
+    """What the classifier that an entry needs tells apart; None if it needs none."""
+    return build_model(entry.system, entry.config, open_dataset(plan.data).labels).guided_by
+
+
+def make_job(plan: Plan, entry: Entry, seed: int, guides: Mapping[tuple[str, int], str]) -> Job:
     """The training run of one entry and seed, in its own folder of the comparison's."""
-    manifest = open_dataset(plan.data)
-    guided = build_model(entry.system, entry.config, manifest.labels).needs_classifier
     return Job(
         dataset=plan.dataset,
         data=plan.data,
@@ -110,8 +122,8 @@ def make_job(plan: Plan, entry: Entry, seed: int, classifier: str | None) -> Job
         model=entry.system,
         config=dataclasses.asdict(entry.config),
         recipe=dataclasses.replace(entry.recipe, seed=seed),
-        weights=plan.weights,
-        classifier=classifier if guided else None,
+        weights=plan.weights.get(getattr(entry.config, "backbone", "")),
+        classifier=guides.get((label, seed)) if (label := guided_by(plan, entry)) else None,
         rows=plan.rows,
     )
 
@@ -127,10 +139,14 @@ def begun(job: Job) -> dict[str, Any] | None:
     return found
 
 
-def finished(job: Job) -> Result | None:
-    """The result of a job that was begun, if it has come to its end."""
-    url = storage.join(job.run, RESULT)
+def finished(job: Job, split: Split) -> Result | None:
+    """The scores on a split of a job that was begun, if it has come to its end and they are there."""
+    url = result_url(job, split)
     return Result(**storage.read_json(url)) if storage.exists(url) else None
+
+
+def result_url(job: Job, split: Split) -> str:
+    return storage.join(job.run, f"result-{split}.json")
 
 
 def open_run(job: Job, name: str, experiment: str | None, parent: RunHandle, resume: str | None) -> RunHandle:
@@ -157,7 +173,7 @@ def _child(job: Job, name: str, split: Split, workers: Workers, handle: RunHandl
         scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
         report = evaluate.evaluate_checkpoint(best, job.data, split, scorer)
     result = Result.of(report, system=name, seed=job.recipe.seed, checkpoint=best, run_id=handle.run_id)
-    storage.write_json(storage.join(job.run, RESULT), dataclasses.asdict(result))
+    storage.write_json(result_url(job, split), dataclasses.asdict(result))
     return result
 
 

@@ -10,7 +10,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from glefld import checkpoint, metrics, storage, tracking, training
+from glefld import checkpoint, evaluation, storage, tracking, training
 from glefld.dataset import open_dataset
 from glefld.metrics import Baselines, Report
 from glefld.tracking import RunHandle, RunLog
@@ -83,7 +83,7 @@ def score(best: str, data: str, handle: RunHandle, scorer: evaluate.Workers) -> 
     """Score the best checkpoint on val and put scores, tables, pictures and model into the run."""
     report = evaluate.evaluate_checkpoint(best, data, "val", scorer)
     baselines = evaluate.baselines(data, "val", report.label)
-    scores = metrics.evaluation_json(
+    scores = evaluation.evaluation_json(
         report, dataset=open_dataset(data).dataset, split="val", checkpoint=best, baseline=baselines
     )
     evaluate.log_scores(RunLog(handle), scores, report, baselines, data, scorer)

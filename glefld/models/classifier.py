@@ -37,7 +37,8 @@ class ResNetClassifier(Model):
         super().__init__(labels)
         self.target = config.label or default_label(labels)
         self.features = ResNetFeatures(config.backbone)
-        self.head = nn.Linear(self.features.channels[-1], head_size(self.target, labels))
+        outputs = len(answers(self.target, labels)) * (2 if self.target == "attributes" else 1)
+        self.head = nn.Linear(self.features.channels[-1], outputs)
         if self.target != "attributes":
             self.label = self.target
 
@@ -76,14 +77,14 @@ def default_label(labels: Labels) -> Label:
     return "attributes" if labels.attributes else "garment_type"
 
 
-def head_size(label: Label, labels: Labels) -> int:
-    """Outputs of a head. ValueError if the data set has no such label."""
-    size = 2 * len(labels.attributes) if label == "attributes" else len(labels.classes(label))
-    if not size:
+def answers(label: Label, labels: Labels) -> tuple[str, ...]:
+    """The names of what is told apart. ValueError if the data set has no such label."""
+    names = tuple(a.name for a in labels.attributes) if label == "attributes" else labels.classes(label)
+    if not names:
         raise ValueError(
             f"the data set has no {label.replace('_', ' ')} to classify: give another --model.label"
         )
-    return size
+    return names
 
 
 class Guide(nn.Module):
@@ -99,16 +100,20 @@ class Guide(nn.Module):
         """Always in eval mode: its batch norm must not drift."""
         return super().train(False)
 
-    def load(self, classifier: Model, labels: Labels) -> None:
+    def load(self, classifier: Model) -> None:
         """Take a trained classifier's weights. ValueError if it is another network or tells other classes apart."""
         own = self.classifier
-        if not isinstance(classifier, ResNetClassifier) or type(classifier) is not ResNetClassifier:
-            raise ValueError("--classifier must name a checkpoint of --task classify --model resnet")
-        same = classifier.target == own.target and len(classifier.head.bias) == len(own.head.bias)
-        if not same or classifier.features.channels != own.features.channels:
+        if type(classifier) is not ResNetClassifier or classifier.features.channels != own.features.channels:
             raise ValueError(
-                f"--classifier tells apart {len(classifier.head.bias)} outputs of {classifier.target}, this model "
-                f"expects resnet18 and {len(own.head.bias)} of {own.target}: set --model.label as it was trained with"
+                "--classifier must name a checkpoint of --task classify --model resnet with resnet18"
+            )
+        told, expected = (answers(model.target, model.labels) for model in (classifier, own))
+        if classifier.target != own.target or told != expected:
+            raise ValueError(
+                f"--classifier tells {len(told)} names of {classifier.target} apart, this model expects "
+                f"{len(expected)} of {own.target}"
+                + (": set --model.label as it was trained with" if classifier.target != own.target else "")
+                + (" with other names: train it on this data set" if len(told) == len(expected) else "")
             )
         own.load_state_dict(classifier.state_dict())
 
@@ -144,13 +149,13 @@ class SANLResNet(ResNetClassifier):
         self.guide = Guide(config.label, labels) if config.block == "sanl" else None
 
     @property
-    def needs_classifier(self) -> bool:
-        return self.guide is not None
+    def guided_by(self) -> str | None:
+        return self.guide.classifier.target if self.guide is not None else None
 
-    def load_classifier(self, classifier: Model, labels: Labels) -> None:
+    def load_classifier(self, classifier: Model) -> None:
         if self.guide is None:
-            return super().load_classifier(classifier, labels)
-        return self.guide.load(classifier, labels)
+            return super().load_classifier(classifier)
+        return self.guide.load(classifier)
 
     def forward(self, images: Tensor) -> Output:
         """[B, 3, H, W] -> classes or attributes"""

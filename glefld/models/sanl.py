@@ -76,16 +76,16 @@ class SANL(Model):
         self.guide = Guide(config.label, labels) if guided else None
 
     @property
-    def needs_classifier(self) -> bool:
-        return self.guide is not None
+    def guided_by(self) -> str | None:
+        return self.guide.classifier.target if self.guide is not None else None
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         load_features(self.features, state)
 
-    def load_classifier(self, classifier: Model, labels: Labels) -> None:
+    def load_classifier(self, classifier: Model) -> None:
         if self.guide is None:
-            return super().load_classifier(classifier, labels)
-        return self.guide.load(classifier, labels)
+            return super().load_classifier(classifier)
+        return self.guide.load(classifier)
 
     def forward(self, images: Tensor) -> Output:
         """[B, 3, H, W] -> heatmaps and coarse heatmaps, each [B, K, H / 4, W / 4]"""

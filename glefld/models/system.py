@@ -56,14 +56,14 @@ class Model(nn.Module):
         """Take ImageNet weights from a torchvision checkpoint. ValueError if they do not fit."""
         raise ValueError("this system has no backbone that takes --weights")
 
-    def load_classifier(self, classifier: "Model", labels: Labels) -> None:
+    def load_classifier(self, classifier: "Model") -> None:
         """Take the classifier whose attention guides this system. ValueError if it does not fit."""
         raise ValueError("this system is not guided by a classifier: leave --classifier out")
 
     @property
-    def needs_classifier(self) -> bool:
-        """Whether training must be given a classifier."""
-        return False
+    def guided_by(self) -> str | None:
+        """What the classifier that training must be given tells apart; None if it needs none."""
+        return None
 
 
 class System(NamedTuple):

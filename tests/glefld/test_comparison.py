@@ -32,8 +32,10 @@ def row(*values: float) -> Row:
 DIFFERENCES = {
     "one seed tells nothing": ((0.1,), (0.2,), False),
     "two seeds tell nothing": ((0.1, 0.11), (0.2, 0.21), False),
-    "three that do not overlap do": ((0.1, 0.11, 0.12), (0.13, 0.14, 0.15), True),
-    "the other way round": ((0.13, 0.14, 0.15), (0.1, 0.11, 0.12), True),
+    "three further apart than either's spread do": ((0.1, 0.11, 0.12), (0.15, 0.15, 0.17), True),
+    "the other way round": ((0.15, 0.15, 0.17), (0.1, 0.11, 0.12), True),
+    "three that are only no overlap do not": ((0.1, 0.11, 0.12), (0.13, 0.14, 0.15), False),
+    "a gap within one's spread does not": ((0.1, 0.1, 0.1), (0.12, 0.14, 0.16), False),
     "three that overlap do not": ((0.1, 0.11, 0.14), (0.13, 0.14, 0.15), False),
     "equal ones do not": ((0.1, 0.1, 0.1), (0.1, 0.1, 0.1), False),
     "three against two do not": ((0.1, 0.11, 0.12), (0.2, 0.2), False),
@@ -53,7 +55,7 @@ def test_rows_gather_the_seeds_and_leave_classifiers_out() -> None:
     assert [(r.system, len(r.results)) for r in found] == [("a", 2), ("b", 1)]
     assert found[0].ne == pytest.approx(0.3)
     assert found[0].span == (0.2, 0.4)
-    assert verdict(found[1], found[1]) == "best"
+    assert verdict(found[1], found[1]) == "lowest"
     assert verdict(found[0], found[1]) == "not told apart"
 
 
@@ -71,7 +73,7 @@ def test_the_table_and_chart_show_every_system_and_the_published_ones() -> None:
         "1.50",
         "0.25",
         "123",
-        "best",
+        "lowest",
         "worse",
         "mean position",
     ):

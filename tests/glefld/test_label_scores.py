@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from glefld.metrics import Counters, Truth, baselines, evaluation_json
+from glefld.evaluation import evaluation_json
+from glefld.metrics import Counters, Truth, baselines
 from glefld.schema import FASHION8, NO_LANDMARKS, VIEWS, Attribute, Labels, sample_schema
 
 LABELS = Labels(FASHION8, categories=("Blouse", "Jeans", "Robe", "Skirt", "Tee", "Top"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from glefld.evaluation import evaluation_json
 from glefld.metrics import (
     Baselines,
     Counters,
@@ -18,7 +19,6 @@ from glefld.metrics import (
     Report,
     Truth,
     baselines,
-    evaluation_json,
 )
 from glefld.schema import (
     FASHION8,
@@ -374,10 +374,29 @@ def test_what_the_best_checkpoint_has_least_of():
     assert report_of(garment({"left_hem": (30, 80)})).error == pytest.approx(0.5)
     counters = Counters(LABELS)
     assert counters.report().error is None
-    counters.add_attributes(torch.zeros(1, 4), torch.tensor([[1.0, 0, 0, 0]]))
+    counters.add_attributes(torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[1.0, 0, 0, 0]]))
     assert counters.report().error == 0
     counters.add_classes(torch.eye(6)[:4], torch.tensor([0, 1, 2, 0]))
     assert counters.report().error == 0.25
+
+
+@pytest.mark.parametrize("of", ["classes", "attributes"])
+def test_answers_that_tell_nothing_score_nothing(of: str) -> None:
+    """Equal answers find none of the k likeliest; answers that are no numbers are an error, and not all right."""
+    four = tuple(Attribute(name, 1) for name in "abcd")
+    counters = Counters(Labels(FASHION8, ("A", "B", "C", "D"), four, ("texture",)))
+
+    def answer(value: float) -> None:
+        if of == "classes":
+            counters.add_classes(torch.full((2, 4), value), torch.tensor([0, 3]))
+        else:
+            counters.add_attributes(torch.full((2, 4), value), torch.eye(4)[:2])
+
+    answer(0.5)
+    assert counters.report().error == 1
+    answer(math.nan)
+    with pytest.raises(ValueError, match="diverged"):
+        counters.report()
 
 
 def test_most_frequent_labels_by_hand():

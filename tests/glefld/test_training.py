@@ -18,6 +18,7 @@ from glefld.augmentation import Augmentation
 from glefld.dataset import open_dataset
 from glefld.evaluation import EVAL_BATCH, evaluate
 from glefld.loader import BatchLoader, InputPipeline
+from glefld.losses import attribute_loss
 from glefld.metrics import Counters
 from glefld.models import build_model
 from glefld.models.backbones import VGG_LAYERS
@@ -82,6 +83,28 @@ def test_two_workers_have_one_workers_gradient(hide: int, tmp_path: Path) -> Non
     for rank in range(2):
         together = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert (together - alone).norm() < 1e-5 * alone.norm()
+
+
+def losses_of_a_rank(rank: int, world: int, folder: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
+    logits, target = torch.load(f"{folder}/batch.pt", weights_only=True)
+    first, end = share(0, len(logits), rank, world)
+    part = attribute_loss(logits[first:end], target[first:end], world)
+    storage.write_json(f"{folder}/{rank}.json", part.item())
+    dist.destroy_process_group()
+
+
+def test_attribute_losses_of_two_workers_add_up_to_one_workers(tmp_path: Path) -> None:
+    """Unequal shares, with unknown attributes in one of them only: the mean divides by what all ranks know."""
+    torch.manual_seed(0)
+    logits, target = torch.randn(5, 7, 2), torch.randint(0, 2, (5, 7)).float()
+    target[0] = torch.nan
+    torch.save((logits, target), tmp_path / "batch.pt")
+    torch.multiprocessing.spawn(losses_of_a_rank, (2, str(tmp_path)), nprocs=2)
+    parts = [storage.read_json(str(tmp_path / f"{rank}.json")) for rank in range(2)]
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(attribute_loss(logits, target, 1).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("rows", [23, 65, 97])

@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 from ray.util.state import list_tasks
 
 from glefld import storage
+from glefld.dataset import open_dataset
 from glefld.recipe import Recipe
-from jobs.compare import Options, parse_entry, run
+from jobs.compare import Options, parse_entry, run, suiting
 from tests.ingested import write_dataset
 from tests.mistakes import one_line
 
@@ -37,7 +38,7 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
     """A child run each, beneath the parent, the classifier's among them; run again, nothing is trained anew."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
-    write_dataset(tmp_path / "data" / "fld", {"train": 16, "val": 9})
+    write_dataset(tmp_path / "data" / "fld", {"train": 16, "val": 9, "test": 5})
     options = Options(
         dataset="fld",
         recipe=TINY,
@@ -59,12 +60,12 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == 3
     assert {r.info.status for r in runs} == {"FINISHED"}
-    assert {f.path for f in client.list_artifacts(parent.info.run_id, "comparison")} == {
-        "comparison/table.txt",
-        "comparison/ne.png",
-        "comparison/results.json",
+    assert {f.path for f in client.list_artifacts(parent.info.run_id, "val")} == {
+        "val/table.txt",
+        "val/ne.png",
+        "val/results.json",
     }
-    value = storage.read_json(str(tmp_path / "runs" / "both" / "results.json"))
+    value = storage.read_json(str(tmp_path / "runs" / "both" / "results-val.json"))
     assert [r["system"] for r in value["results"]] == list(options.models)
     for r in value["results"]:
         assert r["ne"] > 0
@@ -73,6 +74,12 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
         assert min(cost["parameters"], cost["multiply_adds"], cost["images_per_second"]) > 100
 
     run(options)
+    assert len(client.search_runs([experiment.experiment_id])) == len(runs)
+    # Another split is scored anew, with the same checkpoints and in the same runs.
+    run(dataclasses.replace(options, split="test"))
+    other = storage.read_json(str(tmp_path / "runs" / "both" / "results-test.json"))
+    assert [r["checkpoint"] for r in other["results"]] == [r["checkpoint"] for r in value["results"]]
+    assert all(a["ne"] != b["ne"] for a, b in zip(other["results"], value["results"], strict=True))
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
     other = dataclasses.replace(options, recipe=dataclasses.replace(TINY, epochs=2))
     with pytest.raises(ValueError, match="begun with other options"):
@@ -131,8 +138,48 @@ WRONG = {
     "not a number": ("gle:modules=x", "modules cannot be 'x'"),
     "not a choice": ("sanl:attention=some", "attention cannot be 'some'"),
     "not a switch": ("sanl:refine=perhaps", "refine is true or false"),
+    "the seed, which is counted": ("gle:seed=1", "'seed=1' is not OPTION=VALUE"),
+    "a method": ("gle:from_json=1", "'from_json=1' is not OPTION=VALUE"),
     "out of range": ("gle:modules=-1", "must be 0 or more"),
 }
+
+
+MISTAKEN = {
+    "a size that the backbone does not take": (
+        {"models": ("baseline:backbone=convnext-tiny",)},
+        "multiple of 32",
+    ),
+    "no weights for the paper's networks": (
+        {"models": ("liu2018",), "preset": "paper"},
+        "give --weights vgg16=",
+    ),
+    "weights of no backbone here": ({"weights": ("vgg19=/x.pth",)}, "no system of the comparison has"),
+    "weights without a backbone": ({"weights": ("/x.pth",)}, "give BACKBONE=FILE_OR_URL"),
+    "labels that are not there": ({"models": ("liu2018-full",)}, "use liu2018"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKEN)
+def test_a_mistake_shows_before_anything_starts(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, and no run is made: not after the hours that the first systems take."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_dataset(tmp_path / "data" / "fld", {"train": 4, "val": 2})
+    changes, message = MISTAKEN[case]
+    recipe = dataclasses.replace(TINY, input_size=48)
+    options = Options("fld", recipe, ("gle:modules=0",), root=str(tmp_path), name="wrong")
+    assert message in one_line(lambda: run(dataclasses.replace(options, **changes)), capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_all_systems_that_the_labels_suit_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default; without categories and attributes one is left out, and that is said."""
+    manifest = open_dataset(write_dataset(tmp_path / "data", {"train": 4, "val": 2}))
+    assert suiting(Options("fld"), manifest.labels) == ["gle", "liu2018", "sanl", "dafe", "baseline"]
+    assert "left out: liu2018-full" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("case", WRONG)

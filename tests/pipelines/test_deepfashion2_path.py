@@ -15,7 +15,7 @@ from glefld import checkpoint, oks
 from glefld.dataset import open_dataset
 from glefld.datasets.deepfashion2 import LABELS
 from glefld.datasets.synthetic_deepfashion2 import write_dataset
-from glefld.metrics import evaluation_json
+from glefld.evaluation import evaluation_json
 from glefld.models import build_model
 from glefld.schema import Manifest
 from pipelines.evaluate import Workers, baselines, evaluate_checkpoint

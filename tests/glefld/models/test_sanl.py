@@ -1,5 +1,7 @@
 """SANL's block and its ablations."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -72,16 +74,19 @@ def test_a_guide_takes_only_what_it_expects() -> None:
     """Another label, other classes or another network end in one line; the right one's weights are taken over."""
     guide = Guide("category", LABELS)
     right = ResNetClassifier(ResNetConfig(), LABELS)
-    guide.load(right, LABELS)
+    guide.load(right)
     assert torch.equal(guide.classifier.head.weight, right.head.weight)
     wrong = {
         "another label": build_model("resnet", {"label": "garment_type"}, LABELS),
         "other classes": build_model("resnet", {}, Labels(FASHION8, categories=("a", "b"))),
+        "classes of other names": build_model(
+            "resnet", {}, dataclasses.replace(LABELS, categories=("a", "b", "d"))
+        ),
         "another trunk": build_model("resnet", {"backbone": "resnet50"}, LABELS),
         "no classifier": build_model("gle", {"backbone": "vgg-small"}, LABELS),
         "with blocks": build_model("sanl-resnet", {"block": "nonlocal"}, LABELS),
     }
     for name, model in wrong.items():
         with pytest.raises(ValueError, match="--classifier"):
-            guide.load(model, LABELS)
+            guide.load(model)
         assert name
