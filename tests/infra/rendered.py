@@ -27,7 +27,7 @@ def render(target: str) -> list[Document]:
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl, which renders the manifests")
     command = ["kubectl", "kustomize", str(KUBERNETES / target)]
-    rendered = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    rendered = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert rendered.returncode == 0, rendered.stderr
     return list(yaml.safe_load_all(rendered.stdout))
 
@@ -63,7 +63,9 @@ def pods() -> list[Document]:
                     labels = dict(template["metadata"]["labels"])
                     if "rayStartParams" in part and "groupName" not in part:
                         labels["ray.io/node-type"] = "head"
-                    found.append({"labels": labels, "spec": template["spec"], "of": document["metadata"]["name"]})
+                    found.append(
+                        {"labels": labels, "spec": template["spec"], "of": document["metadata"]["name"]}
+                    )
     return found
 
 

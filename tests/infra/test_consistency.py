@@ -19,7 +19,9 @@ def made_secrets() -> set[tuple[str, str]]:
     for command in readme_commands():
         if command.startswith("kubectl create secret generic "):
             words = shlex.split(command)
-            keys = [word.removeprefix("--from-literal=") for word in words if word.startswith("--from-literal=")]
+            keys = [
+                word.removeprefix("--from-literal=") for word in words if word.startswith("--from-literal=")
+            ]
             found |= {(words[4], key.partition("=")[0]) for key in keys}
     return found
 
@@ -48,12 +50,16 @@ def test_each_selector_selects_pods_and_each_service_a_port_of_theirs() -> None:
             assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
         if document["kind"] == "Service":
             (selected,) = (pod for pod in pods() if spec["selector"].items() <= pod["labels"].items())
-            named = {port["name"] for container in selected["spec"]["containers"] for port in container["ports"]}
+            named = {
+                port["name"] for container in selected["spec"]["containers"] for port in container["ports"]
+            }
             assert {port["targetPort"] for port in spec["ports"]} <= named
         if document["kind"] == "NetworkPolicy":
             for part in walk(spec):
                 terms = [part["matchLabels"]] if COMPONENT in part.get("matchLabels", {}) else []
-                terms += [{COMPONENT: value} for e in part.get("matchExpressions", []) for value in e["values"]]
+                terms += [
+                    {COMPONENT: value} for e in part.get("matchExpressions", []) for value in e["values"]
+                ]
                 for term in terms:
                     outside = term[COMPONENT] == "kuberay-operator"
                     assert outside or any(term.items() <= found.items() for found in labels), term
@@ -82,7 +88,9 @@ def test_what_pods_take_their_settings_from_is_there() -> None:
 
 
 def test_service_accounts_are_terraforms_roles() -> None:
-    roles = set(re.findall(r"^    (\w+) += \{ read =", (INFRA / "terraform/roles.tf").read_text(), re.MULTILINE))
+    roles = set(
+        re.findall(r"^    (\w+) += \{ read =", (INFRA / "terraform/roles.tf").read_text(), re.MULTILINE)
+    )
     accounts = {account["metadata"]["name"] for account in of_kind("ServiceAccount")}
     used = {pod["spec"]["serviceAccountName"] for pod in pods() if "serviceAccountName" in pod["spec"]}
     assert roles == accounts == used
@@ -148,7 +156,11 @@ def test_mlflow_is_served_alike_in_compose_and_kubernetes() -> None:
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     compose = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]["mlflow"]
     here, there = (
-        {option for option in options if not option.startswith(("--artifacts-destination", "--allowed-hosts"))}
+        {
+            option
+            for option in options
+            if not option.startswith(("--artifacts-destination", "--allowed-hosts"))
+        }
         for options in (container["args"], compose["command"])
     )
     assert here == there

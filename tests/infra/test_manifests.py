@@ -17,13 +17,15 @@ CRDS = Path(__file__).parents[3] / "shared" / "kuberay"
 
 
 def closed(schema: Any, inside: str = "") -> Any:
-    """A structural schema as the API server reads it under strict validation: fields that it does not know are wrong."""
+    """A structural schema as the API server reads it under strict validation: unknown fields are wrong."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
     schema = {
-        name: {key: closed(part, key) for key, part in value.items()} if name == "properties" else closed(value)
+        name: {key: closed(part, key) for key, part in value.items()}
+        if name == "properties"
+        else closed(value)
         for name, value in schema.items()
     }
     if schema.pop("x-kubernetes-int-or-string", False):
@@ -66,7 +68,9 @@ def test_spoiled_deployment_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("kind", "count"), [("RayCluster", 1), ("RayJob", 3)])
-def test_ray_manifests_keep_to_kuberays_schemas(kind: str, count: int, custom_schemas: dict[str, Any]) -> None:
+def test_ray_manifests_keep_to_kuberays_schemas(
+    kind: str, count: int, custom_schemas: dict[str, Any]
+) -> None:
     found = of_kind(kind)
     assert len(found) == count
     for document in found:

@@ -58,7 +58,12 @@ def reaches(source: str, target: str, port: int) -> bool:
 @pytest.mark.parametrize("namespace", ["glefld", "other", "internet"])
 def test_strangers_reach_nothing(component: str, namespace: str) -> None:
     """Above all not the dashboard, which takes jobs: not from outside, not from a stray pod beside it."""
-    ports = {port["containerPort"] for pod in pods() for c in pod["spec"]["containers"] for port in c.get("ports", [])}
+    ports = {
+        port["containerPort"]
+        for pod in pods()
+        for c in pod["spec"]["containers"]
+        for port in c.get("ports", [])
+    }
     assert {8265, 6379, 5000, 5432, 8333} <= ports
     for port in (*ports, 10002):
         assert not passes("Ingress", one_pod(component), ELSEWHERE, namespace, port)
@@ -88,7 +93,9 @@ def test_kuberays_operator_reaches_the_dashboard_alone() -> None:
         ("object-store", "ray", 8265, False),
     ],
 )
-def test_our_pods_reach_what_they_need_and_no_more(source: str, target: str, port: int, through: bool) -> None:
+def test_our_pods_reach_what_they_need_and_no_more(
+    source: str, target: str, port: int, through: bool
+) -> None:
     assert reaches(source, target, port) is through
 
 
