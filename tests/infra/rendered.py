@@ -27,7 +27,7 @@ def render(target: str) -> list[Document]:
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl, which renders the manifests")
     command = ["kubectl", "kustomize", str(KUBERNETES / target)]
-    rendered = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    rendered = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
     assert rendered.returncode == 0, rendered.stderr
     return list(yaml.safe_load_all(rendered.stdout))
 

@@ -34,7 +34,7 @@ def run_steps(stage: str) -> list[list[str]]:
 
 def hadolint(path: Path) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("hadolint")
-    return subprocess.run([program, path], check=False, capture_output=True, text=True, timeout=60)
+    return subprocess.run([program, path], check=False, capture_output=True, text=True, timeout=240)
 
 
 def test_hadolint_has_nothing_to_say() -> None:

@@ -57,6 +57,7 @@ def test_module_is_formatted_and_valid(module: Module) -> None:
     assert valid.returncode == 0, valid.stderr
 
 
+@pytest.mark.slow
 def test_module_passes_its_tests_and_a_role_too_wide_does_not(module: Module) -> None:
     passed = module.terraform("test")
     assert passed.returncode == 0, passed.stdout + passed.stderr
