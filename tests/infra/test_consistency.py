@@ -87,6 +87,19 @@ def test_what_pods_take_their_settings_from_is_there() -> None:
     assert maps["settings"]["MLFLOW_TRACKING_URI"] == f"http://mlflow:{mlflow['spec']['ports'][0]['port']}"
 
 
+def test_the_store_on_premises_makes_the_bucket_that_the_settings_name() -> None:
+    (settings,) = of_kind("ConfigMap")
+    arguments = [
+        a for pod in pods() for container in pod["spec"]["containers"] for a in container.get("args", [])
+    ]
+    assert settings["data"]["GLEFLD_ROOT"].replace("s3://", "-bucket=") in arguments
+
+
+def test_the_service_mlflow_does_not_pass_for_mlflows_settings() -> None:
+    """Kubernetes sets MLFLOW_PORT=tcp://... in every pod beside a Service of that name, unless told not to."""
+    assert all(pod["spec"]["enableServiceLinks"] is False for pod in pods())
+
+
 def test_service_accounts_are_terraforms_roles() -> None:
     roles = set(
         re.findall(r"^    (\w+) += \{ read =", (INFRA / "terraform/roles.tf").read_text(), re.MULTILINE)
