@@ -1,0 +1,113 @@
+"""Who reaches what: the network policies, evaluated as a network plugin would."""
+
+import pytest
+
+from tests.infra.rendered import COMPONENT, Document, of_kind, pods
+
+ELSEWHERE = {COMPONENT: "anything"}
+OPERATOR = {COMPONENT: "kuberay-operator"}
+
+
+def matches(selector: Document, labels: dict[str, str]) -> bool:
+    for term in selector.get("matchExpressions", []):
+        assert term["operator"] == "In"
+        if labels.get(term["key"]) not in term["values"]:
+            return False
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+
+
+def peer_matches(peer: Document, labels: dict[str, str], namespace: str) -> bool:
+    if "ipBlock" in peer:
+        return namespace == "internet"
+    if "namespaceSelector" in peer:
+        if not matches(peer["namespaceSelector"], {"kubernetes.io/metadata.name": namespace}):
+            return False
+    elif namespace != "glefld":
+        return False
+    return namespace != "internet" and matches(peer.get("podSelector", {}), labels)
+
+
+def passes(direction: str, pod: dict[str, str], peer: dict[str, str], namespace: str, port: int) -> bool:
+    """Whether the pod's own policies let the connection through; a pod that no policy selects is open."""
+    selecting = [
+        policy["spec"]
+        for policy in of_kind("NetworkPolicy")
+        if direction in policy["spec"]["policyTypes"] and matches(policy["spec"]["podSelector"], pod)
+    ]
+    assert selecting, "the default policy selects every pod"
+    side = "from" if direction == "Ingress" else "to"
+    return any(
+        (side not in rule or any(peer_matches(entry, peer, namespace) for entry in rule[side]))
+        and ("ports" not in rule or port in [entry["port"] for entry in rule["ports"]])
+        for spec in selecting
+        for rule in spec.get(direction.lower(), [])
+    )
+
+
+def one_pod(component: str) -> dict[str, str]:
+    return next(pod["labels"] for pod in pods() if pod["labels"][COMPONENT] == component)
+
+
+def reaches(source: str, target: str, port: int) -> bool:
+    """From one of our pods to another: both sides must agree."""
+    a, b = one_pod(source), one_pod(target)
+    return passes("Egress", a, b, "glefld", port) and passes("Ingress", b, a, "glefld", port)
+
+
+@pytest.mark.parametrize("component", ["ray", "mlflow", "postgres", "object-store", "submitter"])
+@pytest.mark.parametrize("namespace", ["glefld", "other", "internet"])
+def test_strangers_reach_nothing(component: str, namespace: str) -> None:
+    """Above all not the dashboard, which takes jobs: not from outside, not from a stray pod beside it."""
+    ports = {
+        port["containerPort"]
+        for pod in pods()
+        for c in pod["spec"]["containers"]
+        for port in c.get("ports", [])
+    }
+    assert {8265, 6379, 5000, 5432, 8333} <= ports
+    for port in (*ports, 10002):
+        assert not passes("Ingress", one_pod(component), ELSEWHERE, namespace, port)
+
+
+def test_kuberays_operator_reaches_the_dashboard_alone() -> None:
+    assert passes("Ingress", one_pod("ray"), OPERATOR, "kuberay", 8265)
+    assert not passes("Ingress", one_pod("ray"), OPERATOR, "kuberay", 6379)
+    assert not passes("Ingress", one_pod("mlflow"), OPERATOR, "kuberay", 5000)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "port", "through"),
+    [
+        ("ray", "ray", 6379, True),
+        ("ray", "ray", 10002, True),  # a worker's port
+        ("submitter", "ray", 8265, True),
+        ("submitter", "ray", 6379, False),
+        ("submitter", "mlflow", 5000, False),
+        ("ray", "mlflow", 5000, True),
+        ("ray", "postgres", 5432, False),
+        ("ray", "object-store", 8333, True),
+        ("mlflow", "postgres", 5432, True),
+        ("mlflow", "object-store", 8333, True),
+        ("mlflow", "ray", 8265, False),
+        ("postgres", "mlflow", 5000, False),
+        ("object-store", "ray", 8265, False),
+    ],
+)
+def test_our_pods_reach_what_they_need_and_no_more(
+    source: str, target: str, port: int, through: bool
+) -> None:
+    assert reaches(source, target, port) is through
+
+
+def test_who_reaches_the_outside() -> None:
+    """Object storage for Ray and MLflow, the API server for heads; names for all."""
+    for component in ("ray", "mlflow"):
+        assert passes("Egress", one_pod(component), {}, "internet", 443)
+    for component in ("postgres", "submitter", "object-store"):
+        assert not passes("Egress", one_pod(component), {}, "internet", 443)
+    heads = [pod["labels"] for pod in pods() if pod["labels"].get("ray.io/node-type") == "head"]
+    assert len(heads) == 4
+    assert all(passes("Egress", head, {}, "internet", 6443) for head in heads)
+    assert not passes("Egress", {COMPONENT: "ray"}, {}, "internet", 6443)
+    for pod in pods():
+        assert passes("Egress", pod["labels"], {}, "kube-system", 53)
