@@ -68,9 +68,10 @@ def save(url: str, model: Model, card: ModelCard, training: Mapping[str, Any] | 
             storage.put(path, storage.join(url, path.name))
         for name, expected in files.items():
             # Some object stores' clients lose a failed write without a word.
-            if _digest(storage.read_bytes(storage.join(url, name))) != expected:
-                raise OSError(f"{storage.join(url, name)} was written but reads back differently")
-        storage.write_json(storage.join(url, "complete.json"), files)
+            file = storage.join(url, name)
+            if not storage.exists(file) or _digest(storage.read_bytes(file)) != expected:
+                raise OSError(f"{file} was written but reads back differently")
+        _write_verified(storage.join(url, "complete.json"), files)
 
 
 def keep(run: str, model: Model, card: ModelCard, training: Mapping[str, Any], best: bool) -> None:
@@ -113,8 +114,8 @@ def export(url: str, folder: Path) -> None:
 
 
 def point(run: str, name: Literal["last", "best"], checkpoint: str) -> None:
-    """Let the run's pointer name a checkpoint, a path below the run."""
-    storage.write_json(storage.join(run, f"{name}.json"), {"checkpoint": checkpoint})
+    """Let the run's pointer name a checkpoint, a path below the run. OSError if it does not read back."""
+    _write_verified(storage.join(run, f"{name}.json"), {"checkpoint": checkpoint})
 
 
 def pointed(run: str, name: Literal["last", "best"]) -> str | None:
@@ -130,6 +131,12 @@ def resolve(url: str) -> str:
     if (best := pointed(url, "best")) is not None:
         return storage.join(url, best)
     raise ValueError(f"{url} is neither a checkpoint nor a run with one (no complete.json, no best.json)")
+
+
+def _write_verified(url: str, value: Any) -> None:
+    storage.write_json(url, value)
+    if not storage.exists(url) or storage.read_json(url) != value:
+        raise OSError(f"{url} was written but reads back differently")
 
 
 def _verified(url: str, names: list[str]) -> dict[str, bytes]:

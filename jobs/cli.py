@@ -88,13 +88,18 @@ def resolve_root(root: str | None) -> str:
 
 
 def resolve_url(url: str, option: str) -> str:
-    """The same place as an absolute path or URL; ValueError for a relative path on a cluster."""
+    """The same place as an absolute path or URL.
+
+    ValueError for a relative path on a cluster, OSError for a place on object storage that cannot be asked for.
+    """
     if on_cluster() and "://" not in url and not os.path.isabs(os.path.expanduser(url)):
         raise ValueError(
             f"{option} is the relative path {url!r}, which each machine of the cluster would take for its own: "
             "give a URL (s3://bucket/prefix) or an absolute path that all of them share"
         )
-    return storage.absolute(url)
+    place = storage.absolute(url)
+    storage.require_access(place)
+    return place
 
 
 def open_data(data: str | None, root: str, dataset: str) -> tuple[str, Manifest]:
