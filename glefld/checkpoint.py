@@ -26,6 +26,7 @@ from glefld.models.system import Model
 from glefld.schema import Labels
 
 CARD_VERSION = 2
+WRITE_ATTEMPTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +135,13 @@ def resolve(url: str) -> str:
 
 
 def _write_verified(url: str, value: Any) -> None:
-    storage.write_json(url, value)
-    if not storage.exists(url) or storage.read_json(url) != value:
-        raise OSError(f"{url} was written but reads back differently")
+    """A few times, since half a pointer would be worse than an old one. OSError if it never reads back."""
+    data = (json.dumps(value, indent=2) + "\n").encode()
+    for _ in range(WRITE_ATTEMPTS):
+        storage.write_bytes(url, data)
+        if storage.exists(url) and storage.read_bytes(url) == data:
+            return
+    raise OSError(f"{url} was written {WRITE_ATTEMPTS} times and reads back differently")
 
 
 def _verified(url: str, names: list[str]) -> dict[str, bytes]:

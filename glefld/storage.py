@@ -18,11 +18,11 @@ import pyarrow.fs
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    ConnectionError,
     HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.exceptions import ConnectionError as NoConnectionError
 from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
 
@@ -85,7 +85,7 @@ def require_access(url: str) -> None:
         raise PermissionError(
             f"no credentials for the bucket {bucket}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from error
-    except (ConnectionError, HTTPClientError) as error:
+    except (NoConnectionError, HTTPClientError) as error:
         raise OSError(
             f"{endpoint} cannot be reached: check AWS_ENDPOINT_URL and the network ({error})"
         ) from error

@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from glefld import storage
+from glefld import checkpoint, storage
 from glefld.dataset import open_dataset
 from glefld.schema import Manifest
 
@@ -100,6 +100,21 @@ def resolve_url(url: str, option: str) -> str:
     place = storage.absolute(url)
     storage.require_access(place)
     return place
+
+
+def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
+    """The checkpoint folder that an option names: one, a run (its best), or a model in MLflow, copied below the root.
+
+    ValueError in one line if there is none.
+    """
+    # MLflow takes seconds to import, and a place needs none of it.
+    if not given.startswith(("models:/", "runs:/")):
+        return checkpoint.resolve(resolve_url(given, option))
+    from glefld import registry, tracking
+
+    place = resolve_root(root)
+    uri = tracking.tracking_uri(place, on_cluster())
+    return registry.fetch(given, uri, storage.join(place, "models"))
 
 
 def open_data(data: str | None, root: str, dataset: str) -> tuple[str, Manifest]:

@@ -11,7 +11,7 @@ import ray
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, comparison, storage, tracking
+from glefld import comparison, runlog, storage, tracking
 from glefld.comparison import Result
 from glefld.datasets import Dataset
 from glefld.models import MODELS, build_model
@@ -20,7 +20,18 @@ from glefld.models.system import Preset
 from glefld.published import as_text
 from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels, Split
-from jobs.cli import Device, Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
+from jobs.cli import (
+    Device,
+    Root,
+    main,
+    on_cluster,
+    open_data,
+    resolve_checkpoint,
+    resolve_root,
+    resolve_url,
+    start_ray,
+    use_gpu,
+)
 from pipelines.compare import Entry, Plan, compare, slug
 from pipelines.evaluate import baselines
 from pipelines.train import Workers
@@ -81,6 +92,9 @@ def run(options: Options) -> None:
     if len(set(names)) < len(names):
         raise ValueError("--models names a system twice with the same options")
     guided = [e for e in entries if build_model(e.system, e.config, manifest.labels).needs_classifier]
+    classifier = None
+    if guided and options.classifier:
+        classifier = resolve_checkpoint(options.classifier, "--classifier", root)
     uri = tracking.tracking_uri(root, on_cluster())
     name = options.name or f"compare-{options.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = storage.join(root, "runs", name)
@@ -113,20 +127,19 @@ def run(options: Options) -> None:
     def tell(result: Result) -> None:
         console.print(f"{result.system}, seed {result.seed}: error {result.error:.4f}")
 
-    with tracking.to_its_end(parent):
-        classifier = resolve_classifier(options, plan, guided, manifest.labels, parent, tell)
+    with runlog.to_its_end(parent, folder) as log:
+        if guided and classifier is None:
+            classifier = train_classifier(plan, options.recipe, manifest.labels, parent, tell)
         results = compare(plan, entries, options.seeds, parent, classifier, tell)
         baseline = baselines(data, options.split, "category")
         compared = comparison.rows(results)
         words = as_text(comparison.table(options.dataset, options.split, compared, baseline), width=160)
         chart = comparison.chart(options.dataset, options.split, compared, baseline)
         value = {"split": options.split, "results": [dataclasses.asdict(result) for result in results]}
-        log = tracking.RunLog(parent)
         log.log({f"error/{slug(r.system)}-seed{r.seed}": r.error for r in results}, step=0)
-        log.flush()
         log.log_text(words, "comparison/table.txt")
         log.log_figure(chart, "comparison/ne.png")
-        log.client.log_dict(parent.run_id, value, "comparison/results.json")
+        log.log_dict(value, "comparison/results.json")
         storage.write_json(storage.join(folder, "results.json"), value)
     console.print(words, soft_wrap=True, highlight=False)
     console.print(f"results    {storage.join(folder, 'results.json')}", soft_wrap=True)
@@ -171,21 +184,16 @@ def with_option(value: Any, name: str, text: str, entry: str) -> Any:
     return dataclasses.replace(value, **{name: parsed})
 
 
-def resolve_classifier(
-    options: Options,
+def train_classifier(
     plan: Plan,
-    guided: list[Entry],
+    recipe: Recipe,
     labels: Labels,
     parent: tracking.RunHandle,
     tell: Callable[[Result], None],
-) -> str | None:
-    """The checkpoint that guides the entries that need one: the given one, else one trained like the entries."""
-    if not guided:
-        return None
-    if options.classifier:
-        return checkpoint.resolve(resolve_url(options.classifier, "--classifier"))
+) -> str:
+    """The checkpoint, trained like the entries, that guides those that need one."""
     config = ResNetConfig("resnet18", default_label(labels))
-    entry = Entry(f"classifier:label={config.label}", "resnet", config, options.recipe)
+    entry = Entry(f"classifier:label={config.label}", "resnet", config, recipe)
     (result,) = compare(plan, [entry], 1, parent, None, tell)
     return result.checkpoint
 

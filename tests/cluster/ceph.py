@@ -106,7 +106,12 @@ rgw thread pool size = 32
 
     def _run(self, *command: str | Path, give: str | None = None) -> str:
         done = subprocess.run(
-            [str(part) for part in command], input=give, capture_output=True, text=True, timeout=120, check=False
+            [str(part) for part in command],
+            input=give,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         if done.returncode:
             raise RuntimeError(f"{command[0]} ended with status {done.returncode}: {done.stderr[-2000:]}")
@@ -125,7 +130,9 @@ rgw thread pool size = 32
             self._run("ceph-authtool", keyring, "--gen-key", "-n", name, *everything)
         address = f"[v2:127.0.0.1:{self.monitor_port}]"
         self._run("monmaptool", "--create", "--clobber", "--addv", "a", address, "--fsid", self.fsid, monmap)
-        self._run("ceph-mon", "-c", self.config, "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring)
+        self._run(
+            "ceph-mon", "-c", self.config, "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring
+        )
         self._daemon("ceph-mon", "-i", "a").start(lambda: answers(self.monitor_port))
 
         osd = str(uuid.uuid4())

@@ -21,7 +21,7 @@ from tests.cluster.fault_proxy import FaultProxy
 from tests.cluster.mlflow_server import TrackingServer
 from tests.cluster.postgres import Postgres
 
-READ_SECONDS = 4  # after which a stalled read is tried again: short, since tests wait for it
+READ_SECONDS = 3  # after which a stalled read is tried again: short, since tests wait for it
 _numbers = itertools.count()
 
 
@@ -47,7 +47,11 @@ class ObjectStore:
     def names(self, url: str) -> dict[str, int]:
         """The keys below a URL, asked for without the proxy, with their sizes."""
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        pages = self.keys.client(self.direct).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        pages = (
+            self.keys.client(self.direct)
+            .get_paginator("list_objects_v2")
+            .paginate(Bucket=bucket, Prefix=prefix)
+        )
         return {found["Key"]: found["Size"] for page in pages for found in page.get("Contents", ())}
 
     def read(self, url: str) -> bytes:
@@ -94,7 +98,9 @@ def store(object_store: ObjectStore) -> ObjectStore:
     """The object store, as this process's environment names it from now on."""
     os.environ.update(object_store.environment)
     os.environ["FSSPEC_S3"] = json.dumps({"config_kwargs": {"read_timeout": READ_SECONDS}})
-    conf["s3"]["config_kwargs"]["read_timeout"] = READ_SECONDS  # the variable was read when fsspec was imported
+    conf["s3"]["config_kwargs"]["read_timeout"] = (
+        READ_SECONDS  # the variable was read when fsspec was imported
+    )
     return object_store
 
 

@@ -49,7 +49,7 @@ class Plan:
         done = sum(self.counts.values())
         if not re.search(self.matching, f"{request.method} {request.path}") or done == self.times:
             return None
-        if (self.times is None and self.failed[name] >= 2) or self.random.random() >= self.rate:
+        if self.failed[name] >= 2 or self.random.random() >= self.rate:
             return None
         kind = self.kinds[done % len(self.kinds)]
         if kind == "cut" and request.method != "GET":

@@ -18,9 +18,7 @@ START_SECONDS = 120.0  # both databases are migrated first
 class TrackingServer:
     """Started with the object; ``environment`` is what its clients set. ``artifacts`` is an s3:// prefix."""
 
-    def __init__(
-        self, folder: Path, postgres: Postgres, artifacts: str, storage: Mapping[str, str]
-    ) -> None:
+    def __init__(self, folder: Path, postgres: Postgres, artifacts: str, storage: Mapping[str, str]) -> None:
         for module in ("psycopg2", "flask_wtf"):
             if importlib.util.find_spec(module) is None:
                 pytest.skip(f"no Python package {module}, which the tracking server needs: run `make setup`")

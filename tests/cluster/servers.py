@@ -30,7 +30,9 @@ def require_programs(package: str, *programs: str) -> None:
     """Skip, and say what to install, unless all programs of a system package are there."""
     absent = [program for program in programs if shutil.which(program) is None]
     if absent:
-        pytest.skip(f"no {', '.join(absent)}: `make test-cluster` installs the system package {package} by apt")
+        pytest.skip(
+            f"no {', '.join(absent)}: `make test-cluster` installs the system package {package} by apt"
+        )
 
 
 def answers(port: int) -> bool:

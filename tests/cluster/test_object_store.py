@@ -20,7 +20,7 @@ from glefld import checkpoint, storage
 from jobs import evaluate, infer, ingest, train
 from pipelines.archives import open_archive, read_index, read_members
 from tests import dots
-from tests.cluster.conftest import ObjectStore
+from tests.cluster.conftest import READ_SECONDS, ObjectStore
 from tests.cluster.fault_proxy import NOISY, Fault, Plan
 from tests.cluster.servers import free_port
 from tests.ingested import write_dataset
@@ -73,11 +73,11 @@ def test_a_zip_is_read_by_ranges(store: ObjectStore, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", NOISY)
 def test_each_operation_survives_each_fault(store: ObjectStore, kind: Fault) -> None:
-    """Every request fails twice in this way before it is answered, and nothing is lost, by fsspec or by pyarrow."""
+    """The first requests each fail twice before they are answered, and nothing is lost, by fsspec or by pyarrow."""
     root = store.bucket()
     data = np.random.default_rng(0).bytes(300_000)
     table = pa.table({"x": range(1000)})
-    plan = Plan([kind], times=12, stall_seconds=6) if kind == "stall" else Plan([kind])
+    plan = Plan([kind], times=4 if kind == "stall" else 12, stall_seconds=2 * READ_SECONDS)
     with store.proxy.failing(plan):
         storage.require_access(root)
         storage.write_bytes(storage.join(root, "a/data"), data)
@@ -91,8 +91,8 @@ def test_each_operation_survives_each_fault(store: ObjectStore, kind: Fault) -> 
         assert pq.read_table(path, filesystem=arrow) == table
         storage.remove_tree(storage.join(root, "a"))
     assert list(store.names(root)) == ["b/table.parquet"]
-    print(plan.counts)
-    assert plan.counts[kind] >= 10 or plan.counts[kind] == plan.times
+    assert plan.counts.total() == plan.times
+    assert plan.counts[kind]
 
 
 def test_a_large_object_survives_resets(store: ObjectStore) -> None:
@@ -114,7 +114,9 @@ def run_all(source: str, root: str) -> dict[str, Any]:
     best = checkpoint.resolve(run)
     scores = storage.join(root, "scores.json")
     evaluate.run(evaluate.Options("fld", run, "test", root=root, output=scores))
-    options = infer.Options(run, storage.join(source, "img.zip"), root=root, overlays=2, threads=1, shard_rows=16)
+    options = infer.Options(
+        run, storage.join(source, "img.zip"), root=root, overlays=2, threads=1, shard_rows=16
+    )
     infer.run(options)
     manifest = storage.read_json(storage.join(root, "predictions/img/manifest.json"))
     report = storage.read_json(scores)
@@ -136,7 +138,7 @@ def test_the_whole_path_on_failing_storage(
     local = run_all(str(tmp_path / "raw"), str(tmp_path / "root"))
     bucket = store.bucket()
     source = put_folder(tmp_path / "raw", storage.join(bucket, "raw"))
-    plan = Plan(NOISY, rate=0.1, stall_seconds=8)
+    plan = Plan(NOISY, rate=0.1, stall_seconds=2 * READ_SECONDS)
     with store.proxy.failing(plan):
         remote = run_all(source, storage.join(bucket, "root"))
     print(plan.counts)
@@ -146,17 +148,19 @@ def test_the_whole_path_on_failing_storage(
     for part in ("data", "ne", "predictions"):
         assert remote[part] == local[part]
     written = store.names(f"{bucket}/root")
-    assert "root/predictions/img/overlays/contact_sheet.jpg" in written or any("overlays" in n for n in written)
+    assert "root/predictions/img/overlays/contact_sheet.jpg" in written or any(
+        "overlays" in n for n in written
+    )
     assert not any("_staging" in name or "_part-" in name for name in written)
 
 
-FILES = ("model.safetensors", "training.pt", "complete.json", "last.json")
-
-
 @pytest.mark.parametrize("kind", ["drop", "truncate"])
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "complete.json", "last.json"])
 def test_a_write_that_failed_silently_is_noticed(store: ObjectStore, kind: Fault, file: str) -> None:
-    """A store that says 200 and keeps nothing, or half: the new checkpoint does not count, the old one stays."""
+    """A store that says 200 and keeps nothing, or half: large files fail the checkpoint, small ones are written again.
+
+    The old checkpoint stays until the new one is whole and pointed to.
+    """
     run = storage.join(store.bucket(), "runs/run")
     model = dots.network()
     card = checkpoint.load(dots.write_checkpoint(storage.join(run, "elsewhere")))[1]
@@ -164,12 +168,14 @@ def test_a_write_that_failed_silently_is_noticed(store: ObjectStore, kind: Fault
     checkpoint.keep(run, model, first, {"step": 1}, best=True)
     plan = Plan([kind], matching=rf"^PUT .*/{file}$", times=1)
     with store.proxy.failing(plan):
-        with pytest.raises(OSError, match=f"{file} was written but reads back differently|{file} is damaged"):
-            checkpoint.keep(run, model, second, {"step": 2}, best=False)
-        assert plan.counts == {kind: 1}
-        # What a restarted worker does: it goes on from the old one and writes the new one again.
-        assert checkpoint.load_training(storage.join(run, "checkpoints/00000001")) == {"step": 1}
+        if not file.endswith(".json"):
+            with pytest.raises(OSError, match=f"{file} was written but reads back differently"):
+                checkpoint.keep(run, model, second, {"step": 2}, best=False)
+            # What a restarted worker does: it goes on from the old one and writes the new one again.
+            assert checkpoint.pointed(run, "last") == "checkpoints/00000001"
+            assert checkpoint.load_training(storage.join(run, "checkpoints/00000001")) == {"step": 1}
         checkpoint.keep(run, model, second, {"step": 2}, best=True)
+    assert plan.counts == {kind: 1}
     assert checkpoint.pointed(run, "last") == "checkpoints/00000002"
     assert checkpoint.load_training(storage.join(run, "checkpoints/00000002")) == {"step": 2}
     assert not store.names(storage.join(run, "checkpoints/00000001"))
@@ -181,7 +187,9 @@ def test_training_goes_on_after_a_lost_write(
 ) -> None:
     """The store loses the second epoch's weights without a word: the workers are started again and lose nothing."""
     root = store.bucket()
-    put_folder(Path(write_dataset(tmp_path / "fld", {"train": 45, "val": 23})), storage.join(root, "data/fld"))
+    put_folder(
+        Path(write_dataset(tmp_path / "fld", {"train": 45, "val": 23})), storage.join(root, "data/fld")
+    )
     plan = Plan(["drop"], matching=r"^PUT .*/checkpoints/00000012/model.safetensors$", times=1)
     with store.proxy.failing(plan):
         train.run(train.parse(f"--dataset fld --root {root} --name lost {TINY}".split()))
@@ -229,7 +237,9 @@ def test_mistakes_end_in_one_line(store: ObjectStore, case: str, tmp_path: Path)
     if case == "no network":
         changes = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
     begun = time.monotonic()
-    status, _, stderr = end_of("ingest", "--dataset=fld", f"--source={tmp_path}", f"--root={bucket}/root", **changes)
+    status, _, stderr = end_of(
+        "ingest", "--dataset=fld", f"--source={tmp_path}", f"--root={bucket}/root", **changes
+    )
     assert (status, stderr.count("\n")) == (1, 1), stderr
     assert stderr.startswith("error: ")
     assert message in stderr

@@ -1,0 +1,141 @@
+"""Models in MLflow: a checkpoint's folder as a run's logged model, its name in the registry, and the way back.
+
+No pickle and no generated wrapper: what is stored is the folder, and what is fetched is a checkpoint again.
+"""
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import (
+    _validate_model_alias_name,
+    _validate_model_alias_name_reserved,
+    _validate_model_name,
+)
+
+from glefld import storage
+from glefld.tracking import RunHandle, redacted
+
+FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID, runs:/ID or runs:/ID/MODEL"
+
+
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """A name in the registry, and the alias that from then on means this model. ValueError if MLflow has no such."""
+
+    name: str
+    alias: str | None = None
+
+    def __post_init__(self) -> None:
+        # Told before a training, and not after it.
+        try:
+            _validate_model_name(self.name)
+            if self.alias is not None:
+                _validate_model_alias_name(self.alias)
+                _validate_model_alias_name_reserved(self.alias)
+        except MlflowException as error:
+            raise ValueError(f"the model cannot be registered so: {error.message}") from error
+
+
+def create_model(handle: RunHandle, name: str) -> str:
+    """Begin a logged model of the run; its id. ``store_model`` makes it ready."""
+    client = MlflowClient(handle.tracking_uri)
+    return client.create_logged_model(handle.experiment_id, name, handle.run_id).model_id
+
+
+def store_model(
+    handle: RunHandle, model_id: str, folder: Path, *, step: int, metrics: dict[str, float]
+) -> None:
+    """Store a folder's files as the begun model. Done twice, it is as if done once."""
+    client = MlflowClient(handle.tracking_uri)
+    client.log_model_artifacts(model_id, str(folder))
+    client.finalize_logged_model(model_id, "READY")
+    client.log_outputs(handle.run_id, [LoggedModelOutput(model_id, step)])
+    now = int(time.time() * 1000)
+    scores = [
+        Metric(key, value, now, step, model_id=model_id, run_id=handle.run_id)
+        for key, value in metrics.items()
+    ]
+    client.log_batch(handle.run_id, scores)
+
+
+def register(handle: RunHandle, model_id: str, registration: Registration) -> None:
+    """Make the model the newest version of a name, and let the alias mean it. Done twice, it is as if done once."""
+    client = MlflowClient(handle.tracking_uri)
+    try:
+        client.create_registered_model(registration.name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    versions = client.search_model_versions(f"name = '{registration.name}' and run_id = '{handle.run_id}'")
+    version = next((found for found in versions if found.model_id == model_id), None)
+    if version is None:
+        uri = f"models:/{model_id}"
+        version = client.create_model_version(registration.name, uri, handle.run_id, model_id=model_id)
+    if registration.alias is not None:
+        client.set_registered_model_alias(registration.name, registration.alias, version.version)
+
+
+def fetch(uri: str, tracking_uri: str, folder: str) -> str:
+    """The checkpoint that a models:/ or runs:/ URI names, copied once below ``folder``; its URL.
+
+    So that workers need only the storage that they share, and no access to MLflow. What an alias means is looked up
+    each time. ValueError for a model that is not there or is no checkpoint, ConnectionError if MLflow does not answer.
+    """
+    try:
+        client = MlflowClient(tracking_uri)
+        model_id = _model_id(client, uri)
+        url = storage.join(folder, model_id)
+        if not storage.exists(storage.join(url, "complete.json")):
+            with tempfile.TemporaryDirectory() as local:
+                mlflow.artifacts.download_artifacts(
+                    f"models:/{model_id}", dst_path=local, tracking_uri=tracking_uri
+                )
+                _copy(Path(local), url, uri)
+    except MlflowException as error:
+        message = redacted(str(error))
+        if error.get_http_status_code() in (400, 404):
+            raise ValueError(f"MLflow at {redacted(tracking_uri)} has no {uri}: {message}") from error
+        raise ConnectionError(f"MLflow at {redacted(tracking_uri)} cannot be used: {message}") from error
+    return url
+
+
+def _copy(local: Path, url: str, uri: str) -> None:
+    files = [path for path in local.iterdir() if path.is_file()]
+    if "complete.json" not in {path.name for path in files}:
+        raise ValueError(f"{uri} is not a checkpoint of this program: it has no complete.json")
+    for path in sorted(files, key=lambda path: path.name == "complete.json"):
+        storage.put(path, storage.join(url, path.name))
+
+
+def _model_id(client: MlflowClient, uri: str) -> str:
+    kind, _, rest = uri.partition(":/")
+    if kind == "runs":
+        run_id, _, name = rest.partition("/")
+        run = client.get_run(run_id)
+        outputs = run.outputs.model_outputs if run.outputs is not None else []
+        ids = [output.model_id for output in sorted(outputs, key=lambda output: output.step)]
+        models = [client.get_logged_model(model_id) for model_id in dict.fromkeys(ids)]
+        fitting = [model.model_id for model in models if name in ("", model.name)]
+        if not fitting:
+            has = ", ".join(sorted({model.name for model in models})) or "none"
+            raise ValueError(f"{uri}: the run has no such model (it has: {has})")
+        return fitting[-1]
+    name, at, alias = rest.rpartition("@")
+    if at:
+        version = client.get_model_version_by_alias(name, alias)
+    elif "/" in rest:
+        name, _, number = rest.partition("/")
+        if not number.isdecimal():
+            raise ValueError(f"{uri} does not name a model: give {FORMS}")
+        version = client.get_model_version(name, number)
+    else:
+        return client.get_logged_model(rest).model_id
+    if not version.model_id:
+        raise ValueError(f"{uri} is not a model that this program has logged")
+    return version.model_id
