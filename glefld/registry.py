@@ -55,7 +55,9 @@ def store_model(
     client = MlflowClient(handle.tracking_uri)
     client.log_model_artifacts(model_id, str(folder))
     client.finalize_logged_model(model_id, "READY")
-    client.log_outputs(handle.run_id, [LoggedModelOutput(model_id, step)])
+    outputs = client.get_run(handle.run_id).outputs
+    if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else ())]:
+        client.log_outputs(handle.run_id, [LoggedModelOutput(model_id, step)])  # twice is an error
     now = int(time.time() * 1000)
     scores = [
         Metric(key, value, now, step, model_id=model_id, run_id=handle.run_id)
@@ -73,10 +75,11 @@ def register(handle: RunHandle, model_id: str, registration: Registration) -> No
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     versions = client.search_model_versions(f"name = '{registration.name}' and run_id = '{handle.run_id}'")
-    version = next((found for found in versions if found.model_id == model_id), None)
+    # Its place and not its URI, which some stores look up in the process's default store.
+    source = client.get_logged_model(model_id).artifact_location
+    version = next((found for found in versions if found.source == source), None)
     if version is None:
-        uri = f"models:/{model_id}"
-        version = client.create_model_version(registration.name, uri, handle.run_id, model_id=model_id)
+        version = client.create_model_version(registration.name, source, handle.run_id, model_id=model_id)
     if registration.alias is not None:
         client.set_registered_model_alias(registration.name, registration.alias, version.version)
 
@@ -93,9 +96,8 @@ def fetch(uri: str, tracking_uri: str, folder: str) -> str:
         url = storage.join(folder, model_id)
         if not storage.exists(storage.join(url, "complete.json")):
             with tempfile.TemporaryDirectory() as local:
-                mlflow.artifacts.download_artifacts(
-                    f"models:/{model_id}", dst_path=local, tracking_uri=tracking_uri
-                )
+                source = client.get_logged_model(model_id).artifact_location
+                mlflow.artifacts.download_artifacts(source, dst_path=local, tracking_uri=tracking_uri)
                 _copy(Path(local), url, uri)
     except MlflowException as error:
         message = redacted(str(error))

@@ -168,9 +168,13 @@ class RunLog:
                 url = storage.join(self.folder, "unsent", item["artifact"])
                 if item["file"] != url:
                     storage.put(item["file"], url)
-                item = {**item, "file": url}
-            lines.append(json.dumps(redacted(item)))
-        storage.write_bytes(storage.join(self.folder, UNSENT), "".join(f"{x}\n" for x in lines).encode())
+                lines.append({**item, "file": url})
+            else:
+                lines.append(item)
+        storage.write_bytes(
+            storage.join(self.folder, UNSENT),
+            "".join(f"{json.dumps(redacted(line))}\n" for line in lines).encode(),
+        )
         self._kept = True
 
     def _drop_kept(self) -> None:

@@ -37,7 +37,7 @@ class Options:
     dataset: Dataset
     """Which data set."""
     checkpoint: str
-    """A checkpoint's folder, or a run's (its best one): path, URL, or an MLflow model (models:/NAME@ALIAS, runs:/ID)."""
+    """A checkpoint's folder, or a run's (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID)."""
     split: Split
     """Which split."""
     data: str | None = None

@@ -35,7 +35,7 @@ class Options:
     """Which photos, which model, and where the predictions go."""
 
     checkpoint: str
-    """A checkpoint's folder, or a run's (its best one): path, URL, or an MLflow model (models:/NAME@ALIAS, runs:/ID)."""
+    """A checkpoint's folder, or a run's (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID)."""
     input: str
     """A folder or prefix of photos, a .zip, .tar or .tar.gz of them, one photo, or an ingested data set."""
     output: str | None = None

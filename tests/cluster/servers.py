@@ -1,5 +1,6 @@
 """Real servers as child processes of the tests: free ports, logs in files, and an end for each."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -96,13 +97,9 @@ class Server:
             return
         if self.process.poll() is None:
             self.send(number)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
+        with contextlib.suppress(ProcessLookupError):
             self.send(signal.SIGKILL)  # what is left of its group
-        except ProcessLookupError:
-            pass
         self.process.wait()
         self.process = None

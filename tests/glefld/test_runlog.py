@@ -95,7 +95,7 @@ def test_the_run_ends_as_its_block_does(handle: RunHandle, error: type[BaseExcep
 def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
     handle: RunHandle, away: RunHandle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Metrics, artifacts and the model wait beside the checkpoints, with one warning, and the next process sends them."""
+    """Metrics, artifacts and the model wait beside the checkpoints, told in one warning; then they are sent."""
     run = str(tmp_path / "run")
     url = dots.write_checkpoint(f"{run}/checkpoints/00000001")
     with to_its_end(away, run) as log:
@@ -163,7 +163,7 @@ def test_a_frozen_server_is_waited_for_once() -> None:
 
 
 def test_a_model_comes_back_as_its_checkpoint(handle: RunHandle, tmp_path: Path) -> None:
-    """By its id, its run, its name and version, and its alias, the registered model is the checkpoint that was stored."""
+    """By id, run, name and version, or alias: the model that is fetched is the checkpoint that was stored."""
     url = dots.write_checkpoint(str(tmp_path / "checkpoint"))
     with to_its_end(handle) as log:
         for step in (1, 2):
@@ -172,7 +172,7 @@ def test_a_model_comes_back_as_its_checkpoint(handle: RunHandle, tmp_path: Path)
     client = MlflowClient(handle.tracking_uri)
     first, second = client.get_run(handle.run_id).outputs.model_outputs
     assert {first.step, second.step} == {1, 2}
-    assert client.get_registered_model("fld-gle").aliases == {"champion": "2"}
+    assert client.get_registered_model("fld-gle").aliases == {"champion": 2}
     files = {
         name: (tmp_path / "checkpoint" / name).read_bytes() for name in ("model.safetensors", "model.json")
     }
@@ -224,7 +224,7 @@ def test_a_model_that_is_no_checkpoint_is_refused(handle: RunHandle, tmp_path: P
     (tmp_path / "folder" / "model.pkl").write_bytes(b"")
     model_id = registry.create_model(handle, "other")
     registry.store_model(handle, model_id, tmp_path / "folder", step=1, metrics={})
-    with pytest.raises(ValueError, match="no complete.json"):
+    with pytest.raises(ValueError, match=r"no complete\.json"):
         registry.fetch(f"models:/{model_id}", handle.tracking_uri, str(tmp_path / "models"))
     assert not (tmp_path / "models").exists()
 
