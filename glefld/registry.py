@@ -19,7 +19,7 @@ from mlflow.utils.validation import (
 )
 
 from glefld import storage
-from glefld.tracking import RunHandle, redacted
+from glefld.tracking import RunHandle, redacted, unusable
 
 FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID, runs:/ID or runs:/ID/MODEL"
 
@@ -97,13 +97,13 @@ def fetch(uri: str, tracking_uri: str, folder: str) -> str:
         if not storage.exists(storage.join(url, "complete.json")):
             with tempfile.TemporaryDirectory() as local:
                 source = client.get_logged_model(model_id).artifact_location
-                mlflow.artifacts.download_artifacts(source, dst_path=local, tracking_uri=tracking_uri)
-                _copy(Path(local), url, uri)
+                found = mlflow.artifacts.download_artifacts(source, dst_path=local, tracking_uri=tracking_uri)
+                _copy(Path(found), url, uri)
     except MlflowException as error:
-        message = redacted(str(error))
         if error.get_http_status_code() in (400, 404):
-            raise ValueError(f"MLflow at {redacted(tracking_uri)} has no {uri}: {message}") from error
-        raise ConnectionError(f"MLflow at {redacted(tracking_uri)} cannot be used: {message}") from error
+            words = f"MLflow at {redacted(tracking_uri)} has no {uri}: {redacted(str(error))}"
+            raise ValueError(words) from error
+        raise unusable(tracking_uri, error) from error
     return url
 
 

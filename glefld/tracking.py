@@ -96,6 +96,23 @@ def start_run(
         raise ValueError(
             f"MLFLOW_TRACKING_URI={redacted(uri)} cannot be used: {redacted(str(error))}"
         ) from error
+    try:
+        return _open_run(client, uri, options, manifest, data, name, experiment, resume, parent)
+    except MlflowException as error:
+        raise unusable(uri, error) from error
+
+
+def _open_run(
+    client: MlflowClient,
+    uri: str,
+    options: Any,
+    manifest: Manifest,
+    data: str,
+    name: str | None,
+    experiment: str | None,
+    resume: str | None,
+    parent: RunHandle | None,
+) -> RunHandle:
     if resume is not None:
         try:
             run = client.get_run(resume)
@@ -144,6 +161,11 @@ def where(handle: RunHandle) -> str:
     return f"{serve}\n           http://127.0.0.1:5000{page}"
 
 
+def unusable(uri: str, error: MlflowException) -> ConnectionError:
+    """MLflow's error as a user's, without secrets."""
+    return ConnectionError(f"MLflow at {redacted(uri)} cannot be used: {redacted(str(error))}")
+
+
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     """The id of the experiment, made if it is not there; artifacts lie beside a SQLite file."""
     artifacts = None
@@ -161,7 +183,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
                     raise
                 experiment = client.get_experiment_by_name(name)  # another job was faster
     except MlflowException as error:
-        raise ConnectionError(f"MLflow at {redacted(uri)} cannot be used: {redacted(str(error))}") from error
+        raise unusable(uri, error) from error
     if experiment.lifecycle_stage != "active":
         raise ValueError(f"the MLflow experiment {name!r} is deleted: restore it, or choose another name")
     return experiment.experiment_id

@@ -19,7 +19,7 @@ class TrackingServer:
     """Started with the object; ``environment`` is what its clients set. ``artifacts`` is an s3:// prefix."""
 
     def __init__(self, folder: Path, postgres: Postgres, artifacts: str, storage: Mapping[str, str]) -> None:
-        for module in ("psycopg2", "flask_wtf"):
+        for module in ("boto3", "flask_wtf", "psycopg2"):
             if importlib.util.find_spec(module) is None:
                 pytest.skip(f"no Python package {module}, which the tracking server needs: run `make setup`")
         self.port = free_port()
