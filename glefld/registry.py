@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import (
     _validate_model_alias_name,
@@ -55,8 +55,7 @@ def store_model(
     client = MlflowClient(handle.tracking_uri)
     client.log_model_artifacts(model_id, str(folder))
     client.finalize_logged_model(model_id, "READY")
-    outputs = client.get_run(handle.run_id).outputs
-    if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else ())]:
+    if model_id not in [model.model_id for model in _models(client, handle.run_id)]:
         client.log_outputs(handle.run_id, [LoggedModelOutput(model_id, step)])  # twice is an error
     now = int(time.time() * 1000)
     scores = [
@@ -119,10 +118,7 @@ def _model_id(client: MlflowClient, uri: str) -> str:
     kind, _, rest = uri.partition(":/")
     if kind == "runs":
         run_id, _, name = rest.partition("/")
-        run = client.get_run(run_id)
-        outputs = run.outputs.model_outputs if run.outputs is not None else []
-        ids = [output.model_id for output in sorted(outputs, key=lambda output: output.step)]
-        models = [client.get_logged_model(model_id) for model_id in dict.fromkeys(ids)]
+        models = _models(client, run_id)
         fitting = [model.model_id for model in models if name in ("", model.name)]
         if not fitting:
             has = ", ".join(sorted({model.name for model in models})) or "none"
@@ -138,6 +134,15 @@ def _model_id(client: MlflowClient, uri: str) -> str:
         version = client.get_model_version(name, number)
     else:
         return client.get_logged_model(rest).model_id
-    if not version.model_id:
-        raise ValueError(f"{uri} is not a model that this program has logged")
-    return version.model_id
+    # A version keeps where its files are, and not always the id of the model that they are.
+    for model in _models(client, version.run_id) if version.run_id else ():
+        if version.source in (model.artifact_location, model.model_uri):
+            return model.model_id
+    raise ValueError(f"{uri} is not a model that this program has logged")
+
+
+def _models(client: MlflowClient, run_id: str) -> list[LoggedModel]:
+    """A run's models, the one of the last step last."""
+    outputs = client.get_run(run_id).outputs
+    found = sorted(outputs.model_outputs if outputs is not None else [], key=lambda output: output.step)
+    return [client.get_logged_model(output.model_id) for output in found]
