@@ -220,7 +220,10 @@ def to_its_end(handle: RunHandle, folder: str | None = None) -> Iterator[RunLog]
     try:
         yield log
     except BaseException as error:
-        log.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        try:
+            log.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        except ConnectionError as lost:  # what ended the block matters more
+            logger.warning("%s", lost)
         raise
     log.end("FINISHED")
 

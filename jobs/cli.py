@@ -105,7 +105,7 @@ def resolve_url(url: str, option: str) -> str:
 def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
     """The checkpoint folder that an option names: one, a run (its best), or a model in MLflow, copied below the root.
 
-    ValueError in one line if there is none.
+    ValueError in one line if there is none. So workers need nothing but the storage that they share.
     """
     # MLflow takes seconds to import, and a place needs none of it.
     if not given.startswith(("models:/", "runs:/")):
