@@ -90,7 +90,8 @@ class RunLog:
     ) -> None:
         """Store a checkpoint, without its training state, as the run's model, and register it if asked for."""
         named = [registration.name, registration.alias] if registration is not None else None
-        self._put({"model": name, "checkpoint": url, "step": step, "scores": metrics, "register": named})
+        model = {"model": name, "model_id": None, "checkpoint": url, "step": step, "scores": metrics}
+        self._put({**model, "register": named})
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Whether all that was logged is stored, after so long at most; what is not is kept in the run's folder too.
@@ -202,7 +203,7 @@ class RunLog:
 
     def _send_model(self, item: Item) -> None:
         # Remembered, so that a second attempt goes on with the same model.
-        if "model_id" not in item:
+        if item["model_id"] is None:
             item["model_id"] = registry.create_model(self.handle, item["model"])
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.export(item["checkpoint"], Path(folder))

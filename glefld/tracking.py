@@ -37,9 +37,10 @@ from glefld.schema import Manifest
 
 logger = logging.getLogger(__name__)
 
-# Creating a database is not news.
+# Creating a database is not news, and that a server did not answer is told once, in the end.
 for _noisy in ("mlflow.store.db.utils", "mlflow.tracking.fluent", "alembic"):
     logging.getLogger(_noisy).setLevel(logging.WARNING)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 # MLflow's own limits.
 PARAMS_A_BATCH = 100
@@ -117,6 +118,8 @@ def _open_run(
         try:
             run = client.get_run(resume)
         except MlflowException as error:
+            if error.get_http_status_code() not in (400, 404):
+                raise
             raise ValueError(
                 f"MLflow at {redacted(uri)} has no run {resume} to go on in: {redacted(str(error))}"
             ) from error
