@@ -22,6 +22,7 @@ class TrackingServer:
         for module in ("boto3", "flask_wtf", "psycopg2"):
             if importlib.util.find_spec(module) is None:
                 pytest.skip(f"no Python package {module}, which the tracking server needs: run `make setup`")
+        self.artifacts = artifacts
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.user, self.password = "admin", secrets.token_hex(16)

@@ -134,7 +134,7 @@ def test_the_whole_path_on_failing_storage(
     store: ObjectStore, mlflow_file: str, ray_cluster: None, tmp_path: Path
 ) -> None:
     """Ingest, train, evaluate and infer on storage where every tenth request fails give what a local disk gives."""
-    write_fld(tmp_path / "raw", rows(60), photos(rows(60)))
+    write_fld(tmp_path / "raw", rows(40), photos(rows(40)))
     local = run_all(str(tmp_path / "raw"), str(tmp_path / "root"))
     bucket = store.bucket()
     source = put_folder(tmp_path / "raw", storage.join(bucket, "raw"))
