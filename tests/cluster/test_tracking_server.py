@@ -31,7 +31,7 @@ def job(name: str, *arguments: str, **environment: str) -> subprocess.CompletedP
         env={**kept, "RAY_worker_niceness": "0", **environment},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         check=False,
     )
 
@@ -48,7 +48,7 @@ def the_run(client: MlflowClient, name: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_demo(tracking: TrackingServer, store: ObjectStore, tmp_path: Path) -> None:
     """`make demo`'s jobs, smaller, with everything on object storage, and the model used by its alias and its run.
 
