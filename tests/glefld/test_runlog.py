@@ -93,7 +93,11 @@ def test_the_run_ends_as_its_block_does(handle: RunHandle, error: type[BaseExcep
 
 
 def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
-    handle: RunHandle, away: RunHandle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    handle: RunHandle,
+    away: RunHandle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Metrics, artifacts and the model wait beside the checkpoints, told in one warning; then they are sent."""
     run = str(tmp_path / "run")
@@ -111,6 +115,7 @@ def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
     assert (tmp_path / "run" / "unsent.jsonl").exists()
     assert history(handle, "loss") == []
 
+    monkeypatch.setattr(runlog, "END_SECONDS", 60.0)
     with to_its_end(handle, run) as log:
         log.log({"loss": -1.0}, 1500)
     assert history(handle, "loss") == [*((step, float(step)) for step in range(1500)), (1500, -1.0)]
