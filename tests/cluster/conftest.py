@@ -1,13 +1,13 @@
 """Real servers for the tests in this folder, one of each for the whole run.
 
-Ray's workers inherit the environment that Ray is started in, so what they need is set before: each test that runs a job
-in this process takes ``store`` (or ``tracking``) first and ``cluster`` with it.
+Ray's workers inherit the environment that Ray is started in, so ``ray_cluster`` is here preceded by all that is in it.
 """
 
 import dataclasses
 import itertools
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from fsspec.config import conf
 
 from tests.cluster.ceph import Ceph, Keys
 from tests.cluster.fault_proxy import FaultProxy
-from tests.cluster.mlflow_server import TrackingServer
+from tests.cluster.mlflow_server import Login, TrackingServer
 from tests.cluster.postgres import Postgres
 
 READ_SECONDS = 3  # after which a stalled read is tried again: short, since tests wait for it
@@ -80,14 +80,29 @@ def object_store(servers_folder: Path) -> Iterator[ObjectStore]:
 
 
 @pytest.fixture(scope="session")
-def tracking_server(servers_folder: Path, object_store: ObjectStore) -> Iterator[TrackingServer]:
+def login() -> Login:
+    """Who the tracking server's clients are, in this process's environment from now on."""
+    login = Login("admin", secrets.token_hex(16))
+    os.environ.update(login.environment)
+    return login
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(store: ObjectStore, login: Login, ray_cluster: None) -> None:
+    """The whole run's Ray, whose workers know the object store and the tracking server's password."""
+
+
+@pytest.fixture(scope="session")
+def tracking_server(
+    servers_folder: Path, object_store: ObjectStore, login: Login
+) -> Iterator[TrackingServer]:
     """MLflow with authentication; ``environment`` is what its clients need."""
     folder = servers_folder / "mlflow"
     folder.mkdir()
     servers_folder.chmod(0o711)
     postgres = Postgres(folder)
     storage = object_store.keys.environment(object_store.direct)
-    server = TrackingServer(folder, postgres, f"{object_store.bucket()}/artifacts", storage)
+    server = TrackingServer(folder, postgres, f"{object_store.bucket()}/artifacts", storage, login)
     yield server
     server.server.stop()
     postgres.stop()

@@ -1,5 +1,6 @@
 """MLflow's own server with authentication: PostgreSQL behind it, artifacts on object storage."""
 
+import dataclasses
 import importlib.util
 import secrets
 import sys
@@ -15,22 +16,32 @@ from tests.cluster.servers import Server, free_port
 START_SECONDS = 120.0  # both databases are migrated first
 
 
+@dataclasses.dataclass(frozen=True)
+class Login:
+    """Who asks a tracking server."""
+
+    user: str
+    password: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"MLFLOW_TRACKING_USERNAME": self.user, "MLFLOW_TRACKING_PASSWORD": self.password}
+
+
 class TrackingServer:
     """Started with the object; ``environment`` is what its clients set. ``artifacts`` is an s3:// prefix."""
 
-    def __init__(self, folder: Path, postgres: Postgres, artifacts: str, storage: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, postgres: Postgres, artifacts: str, storage: Mapping[str, str], login: Login
+    ) -> None:
         for module in ("boto3", "flask_wtf", "psycopg2"):
             if importlib.util.find_spec(module) is None:
                 pytest.skip(f"no Python package {module}, which the tracking server needs: run `make setup`")
         self.artifacts = artifacts
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        self.user, self.password = "admin", secrets.token_hex(16)
-        self.environment = {
-            "MLFLOW_TRACKING_URI": self.uri,
-            "MLFLOW_TRACKING_USERNAME": self.user,
-            "MLFLOW_TRACKING_PASSWORD": self.password,
-        }
+        self.user, self.password = login.user, login.password
+        self.environment = {"MLFLOW_TRACKING_URI": self.uri, **login.environment}
         config = folder / "basic_auth.ini"
         config.write_text(
             f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {postgres.create_database('auth')}\n"
