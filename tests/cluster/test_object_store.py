@@ -129,7 +129,7 @@ def run_all(source: str, root: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_whole_path_on_failing_storage(
     store: ObjectStore, mlflow_file: str, ray_cluster: None, tmp_path: Path
 ) -> None:

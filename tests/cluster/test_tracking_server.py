@@ -141,7 +141,7 @@ def end(server: TrackingServer) -> Callable[[], None]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("how", [pause, end])
 def test_training_does_not_wait_for_the_server(
     tracking: TrackingServer,
@@ -160,7 +160,7 @@ def test_training_does_not_wait_for_the_server(
     seen: list[str | None] = []
 
     def interrupt() -> None:
-        wait_until((folder / "last.json").exists, "the first checkpoint", 200)
+        wait_until((folder / "last.json").exists, "the first checkpoint", 400)
         back = how(tracking)
         first = checkpoint.pointed(str(folder), "last")
         assert first is not None
@@ -170,7 +170,7 @@ def test_training_does_not_wait_for_the_server(
             return len(set(seen)) >= 3
 
         try:
-            wait_until(moved, "two more checkpoints without the tracking server", 200)
+            wait_until(moved, "two more checkpoints without the tracking server", 400)
             wait_until((folder / "unsent.jsonl").exists, "what could not be sent, beside them", 60)
         finally:
             back()
@@ -190,7 +190,7 @@ def test_training_does_not_wait_for_the_server(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_server_that_stays_away_does_not_fail_the_training(
     tracking: TrackingServer,
     store: ObjectStore,
@@ -208,7 +208,7 @@ def test_a_server_that_stays_away_does_not_fail_the_training(
     folder = storage.join(root, "runs/gone")
 
     def kill() -> None:
-        wait_until(lambda: bool(store.names(f"{folder}/last.json")), "the first checkpoint", 200)
+        wait_until(lambda: bool(store.names(f"{folder}/last.json")), "the first checkpoint", 400)
         tracking.server.kill()
 
     line = f"--dataset fld --root {root} --name gone --epochs 4 --register gone --alias best {TINY}"
