@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test lint types setup lock clean
+.PHONY: demo test test-cluster lint types setup lock clean
 
 DEMO := demo-data
 
@@ -25,6 +25,16 @@ demo: setup  ## raw archive -> Parquet -> training -> NE -> predictions, on this
 
 test: setup lint types  ## lint, types and the whole suite
 	$(BIN)/python -m pytest
+
+# What the tests of whole systems start: an S3 server and a database.
+SYSTEM := radosgw ceph-mon ceph-osd postgresql
+
+test-cluster: setup  ## the jobs against real servers; as root with apt their system packages are installed first
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(SYSTEM) >/dev/null 2>&1; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(SYSTEM) \
+		|| echo "apt could not install $(SYSTEM): tests that need what is absent are skipped"; \
+	fi
+	$(BIN)/python -m pytest tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .

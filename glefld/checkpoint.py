@@ -27,6 +27,7 @@ from glefld.models.system import Model
 from glefld.schema import Labels
 
 CARD_VERSION = 2
+WRITE_ATTEMPTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +70,10 @@ def save(url: str, model: Model, card: ModelCard, training: Mapping[str, Any] | 
             storage.put(path, storage.join(url, path.name))
         for name, expected in files.items():
             # Some object stores' clients lose a failed write without a word.
-            if _digest(storage.read_bytes(storage.join(url, name))) != expected:
-                raise OSError(f"{storage.join(url, name)} was written but reads back differently")
-        storage.write_json(storage.join(url, "complete.json"), files)
+            file = storage.join(url, name)
+            if not storage.exists(file) or _digest(storage.read_bytes(file)) != expected:
+                raise OSError(f"{file} was written but reads back differently")
+        _write_verified(storage.join(url, "complete.json"), files)
 
 
 def keep(run: str, model: Model, card: ModelCard, training: Mapping[str, Any], best: bool) -> None:
@@ -117,8 +119,8 @@ def export(url: str, folder: Path) -> None:
 
 
 def point(run: str, name: Literal["last", "best"], checkpoint: str) -> None:
-    """Let the run's pointer name a checkpoint, a path below the run."""
-    storage.write_json(storage.join(run, f"{name}.json"), {"checkpoint": checkpoint})
+    """Let the run's pointer name a checkpoint, a path below the run. OSError if it does not read back."""
+    _write_verified(storage.join(run, f"{name}.json"), {"checkpoint": checkpoint})
 
 
 def pointed(run: str, name: Literal["last", "best"]) -> str | None:
@@ -134,6 +136,16 @@ def resolve(url: str) -> str:
     if (best := pointed(url, "best")) is not None:
         return storage.join(url, best)
     raise ValueError(f"{url} is neither a checkpoint nor a run with one (no complete.json, no best.json)")
+
+
+def _write_verified(url: str, value: Any) -> None:
+    """A few times, since half a pointer would be worse than an old one. OSError if it never reads back."""
+    data = (json.dumps(value, indent=2) + "\n").encode()
+    for _ in range(WRITE_ATTEMPTS):
+        storage.write_bytes(url, data)
+        if storage.exists(url) and storage.read_bytes(url) == data:
+            return
+    raise OSError(f"{url} was written {WRITE_ATTEMPTS} times and reads back differently")
 
 
 def _verified(url: str, names: list[str]) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 Credentials and the endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL).
 A file is either whole or not there: local files are renamed into place, objects appear when their upload ends.
+Requests that fail, stall or are throttled are tried again, with growing pauses, by botocore and s3fs.
 """
 
 import json
@@ -14,7 +15,31 @@ from typing import Any
 
 import fsspec
 import pyarrow.fs
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
+from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
+
+#: How every s3:// path is asked for, whoever opens it in this process (fsspec's own configuration: a user's
+#: FSSPEC_S3 and ~/.config/fsspec come first). s3fs tries broken reads and throttled requests five times on top.
+S3_CONFIG: dict[str, Any] = {
+    "retries": {
+        "mode": os.environ.get("AWS_RETRY_MODE", "standard"),
+        "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "6")),
+    },
+    "connect_timeout": 5,
+    "read_timeout": 15,  # a stalled connection is given up and tried again
+    # The checksums that newer clients add by themselves are refused by several servers (HTTP 411).
+    "request_checksum_calculation": os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
+}
+_s3 = conf.setdefault("s3", {})
+_s3["config_kwargs"] = {**S3_CONFIG, **_s3.get("config_kwargs", {})}
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -33,6 +58,39 @@ def arrow_filesystem(url: str) -> pyarrow.fs.FileSystem:
 
 def is_local(url: str) -> bool:
     return isinstance(filesystem(url)[0], LocalFileSystem)
+
+
+def require_access(url: str) -> None:
+    """OSError or ValueError, in one line that says what to mend, unless a URL's place on S3 can be asked for.
+
+    Other places are not looked at. Nothing needs to be there yet but the bucket.
+    """
+    fs, path = filesystem(url)
+    if "s3" not in fs.protocol:
+        return
+    bucket, prefix, _ = fs.split_path(path)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon S3"
+    try:
+        fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no bucket {bucket} at {endpoint}: make it, or check its name and AWS_ENDPOINT_URL"
+        ) from error
+    except PermissionError as error:
+        raise PermissionError(
+            f"{endpoint} refuses access to the bucket {bucket} ({error}): check AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, and what they may do"
+        ) from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise PermissionError(
+            f"no credentials for the bucket {bucket}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
+    except (NoConnectionError, HTTPClientError) as error:
+        raise OSError(
+            f"{endpoint} cannot be reached: check AWS_ENDPOINT_URL and the network ({error})"
+        ) from error
+    except (OSError, ClientError, BotoCoreError) as error:
+        raise OSError(f"the bucket {bucket} at {endpoint} cannot be used: {error}") from error
 
 
 def join(url: str, *parts: str) -> str:
@@ -62,7 +120,8 @@ def folders(url: str) -> list[str]:
 
 def read_bytes(url: str) -> bytes:
     fs, path = filesystem(url)
-    return fs.cat_file(path)
+    # s3fs repeats a read that breaks off, but not where it reads the parts of a large object side by side.
+    return fs.cat_file(path, **({"max_concurrency": 1} if "s3" in fs.protocol else {}))
 
 
 def read_json(url: str) -> Any:

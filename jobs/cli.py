@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from glefld import storage
+from glefld import checkpoint, storage
 from glefld.dataset import open_dataset
 from glefld.schema import Manifest
 
@@ -88,13 +88,33 @@ def resolve_root(root: str | None) -> str:
 
 
 def resolve_url(url: str, option: str) -> str:
-    """The same place as an absolute path or URL; ValueError for a relative path on a cluster."""
+    """The same place as an absolute path or URL.
+
+    ValueError for a relative path on a cluster, OSError for a place on object storage that cannot be asked for.
+    """
     if on_cluster() and "://" not in url and not os.path.isabs(os.path.expanduser(url)):
         raise ValueError(
             f"{option} is the relative path {url!r}, which each machine of the cluster would take for its own: "
             "give a URL (s3://bucket/prefix) or an absolute path that all of them share"
         )
-    return storage.absolute(url)
+    place = storage.absolute(url)
+    storage.require_access(place)
+    return place
+
+
+def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
+    """The checkpoint folder that an option names: one, a run (its best), or a model in MLflow, copied below the root.
+
+    ValueError in one line if there is none. So workers need nothing but the storage that they share.
+    """
+    # MLflow takes seconds to import, and a place needs none of it.
+    if not given.startswith(("models:/", "runs:/")):
+        return checkpoint.resolve(resolve_url(given, option))
+    from glefld import registry, tracking
+
+    place = resolve_root(root)
+    uri = tracking.tracking_uri(place, on_cluster())
+    return registry.fetch(given, uri, storage.join(place, "models"))
 
 
 def open_data(data: str | None, root: str, dataset: str) -> tuple[str, Manifest]:

@@ -11,7 +11,7 @@ import ray
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, comparison, storage, tracking
+from glefld import comparison, runlog, storage, tracking
 from glefld.comparison import Result
 from glefld.datasets import Dataset
 from glefld.models import MODELS, build_model
@@ -20,7 +20,18 @@ from glefld.models.system import Preset
 from glefld.published import as_text
 from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels, Split
-from jobs.cli import Device, Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
+from jobs.cli import (
+    Device,
+    Root,
+    main,
+    on_cluster,
+    open_data,
+    resolve_checkpoint,
+    resolve_root,
+    resolve_url,
+    start_ray,
+    use_gpu,
+)
 from pipelines.compare import Entry, Plan, check, compare, guided_by, measure, slug
 from pipelines.evaluate import baselines
 from pipelines.train import Workers
@@ -84,6 +95,7 @@ def run(options: Options) -> None:
     if len(set(names)) < len(names):
         raise ValueError("--models names a system twice with the same options")
     weights = parse_weights(options, entries)
+    classifier = resolve_checkpoint(options.classifier, "--classifier", root) if options.classifier else None
     uri = tracking.tracking_uri(root, on_cluster())
     name = options.name or f"compare-{options.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = storage.join(root, "runs", name)
@@ -119,8 +131,8 @@ def run(options: Options) -> None:
 
     written = storage.join(folder, f"results-{options.split}.json")
     seeds = range(options.recipe.seed, options.recipe.seed + options.seeds)
-    with tracking.to_its_end(parent):
-        guides = find_guides(options, plan, entries, seeds, parent, workers, tell)
+    with runlog.to_its_end(parent, folder) as log:
+        guides = find_guides(plan, entries, seeds, classifier, options.recipe, parent, workers, tell)
         results = compare(plan, entries, seeds, parent, guides, workers, tell)
         baseline = baselines(data, options.split, "category")
         costs = measure(results, workers)
@@ -132,12 +144,10 @@ def run(options: Options) -> None:
             "results": [dataclasses.asdict(result) for result in results],
             "costs": {system: dataclasses.asdict(cost) for system, cost in costs.items()},
         }
-        log = tracking.RunLog(parent)
         log.log({f"error/{slug(r.system)}-seed{r.seed}": r.error for r in results}, step=0)
-        log.flush()
         log.log_text(words, f"{options.split}/table.txt")
         log.log_figure(chart, f"{options.split}/ne.png")
-        log.client.log_dict(parent.run_id, value, f"{options.split}/results.json")
+        log.log_dict(value, f"{options.split}/results.json")
         storage.write_json(written, value)
     console.print(words, soft_wrap=True, highlight=False)
     console.print(f"results    {written}", soft_wrap=True)
@@ -217,21 +227,21 @@ def with_option(value: Any, name: str, text: str, entry: str) -> Any:
 
 
 def find_guides(
-    options: Options,
     plan: Plan,
     entries: list[Entry],
     seeds: Sequence[int],
+    given: str | None,
+    recipe: Recipe,
     parent: tracking.RunHandle,
     workers: Workers,
     tell: Callable[[Result], None],
 ) -> dict[tuple[str, int], str]:
     """By what they tell apart and seed, the classifiers that the entries need: the given one, else trained alike."""
     labels = dict.fromkeys(label for entry in entries if (label := guided_by(plan, entry)))
-    if options.classifier:
-        given = checkpoint.resolve(resolve_url(options.classifier, "--classifier"))
+    if given is not None:
         return {(label, seed): given for label in labels for seed in seeds}
     configs = [ResNetConfig("resnet18", cast(Label, label)) for label in labels]
-    trained = [Entry(f"classifier:label={c.label}", "resnet", c, options.recipe) for c in configs]
+    trained = [Entry(f"classifier:label={c.label}", "resnet", c, recipe) for c in configs]
     results = compare(plan, trained, seeds, parent, {}, workers, tell)
     pairs = [(label, seed) for label in labels for seed in seeds]
     return {pair: result.checkpoint for pair, result in zip(pairs, results, strict=True)}

@@ -11,11 +11,22 @@ import ray
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, evaluation, oks, storage, tracking
+from glefld import evaluation, oks, runlog, storage, tracking
 from glefld.datasets import Dataset
 from glefld.published import pose_lines, score_tables
 from glefld.schema import Split
-from jobs.cli import Device, Root, main, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
+from jobs.cli import (
+    Device,
+    Root,
+    main,
+    on_cluster,
+    open_data,
+    resolve_checkpoint,
+    resolve_root,
+    resolve_url,
+    start_ray,
+    use_gpu,
+)
 from pipelines.evaluate import Workers, baselines, evaluate_checkpoint, log_scores
 
 
@@ -26,7 +37,7 @@ class Options:
     dataset: Dataset
     """Which data set."""
     checkpoint: str
-    """A checkpoint's folder, or a run's (its best one); path or URL."""
+    """A checkpoint's folder, or a run's (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID)."""
     split: Split
     """Which split."""
     data: str | None = None
@@ -48,7 +59,7 @@ def run(options: Options) -> None:
         raise ValueError("--num-workers and --cpus-per-worker must be at least 1")
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
-    url = checkpoint.resolve(resolve_url(options.checkpoint, "--checkpoint"))
+    url = resolve_checkpoint(options.checkpoint, "--checkpoint", root)
     uri = tracking.tracking_uri(root, on_cluster())
     start_ray()
     cpus = int(ray.cluster_resources().get("CPU", 1))
@@ -73,10 +84,8 @@ def run(options: Options) -> None:
         name=f"evaluate-{options.split}",
         experiment=options.experiment,
     )
-    with tracking.to_its_end(handle):
-        log = tracking.RunLog(handle)
+    with runlog.to_its_end(handle) as log:
         log.log({f"{options.split}_{name}": value for name, value in report.numbers().items()}, step=0)
-        log.flush()
         log_scores(log, scores, report, baseline, data, workers)
 
     console = Console()

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from glefld import checkpoint, storage
+from glefld import storage
 from glefld.schema import Split
 from jobs.cli import (
     Device,
@@ -18,6 +18,7 @@ from jobs.cli import (
     RowBar,
     main,
     on_cluster,
+    resolve_checkpoint,
     resolve_root,
     resolve_url,
     show_own_progress,
@@ -34,7 +35,7 @@ class Options:
     """Which photos, which model, and where the predictions go."""
 
     checkpoint: str
-    """A checkpoint's folder, or a run's (its best checkpoint is taken); path or URL."""
+    """A checkpoint's folder, or a run's (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID)."""
     input: str
     """A folder or prefix of photos, a .zip, .tar or .tar.gz of them, one photo, or an ingested data set."""
     output: str | None = None
@@ -74,7 +75,7 @@ def run(options: Options) -> None:
         else storage.join(resolve_root(options.root), "predictions", PurePosixPath(public_url(source)).stem)
     )
     chosen = InferOptions(
-        checkpoint=checkpoint.resolve(resolve_url(options.checkpoint, "--checkpoint")),
+        checkpoint=resolve_checkpoint(options.checkpoint, "--checkpoint", options.root),
         input=source,
         boxes=resolve_url(options.boxes, "--boxes") if options.boxes else None,
         split=options.split,

@@ -11,14 +11,26 @@ import ray
 import tyro
 from rich.console import Console
 
-from glefld import checkpoint, storage, tracking, training
+from glefld import storage, tracking, training
 from glefld.datasets import Dataset
 from glefld.models import MODELS, build_model
 from glefld.models.system import Preset, Task
 from glefld.published import score_tables
 from glefld.recipe import Recipe
+from glefld.registry import Registration
 from glefld.training import Job
-from jobs.cli import Device, Root, guard, on_cluster, open_data, resolve_root, resolve_url, start_ray, use_gpu
+from jobs.cli import (
+    Device,
+    Root,
+    guard,
+    on_cluster,
+    open_data,
+    resolve_checkpoint,
+    resolve_root,
+    resolve_url,
+    start_ray,
+    use_gpu,
+)
 from pipelines.train import Workers, parse_workers, train_and_score
 
 Config = TypeVar("Config")
@@ -33,6 +45,8 @@ FREE_ON_RESUME = {
     "root",
     "name",
     "output",
+    "register",
+    "alias",
 }
 
 
@@ -70,11 +84,15 @@ class Options(Generic[Config]):
     random_weights: bool = False
     """Let --preset paper start without --weights, and SANL without --classifier, from random ones."""
     classifier: str | None = None
-    """The classifier whose attention guides SANL: a checkpoint or run of --task classify, path or URL."""
+    """The classifier whose attention guides SANL: a checkpoint or run of --task classify, path, URL or MLflow model."""
     rows: int | None = None
     """Train on the first so many rows only."""
     experiment: str | None = None
     """MLflow experiment. Default: glefld-<dataset>."""
+    register: str | None = None
+    """Name in MLflow's model registry of which the best checkpoint becomes a new version. Default: none."""
+    alias: str | None = None
+    """Alias that then means this version, so that --checkpoint models:/NAME@ALIAS finds it. Default: none."""
 
 
 def run(options: Options[Any]) -> None:
@@ -94,6 +112,9 @@ def run(options: Options[Any]) -> None:
             f"{options.system} is guided by a classifier: give --classifier RUN (of python -m jobs.train "
             f"--task classify --dataset {options.dataset}), or --random-weights to go without"
         )
+    if options.alias and not options.register:
+        raise ValueError("--alias is for a registered model: give --register NAME too")
+    registration = Registration(options.register, options.alias) if options.register else None
     uri = tracking.tracking_uri(root, on_cluster())
     folder, started = find_run(options, root)
     job = Job(
@@ -104,11 +125,9 @@ def run(options: Options[Any]) -> None:
         config=dataclasses.asdict(options.config),
         recipe=options.recipe,
         weights=resolve_url(options.weights, "--weights") if options.weights else None,
-        classifier=(
-            checkpoint.resolve(resolve_url(options.classifier, "--classifier"))
-            if options.classifier
-            else None
-        ),
+        classifier=resolve_checkpoint(options.classifier, "--classifier", root)
+        if options.classifier
+        else None,
         rows=options.rows,
     )
     if started is None:
@@ -129,7 +148,7 @@ def run(options: Options[Any]) -> None:
     storage.write_json(
         storage.join(folder, "run.json"), {"options": _comparable(options), "run_id": handle.run_id}
     )
-    best, report, baselines = train_and_score(job, workers, handle)
+    best, report, baselines = train_and_score(job, workers, handle, registration)
     console = Console()
     console.print(score_tables(options.dataset, report, baselines))
     console.print(f"run        {folder}", soft_wrap=True)

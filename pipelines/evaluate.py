@@ -26,7 +26,7 @@ from glefld.reader import SplitReader
 from glefld.schema import ClassLabel, Split
 
 if TYPE_CHECKING:
-    from glefld.tracking import RunLog  # MLflow takes its time to import, and the tasks do not need it
+    from glefld.runlog import RunLog  # MLflow takes its time to import, and the tasks do not need it
 
 #: What the baselines read of a row: no pictures.
 TRUTH_COLUMNS = [
@@ -101,7 +101,7 @@ def log_scores(
 ) -> None:
     """Put the scores that ``evaluation_json`` tells of into a run: that JSON, tables, the chart of NE, pictures."""
     dataset, split, url = (scores[name] for name in ("dataset", "split", "checkpoint"))
-    log.client.log_dict(log.run_id, scores, f"{split}/evaluation.json")
+    log.log_dict(scores, f"{split}/evaluation.json")
     log.log_text(as_text(score_tables(dataset, report, baseline)), f"{split}/table.txt")
     if report.ne is not None:
         log.log_figure(draw.ne_chart(dataset, report, baseline), f"{split}/ne_by_landmark.png")

@@ -1,8 +1,6 @@
 """Ray Train runs the workers of a training job: DDP over gloo or nccl, restarted after a loss, in one MLflow run."""
 
 import dataclasses
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,10 +8,12 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from glefld import checkpoint, evaluation, storage, tracking, training
+from glefld import checkpoint, evaluation, runlog, storage, training
 from glefld.dataset import open_dataset
 from glefld.metrics import Baselines, Report
-from glefld.tracking import RunHandle, RunLog
+from glefld.registry import Registration
+from glefld.runlog import RunLog
+from glefld.tracking import RunHandle
 from glefld.training import EpochReport, Job, Mistake
 from pipelines import evaluate
 
@@ -44,12 +44,17 @@ def parse_workers(text: str) -> tuple[int, int]:
     return bounds
 
 
-def train_and_score(job: Job, workers: Workers, handle: RunHandle) -> tuple[str, Report, Baselines]:
-    """Train a job, score its best checkpoint on val, and end its MLflow run: the checkpoint's URL and the scores."""
-    with tracking.to_its_end(handle):
+def train_and_score(
+    job: Job, workers: Workers, handle: RunHandle, registration: Registration | None = None
+) -> tuple[str, Report, Baselines]:
+    """Train a job, score its best checkpoint on val, and end its MLflow run: the checkpoint's URL and the scores.
+
+    ``registration`` is what the best checkpoint will be called in MLflow's registry.
+    """
+    with runlog.to_its_end(handle, job.run) as log:
         best = train(job, workers, handle)
         scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
-        report, baselines = score(best, job.data, handle, scorer)
+        report, baselines = score(best, job.data, log, scorer, registration)
     return best, report, baselines
 
 
@@ -79,19 +84,19 @@ def train(job: Job, workers: Workers, handle: RunHandle) -> str:
     return storage.join(job.run, best)
 
 
-def score(best: str, data: str, handle: RunHandle, scorer: evaluate.Workers) -> tuple[Report, Baselines]:
+def score(
+    best: str, data: str, log: RunLog, scorer: evaluate.Workers, registration: Registration | None
+) -> tuple[Report, Baselines]:
     """Score the best checkpoint on val and put scores, tables, pictures and model into the run."""
     report = evaluate.evaluate_checkpoint(best, data, "val", scorer)
     baselines = evaluate.baselines(data, "val", report.label)
     scores = evaluation.evaluation_json(
         report, dataset=open_dataset(data).dataset, split="val", checkpoint=best, baseline=baselines
     )
-    evaluate.log_scores(RunLog(handle), scores, report, baselines, data, scorer)
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.export(best, Path(folder))
-        _, card = checkpoint.load(folder)
-        scores = {f"best_{name}": value for name, value in report.numbers().items()}
-        tracking.log_model(handle, folder, name=card.model, step=card.step, metrics=scores)
+    evaluate.log_scores(log, scores, report, baselines, data, scorer)
+    _, card = checkpoint.load(best)
+    numbers = {f"best_{name}": value for name, value in report.numbers().items()}
+    log.log_model(best, name=card.model, step=card.step, metrics=numbers, registration=registration)
     return report, baselines
 
 
@@ -101,7 +106,8 @@ def _work(config: dict[str, Any]) -> str | None:
     device = ray.train.torch.get_device()
     assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     torch.set_num_threads(max(1, int(assigned)))
-    log = RunLog(RunHandle(**config["handle"])) if ray.train.get_context().get_world_rank() == 0 else None
+    first = ray.train.get_context().get_world_rank() == 0
+    log = RunLog(RunHandle(**config["handle"]), job.run) if first else None
 
     def log_step(metrics: dict[str, float], step: int) -> None:
         if log is not None:
@@ -120,4 +126,7 @@ def _work(config: dict[str, Any]) -> str | None:
     except Mistake as error:
         # Raised, it would make Ray start the group again, to the same end.
         return str(error)
+    finally:
+        if log is not None:
+            log.flush()
     return None

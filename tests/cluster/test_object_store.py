@@ -1,0 +1,259 @@
+"""Every job with s3:// URLs against a real S3 server, behind a proxy that fails on purpose."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+from mlflow import MlflowClient
+
+from glefld import checkpoint, storage
+from jobs import evaluate, infer, ingest, train
+from pipelines.archives import open_archive, read_index, read_members
+from tests import dots
+from tests.cluster.conftest import READ_SECONDS, ObjectStore
+from tests.cluster.fault_proxy import NOISY, Fault, Plan
+from tests.cluster.servers import free_port
+from tests.ingested import write_dataset
+from tests.raw_layouts import photos, rows, write_fld
+
+TINY = (
+    "--input-size 32 --epochs 2 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 "
+    "--cpus-per-worker 1"
+)
+
+
+def put_folder(folder: Path, url: str) -> str:
+    fs, path = storage.filesystem(url)
+    fs.put(f"{folder}/", f"{path}/", recursive=True)
+    return url
+
+
+def weights(url: str) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load(storage.read_bytes(storage.join(url, "model.safetensors")))
+
+
+@pytest.fixture
+def mlflow_file(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A SQLite tracking store: a root on object storage has to be given one."""
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+def test_a_zip_is_read_by_ranges(store: ObjectStore, tmp_path: Path) -> None:
+    """Every third member of a zip costs at most 1.2 times their bytes, the directory and its search included."""
+    rng = np.random.default_rng(0)
+    files = {f"img/{i:05d}.jpg": rng.bytes(int(rng.integers(20_000, 200_000))) for i in range(150)}
+    with zipfile.ZipFile(tmp_path / "img.zip", "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    url = storage.join(store.bucket(), "img.zip")
+    storage.put(tmp_path / "img.zip", url)
+    before = store.proxy.sent.total()
+    source = open_archive(url, "")
+    index = read_index(source)
+    wanted = index.take(list(range(0, len(index), 3)))
+    read = dict(zip(wanted["name"].to_pylist(), read_members(source, wanted), strict=True))
+    assert read == {name: files[name] for name in read}
+    assert len(read) == 50
+    members = sum(len(data) for data in read.values())
+    assert members < store.proxy.sent.total() - before <= 1.2 * members
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_each_operation_survives_each_fault(store: ObjectStore, kind: Fault) -> None:
+    """The first requests each fail twice before they are answered, and nothing is lost, by fsspec or by pyarrow."""
+    root = store.bucket()
+    data = np.random.default_rng(0).bytes(300_000)
+    table = pa.table({"x": range(1000)})
+    plan = Plan([kind], times=4 if kind == "stall" else 12, stall_seconds=2 * READ_SECONDS)
+    with store.proxy.failing(plan):
+        storage.require_access(root)
+        storage.write_bytes(storage.join(root, "a/data"), data)
+        assert storage.read_bytes(storage.join(root, "a/data")) == data
+        assert storage.exists(storage.join(root, "a/data"))
+        assert not storage.exists(storage.join(root, "a/other"))
+        assert storage.folders(root) == ["a"]
+        arrow = storage.arrow_filesystem(root)
+        path = f"{root.removeprefix('s3://')}/b/table.parquet"
+        pq.write_table(table, path, filesystem=arrow)
+        assert pq.read_table(path, filesystem=arrow) == table
+        storage.remove_tree(storage.join(root, "a"))
+    assert list(store.names(root)) == ["b/table.parquet"]
+    assert plan.counts.total() == plan.times
+    assert plan.counts[kind]
+
+
+def test_a_large_object_survives_resets(store: ObjectStore) -> None:
+    """Written in parts and read again, larger than what s3fs takes in one piece."""
+    url = storage.join(store.bucket(), "large")
+    data = np.random.default_rng(0).bytes(110 << 20)
+    plan = Plan(["reset", "500", "cut", "503"])
+    with store.proxy.failing(plan):
+        storage.write_bytes(url, data)
+        assert storage.read_bytes(url) == data
+    assert set(plan.counts) == set(plan.kinds)
+
+
+def run_all(source: str, root: str) -> dict[str, Any]:
+    """Ingest, train, evaluate and infer below a root; what must be equal wherever that is."""
+    ingest.run(ingest.Options("fld", source, root=root))
+    train.run(train.parse(f"--dataset fld --root {root} --name run {TINY}".split()))
+    run = storage.join(root, "runs/run")
+    best = checkpoint.resolve(run)
+    scores = storage.join(root, "scores.json")
+    evaluate.run(evaluate.Options("fld", run, "test", root=root, output=scores))
+    options = infer.Options(
+        run, storage.join(source, "img.zip"), root=root, overlays=2, threads=1, shard_rows=16
+    )
+    infer.run(options)
+    manifest = storage.read_json(storage.join(root, "predictions/img/manifest.json"))
+    report = storage.read_json(scores)
+    return {
+        "data": storage.read_json(storage.join(root, "data/fld/manifest.json"))["content_hash"],
+        "weights": weights(best),
+        "ne": report["ne"],
+        "predictions": (manifest["rows"], manifest["ok"], len(manifest["shards"])),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_whole_path_on_failing_storage(
+    store: ObjectStore, mlflow_file: str, ray_cluster: None, tmp_path: Path
+) -> None:
+    """Ingest, train, evaluate and infer on storage where every tenth request fails give what a local disk gives."""
+    write_fld(tmp_path / "raw", rows(40), photos(rows(40)))
+    local = run_all(str(tmp_path / "raw"), str(tmp_path / "root"))
+    bucket = store.bucket()
+    source = put_folder(tmp_path / "raw", storage.join(bucket, "raw"))
+    plan = Plan(NOISY, rate=0.1, stall_seconds=2 * READ_SECONDS)
+    with store.proxy.failing(plan):
+        remote = run_all(source, storage.join(bucket, "root"))
+    print(plan.counts)
+    assert set(plan.counts) == set(NOISY)
+    same = [np.array_equal(local["weights"][name], remote["weights"][name]) for name in local["weights"]]
+    assert all(same)
+    for part in ("data", "ne", "predictions"):
+        assert remote[part] == local[part]
+    written = store.names(f"{bucket}/root")
+    assert "root/predictions/img/overlays/contact_sheet.jpg" in written or any(
+        "overlays" in n for n in written
+    )
+    assert not any("_staging" in name or "_part-" in name for name in written)
+
+
+@pytest.mark.parametrize("kind", ["drop", "truncate"])
+@pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "complete.json", "last.json"])
+def test_a_write_that_failed_silently_is_noticed(store: ObjectStore, kind: Fault, file: str) -> None:
+    """A store that says 200 and keeps nothing, or half: large files fail the checkpoint, small ones are written again.
+
+    The old checkpoint stays until the new one is whole and pointed to.
+    """
+    run = storage.join(store.bucket(), "runs/run")
+    model = dots.network()
+    card = checkpoint.load(dots.write_checkpoint(storage.join(run, "elsewhere")))[1]
+    first, second = (dataclasses.replace(card, step=step) for step in (1, 2))
+    checkpoint.keep(run, model, first, {"step": 1}, best=True)
+    plan = Plan([kind], matching=rf"^PUT .*/{file}$", times=1)
+    with store.proxy.failing(plan):
+        if not file.endswith(".json"):
+            with pytest.raises(OSError, match=f"{file} was written but reads back differently"):
+                checkpoint.keep(run, model, second, {"step": 2}, best=False)
+            # What a restarted worker does: it goes on from the old one and writes the new one again.
+            assert checkpoint.pointed(run, "last") == "checkpoints/00000001"
+            assert checkpoint.load_training(storage.join(run, "checkpoints/00000001")) == {"step": 1}
+        checkpoint.keep(run, model, second, {"step": 2}, best=True)
+    assert plan.counts == {kind: 1}
+    assert checkpoint.pointed(run, "last") == "checkpoints/00000002"
+    assert checkpoint.load_training(storage.join(run, "checkpoints/00000002")) == {"step": 2}
+    assert not store.names(storage.join(run, "checkpoints/00000001"))
+
+
+@pytest.mark.slow
+def test_training_goes_on_after_a_lost_write(
+    store: ObjectStore, mlflow_file: str, ray_cluster: None, tmp_path: Path
+) -> None:
+    """The store loses the second epoch's weights without a word: the workers are started again and lose nothing."""
+    root = store.bucket()
+    put_folder(
+        Path(write_dataset(tmp_path / "fld", {"train": 45, "val": 23})), storage.join(root, "data/fld")
+    )
+    plan = Plan(["drop"], matching=r"^PUT .*/checkpoints/00000012/model.safetensors$", times=1)
+    with store.proxy.failing(plan):
+        train.run(train.parse(f"--dataset fld --root {root} --name lost {TINY}".split()))
+    assert plan.counts == {"drop": 1}
+    run = storage.join(root, "runs/lost")
+    assert checkpoint.pointed(run, "last") == "checkpoints/00000012"
+    _, card = checkpoint.load(storage.join(run, "checkpoints/00000012"))
+    assert (card.epoch, card.step) == (2, 12)
+    client = MlflowClient(mlflow_file)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"
+
+
+def end_of(job: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a job as a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"jobs.{job}", *arguments],
+        env={k: v for k, v in {**os.environ, **environment}.items() if v},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+MISTAKES = {
+    "wrong secret": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "refuses access to the bucket"),
+    "unknown key": ({"AWS_ACCESS_KEY_ID": "nobody"}, "refuses access to the bucket"),
+    "no bucket": ({}, "there is no bucket no-such-bucket"),
+    "no network": ({"AWS_ENDPOINT_URL": ""}, "cannot be reached"),
+    "no credentials": (
+        {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"},
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_end_in_one_line(store: ObjectStore, case: str, tmp_path: Path) -> None:
+    """Exit status 1, one line that says what to do, no traceback and no key in it, in a bounded time."""
+    changes, message = MISTAKES[case]
+    bucket = "s3://no-such-bucket" if case == "no bucket" else store.bucket()
+    if case == "no network":
+        changes = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
+    begun = time.monotonic()
+    status, _, stderr = end_of(
+        "ingest", "--dataset=fld", f"--source={tmp_path}", f"--root={bucket}/root", **changes
+    )
+    assert (status, stderr.count("\n")) == (1, 1), stderr
+    assert stderr.startswith("error: ")
+    assert message in stderr
+    assert store.keys.secret not in stderr
+    assert time.monotonic() - begun < 120
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "infer"])
+def test_the_other_jobs_say_it_too(store: ObjectStore, job: str) -> None:
+    arguments = {
+        "train": ["--dataset=fld"],
+        "evaluate": ["--dataset=fld", "--split=val", "--checkpoint=s3://no-such-bucket/run"],
+        "infer": ["--checkpoint=s3://no-such-bucket/run", "--input=s3://no-such-bucket/photos"],
+    }[job]
+    status, _, stderr = end_of(job, *arguments, GLEFLD_ROOT="s3://no-such-bucket/root")
+    assert (status, stderr.count("\n")) == (1, 1), stderr
+    assert "there is no bucket no-such-bucket" in stderr
