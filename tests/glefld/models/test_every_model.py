@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,13 @@ each_model = pytest.mark.parametrize("case", CASES)
 #: The first case of each system, where all of them would take minutes.
 EACH_SYSTEM = list({name: case for case, (name, _) in reversed(CASES.items())}.values())
 
+#: A gradient this part of the model's median is rounding noise.
+NOISE = 5e-5
 #: Whose gradient is zero for good reason, by the parameter's end of name.
 CANCELLED = {
     ".phi.bias": "adds the same to all of a query's logits, which the softmax takes away",
     ".w.bias": "before a batch norm",
     ".g.bias": "attention adds up to 1, so it is a constant before a batch norm",
-    "blocks.3.theta.weight": "stride 32 has one position here, so the softmax is 1",
-    "blocks.3.theta.bias": "the same",
-    "blocks.3.phi.weight": "the same",
     ".local.0.bias": "before a batch norm",
     ".local.3.bias": "before a batch norm",
 }
@@ -83,11 +83,11 @@ def build(case: str, labels: Labels = LABELS) -> Model:
     return model
 
 
-def make_batch(rows: int, seed: int = 0, k: int = K) -> Batch:
+def make_batch(rows: int, seed: int = 0, k: int = K, size: int = SIZE) -> Batch:
     """Dark pictures with a blot of its own colour at each landmark, and labels."""
     generator = torch.Generator().manual_seed(seed)
-    landmarks = 4 + torch.rand(rows, k, 2, generator=generator) * (SIZE - 8)
-    images = 0.1 * torch.randn(rows, 3, SIZE, SIZE, generator=generator)
+    landmarks = 4 + torch.rand(rows, k, 2, generator=generator) * (size - 8)
+    images = 0.1 * torch.randn(rows, 3, size, size, generator=generator)
     for row, points in enumerate(landmarks.long()):
         for i, (x, y) in enumerate(points.tolist()):
             colour = torch.tensor([i & 1, i >> 1 & 1, i >> 2 & 1]) * 4.0 - 1
@@ -96,7 +96,7 @@ def make_batch(rows: int, seed: int = 0, k: int = K) -> Batch:
     truth = Truth(
         points=landmarks.double(),
         visibility=visible,
-        box=torch.tensor([[0.0, 0, SIZE, SIZE]] * rows).double(),
+        box=torch.tensor([[0.0, 0, size, size]] * rows).double(),
         garment_type=1 + torch.arange(rows) % 3,
         view=torch.full((rows,), -1),
         category=torch.arange(rows) % 3,
@@ -136,9 +136,12 @@ def test_outputs_have_their_shapes(case: str, size: int) -> None:
 
 @each_model
 def test_every_parameter_learns(case: str) -> None:
-    """No gradient is None, and each is non-zero but for the biases that are named, with the reason, above."""
+    """No gradient is None, and each is more than noise but for the biases that are named, with the reason, above.
+
+    At 64 pixels, where stride 32 has more than one position: of a single one, attention has nothing to choose from.
+    """
     model = build(case)
-    loss_of(model, make_batch(4)).backward()
+    loss_of(model, make_batch(4, size=64)).backward()
     before_norm = {
         f"{name}.{i}.bias"
         for name, module in model.named_modules()
@@ -146,14 +149,18 @@ def test_every_parameter_learns(case: str) -> None:
         for i in range(len(module) - 1)
         if isinstance(module[i + 1], torch.nn.BatchNorm2d)
     }
+    gradients = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             assert name.startswith("guide."), f"{name} is frozen"
             assert parameter.grad is None
             continue
         assert parameter.grad is not None, name
+        gradients[name] = parameter.grad.abs().max().item()
+    least = NOISE * statistics.median(gradients.values())
+    for name, gradient in gradients.items():
         if not name.endswith(tuple(CANCELLED)) and name not in before_norm:
-            assert parameter.grad.abs().max() > 0, name
+            assert gradient > least, name
 
 
 @pytest.mark.parametrize("case", EACH_SYSTEM)
