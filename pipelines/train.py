@@ -1,7 +1,11 @@
 """Ray Train runs the workers of a training job: DDP over gloo or nccl, restarted after a loss, in one MLflow run."""
 
+import contextlib
 import dataclasses
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +75,26 @@ def train(job: Job, workers: Workers, handle: RunHandle) -> str:
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
         ),
     )
-    mistake = trainer.fit().return_value
+    with _interruptible():
+        mistake = trainer.fit().return_value
     if mistake is not None:
         raise ValueError(mistake)
     best = checkpoint.pointed(job.run, "best")
     assert best is not None, "training ended without a checkpoint"
     return storage.join(job.run, best)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt: Ray Train's handler, which it leaves behind, exits as if all were well."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def score(best: str, data: str, handle: RunHandle, scorer: evaluate.Workers) -> tuple[Report, Baselines]:
