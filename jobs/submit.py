@@ -39,6 +39,13 @@ STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
 
 IDLE_SECONDS = 60.0  # of a log that says nothing, after which the cluster is asked whether it is still there
 RECONNECT_SECONDS = 60.0
+#: Modules of Ray's that tell of each step of a submission, and of a missing token, which we tell ourselves.
+RAY_CHATTER = (
+    "dashboard.modules.dashboard_sdk",
+    "dashboard.modules.job.sdk",
+    "_private.runtime_env.packaging",
+    "_private.authentication.http_token_authentication",
+)
 TOKEN = (
     "RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file's path in RAY_AUTH_TOKEN_PATH"
 )

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -52,7 +53,8 @@ class Host:
     folder: Path
     environment: dict[str, str]
     namespace: str = ""
-    process: subprocess.Popen[bytes] | None = None
+    port: str = ""  # its end on the bridge
+    process: subprocess.Popen[bytes] | None = None  # of Ray
     started: list[subprocess.Popen[bytes]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -68,10 +70,10 @@ class Host:
     def log(self) -> Path:
         return self.folder / "log.txt"
 
-    def run(self, words: Sequence[str], **more: str) -> subprocess.Popen[bytes]:
-        """Start a command here, in a process group of its own; its output goes to the log."""
+    def run(self, words: Sequence[str], output: Path | None = None, **more: str) -> subprocess.Popen[bytes]:
+        """Start a command here, in a process group of its own; what it prints goes to a file, else to the log."""
         place = ["ip", "netns", "exec", self.namespace] if self.namespace else []
-        with self.log.open("ab") as log:
+        with (output or self.log).open("ab") as log:
             process = subprocess.Popen(
                 [*place, *words],
                 cwd=REPOSITORY,
@@ -189,3 +191,195 @@ def secured(folder: Path, **more: str) -> dict[str, str]:
         RAY_worker_niceness="0",
         **more,
     )
+
+
+class Network:
+    """Hosts on one bridge, which is in a namespace of its own too. Nothing outside reaches them, nor they anything."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder, self.environment = folder, environment
+        self.name = f"glefld-{uuid.uuid4().hex[:6]}"
+        self.hosts: list[Host] = []
+        _ip("netns", "add", self.name)
+        self._on_bridge("link", "add", "bridge", "type", "bridge")
+        self._on_bridge("link", "set", "bridge", "up")
+
+    def add_host(self, **more: str) -> Host:
+        number = len(self.hosts) + 1
+        namespace = f"{self.name}-{number}"
+        address = f"10.77.0.{number}"
+        _ip("netns", "add", namespace)
+        host = Host(
+            address, self.folder / f"host-{number}", {**self.environment, **more}, namespace, f"port{number}"
+        )
+        self.hosts.append(host)
+        peer = ("peer", "name", host.port, "netns", self.name)
+        _ip("link", "add", "eth0", "netns", namespace, "type", "veth", *peer)
+        self._on_bridge("link", "set", host.port, "master", "bridge", "up")
+        for words in (("addr", "add", f"{address}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
+            _ip("-n", namespace, *words)
+        _ip("-n", namespace, "link", "set", "lo", "up")
+        return host
+
+    def cut(self, host: Host) -> None:
+        """Every packet to and from the host is dropped at the bridge; no process there is told."""
+        self._on_bridge("link", "set", host.port, "nomaster")
+
+    def join(self, host: Host) -> None:
+        self._on_bridge("link", "set", host.port, "master", "bridge")
+
+    def reaches(self, host: Host, other: Host, port: int) -> bool:
+        """Whether a host gets an answer from another one's port."""
+        script = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
+        words = [sys.executable, "-S", "-c", script, other.address, str(port)]
+        return host.call(words).returncode == 0
+
+    def remove(self) -> None:
+        for host in self.hosts:
+            host.kill()
+            _ip("netns", "del", host.namespace)
+        _ip("netns", "del", self.name)
+
+    def _on_bridge(self, *words: str) -> None:
+        _ip("-n", self.name, *words)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def require_namespaces() -> None:
+    """Skip, and say why, where network namespaces cannot be made."""
+    if shutil.which("ip") is None:
+        pytest.skip("no ip: `make test-cluster` installs the system package iproute2 by apt")
+    name = f"glefld-{uuid.uuid4().hex[:6]}"
+    made = subprocess.run(["ip", "netns", "add", name], check=False, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"network namespaces cannot be made here: {made.stderr.strip()}")
+    _ip("netns", "del", name)
+
+
+@dataclasses.dataclass
+class Team:
+    """A Ray cluster: a head without CPUs, two hosts with one each, a tracking server on the head, a user's laptop.
+
+    ``root`` is the folder that all hosts share, with the tracking store in it.
+    """
+
+    network: Network
+    head: Host
+    workers: list[Host]
+    laptop: Host
+    root: Path
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://{self.head.address}:8265"
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.root}/mlflow.db")
+
+    def start_worker(self, host: Host) -> None:
+        host.start_ray(f"--address={self.head.address}:6379", "--num-cpus=1")
+
+    def wait_for(self, *hosts: Host) -> None:
+        """Return when just these hosts are the cluster's living nodes."""
+        wanted = {self.head.address, *(host.address for host in hosts)}
+        wait_until(lambda: alive(self.laptop, self.dashboard) == wanted, f"the nodes {sorted(wanted)}")
+
+    def restore(self) -> None:
+        """All hosts up and in the cluster, whatever an earlier test left."""
+        for host in self.workers:
+            self.network.join(host)
+            if host.process is None or host.process.poll() is not None:
+                host.kill()
+                self.start_worker(host)
+        self.wait_for(*self.workers)
+
+    def submit(self, line: str) -> "Submission":
+        words = [sys.executable, "-m", "jobs.submit", *line.split(), "--address", self.dashboard]
+        log = self.laptop.folder / f"submitted-{uuid.uuid4().hex[:6]}"
+        process = self.laptop.run(
+            words,
+            log,
+            GLEFLD_ROOT=str(self.root),
+            MLFLOW_TRACKING_URI=f"http://{self.head.address}:5000",
+            GLOO_SOCKET_IFNAME="eth0",  # by the host's name gloo would find loopback
+        )
+        return Submission(process, log)
+
+
+@dataclasses.dataclass
+class Submission:
+    """A submitted job as the user sees it."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    since: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def printed(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait(self, seconds: float = 240) -> int:
+        """The exit status; a failed test, with what was printed, if the job hangs."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {seconds:.0f} s:\n{self.printed[-5000:]}")
+
+    def until(self, ready: Callable[[], object], what: str, seconds: float = 120) -> None:
+        """Wait for something that happens while the job runs."""
+
+        def now() -> bool:
+            assert self.process.poll() is None, f"the job ended before {what}:\n{self.printed[-5000:]}"
+            return bool(ready())
+
+        wait_until(now, what, seconds)
+
+
+@contextlib.contextmanager
+def make_team(root: Path, empty_store: Path) -> Iterator[Team]:
+    require_namespaces()
+    shutil.copy(empty_store, root / "mlflow.db")
+    Path("/tmp/ray").mkdir(exist_ok=True)  # what each host's own is mounted on
+    with short_folder() as folder:
+        environment = secured(
+            folder,
+            GLOO_SOCKET_IFNAME="eth0",
+            RAY_health_check_initial_delay_ms="0",
+            RAY_health_check_period_ms="1000",
+            RAY_health_check_timeout_ms="2000",
+            RAY_health_check_failure_threshold="3",
+            RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15",
+        )
+        network = Network(folder, environment)
+        try:
+            head, first, second, laptop = (network.add_host() for _ in range(4))
+            team = Team(network, head, [first, second], laptop, root)
+            tracking = f"{head.address}:5000"
+            head.run(
+                [
+                    *(
+                        str(BIN / "mlflow"),
+                        "server",
+                        "--host",
+                        head.address,
+                        "--port",
+                        "5000",
+                        "--workers",
+                        "1",
+                    ),
+                    *("--backend-store-uri", f"sqlite:///{root}/mlflow.db", "--allowed-hosts", tracking),
+                    *("--artifacts-destination", str(root / "artifacts")),
+                ],
+                MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+            )
+            head.start_ray("--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={head.address}")
+            wait_until(lambda: alive(laptop, team.dashboard), "the head is up")
+            team.restore()
+            wait_until(lambda: network.reaches(laptop, head, 5000), "the tracking server is up")
+            yield team
+        finally:
+            network.remove()
