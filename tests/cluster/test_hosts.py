@@ -9,7 +9,7 @@ import pytest
 from glefld import checkpoint
 from glefld.dataset import open_dataset
 from jobs import ingest
-from tests.cluster.hosts import Team, make_team, wait_until
+from tests.cluster.hosts import Team, make_team
 from tests.cluster.runs import LEARNING, ROWS, STEPS, TWO_WORKERS, history, only_run
 from tests.ingested import write_dataset
 from tests.raw_layouts import photos, rows, write_fld
