@@ -213,6 +213,9 @@ class Network:
             address, self.folder / f"host-{number}", {**self.environment, **more}, namespace, f"port{number}"
         )
         self.hosts.append(host)
+        # A disk of its own that a test can fill.
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(host.temporary)]
+        subprocess.run(mount, check=True, capture_output=True)
         peer = ("peer", "name", host.port, "netns", self.name)
         _ip("link", "add", "eth0", "netns", namespace, "type", "veth", *peer)
         self._on_bridge("link", "set", host.port, "master", "bridge", "up")
@@ -237,6 +240,7 @@ class Network:
     def remove(self) -> None:
         for host in self.hosts:
             host.kill()
+            subprocess.run(["umount", "--lazy", str(host.temporary)], check=True)
             _ip("netns", "del", host.namespace)
         _ip("netns", "del", self.name)
 
