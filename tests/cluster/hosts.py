@@ -333,14 +333,18 @@ class Submission:
         except subprocess.TimeoutExpired:
             pytest.fail(f"still running after {seconds:.0f} s:\n{self.printed[-5000:]}")
 
-    def until(self, ready: Callable[[], object], what: str, seconds: float = 120) -> None:
+    def until(self, ready: Callable[[], object], what: str, seconds: float = 240) -> None:
         """Wait for something that happens while the job runs."""
 
         def now() -> bool:
             assert self.process.poll() is None, f"the job ended before {what}:\n{self.printed[-5000:]}"
             return bool(ready())
 
-        wait_until(now, what, seconds)
+        try:
+            wait_until(now, what, seconds)
+        except pytest.fail.Exception:
+            print(self.printed[-5000:])
+            raise
 
 
 @contextlib.contextmanager
