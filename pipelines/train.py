@@ -13,6 +13,7 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from glefld import checkpoint, metrics, storage, tracking, training
 from glefld.dataset import open_dataset
@@ -20,6 +21,10 @@ from glefld.metrics import Baselines, Report
 from glefld.tracking import RunHandle, RunLog
 from glefld.training import EpochReport, Job, Mistake
 from pipelines import evaluate
+
+#: How often the start of a fixed number of workers is waited for, a minute each (Ray's
+#: RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S): time for a cluster to add machines, but not for ever.
+START_TRIES = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +77,22 @@ def train(job: Job, workers: Workers, handle: RunHandle) -> str:
             name="ray",
             storage_path=storage.filesystem(job.run)[1],
             storage_filesystem=storage.arrow_filesystem(job.run),
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=workers.max_failures, controller_failure_limit=START_TRIES
+            ),
         ),
     )
     with _interruptible():
-        mistake = trainer.fit().return_value
+        try:
+            mistake = trainer.fit().return_value
+        except ray.train.ControllerError as error:
+            if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+                raise
+            raise ValueError(
+                f"the cluster had no room for {workers.most} workers of {workers.cpus} CPUs"
+                f"{' and a GPU' if workers.gpu else ''} in {START_TRIES} tries: add machines, or ask for fewer with "
+                "--num-workers; --resume goes on from the last checkpoint"
+            ) from error
     if mistake is not None:
         raise ValueError(mistake)
     best = checkpoint.pointed(job.run, "best")
