@@ -356,9 +356,10 @@ def make_team(root: Path, empty_store: Path) -> Iterator[Team]:
         environment = secured(
             folder,
             GLOO_SOCKET_IFNAME="eth0",
+            # A lost host is noticed within some ten seconds; less would give up hosts that only are short of CPU.
             RAY_health_check_initial_delay_ms="0",
-            RAY_health_check_period_ms="1000",
-            RAY_health_check_timeout_ms="2000",
+            RAY_health_check_period_ms="2000",
+            RAY_health_check_timeout_ms="5000",
             RAY_health_check_failure_threshold="3",
             RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15",
         )
