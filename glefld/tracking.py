@@ -47,6 +47,9 @@ PARAMS_A_BATCH = 100
 PARAM_LENGTH = 6000
 DIGEST_LENGTH = 36
 
+#: Names the commit to code that is no clone: what was submitted to a cluster.
+COMMIT = "GLEFLD_GIT_COMMIT"
+
 
 @dataclasses.dataclass(frozen=True)
 class RunHandle:
@@ -137,7 +140,7 @@ def _open_run(
     new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
     for first in range(0, len(new), PARAMS_A_BATCH):
         client.log_batch(run_id, params=new[first : first + PARAMS_A_BATCH])
-    tags = {"dataset": manifest.dataset, "dataset_hash": manifest.content_hash, "git_commit": _git_commit()}
+    tags = {"dataset": manifest.dataset, "dataset_hash": manifest.content_hash, "git_commit": git_commit()}
     # A param can never be changed in MLflow: what a resumed run does differently stands in its tags.
     known = run.data.params
     tags |= {f"resumed.{key}": value for key, value in params.items() if known.get(key, value) != value}
@@ -225,8 +228,10 @@ def redacted(value: Any) -> Any:
     return value
 
 
-def _git_commit() -> str:
-    """The commit of this clone, ``-dirty`` with changes on top of it; ``unknown`` outside a clone."""
+def git_commit() -> str:
+    """The commit of this clone, ``-dirty`` with changes on top of it, or what COMMIT says; else ``unknown``."""
+    if commit := os.environ.get(COMMIT):
+        return commit
     root = Path(__file__).parents[1]
     # A .git further up would be another project's.
     if (root / ".git").exists():

@@ -187,6 +187,7 @@ def train(
             "val_error": result.error,
             "val_error_best": position.best,
             "epoch": float(position.epoch),
+            "workers": float(world),
         }
         # Reported before it is kept: a worker lost in between repeats the epoch, and no metric is missing.
         report(EpochReport(position.epoch, position.epoch * steps, result.error, position.best, metrics))

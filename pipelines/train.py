@@ -1,12 +1,17 @@
 """Ray Train runs the workers of a training job: DDP over gloo or nccl, restarted after a loss, in one MLflow run."""
 
+import contextlib
 import dataclasses
+import signal
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from glefld import checkpoint, evaluation, runlog, storage, training
 from glefld.dataset import open_dataset
@@ -16,6 +21,10 @@ from glefld.runlog import RunLog
 from glefld.tracking import RunHandle
 from glefld.training import EpochReport, Job, Mistake
 from pipelines import evaluate
+
+#: How often the start of a fixed number of workers is waited for, a minute each (Ray's
+#: RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S): time for a cluster to add machines, but not for ever.
+START_TRIES = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,15 +82,40 @@ def train(job: Job, workers: Workers, handle: RunHandle) -> str:
             name="ray",
             storage_path=storage.filesystem(job.run)[1],
             storage_filesystem=storage.arrow_filesystem(job.run),
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=workers.max_failures, controller_failure_limit=START_TRIES
+            ),
         ),
     )
-    mistake = trainer.fit().return_value
+    with _interruptible():
+        try:
+            mistake = trainer.fit().return_value
+        except ray.train.ControllerError as error:
+            if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+                raise
+            raise ValueError(
+                f"the cluster had no room for {workers.most} workers of {workers.cpus} CPUs"
+                f"{' and a GPU' if workers.gpu else ''} in {START_TRIES} tries: add machines, or ask for fewer with "
+                "--num-workers; --resume goes on from the last checkpoint"
+            ) from error
     if mistake is not None:
         raise ValueError(mistake)
     best = checkpoint.pointed(job.run, "best")
     assert best is not None, "training ended without a checkpoint"
     return storage.join(job.run, best)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt: Ray Train's handler, which it leaves behind, exits as if all were well."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def score(

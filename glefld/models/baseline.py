@@ -1,8 +1,8 @@
 """What a user would otherwise take: a modern backbone, a deconvolution head, Gaussian heatmaps decoded below a pixel.
 
 The head is Xiao et al.'s (Simple Baselines for Human Pose Estimation, 2018): three transposed convolutions of 256
-channels from stride 32 to 4. The decoding has the aim of DARK (Zhang et al. 2020) by another way, a fit in the logarithm:
-see ``heatmap.Codec``.
+channels from stride 32 to 4. The decoding has the aim of DARK (Zhang et al. 2020) by another way, a fit in the
+logarithm: see ``heatmap.Codec``.
 """
 
 import dataclasses

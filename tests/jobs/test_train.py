@@ -17,8 +17,8 @@ from ray.util.state import list_actors
 
 from glefld import checkpoint
 from jobs import evaluate, train
-from pipelines.evaluate import Workers, evaluate_checkpoint
-from pipelines.train import parse_workers
+from pipelines import evaluate as evaluation
+from pipelines.train import Workers, parse_workers
 from tests.dots import write_checkpoint
 from tests.ingested import write_dataset
 from tests.mistakes import one_line
@@ -85,7 +85,9 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
 
     # Evaluated again by three tasks, the checkpoint scores what it scored in the run.
     best = checkpoint.resolve(str(folder))
-    report = evaluate_checkpoint(best, str(root / "data" / "fld"), "val", Workers(number=3))
+    report = evaluation.evaluate_checkpoint(
+        best, str(root / "data" / "fld"), "val", evaluation.Workers(number=3)
+    )
     assert report.ne == pytest.approx(run.data.metrics["best_ne"], abs=1e-6)
 
     # The name is taken; resumed, a finished run has nothing left to do and stays one run.
@@ -102,6 +104,23 @@ def test_a_mistake_that_only_the_workers_see_is_one_line(root: Path) -> None:
     """It comes back as the user's ValueError, at once, and the run is marked as failed."""
     with pytest.raises(ValueError, match="batches of at least 2 rows"):
         train.run(options(root, f"{TINY} --batch-size 1 --num-workers 2 --name wrong"))
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    (run,) = client.search_runs(
+        [e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"]
+    )
+    assert run.info.status == "FAILED"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_that_find_no_room_are_not_waited_for_for_ever(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More workers than the cluster ever has CPUs for: one line after some tries, and the run is marked as failed."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    monkeypatch.setattr("pipelines.train.START_TRIES", 2)
+    monkeypatch.setattr("jobs.train.choose_workers", lambda _: Workers(50, 50, 1, False, 0))
+    with pytest.raises(ValueError, match="no room for 50 workers of 1 CPUs in 2 tries"):
+        train.run(options(root, f"{TINY} --name crowded"))
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     (run,) = client.search_runs(
         [e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"]

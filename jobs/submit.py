@@ -1,0 +1,258 @@
+"""Run a job on a Ray cluster: submit it with this code, follow its log, end with its exit status."""
+
+import argparse
+import asyncio
+import dataclasses
+import importlib
+import logging
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+import aiohttp
+import ray.exceptions
+import tyro
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from glefld import tracking
+from jobs.cli import guard
+from pipelines.archives import public_url
+
+JOBS = ("synthesize", "ingest", "train", "compare", "evaluate", "infer")
+PACKAGES = ("glefld", "pipelines", "jobs")
+
+#: What of this process's environment a job gets. Anyone who may see the cluster's dashboard reads it there, so keys,
+#: passwords and tokens are not among it: they belong into the environment that the cluster itself was started in.
+PASSED = re.compile(
+    "GLEFLD_ROOT|MLFLOW_TRACKING_URI|AWS_ENDPOINT_URL|AWS_REGION|AWS_DEFAULT_REGION"
+    "|AWS_REQUEST_CHECKSUM_CALCULATION|GLOO_SOCKET_IFNAME|NCCL_.*"
+)
+#: A stopped job is interrupted rather than terminated: it ends its MLflow run, for which it gets this long.
+STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
+
+IDLE_SECONDS = 60.0  # of a log that says nothing, after which the cluster is asked whether it is still there
+RECONNECT_SECONDS = 60.0
+#: Modules of Ray's that tell of each step of a submission, and of a missing token, which we tell ourselves.
+RAY_CHATTER = (
+    "dashboard.modules.dashboard_sdk",
+    "dashboard.modules.job.sdk",
+    "_private.runtime_env.packaging",
+    "_private.authentication.http_token_authentication",
+)
+TOKEN = (
+    "RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file's path in RAY_AUTH_TOKEN_PATH"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to submit, and where to."""
+
+    job: str
+    arguments: list[str]
+    """The job's own options."""
+    address: str | None
+    stop_on_interrupt: bool
+
+
+def run(options: Options) -> None:
+    check(options.job, options.arguments)
+    environment = job_environment()
+    for word in options.arguments:
+        require_no_password(word, f"an option of {options.job}")
+    client = connect(options.address)
+    with tempfile.TemporaryDirectory() as folder:
+        pack(Path(folder))
+        job_id = client.submit_job(
+            entrypoint=shlex.join(["python", "-m", f"jobs.{options.job}", *options.arguments]),
+            runtime_env={"working_dir": folder, "env_vars": environment},
+        )
+    print(f"job        {job_id}", flush=True)
+    try:
+        log_end = follow(client, job_id)
+    except KeyboardInterrupt:
+        interrupted(client, job_id, stop=options.stop_on_interrupt)
+    report_end(client.get_job_info(job_id), log_end)
+
+
+def parse(argv: list[str]) -> Options:
+    """Our options are taken from wherever they stand, the rest is the job's. Exits with 2 if they are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.submit",
+        description=__doc__,
+        epilog="All other options are the job's own: `python -m jobs.submit JOB --help` explains them. "
+        f"What the job's environment gets of this one: {PASSED.pattern.replace('|', ', ')}. Secrets never: they "
+        "belong into the cluster's own environment. List, follow and stop jobs with `ray job list`, "
+        "`ray job logs --follow ID`, `ray job stop ID`.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("job", nargs="?", choices=JOBS, help="Which job.")
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="The cluster's dashboard, http://host:8265. Default: $RAY_API_SERVER_ADDRESS, else $RAY_ADDRESS.",
+    )
+    parser.add_argument(
+        "--stop-on-interrupt",
+        action="store_true",
+        help="Ctrl-C stops the job too. Without it the job goes on, and only its log is followed no more.",
+    )
+    ours, others = parser.parse_known_args(argv)
+    if ours.job is None:
+        if {"-h", "--help"} & set(others):
+            parser.print_help()
+            raise SystemExit(0)
+        parser.error(f"which job: {', '.join(JOBS)}?")
+    return Options(ours.job, others, ours.address, ours.stop_on_interrupt)
+
+
+def check(job: str, arguments: list[str]) -> None:
+    """Read a job's options as it will itself. Exits with 2 if they are wrong, and with 0 after ``--help``."""
+    module = importlib.import_module(f"jobs.{job}")
+    if hasattr(module, "parse"):  # the defaults depend on what is chosen
+        module.parse(arguments)
+    else:
+        tyro.cli(module.Options, args=arguments, prog=f"jobs.{job}", description=module.__doc__)
+
+
+def job_environment() -> dict[str, str]:
+    """What a job gets of this environment, and how it is stopped. ValueError for a URL with a password in it."""
+    passed = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name) and value}
+    for name, value in passed.items():
+        require_no_password(value, name)
+    return passed | STOPPING | {tracking.COMMIT: tracking.git_commit()}
+
+
+def require_no_password(text: str, what: str) -> None:
+    """ValueError, without repeating it, if the text is a URL with a user's name or password in it."""
+    if "://" in text and "@" in urlsplit(text).netloc:
+        raise ValueError(
+            f"{what} is a URL with a user or password in it, which everyone who sees the cluster's jobs would read: "
+            "leave it out, and set it where the cluster is started (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+        )
+
+
+def pack(folder: Path) -> None:
+    """Copy the jobs' code, and nothing that lies beside it, to a folder that Ray uploads."""
+    root = Path(__file__).parents[1]
+    for package in PACKAGES:
+        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def connect(address: str | None) -> JobSubmissionClient:
+    """The cluster's job API. ValueError or ConnectionError in one line if there is none or it lets no one in."""
+    named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if not named:
+        raise ValueError("which cluster? give --address http://HEAD:8265, or set RAY_ADDRESS to it")
+    if address:
+        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets its variables win over what it is told
+    for module in RAY_CHATTER:
+        logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)
+    shown = public_url(named)
+    try:
+        return JobSubmissionClient()
+    except ray.exceptions.AuthenticationError as error:
+        wants = "takes another token than the one given" if "invalid" in error.message else "wants a token"
+        raise ValueError(f"the cluster at {shown} {wants}: set {TOKEN}") from None
+    except ConnectionError:
+        raise ConnectionError(
+            f"nothing answers at {shown}: is this the address of a cluster's dashboard?"
+        ) from None
+    except (OSError, RuntimeError, ValueError, KeyError, ray.exceptions.RayError) as error:
+        hint = (
+            "" if "://" in named else "; without http:// it is taken for the address of Ray itself, port 6379"
+        )
+        raise ConnectionError(f"no Ray dashboard answers at {shown} ({error}){hint}") from None
+
+
+@dataclasses.dataclass
+class Log:
+    """A job's log as far as it was printed; ``end`` is its last characters."""
+
+    printed: int = 0
+    end: str = ""
+
+    async def follow(self, client: JobSubmissionClient, job_id: str) -> bool:
+        """Print what comes; True once the log has ended, False if nothing came for a while."""
+        at = 0
+        clock = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(IDLE_SECONDS) as idle:
+                async for text in client.tail_job_logs(job_id):  # from the beginning, each time
+                    idle.reschedule(clock() + IDLE_SECONDS)
+                    new = text[max(0, self.printed - at) :]
+                    at += len(text)
+                    self.printed += len(new)
+                    self.end = (self.end + new)[-4000:]
+                    print(new, end="", flush=True)
+        except TimeoutError:
+            return False
+        return True
+
+
+def follow(client: JobSubmissionClient, job_id: str) -> str:
+    """Print the job's log to its end and return its last characters. A connection that is lost is made again."""
+    log = Log()
+    answered = time.monotonic()
+    while True:
+        try:
+            ended = asyncio.run(log.follow(client, job_id))
+            over = client.get_job_status(job_id).is_terminal()
+            answered = time.monotonic()
+            if ended and over:
+                return log.end
+        except (OSError, aiohttp.ClientError, RuntimeError) as error:
+            if time.monotonic() - answered > RECONNECT_SECONDS:
+                raise ConnectionError(
+                    f"the cluster has not answered for {RECONNECT_SECONDS:.0f} s ({error}). If {job_id} goes on, "
+                    f"`ray job logs --follow {job_id}` shows it"
+                ) from None
+        time.sleep(1)
+
+
+def interrupted(client: JobSubmissionClient, job_id: str, *, stop: bool) -> NoReturn:
+    """After Ctrl-C: stop the job, or say how to; exit status 130."""
+    if not stop:
+        print(
+            f"{job_id} goes on: follow it with `ray job logs --follow {job_id}`, "
+            f"stop it with `ray job stop {job_id}`",
+            file=sys.stderr,
+        )
+        raise SystemExit(130)
+    client.stop_job(job_id)
+    while not (status := client.get_job_status(job_id)).is_terminal():
+        time.sleep(0.5)
+    print(f"{job_id}: {status.value.lower()}", file=sys.stderr)
+    raise SystemExit(130)
+
+
+def report_end(job: JobDetails, log_end: str) -> None:
+    """Say in one line how a job ended that did not succeed, and exit with its status."""
+    if job.status == JobStatus.SUCCEEDED:
+        return
+    name, code = job.submission_id, job.driver_exit_code
+    if job.status == JobStatus.STOPPED:
+        print(f"{name} was stopped", file=sys.stderr)
+        raise SystemExit(130)
+    told = re.findall(r"^error: (.*)", log_end, re.MULTILINE)
+    if told:
+        reason = told[-1]
+    elif code is not None:
+        reason = f"its process ended with status {code}; the log above ends with what happened"
+    else:
+        reason = " ".join((job.message or "it never began").split())
+    print(f"error: {name} failed: {reason}", file=sys.stderr)
+    raise SystemExit(code if code and 0 < code < 256 else 1)
+
+
+if __name__ == "__main__":
+    guard(lambda: run(parse(sys.argv[1:])))

@@ -1,0 +1,66 @@
+"""What the tests on several hosts train, and what they look up of it afterwards."""
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from glefld import checkpoint
+from glefld.training import Job, train
+from jobs.train import parse
+
+ROWS = {"train": 128, "val": 32}
+STEPS = 16  # an epoch
+EPOCHS = 20
+#: A small network that finds the dots to a hundredth of the box within some four epochs. Mirrored, a dot of either
+#: colour would be left and right.
+LEARNING = (
+    "--model local --input-size 32 --batch-size 8 --precision fp32 --learning-rate 1e-2 --log-steps 4 "
+    "--augmentation.mirror 0 --augmentation.rotate 0"
+)
+TWO_WORKERS = "--num-workers 2 --cpus-per-worker 1"
+SEEDS = range(5)
+
+
+def _undisturbed(rank: int, world: int, root: str) -> None:
+    """A rank of the same training as on the cluster, on this machine and without Ray, with one seed after another."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{root}/group", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    for seed in SEEDS:
+        options = parse(f"--dataset fld --epochs {EPOCHS} --seed {seed} {LEARNING}".split())
+        run = f"{root}/seeds/{seed}"
+        job = Job("fld", f"{root}/data/fld", run, "local", vars(options.config), options.recipe)
+        train(job, torch.device("cpu"), lambda *_: None, lambda _: None)
+    dist.destroy_process_group()
+
+
+def five_seeds(root: Path) -> list[float]:
+    """The final NE of five runs that nothing disturbs, each with two workers."""
+    torch.multiprocessing.spawn(_undisturbed, (2, str(root)), nprocs=2)
+    return [final_ne(root / "seeds" / str(seed)) for seed in SEEDS]
+
+
+def final_ne(run: Path) -> float:
+    """What a run's last checkpoint scored on val."""
+    last = checkpoint.pointed(str(run), "last")
+    assert last is not None
+    _, card = checkpoint.load(str(run / last))
+    assert card.epoch == EPOCHS
+    return card.val["ne"]
+
+
+def only_run(client: MlflowClient, name: str) -> Run:
+    """The one MLflow run of that name."""
+    (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
+    (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    return run
+
+
+def history(client: MlflowClient, run: Run, metric: str) -> dict[int, float]:
+    """A metric's last value by step: a step may have been repeated."""
+    return {m.step: m.value for m in client.get_metric_history(run.info.run_id, metric)}

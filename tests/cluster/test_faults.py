@@ -1,0 +1,309 @@
+"""Faults on several hosts: each is survived or ends with a clear error, and nothing of the result is lost or wrong.
+
+Every test proves that its fault took place, and prints what it cost in time beside an undisturbed run.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from glefld import checkpoint
+from glefld.dataset import open_dataset
+from tests.cluster.hosts import Host, Submission, Team, make_team, wait_until
+from tests.cluster.runs import (
+    EPOCHS,
+    LEARNING,
+    ROWS,
+    STEPS,
+    TWO_WORKERS,
+    final_ne,
+    five_seeds,
+    history,
+    only_run,
+)
+from tests.ingested import write_dataset
+from tests.raw_layouts import photos, rows, write_fld
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+JOB_SECONDS = 400.0  # after which a job counts as hanging
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Team]:
+    with make_team(tmp_path_factory.mktemp("shared"), empty_store) as team:
+        write_dataset(team.root / "data" / "fld", ROWS)
+        yield team
+
+
+@pytest.fixture
+def team(shared: Team) -> Team:
+    """All hosts up again, whatever the test before has done to them."""
+    shared.restore()
+    return shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Undisturbed:
+    ne: list[float]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shared: Team, request: pytest.FixtureRequest) -> Undisturbed:
+    """The final NE of five seeds, and how long one such run takes on the hosts."""
+    scores = five_seeds(shared.root)
+    job = train(shared, "undisturbed")
+    assert job.wait(JOB_SECONDS) == 0, job.printed
+    made = Undisturbed(scores, time.monotonic() - job.since)
+    ne = final_ne(shared.root / "runs" / "undisturbed")
+    tell(
+        request, f"undisturbed: {made.seconds:.0f} s, NE {ne:.5f}; five seeds {[f'{n:.5f}' for n in scores]}"
+    )
+    return made
+
+
+def tell(request: pytest.FixtureRequest, line: str) -> None:
+    """A line in the log of the test run, whether the tests pass or not."""
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    assert reporter is not None
+    reporter.write_line(f"\n  {line}")
+
+
+def train(team: Team, name: str, more: str = "") -> Submission:
+    return team.submit(f"train --dataset fld --epochs {EPOCHS} {LEARNING} {TWO_WORKERS} --name {name} {more}")
+
+
+def epoch(team: Team, name: str) -> int:
+    """How many epochs have a checkpoint."""
+    last = checkpoint.pointed(str(team.root / "runs" / name), "last")
+    return int(last.rpartition("/")[2]) // STEPS if last else 0
+
+
+def under_way(team: Team, name: str, job: Submission) -> None:
+    """Return after the second epoch, when both hosts train."""
+    job.until(lambda: epoch(team, name) >= 2, "the second epoch", 240)
+    assert all(worker_of(host) for host in team.workers)
+
+
+def worker_of(host: Host) -> list[psutil.Process]:
+    return host.find("ray::", "RayTrainWorker")
+
+
+def check(team: Team, undisturbed: Undisturbed, name: str) -> float:
+    """One finished run with every step, and a final NE like that of runs that nothing disturbed; the NE."""
+    run = only_run(team.client, name)
+    assert run.info.status == "FINISHED"
+    assert set(history(team.client, run, "val_ne")) == {STEPS * n for n in range(1, EPOCHS + 1)}
+    assert set(history(team.client, run, "loss")) == set(range(EPOCHS * STEPS))
+    ne = final_ne(team.root / "runs" / name)
+    mean, spread = statistics.mean(undisturbed.ne), statistics.stdev(undisturbed.ne)
+    assert abs(ne - mean) <= 2 * spread, (ne, undisturbed.ne)
+    return ne
+
+
+def finish(
+    request: pytest.FixtureRequest,
+    team: Team,
+    undisturbed: Undisturbed,
+    name: str,
+    job: Submission,
+    fault: str,
+) -> None:
+    """Wait for the job, check its run and tell what the fault cost."""
+    assert job.wait(JOB_SECONDS) == 0, job.printed
+    lost = time.monotonic() - job.since - undisturbed.seconds
+    ne = check(team, undisturbed, name)
+    tell(request, f"{fault}: {lost:+.0f} s, NE {ne:.5f}")
+
+
+def test_a_host_lost_and_replaced(
+    team: Team, undisturbed: Undisturbed, request: pytest.FixtureRequest
+) -> None:
+    """Raylet and workers of a training host die at once; five seconds later there is another host in its place."""
+    job = train(team, "lost")
+    under_way(team, "lost", job)
+    host = team.workers[0]
+    (worker,) = worker_of(host)
+    assert worker.pid in host.kill()
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    time.sleep(5)
+    team.start_worker(host)
+    finish(request, team, undisturbed, "lost", job, "host killed, replaced after 5 s")
+
+
+def test_a_host_cut_off_and_back(
+    team: Team, undisturbed: Undisturbed, request: pytest.FixtureRequest
+) -> None:
+    """Its packets are dropped for 30 s: it is given up, ends itself once it hears so, and is started anew."""
+    job = train(team, "cut")
+    under_way(team, "cut", job)
+    host = team.workers[0]
+    assert team.network.reaches(host, team.head, 6379)
+    team.network.cut(host)
+    assert not team.network.reaches(host, team.head, 6379)
+    assert worker_of(host), "cut off, not killed"
+    time.sleep(30)
+    team.network.join(host)
+    raylet = host.process
+    assert raylet is not None
+    wait_until(lambda: raylet.poll() is not None, "the host that was given up ends its Ray", 120)
+    host.kill()
+    team.start_worker(host)
+    finish(request, team, undisturbed, "cut", job, "host cut off for 30 s, then started anew")
+
+
+def test_the_driver_killed_and_submitted_again(
+    team: Team, undisturbed: Undisturbed, request: pytest.FixtureRequest
+) -> None:
+    """The job fails with one line; with --resume it goes on from its last checkpoint, in the same MLflow run."""
+    job = train(team, "driver")
+    under_way(team, "driver", job)
+    drivers = team.head.find("-m jobs.train")
+    assert drivers
+    for driver in drivers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            driver.send_signal(signal.SIGKILL)
+    assert job.wait(120) != 0
+    assert job.printed.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in job.printed
+    wait_until(lambda: not any(worker_of(host) for host in team.workers), "the workers end with their driver")
+    before, at = only_run(team.client, "driver"), epoch(team, "driver")
+    assert 2 <= at < EPOCHS
+    again = train(team, "driver", "--resume")
+    assert again.wait(JOB_SECONDS) == 0, again.printed
+    assert only_run(team.client, "driver").info.run_id == before.info.run_id
+    again.since = job.since
+    finish(request, team, undisturbed, "driver", again, "driver killed, submitted again with --resume")
+
+
+@contextlib.contextmanager
+def little_memory(process: psutil.Process, limit: int = 8 << 20) -> Iterator[Callable[[], int]]:
+    """A control group that lets a process have so many bytes more. Yields how often the kernel has killed for it."""
+    first = Path("/sys/fs/cgroup/memory").is_dir()
+    base = Path("/sys/fs/cgroup/memory" if first else "/sys/fs/cgroup")
+    group = base / f"glefld-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(limit))
+        (group / "cgroup.procs").write_text(str(process.pid))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"no control group that limits memory can be made here: {error}")
+
+    def kills() -> int:
+        events = (group / ("memory.oom_control" if first else "memory.events")).read_text()
+        return int(dict(line.split() for line in events.splitlines())["oom_kill"])
+
+    yield kills
+    wait_until(lambda: not (group / "cgroup.procs").read_text(), "the group is empty")
+    group.rmdir()
+
+
+def test_a_training_worker_out_of_memory(
+    team: Team, undisturbed: Undisturbed, request: pytest.FixtureRequest
+) -> None:
+    """The kernel kills it; the group starts again."""
+    job = train(team, "memory")
+    under_way(team, "memory", job)
+    (worker,) = worker_of(team.workers[1])
+    with little_memory(worker) as kills:
+        wait_until(
+            lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker is killed"
+        )
+        assert kills() >= 1
+    finish(request, team, undisturbed, "memory", job, "training worker out of memory")
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    source: Path
+    content_hash: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def raw(shared: Team, tmp_path_factory: pytest.TempPathFactory) -> Raw:
+    """A source of several shards, what undisturbed ingest makes of it and how long that takes."""
+    listed = rows(1500)
+    source = write_fld(
+        tmp_path_factory.mktemp("raw") / "source", listed, photos(listed, width=300, height=400)
+    )
+    job = ingest(shared, source, "whole")
+    assert job.wait(JOB_SECONDS) == 0, job.printed
+    return Raw(source, open_dataset(str(shared.root / "whole")).content_hash, time.monotonic() - job.since)
+
+
+def ingest(team: Team, source: Path, name: str) -> Submission:
+    return team.submit(f"ingest --dataset fld --source {source} --output {team.root}/{name} --shard-mib 1")
+
+
+def shards(folder: Path) -> dict[str, tuple[int, str]]:
+    """The finished shards: which file each is, and its content's hash."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_ino, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in folder.glob("split=*/part-*")
+    }
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path: digest for path, (_, digest) in shards(folder).items()}
+
+
+def test_an_ingest_worker_killed(team: Team, raw: Raw, request: pytest.FixtureRequest) -> None:
+    """In the middle of a shard: the shard is written by another worker, and the data set is the same."""
+    job = ingest(team, raw.source, "killed")
+    job.until(lambda: shards(team.root / "killed"), "the first shard", 240)
+    writing: list[psutil.Process] = []
+    job.until(
+        lambda: writing.extend(team.workers[0].find("ray::", "_write_or_tell")) or writing, "a task to kill"
+    )
+    writing[0].send_signal(signal.SIGKILL)
+    wait_until(
+        lambda: not writing[0].is_running() or writing[0].status() == psutil.STATUS_ZOMBIE, "it is dead"
+    )
+    assert not (team.root / "killed" / "manifest.json").exists(), "killed too late to show anything"
+    assert job.wait(JOB_SECONDS) == 0, job.printed
+    lost = time.monotonic() - job.since - raw.seconds
+    assert open_dataset(str(team.root / "killed")).content_hash == raw.content_hash
+    assert contents(team.root / "killed") == contents(team.root / "whole")
+    tell(request, f"ingest worker killed: {lost:+.0f} s")
+
+
+def fill(path: Path) -> None:
+    """Write to a file until there is no room."""
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+
+
+def test_a_workers_disk_full(team: Team, raw: Raw, request: pytest.FixtureRequest) -> None:
+    """Ingest ends with the system's own words; with room again it goes on, and no finished shard is redone."""
+    host = team.workers[1]
+    filler = host.temporary / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        fill(filler)
+    job = ingest(team, raw.source, "full")
+    assert job.wait(JOB_SECONDS) == 1
+    told = time.monotonic() - job.since
+    last = job.printed.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "No space left on device" in last
+    assert not (team.root / "full" / "manifest.json").exists()
+    filler.unlink()
+    kept = shards(team.root / "full")
+    again = ingest(team, raw.source, "full")
+    assert again.wait(JOB_SECONDS) == 0, again.printed
+    assert open_dataset(str(team.root / "full")).content_hash == raw.content_hash
+    assert contents(team.root / "full") == contents(team.root / "whole")
+    assert kept.items() <= shards(team.root / "full").items()
+    tell(request, f"a worker's disk full: the job said so after {told:.0f} s")

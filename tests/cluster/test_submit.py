@@ -1,0 +1,244 @@
+"""Jobs submitted to a running cluster with token authentication, as a user submits them: one node on loopback."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from glefld.dataset import open_dataset
+from jobs import submit
+from tests.cluster.hosts import Host, alive, secured, short_folder, wait_until
+from tests.ingested import write_dataset
+from tests.mistakes import one_line
+from tests.raw_layouts import photos, rows, write_fld
+
+LONG = "--input-size 32 --epochs 1000 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 --num-workers 1"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    host: Host
+    address: str
+    root: Path
+
+    def submit(self, line: str, **more: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "jobs.submit", *line.split(), "--address", self.address]
+        return self.host.call(words, **{"GLEFLD_ROOT": str(self.root), **more})
+
+    def jobs(self) -> list[dict[str, object]]:
+        """What the dashboard shows of all jobs, newest first."""
+        token = Path(self.host.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        answer = requests.get(
+            f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {token}"}, timeout=10
+        )
+        answer.raise_for_status()
+        found = [job for job in answer.json() if job["type"] == "SUBMISSION"]
+        return sorted(found, key=lambda job: -job["start_time"])
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Cluster]:
+    """Its own environment names the tracking store, with a password that no job may show."""
+    root = tmp_path_factory.mktemp("root")
+    shutil.copy(empty_store, root / "mlflow.db")
+    with short_folder() as folder:
+        host = Host("127.0.0.1", folder / "host", secured(folder))
+        port = free_port()
+        address = f"http://127.0.0.1:{port}"
+        host.start_ray(
+            *("--head", f"--port={free_port()}", "--num-cpus=3", f"--temp-dir={folder}/ray"),
+            *(f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free_port()}"),
+            f"--ray-client-server-port={free_port()}",
+        )
+        wait_until(lambda: alive(host, address), "the node is up")
+        yield Cluster(host, address, root)
+        host.kill()
+
+
+def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        submit.parse(["--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(job in printed for job in submit.JOBS)
+
+
+def test_all_jobs_can_be_submitted() -> None:
+    """What has a command line of its own in jobs/ is listed, but for submit itself."""
+    scripts = {
+        path.stem for path in Path(submit.__file__).parent.glob("*.py") if "__main__" in path.read_text()
+    }
+    assert scripts == {*submit.JOBS, "submit"}
+
+
+def test_our_options_may_stand_anywhere() -> None:
+    wanted = submit.Options("ingest", ["--dataset", "fld", "--margin=-1"], "http://a:1", True)
+    ours = ["--address", "http://a:1"]
+    assert submit.parse(["--stop-on-interrupt", *ours, "ingest", *wanted.arguments]) == wanted
+    assert submit.parse(["ingest", *wanted.arguments, *ours, "--stop-on-interrupt"]) == wanted
+    assert submit.parse(["ingest", "--dataset", "fld", *ours, "--margin=-1", "--stop-on-interrupt"]) == wanted
+
+
+def test_only_code_is_packed(tmp_path: Path) -> None:
+    """Three packages of Python files; nothing of what lies about in a checkout, and far from Ray's 100 MiB."""
+    submit.pack(tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.relative_to(tmp_path).parts[0] for path in files} == {"glefld", "pipelines", "jobs"}
+    assert {path.suffix for path in files} == {".py"}
+    assert sum(path.stat().st_size for path in files) < 5 << 20
+
+
+SECRETS = {
+    "an option": ("--source https://someone:hunter2@host/photos.zip", {}),
+    "the tracking server": ("--source /data", {"MLFLOW_TRACKING_URI": "http://someone:hunter2@mlflow:5000"}),
+    "the object store": ("--source /data", {"AWS_ENDPOINT_URL": "http://token@store:9000"}),
+}
+
+
+@pytest.mark.parametrize("case", SECRETS)
+def test_a_password_is_not_submitted(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The dashboard would show it. It is refused without being repeated, before any cluster is asked."""
+    line, environment = SECRETS[case]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    options = submit.parse(f"ingest --dataset fld {line} --address http://127.0.0.1:1".split())
+    printed = one_line(lambda: submit.run(options), capsys)
+    assert "a user or password in it" in printed
+    assert "hunter2" not in printed
+
+
+def test_no_address_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray would look for any cluster of this machine."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    options = submit.parse(["ingest", "--dataset", "fld", "--source", "/data"])
+    assert "give --address http://HEAD:8265" in one_line(lambda: submit.run(options), capsys)
+
+
+@pytest.mark.slow
+def test_a_job_ends_as_it_would_here(cluster: Cluster) -> None:
+    """Ingest: its log is followed, its status is 0, its data is there, and no secret travelled."""
+    listed = rows(30)
+    source = write_fld(cluster.root / "source", listed, photos(listed))
+    done = cluster.submit(
+        f"ingest --dataset fld --source {source}",
+        AWS_SECRET_ACCESS_KEY="hunter2",
+        MLFLOW_TRACKING_PASSWORD="hunter2",
+        AWS_ENDPOINT_URL="http://store:9000",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "rows a second" in done.stdout
+    manifest = open_dataset(str(cluster.root / "data" / "fld"))
+    assert manifest.rows_in == 30
+    job = cluster.jobs()[0]
+    assert job["submission_id"] in done.stdout
+    assert job["status"] == "SUCCEEDED"
+    assert "hunter2" not in json.dumps(job)
+    passed = job["runtime_env"]["env_vars"]  # type: ignore[index]
+    assert passed["AWS_ENDPOINT_URL"] == "http://store:9000"
+    assert passed["GLEFLD_ROOT"] == str(cluster.root)
+    token = Path(cluster.host.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    assert token not in json.dumps(job)
+
+
+def test_a_failed_job_is_its_own_line_and_status(cluster: Cluster) -> None:
+    """A relative path means another place on each machine: the job says so, and so does the submission."""
+    done = cluster.submit("ingest --dataset fld --source here/there")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert "--source is the relative path 'here/there'" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert cluster.jobs()[0]["status"] == "FAILED"
+
+
+def test_a_wrong_option_is_told_before_anything_is_submitted(cluster: Cluster) -> None:
+    before = len(cluster.jobs())
+    done = cluster.submit("train --dataset fld --epochs many")
+    assert done.returncode == 2
+    assert "invalid literal" in done.stderr
+    assert len(cluster.jobs()) == before
+
+
+NO_ENTRY = {
+    "no token": ({"RAY_AUTH_TOKEN_PATH": "/dev/null"}, "wants a token: set RAY_AUTH_MODE=token"),
+    "authentication off": ({"RAY_AUTH_MODE": "disabled"}, "wants a token: set RAY_AUTH_MODE=token"),
+    "a wrong token": ({"RAY_AUTH_TOKEN": uuid.uuid4().hex}, "takes another token than the one given"),
+}
+
+
+@pytest.mark.parametrize("case", NO_ENTRY)
+def test_without_the_token_nothing_runs(case: str, cluster: Cluster) -> None:
+    environment, message = NO_ENTRY[case]
+    before = len(cluster.jobs())
+    done = cluster.submit("ingest --dataset fld --source /data", **environment)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert len(cluster.jobs()) == before
+
+
+def test_a_wrong_address_is_one_line(cluster: Cluster) -> None:
+    elsewhere = dataclasses.replace(cluster, address=f"http://127.0.0.1:{free_port()}")
+    done = elsewhere.submit("ingest --dataset fld --source /data")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"error: nothing answers at {elsewhere.address}" in done.stderr
+
+
+@pytest.mark.slow
+def test_interrupted_a_job_goes_on_or_stops(cluster: Cluster) -> None:
+    """Ctrl-C only leaves the log; with --stop-on-interrupt the job stops, and its MLflow run ends as killed."""
+    write_dataset(cluster.root / "dots", {"train": 40, "val": 8})
+    line = f"train --dataset fld --data {cluster.root}/dots {LONG} --name stopped"
+    environment = {
+        "GLEFLD_ROOT": str(cluster.root),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{cluster.root}/mlflow.db",
+    }
+    words = [sys.executable, "-m", "jobs.submit", *line.split(), "--address", cluster.address]
+    leaving = cluster.host.run(words, **environment)
+    wait_until((cluster.root / "runs/stopped/last.json").exists, "the first epoch", 120)
+    leaving.send_signal(signal.SIGINT)
+    assert leaving.wait(30) == 130
+    job = cluster.jobs()[0]
+    assert f"{job['submission_id']} goes on" in cluster.host.log.read_text()
+    assert job["status"] == "RUNNING"
+    stopped = cluster.host.call(
+        [str(Path(sys.executable).with_name("ray")), "job", "stop", str(job["submission_id"])],
+        RAY_API_SERVER_ADDRESS=cluster.address,
+    )
+    assert stopped.returncode == 0, stopped.stderr
+    client = MlflowClient(f"sqlite:///{cluster.root}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "KILLED"
+    assert run.data.tags["git_commit"] != "unknown"
+
+    done = (cluster.root / "runs/stopped/last.json").stat().st_mtime_ns
+    stopping = cluster.host.run([*words, "--resume", "--stop-on-interrupt"], **environment)
+    wait_until(
+        lambda: (cluster.root / "runs/stopped/last.json").stat().st_mtime_ns > done, "another epoch", 120
+    )
+    stopping.send_signal(signal.SIGINT)
+    assert stopping.wait(60) == 130
+    assert cluster.jobs()[0]["status"] == "STOPPED"
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "KILLED"
