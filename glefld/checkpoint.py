@@ -61,7 +61,7 @@ def save(url: str, model: Model, card: ModelCard, training: Mapping[str, Any] | 
     with tempfile.TemporaryDirectory() as folder:
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         safetensors.torch.save_file(state, Path(folder, "model.safetensors"))
-        Path(folder, "model.json").write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+        Path(folder, "model.json").write_bytes(storage.json_bytes(dataclasses.asdict(card)))
         if training is not None:
             torch.save(dict(training), Path(folder, "training.pt"))
         files = {}
@@ -140,7 +140,7 @@ def resolve(url: str) -> str:
 
 def _write_verified(url: str, value: Any) -> None:
     """A few times, since half a pointer would be worse than an old one. OSError if it never reads back."""
-    data = (json.dumps(value, indent=2) + "\n").encode()
+    data = storage.json_bytes(value)
     for _ in range(WRITE_ATTEMPTS):
         storage.write_bytes(url, data)
         if storage.exists(url) and storage.read_bytes(url) == data:

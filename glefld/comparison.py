@@ -10,6 +10,7 @@ import rich.box
 import rich.table
 
 from glefld.cost import Cost
+from glefld.evaluation import EVAL_BATCH
 from glefld.metrics import Baselines, Report
 from glefld.published import MOST_COLUMNS, note, published, short_name
 
@@ -79,8 +80,8 @@ class Row:
     def differs(self, other: "Row") -> bool:
         """Whether the nearest seeds of the two are further apart than either's own spread, with ``SEEDS`` of each.
 
-        Two equal systems with three normal seeds each are then called different 1 time in 100, and one of twelve
-        equal ones worse than the best of them in 14 tables of 100.
+        Two equal systems with three normal seeds each are then called different 0.7 times in 100, and one of twelve
+        equal ones worse than the best of them in 15 tables of 100.
         """
         if min(len(self.results), len(other.results)) < SEEDS:
             return False
@@ -115,7 +116,8 @@ def table(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines
     result = rich.table.Table(
         title=f"normalised error on {dataset}, {split} (lower is better), {seeds} seed{'s' if seeds > 1 else ''}",
         caption=f"worse: by more than the spread of either's seeds, of {SEEDS} or more. Parameters and multiply-adds "
-        "with what guides a system; images a second: forward, by the hardware's best precision, batches of 32",
+        "with what guides a system; images a second: forward, by the hardware's best precision, "
+        f"batches of {EVAL_BATCH}",
         box=rich.box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         show_edge=False,

@@ -165,8 +165,13 @@ def write_bytes(url: str, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def json_bytes(value: Any) -> bytes:
+    """A JSON file's content, for a person to read too."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
 def write_json(url: str, value: Any) -> None:
-    write_bytes(url, (json.dumps(value, indent=2) + "\n").encode())
+    write_bytes(url, json_bytes(value))
 
 
 def remove_tree(url: str) -> None:

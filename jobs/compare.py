@@ -32,7 +32,7 @@ from jobs.cli import (
     start_ray,
     use_gpu,
 )
-from pipelines.compare import Entry, Plan, check, compare, guided_by, measure, slug
+from pipelines.compare import Entry, Plan, check, compare, measure, slug
 from pipelines.evaluate import baselines
 from pipelines.train import Workers
 
@@ -109,7 +109,7 @@ def run(options: Options) -> None:
         parallel=options.parallel,
         experiment=options.experiment,
     )
-    check(plan, entries)
+    guided_by = check(plan, entries)
     start_ray(dashboard=True)
     workers = choose_workers(options)
     record = storage.join(folder, "compare.json")
@@ -132,7 +132,7 @@ def run(options: Options) -> None:
     written = storage.join(folder, f"results-{options.split}.json")
     seeds = range(options.recipe.seed, options.recipe.seed + options.seeds)
     with runlog.to_its_end(parent, folder) as log:
-        guides = find_guides(plan, entries, seeds, classifier, options.recipe, parent, workers, tell)
+        guides = find_guides(plan, guided_by, seeds, classifier, options.recipe, parent, workers, tell)
         results = compare(plan, entries, seeds, parent, guides, workers, tell)
         baseline = baselines(data, options.split, "category")
         costs = measure(results, workers)
@@ -228,7 +228,7 @@ def with_option(value: Any, name: str, text: str, entry: str) -> Any:
 
 def find_guides(
     plan: Plan,
-    entries: list[Entry],
+    guided_by: dict[str, str],
     seeds: Sequence[int],
     given: str | None,
     recipe: Recipe,
@@ -236,15 +236,17 @@ def find_guides(
     workers: Workers,
     tell: Callable[[Result], None],
 ) -> dict[tuple[str, int], str]:
-    """By what they tell apart and seed, the classifiers that the entries need: the given one, else trained alike."""
-    labels = dict.fromkeys(label for entry in entries if (label := guided_by(plan, entry)))
+    """By an entry's name and seed, the classifiers of ``guided_by``: the given one, else trained alike."""
     if given is not None:
-        return {(label, seed): given for label in labels for seed in seeds}
-    configs = [ResNetConfig("resnet18", cast(Label, label)) for label in labels]
-    trained = [Entry(f"classifier:label={c.label}", "resnet", c, recipe) for c in configs]
-    results = compare(plan, trained, seeds, parent, {}, workers, tell)
-    pairs = [(label, seed) for label in labels for seed in seeds]
-    return {pair: result.checkpoint for pair, result in zip(pairs, results, strict=True)}
+        return {(name, seed): given for name in guided_by for seed in seeds}
+    labels = dict.fromkeys(guided_by.values())
+    trained = [
+        Entry(f"classifier:label={label}", "resnet", ResNetConfig("resnet18", cast(Label, label)), recipe)
+        for label in labels
+    ]
+    results = iter(compare(plan, trained, seeds, parent, {}, workers, tell))
+    checkpoints = {(label, seed): next(results).checkpoint for label in labels for seed in seeds}
+    return {(name, seed): checkpoints[label, seed] for name, label in guided_by.items() for seed in seeds}
 
 
 def choose_workers(options: Options) -> Workers:

@@ -12,7 +12,6 @@ from glefld.comparison import Result
 from glefld.cost import Cost
 from glefld.dataset import open_dataset
 from glefld.evaluation import EVAL_BATCH
-from glefld.models import build_model
 from glefld.recipe import Recipe
 from glefld.schema import Split
 from glefld.tracking import RunHandle
@@ -62,8 +61,8 @@ def compare(
 ) -> list[Result]:
     """Train and score each entry with each seed; results in the entries' order, ``done`` as each is there.
 
-    guides: by what they tell apart and seed, the classifiers that guide SANL. What an earlier, stopped comparison has
-    finished is read, not trained again; what it has begun goes on. ValueError if it was another one.
+    guides: by an entry's name and seed, the classifiers that guide those that need one. What an earlier, stopped
+    comparison has finished is read, not trained again; what it has begun goes on. ValueError if it was another one.
     """
     waiting = [(entry, seed) for entry in entries for seed in seeds]
     running: dict[ray.ObjectRef, RunHandle] = {}
@@ -98,19 +97,21 @@ def compare(
     return [results[entry.name, seed] for entry in entries for seed in seeds]
 
 
-def check(plan: Plan, entries: Sequence[Entry]) -> None:
-    """ValueError for an entry that could not begin, before hours are spent on the others."""
+def check(plan: Plan, entries: Sequence[Entry]) -> dict[str, str]:
+    """By name of the entries that need a guide, what it tells apart.
+
+    ValueError for an entry that could not begin, before hours are spent on the others.
+    """
     labels = open_dataset(plan.data).labels
+    guided_by = {}
     for entry in entries:
         try:
-            initial_model(make_job(plan, entry, entry.recipe.seed, {}), labels)
+            model = initial_model(make_job(plan, entry, entry.recipe.seed, {}), labels)
         except ValueError as error:
             raise ValueError(f"{entry.name}: {error}") from error
-
-
-def guided_by(plan: Plan, entry: Entry) -> str | None:
-    """What the classifier that an entry needs tells apart; None if it needs none."""
-    return build_model(entry.system, entry.config, open_dataset(plan.data).labels).guided_by
+        if model.guided_by is not None:
+            guided_by[entry.name] = model.guided_by
+    return guided_by
 
 
 def make_job(plan: Plan, entry: Entry, seed: int, guides: Mapping[tuple[str, int], str]) -> Job:
@@ -123,7 +124,7 @@ def make_job(plan: Plan, entry: Entry, seed: int, guides: Mapping[tuple[str, int
         config=dataclasses.asdict(entry.config),
         recipe=dataclasses.replace(entry.recipe, seed=seed),
         weights=plan.weights.get(getattr(entry.config, "backbone", "")),
-        classifier=guides.get((label, seed)) if (label := guided_by(plan, entry)) else None,
+        classifier=guides.get((entry.name, seed)),
         rows=plan.rows,
     )
 

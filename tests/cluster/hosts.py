@@ -22,19 +22,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from tests.cluster.servers import wait_until
+
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-START_SECONDS = 180.0  # on a busy machine
-
-
-def wait_until(ready: Callable[[], object], what: str, seconds: float = START_SECONDS) -> float:
-    """How many seconds it took; a failed test if it takes longer than given."""
-    start = time.monotonic()
-    while not ready():
-        if time.monotonic() - start > seconds:
-            pytest.fail(f"{what}: not within {seconds:.0f} s")
-        time.sleep(0.05)
-    return time.monotonic() - start
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -93,6 +84,17 @@ class Host:
             bind = 'mount --bind "$0" /tmp/ray && exec "$@"'
             words = ["sh", "-c", bind, str(self.folder / "ray"), *words]
         self.process = self.run([*words, "--object-store-memory=150000000"], RAY_TMPDIR="/tmp")
+
+    def wait_for_ray(self, ready: Callable[[], object]) -> None:
+        """Return once the started node is up; a failed test with its log if it ends instead."""
+
+        def up() -> bool:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                pytest.fail(f"Ray ended on {self.address}:\n{self.log.read_text(errors='replace')[-5000:]}")
+            return bool(ready())
+
+        wait_until(up, f"Ray on {self.address}")
 
     def processes(self) -> list[psutil.Process]:
         """All that runs here."""
@@ -367,12 +369,8 @@ def make_team(root: Path, empty_store: Path) -> Iterator[Team]:
         try:
             head, first, second, laptop = (network.add_host() for _ in range(4))
             team = Team(network, head, [first, second], laptop, root)
-            head.start_ray(
-                *("--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={head.address}"),
-                # No server for Ray Client: one that starts too slowly ends the whole node.
-                "--ray-client-server-port=0",
-            )
-            wait_until(lambda: alive(laptop, team.dashboard), "the head is up")
+            head.start_ray("--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={head.address}")
+            head.wait_for_ray(lambda: alive(laptop, team.dashboard))
             server = (
                 f"server --host {head.address} --port 5000 --workers 1 --allowed-hosts {head.address}:5000"
             )

@@ -18,7 +18,7 @@ import pytest
 
 from glefld import checkpoint
 from glefld.dataset import open_dataset
-from tests.cluster.hosts import Host, Submission, Team, make_team, wait_until
+from tests.cluster.hosts import Host, Submission, Team, make_team
 from tests.cluster.runs import (
     EPOCHS,
     LEARNING,
@@ -30,6 +30,7 @@ from tests.cluster.runs import (
     history,
     only_run,
 )
+from tests.cluster.servers import wait_until
 from tests.ingested import write_dataset
 from tests.raw_layouts import photos, rows, write_fld
 
@@ -88,10 +89,12 @@ def epoch(team: Team, name: str) -> int:
     return int(last.rpartition("/")[2]) // STEPS if last else 0
 
 
-def under_way(team: Team, name: str, job: Submission) -> None:
-    """Return after the second epoch, when both hosts train."""
+def under_way(team: Team, name: str) -> Submission:
+    """A training after its second epoch, on both hosts."""
+    job = train(team, name)
     job.until(lambda: epoch(team, name) >= 2, "the second epoch", 240)
     assert all(worker_of(host) for host in team.workers)
+    return job
 
 
 def worker_of(host: Host) -> list[psutil.Process]:
@@ -129,8 +132,7 @@ def test_a_host_lost_and_replaced(
     team: Team, undisturbed: Undisturbed, request: pytest.FixtureRequest
 ) -> None:
     """Raylet and workers of a training host die at once; five seconds later there is another host in its place."""
-    job = train(team, "lost")
-    under_way(team, "lost", job)
+    job = under_way(team, "lost")
     host = team.workers[0]
     (worker,) = worker_of(host)
     assert worker.pid in host.kill()
@@ -144,8 +146,7 @@ def test_a_host_cut_off_and_back(
     team: Team, undisturbed: Undisturbed, request: pytest.FixtureRequest
 ) -> None:
     """Its packets are dropped for 30 s: it is given up, ends itself once it hears so, and is started anew."""
-    job = train(team, "cut")
-    under_way(team, "cut", job)
+    job = under_way(team, "cut")
     host = team.workers[0]
     assert team.network.reaches(host, team.head, 6379)
     team.network.cut(host)
@@ -165,8 +166,7 @@ def test_the_driver_killed_and_submitted_again(
     team: Team, undisturbed: Undisturbed, request: pytest.FixtureRequest
 ) -> None:
     """The job fails with one line; with --resume it goes on from its last checkpoint, in the same MLflow run."""
-    job = train(team, "driver")
-    under_way(team, "driver", job)
+    job = under_way(team, "driver")
     drivers = team.head.find("-m jobs.train")
     assert drivers
     for driver in drivers:
@@ -213,8 +213,7 @@ def test_a_training_worker_out_of_memory(
     team: Team, undisturbed: Undisturbed, request: pytest.FixtureRequest
 ) -> None:
     """The kernel kills it; the group starts again."""
-    job = train(team, "memory")
-    under_way(team, "memory", job)
+    job = under_way(team, "memory")
     (worker,) = worker_of(team.workers[1])
     with little_memory(worker) as kills:
         wait_until(

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import uuid
@@ -17,18 +16,13 @@ from mlflow import MlflowClient
 
 from glefld.dataset import open_dataset
 from jobs import submit
-from tests.cluster.hosts import Host, alive, secured, short_folder, wait_until
+from tests.cluster.hosts import Host, alive, secured, short_folder
+from tests.cluster.servers import free_port, wait_until
 from tests.ingested import write_dataset
 from tests.mistakes import one_line
 from tests.raw_layouts import photos, rows, write_fld
 
 LONG = "--input-size 32 --epochs 1000 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 --num-workers 1"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +60,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iter
             *(f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free_port()}"),
             f"--ray-client-server-port={free_port()}",
         )
-        wait_until(lambda: alive(host, address), "the node is up")
+        host.wait_for_ray(lambda: alive(host, address))
         yield Cluster(host, address, root)
         host.kill()
 

@@ -1,12 +1,15 @@
 """Comparisons: what is called a difference, and that the table shows all that was measured."""
 
+import numpy as np
 import pytest
 
-from glefld.comparison import Result, Row, chart, rows, table, verdict
+from glefld.comparison import SEEDS, Result, Row, chart, rows, table, verdict
 from glefld.cost import Cost
 from glefld.metrics import Baselines, Counters
 from glefld.published import as_text
 from glefld.schema import FASHION8, Labels
+
+SEED = 20261122
 
 
 def result(system: str, ne: float | None, seed: int = 0) -> Result:
@@ -47,6 +50,19 @@ def test_a_difference_is_one_beyond_the_span_of_three_seeds(case: str) -> None:
     a, b, differs = DIFFERENCES[case]
     assert row(*a).differs(row(*b)) is differs
     assert row(*b).differs(row(*a)) is differs
+
+
+@pytest.mark.parametrize(("systems", "share", "within"), [(2, 0.0074, 0.003), (12, 0.146, 0.01)])
+def test_how_often_equal_systems_are_called_different(systems: int, share: float, within: float) -> None:
+    """What README says of the rule, by simulation: the seeds of all systems come from one normal distribution."""
+    tables = 10_000
+    values = np.random.default_rng(SEED).normal(0.1, 0.01, (tables, systems, SEEDS))
+    wrong = 0
+    for drawn in values:
+        compared = [row(*seeds) for seeds in drawn]
+        best = min(compared, key=lambda r: r.ne)
+        wrong += any(verdict(other, best) == "worse" for other in compared)
+    assert wrong / tables == pytest.approx(share, abs=within), f"seed {SEED}"
 
 
 def test_rows_gather_the_seeds_and_leave_classifiers_out() -> None:

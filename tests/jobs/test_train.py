@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from ray.util.state import list_actors
 
 from glefld import checkpoint
@@ -55,6 +56,15 @@ def kill_a_worker(when: Callable[[], bool], killed: list[int]) -> None:
     killed.append(pid)
 
 
+def only_run(root: Path) -> Run:
+    """The one MLflow run that was made."""
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    (run,) = client.search_runs(
+        [e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"]
+    )
+    return run
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
     """Two workers, one killed after the first epoch's checkpoint: training ends, in one MLflow run with every step."""
@@ -68,8 +78,7 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
     assert not Path(f"/proc/{killed[0]}").exists()
 
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
-    (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
-    (run,) = client.search_runs([experiment.experiment_id])
+    run = only_run(root)
     assert run.info.status == "FINISHED"
     steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "loss")}
     assert steps == set(range(3 * 6))
@@ -80,7 +89,7 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
     assert artifacts == {
         f"val/{n}" for n in ("table.txt", "ne_by_landmark.png", "predictions.png", "evaluation.json")
     }
-    (model,) = client.search_logged_models([experiment.experiment_id])
+    (model,) = client.search_logged_models([run.info.experiment_id])
     assert model.name == "gle"
 
     # Evaluated again by three tasks, the checkpoint scores what it scored in the run.
@@ -96,7 +105,7 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
     with pytest.raises(ValueError, match="recipe"):
         train.run(options(root, f"{TINY} --name killed --resume --learning-rate 0.5"))
     train.run(options(root, f"{TINY} --resume --name killed"))
-    assert len(client.search_runs([experiment.experiment_id])) == 1
+    assert only_run(root).info.run_id == run.info.run_id
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -104,11 +113,7 @@ def test_a_mistake_that_only_the_workers_see_is_one_line(root: Path) -> None:
     """It comes back as the user's ValueError, at once, and the run is marked as failed."""
     with pytest.raises(ValueError, match="batches of at least 2 rows"):
         train.run(options(root, f"{TINY} --batch-size 1 --num-workers 2 --name wrong"))
-    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
-    (run,) = client.search_runs(
-        [e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"]
-    )
-    assert run.info.status == "FAILED"
+    assert only_run(root).info.status == "FAILED"
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -121,11 +126,7 @@ def test_workers_that_find_no_room_are_not_waited_for_for_ever(
     monkeypatch.setattr("jobs.train.choose_workers", lambda _: Workers(50, 50, 1, False, 0))
     with pytest.raises(ValueError, match="no room for 50 workers of 1 CPUs in 2 tries"):
         train.run(options(root, f"{TINY} --name crowded"))
-    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
-    (run,) = client.search_runs(
-        [e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"]
-    )
-    assert run.info.status == "FAILED"
+    assert only_run(root).info.status == "FAILED"
 
 
 @pytest.mark.usefixtures("ray_cluster")
