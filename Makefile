@@ -26,8 +26,8 @@ demo: setup  ## raw archive -> Parquet -> training -> NE -> predictions, on this
 test: setup lint types  ## lint, types and the whole suite
 	$(BIN)/python -m pytest
 
-# What the tests of whole systems start: an S3 server and a database.
-SYSTEM := radosgw ceph-mon ceph-osd postgresql
+# What the tests of whole systems start: an S3 server, a database and hosts in network namespaces.
+SYSTEM := radosgw ceph-mon ceph-osd postgresql iproute2
 
 test-cluster: setup  ## the jobs against real servers; as root with apt their system packages are installed first
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(SYSTEM) >/dev/null 2>&1; then \
@@ -46,9 +46,10 @@ types: setup
 setup: .venv/.installed
 
 # The stamp names the requirements it was made from, so an edited file is installed and an unchanged one is not.
+# Compiled once (20 s): under PYTHONDONTWRITEBYTECODE each of Ray's processes would compile all it imports again (5 s).
 .venv/.installed: requirements.txt $(UV)
 	test -x $(BIN)/python || $(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
-	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.txt
+	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.txt
 	@touch $@
 
 $(UV):

@@ -49,7 +49,8 @@ class RunLog:
         self.handle, self.folder = handle, folder
         self._client = MlflowClient(handle.tracking_uri)
         self._outbox = Outbox(self._send, _is_refusal)
-        self._spool = tempfile.TemporaryDirectory(prefix="glefld-unsent-")
+        # Made when a file is logged: training workers log none, and Ray ends them without a chance to tidy up.
+        self._spool: tempfile.TemporaryDirectory[str] | None = None
         self._collected: list[tuple[str, float, int, int]] = []
         self._last_collected = time.monotonic()
         self._kept: bool | None = None  # whether the folder holds something unsent; None: not looked yet
@@ -128,7 +129,9 @@ class RunLog:
             )
         elif self._kept:
             self._drop_kept()
-        self._spool.cleanup()
+        if self._spool is not None:
+            self._spool.cleanup()
+            self._spool = None
 
     def _hand_over(self) -> None:
         if self._collected:
@@ -136,6 +139,8 @@ class RunLog:
         self._collected, self._last_collected = [], time.monotonic()
 
     def _spooled(self, file: str) -> Path:
+        if self._spool is None:
+            self._spool = tempfile.TemporaryDirectory(prefix="glefld-unsent-")
         path = Path(self._spool.name, file)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path

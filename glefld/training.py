@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -123,7 +124,10 @@ def train(
     if world > 1:
         # Batch norm: each worker normalises by its own share, and running statistics are averaged before they are
         # used (validation and checkpoints). Synchronising every layer would cost more than it gives here.
-        parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        with warnings.catch_warnings():
+            # The option's new name came with torch 2.15 alone.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     dtype = choose_precision(recipe.precision, device)
     pipeline = InputPipeline(
         recipe.input_size,

@@ -149,7 +149,7 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
     ray.init(
         address="local",
         include_dashboard=dashboard,
-        runtime_env={"env_vars": {"RAY_ADDRESS": address, "GLOO_SOCKET_IFNAME": "lo"}},
+        runtime_env={"env_vars": {"RAY_ADDRESS": address}},
         **local,
     )
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
 import ray.exceptions
@@ -34,6 +34,8 @@ PASSED = re.compile(
     "GLEFLD_ROOT|MLFLOW_TRACKING_URI|AWS_ENDPOINT_URL|AWS_REGION|AWS_DEFAULT_REGION"
     "|AWS_REQUEST_CHECKSUM_CALCULATION|GLOO_SOCKET_IFNAME|NCCL_.*"
 )
+#: Names in a URL's query that carry a secret: X-Amz-Signature, sig, access_token, password.
+SECRET = re.compile("sig|secret|token|key|password|credential", re.IGNORECASE)
 #: A stopped job is interrupted rather than terminated: it ends its MLflow run, for which it gets this long.
 STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
 
@@ -132,11 +134,14 @@ def job_environment() -> dict[str, str]:
 
 
 def require_no_password(text: str, what: str) -> None:
-    """ValueError, without repeating it, if the text is a URL with a user's name or password in it."""
-    if "://" in text and "@" in urlsplit(text).netloc:
+    """ValueError, without repeating it, if the text is a URL with a user, a password or a signed query in it."""
+    if "://" not in text:
+        return
+    url = urlsplit(text)
+    if "@" in url.netloc or any(SECRET.search(name) for name, _ in parse_qsl(url.query)):
         raise ValueError(
-            f"{what} is a URL with a user or password in it, which everyone who sees the cluster's jobs would read: "
-            "leave it out, and set it where the cluster is started (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            f"{what} is a URL with a user, password or key in it, which everyone who sees the cluster's jobs would "
+            "read: leave it out, and set it where the cluster is started (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
         )
 

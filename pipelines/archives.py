@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import io
 import posixpath
-import shutil
 import struct
 import tarfile
 import tempfile
@@ -40,6 +39,9 @@ MEMBERS = pa.schema(
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 #: A larger member is refused unread.
 MAX_MEMBER_BYTES = 256 << 20
+#: A compressed tar is unpacked to so many times its size and this much besides: photos hardly shrink, bombs do.
+MAX_RATIO = 20
+FREE_UNPACKED_BYTES = 1 << 30
 #: How much of its members a task reads at a time, and how large a part of that the gaps between may add.
 BATCH_BYTES = 8 << 20
 MAX_WASTE = 0.1
@@ -83,7 +85,7 @@ def open_archive(url: str, staging: str) -> Archive:
     """The zip, tar or folder at a URL, told by its name.
 
     A compressed tar has neither directory nor ranges: it is unpacked, as one stream, into a plain one below
-    ``staging``, unless an earlier run has done so. ValueError if it is damaged.
+    ``staging``, unless an earlier run has done so. ValueError if it is damaged or a decompression bomb.
     """
     name = public_url(url)
     if name.lower().endswith((".tar.gz", ".tgz")):
@@ -104,7 +106,14 @@ def _stage_tar(url: str, staging: str) -> str:
         with tempfile.TemporaryFile() as plain:
             try:
                 with fs.open(path, "rb") as packed, gzip.open(packed) as stream:
-                    shutil.copyfileobj(stream, plain, 1 << 20)
+                    most = FREE_UNPACKED_BYTES + MAX_RATIO * fs.size(path)
+                    while data := stream.read(1 << 20):
+                        plain.write(data)
+                        if plain.tell() > most:
+                            raise ValueError(
+                                f"{public_url(url)} unpacks to more than {MAX_RATIO} times its size, which photos do "
+                                "not: if it is no mistake, unpack it yourself and give the .tar"
+                            )
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise ValueError(f"{public_url(url)} cannot be unpacked ({error}): get it again") from error
             plain.flush()

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 import torch
-from botocore.exceptions import BotoCoreError
 
 from glefld import checkpoint, storage
 from glefld.checkpoint import ModelCard
@@ -34,6 +33,7 @@ from glefld.predict import (
     require_landmarks,
 )
 from glefld.schema import Split
+from pipelines import tasks
 from pipelines.archives import public_url
 from pipelines.inputs import GARMENTS, Input, Photo, Photos, content_hash, open_input
 
@@ -155,22 +155,17 @@ def infer(plan: Plan, output: str, workers: Workers, progress: Callable[[int, in
     done = sum(report["rows"] for report in finished.values())
     progress(done, total)
     todo = [{"path": path, "rows": to_bytes(rows)} for path, rows in plan.shards() if path not in finished]
-    if not todo:
-        return
-    job = make_job(plan, output, workers)
-    # A block a shard: Ray repeats the task of an actor that was lost, and a shard is whole or not there.
-    graph = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
+    number = max(1, min(workers.number, len(todo)))
+    reports = tasks.reports(
+        todo,
         ShardWriter,
-        fn_constructor_kwargs={"job": job},
-        compute=ray.data.ActorPoolStrategy(
-            size=min(workers.number, len(todo)), max_tasks_in_flight_per_actor=2
-        ),
+        fn_constructor_kwargs={"job": make_job(plan, output, workers)},
+        compute=ray.data.ActorPoolStrategy(size=number, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
         num_gpus=1 if workers.gpu else 0,
+        max_task_retries=tasks.RETRIES,
     )
-    for report in graph.iter_rows():
-        if report["error"]:
-            raise ValueError(report["error"])
+    for report in reports:
         done += report["rows"]
         progress(done, total)
 
@@ -233,11 +228,7 @@ class ShardWriter:
         self.schema = prediction_schema(self.predictor.card.labels.landmark_set)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """As ``write``; what the user can mend comes back as a value, since Ray Data loses an error's cause."""
-        try:
-            return {"rows": self.write(row), "error": ""}
-        except (OSError, BotoCoreError) as error:
-            return {"rows": 0, "error": f"{type(error).__name__}: {error}"}
+        return tasks.or_error(lambda: self.write(row))
 
     def write(self, row: dict[str, Any]) -> int:
         """Write the shard at ``path`` from ``rows``, an Arrow stream of garments; returns how many they were."""

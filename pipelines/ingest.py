@@ -12,13 +12,12 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray.data
-from botocore.exceptions import BotoCoreError
 
 from glefld import storage
 from glefld.dataset import MANIFEST, open_dataset
 from glefld.datasets import LAYOUTS
 from glefld.schema import Manifest, Shard
+from pipelines import tasks
 from pipelines.plan import IngestOptions, Plan, PlannedShard, make_plan
 from pipelines.shards import FOOTER, ShardJob, rejects_path, write_rejects, write_shard
 from pipelines.sources import open_source
@@ -124,25 +123,14 @@ def _footer(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
 
 def _write_shards(shards: list[PlannedShard], job: ShardJob, held_out: frozenset[bytes]) -> Iterator[int]:
     """Write these shards, one Ray task each; yields the number of listed rows of each as it is done."""
-    if not shards:
-        return
     items = [{"split": s.split, "index": s.index, "rows": s.to_bytes()} for s in shards]
-    # A block a shard: Ray repeats the task of a worker that was lost, and a shard is whole or not there.
-    graph = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        _write_or_tell, fn_kwargs={"job": job, "held_out": held_out}
-    )
-    for report in graph.iter_rows():
-        if report["error"]:
-            raise ValueError(report["error"])
-        yield report["rows_in"]
+    work = {"job": job, "held_out": held_out}
+    for report in tasks.reports(items, _write_or_tell, fn_kwargs=work, max_retries=tasks.RETRIES):
+        yield report["rows"]
 
 
 def _write_or_tell(row: dict[str, Any], job: ShardJob, held_out: frozenset[bytes]) -> dict[str, Any]:
-    """As ``write_shard``; what the user can mend comes back as a value, since Ray Data loses an error's cause."""
-    try:
-        return {"rows_in": write_shard(row, job, held_out), "error": ""}
-    except (OSError, BotoCoreError) as error:
-        return {"rows_in": 0, "error": f"{type(error).__name__}: {error}"}
+    return tasks.or_error(lambda: write_shard(row, job, held_out))
 
 
 def _photos(output: str, shard: PlannedShard) -> pa.Table:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from glefld.runlog import RunLog
 from glefld.tracking import RunHandle
 from glefld.training import EpochReport, Job, Mistake
 from pipelines import evaluate
+from pipelines.process_group import NodeAddressConfig
+
+logger = logging.getLogger(__name__)
 
 #: How often the start of a fixed number of workers is waited for, a minute each (Ray's
 #: RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S): time for a cluster to add machines, but not for ever.
@@ -71,6 +75,7 @@ def train(job: Job, workers: Workers, handle: RunHandle) -> str:
     """Run the job to its end and return the URL of its best checkpoint. Raises what ended the workers for good."""
     trainer = TorchTrainer(
         _work,
+        torch_config=NodeAddressConfig(),
         train_loop_config={"job": dataclasses.asdict(job), "handle": dataclasses.asdict(handle)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
@@ -141,6 +146,7 @@ def _work(config: dict[str, Any]) -> str | None:
     assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     torch.set_num_threads(max(1, int(assigned)))
     first = ray.train.get_context().get_world_rank() == 0
+    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)  # a line a report
     log = RunLog(RunHandle(**config["handle"]), job.run) if first else None
 
     def log_step(metrics: dict[str, float], step: int) -> None:
@@ -152,7 +158,8 @@ def _work(config: dict[str, Any]) -> str | None:
         if log is not None:
             log.flush()
             name = "NE" if "val_ne" in epoch.metrics else "error"
-            print(f"epoch {epoch.epoch}: {name} {epoch.error:.4f} on val, best {epoch.best:.4f}", flush=True)
+            # Ray Train's print would show it twice.
+            logger.info("epoch %d: %s %.4f on val, best %.4f", epoch.epoch, name, epoch.error, epoch.best)
         ray.train.report({"error": epoch.error, "epoch": epoch.epoch})
 
     try:

@@ -311,7 +311,6 @@ class Team:
             log,
             GLEFLD_ROOT=str(self.root),
             MLFLOW_TRACKING_URI=f"http://{self.head.address}:5000",
-            GLOO_SOCKET_IFNAME="eth0",  # by the host's name gloo would find loopback
         )
         return Submission(process, log)
 
@@ -357,7 +356,6 @@ def make_team(root: Path, empty_store: Path) -> Iterator[Team]:
     with short_folder() as folder:
         environment = secured(
             folder,
-            GLOO_SOCKET_IFNAME="eth0",
             # A lost host is noticed within some ten seconds; less would give up hosts that only are short of CPU.
             RAY_health_check_initial_delay_ms="0",
             RAY_health_check_period_ms="2000",

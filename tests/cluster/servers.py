@@ -6,10 +6,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 START_SECONDS = 180.0  # on a busy machine
@@ -51,6 +53,26 @@ def wait_until(ready: Callable[[], object], what: str, seconds: float = START_SE
             pytest.fail(f"{what}: not within {seconds:.0f} s")
         time.sleep(0.05)
     return time.monotonic() - start
+
+
+@contextlib.contextmanager
+def command_lines() -> Iterator[set[str]]:
+    """What the list of this machine's processes shows meanwhile, looked at every 50 ms."""
+    over = threading.Event()
+    seen: set[str] = set()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            for process in psutil.process_iter(["cmdline"]):
+                seen.add(" ".join(process.info["cmdline"] or ()))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watcher.join()
 
 
 class Server:

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from glefld.dataset import open_dataset
 from jobs import submit
 from tests.cluster.hosts import Host, alive, secured, short_folder
-from tests.cluster.servers import free_port, wait_until
+from tests.cluster.servers import command_lines, free_port, wait_until
 from tests.ingested import write_dataset
 from tests.mistakes import one_line
 from tests.raw_layouts import photos, rows, write_fld
@@ -100,6 +100,7 @@ def test_only_code_is_packed(tmp_path: Path) -> None:
 
 SECRETS = {
     "an option": ("--source https://someone:hunter2@host/photos.zip", {}),
+    "a signed address": ("--source https://host/photos.zip?X-Amz-Expires=60&X-Amz-Signature=hunter2", {}),
     "the tracking server": ("--source /data", {"MLFLOW_TRACKING_URI": "http://someone:hunter2@mlflow:5000"}),
     "the object store": ("--source /data", {"AWS_ENDPOINT_URL": "http://token@store:9000"}),
 }
@@ -115,7 +116,7 @@ def test_a_password_is_not_submitted(
         monkeypatch.setenv(name, value)
     options = submit.parse(f"ingest --dataset fld {line} --address http://127.0.0.1:1".split())
     printed = one_line(lambda: submit.run(options), capsys)
-    assert "a user or password in it" in printed
+    assert "a user, password or key in it" in printed
     assert "hunter2" not in printed
 
 
@@ -132,12 +133,13 @@ def test_a_job_ends_as_it_would_here(cluster: Cluster) -> None:
     """Ingest: its log is followed, its status is 0, its data is there, and no secret travelled."""
     listed = rows(30)
     source = write_fld(cluster.root / "source", listed, photos(listed))
-    done = cluster.submit(
-        f"ingest --dataset fld --source {source}",
-        AWS_SECRET_ACCESS_KEY="hunter2",
-        MLFLOW_TRACKING_PASSWORD="hunter2",
-        AWS_ENDPOINT_URL="http://store:9000",
-    )
+    with command_lines() as lines:
+        done = cluster.submit(
+            f"ingest --dataset fld --source {source}",
+            AWS_SECRET_ACCESS_KEY="hunter2",
+            MLFLOW_TRACKING_PASSWORD="hunter2",
+            AWS_ENDPOINT_URL="http://store:9000",
+        )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "rows a second" in done.stdout
@@ -152,6 +154,8 @@ def test_a_job_ends_as_it_would_here(cluster: Cluster) -> None:
     assert passed["GLEFLD_ROOT"] == str(cluster.root)
     token = Path(cluster.host.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
     assert token not in json.dumps(job)
+    assert any("-m jobs.ingest" in line for line in lines)
+    assert not any(secret in line for line in lines for secret in ("hunter2", token))
 
 
 def test_a_failed_job_is_its_own_line_and_status(cluster: Cluster) -> None:

@@ -17,7 +17,7 @@ from glefld import checkpoint, runlog, storage
 from jobs import train
 from tests.cluster.conftest import ObjectStore
 from tests.cluster.mlflow_server import TrackingServer
-from tests.cluster.servers import wait_until
+from tests.cluster.servers import command_lines, wait_until
 from tests.ingested import write_dataset
 
 TINY = "--input-size 32 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 --cpus-per-worker 1"
@@ -52,15 +52,16 @@ def the_run(client: MlflowClient, name: str) -> Any:
 def test_the_demo(tracking: TrackingServer, store: ObjectStore, tmp_path: Path) -> None:
     """`make demo`'s jobs, smaller, with everything on object storage, and the model used by its alias and its run.
 
-    No secret is in what they print, in MLflow or in the store.
+    No secret is in what they print, in the list of processes, in MLflow or in the store.
     """
     root = storage.join(store.bucket(), "demo")
     source, model = storage.join(root, "raw/fld"), "models:/demo-gle@champion"
     printed = done(job("synthesize", "--layout=fld", "--count=60", f"--output={source}"))
-    printed += done(job("ingest", "--dataset=fld", f"--source={source}", f"--root={root}"))
     named = ("--register=demo-gle", "--alias=champion")
     line = (*TINY.split(), "--epochs=2", "--name=demo", "--num-workers=2", *named)
-    printed += done(job("train", "--dataset=fld", f"--root={root}", *line))
+    with command_lines() as lines:
+        printed += done(job("ingest", "--dataset=fld", f"--source={source}", f"--root={root}"))
+        printed += done(job("train", "--dataset=fld", f"--root={root}", *line))
     photos, output = storage.join(source, "img.zip"), storage.join(root, "predictions")
     inputs = (f"--input={photos}", f"--output={output}", f"--root={root}", "--overlays=2", "--threads=1")
     printed += done(job("infer", f"--checkpoint={model}", *inputs))
@@ -95,7 +96,12 @@ def test_the_demo(tracking: TrackingServer, store: ObjectStore, tmp_path: Path) 
         store.read(f"s3://{bucket}/{name}") for bucket in buckets for name in store.names(f"s3://{bucket}")
     ]
     assert len(held) > 20
-    told = [printed.encode(), repr((trained.data.params, trained.data.tags)).encode()]
+    assert any("RayTrainWorker" in line for line in lines)
+    told = [
+        "\n".join(lines).encode(),
+        printed.encode(),
+        repr((trained.data.params, trained.data.tags)).encode(),
+    ]
     for secret in secrets:
         assert not any(secret in text for text in (*held, *told))
 

@@ -1,23 +1,73 @@
 """Nothing is offered to other machines unless a cluster is named."""
 
 import ipaddress
+import shutil
+import threading
+from collections import defaultdict
+from pathlib import Path
 
 import psutil
 import pytest
 import ray
 
+from jobs import train
+from tests.ingested import write_dataset
+
+
+def listening() -> dict[str, set[str]]:
+    """By address, what listens there of this process and all that it has started."""
+    found = defaultdict(set)
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found[connection.laddr.ip].add(" ".join(process.cmdline())[:60])
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def is_loopback(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_on_this_machine_listens_on_loopback_only() -> None:
     """Every port of every process that a job starts: Ray's servers, its dashboard, a worker."""
-    worker = ray.get(ray.remote(lambda: psutil.Process().pid).remote())
-    listening: dict[int, list[str]] = {}
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        for connection in process.net_connections("inet"):
-            if connection.status == psutil.CONN_LISTEN:
-                listening.setdefault(process.pid, []).append(connection.laddr.ip)
-    assert worker in listening
-    assert len(listening) >= 4, "the driver, the control store, the node's manager and a worker"
-    for address in {address for found in listening.values() for address in found}:
-        ip = ipaddress.ip_address(address)
-        assert (getattr(ip, "ipv4_mapped", None) or ip).is_loopback, listening
+    ray.get(ray.remote(lambda: None).remote())
+    found = listening()
+    assert all(is_loopback(address) for address in found), found
+    assert len({process for processes in found.values() for process in processes}) >= 4, found
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_training_on_this_machine_listens_on_loopback_only(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store that the workers meet at, and gloo, while two of them train."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    write_dataset(tmp_path / "data" / "fld", {"train": 45, "val": 23})
+    over = threading.Event()
+    found: defaultdict[str, set[str]] = defaultdict(set)
+
+    def look() -> None:
+        while not over.wait(0.2):
+            for address, processes in listening().items():
+                found[address] |= processes
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        train.run(
+            train.parse(
+                f"--dataset fld --root {tmp_path} --model local --input-size 32 --epochs 2 --batch-size 8 "
+                "--precision fp32 --num-workers 2 --cpus-per-worker 1".split()
+            )
+        )
+    finally:
+        over.set()
+        watcher.join()
+    assert any("RayTrainWorker" in process for processes in found.values() for process in processes), found
+    assert all(is_loopback(address) for address in found), found

@@ -188,6 +188,18 @@ def test_a_tar_cut_between_members_is_refused(tmp_path: Path) -> None:
         read_index(open_archive(str(path), ""))
 
 
+def test_a_tar_that_unpacks_to_far_more_than_photos_do_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decompression bomb does not fill the disk: unpacking stops at the limit, and nothing is left."""
+    monkeypatch.setattr(archives, "FREE_UNPACKED_BYTES", 1 << 20)
+    path = write_archive(tmp_path / "a.tar.gz", {"a.jpg": bytes(20 << 20)})
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ValueError, match="more than 20 times its size"):
+        open_archive(str(path), str(tmp_path / "staging"))
+    assert not (tmp_path / "staging").exists()
+
+
 def test_another_download_is_not_taken_for_the_staged_one(tmp_path: Path) -> None:
     """What was unpacked of one compressed tar is not read in place of another."""
     staging = str(tmp_path / "staging")
