@@ -45,6 +45,17 @@ class Outbox:
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting, seconds) and not self._refused
 
+    def drain(self, seconds: float) -> bool:
+        """Whether all that was put has been sent. Waits while something is, and gives up after so long with nothing."""
+        with self._changed:
+            start = time.monotonic()
+            while self._waiting:
+                rest = max(start, self._moved) + seconds - time.monotonic()
+                if rest <= 0:
+                    return False
+                self._changed.wait(rest)
+            return not self._refused
+
     def stuck(self, seconds: float) -> bool:
         """Whether something waits, and the last attempt failed or has gone on for so long."""
         with self._changed:
@@ -71,6 +82,7 @@ class Outbox:
                     self.error = error
                     if refused:
                         self._refused.append({**self._waiting.popleft(), "error": str(error)})
+                        self._moved = time.monotonic()
                         self._changed.notify_all()
                 if not refused:
                     time.sleep(pause)

@@ -34,7 +34,7 @@ METRICS_A_BATCH = 1000  # MLflow's own limit
 SEND_SECONDS = 2.0
 #: How long an epoch's end waits for a server that answers slowly; for one known to be away it does not wait.
 FLUSH_SECONDS = 2.0
-#: How long a run's end waits for a server that is away.
+#: How long a run's end waits for a server that takes nothing.
 END_SECONDS = 60.0
 UNSENT = "unsent.jsonl"
 
@@ -111,7 +111,7 @@ class RunLog:
         """End the run. One warning says what could not be sent and where it is kept."""
         self._hand_over()
         self._put({"status": status})
-        if not self._outbox.wait(END_SECONDS):
+        if not self._outbox.drain(END_SECONDS):
             left = self._outbox.left()
             metrics = sum(len(item.get("metrics", ())) for item in left)
             others = sum("metrics" not in item for item in left)

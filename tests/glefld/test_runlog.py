@@ -9,6 +9,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import matplotlib.figure
@@ -165,6 +166,26 @@ def test_a_frozen_server_is_waited_for_once() -> None:
     assert outbox.wait(60)
     assert not outbox.stuck(0)
     assert received == [{"n": 0}, {"n": 1}]
+
+
+def test_the_end_waits_for_a_slow_server_and_gives_up_a_silent_one() -> None:
+    """What counts is how long nothing was taken, not how much there is to take."""
+    silent = threading.Event()
+
+    def send(item: dict[str, int]) -> None:
+        if item["n"] == 8:
+            assert silent.wait(60)
+        time.sleep(0.1)
+
+    outbox = Outbox(send, refused=lambda error: False)
+    for n in range(8):
+        outbox.put({"n": n})
+    assert outbox.drain(0.5), "eight times a tenth of a second"
+    outbox.put({"n": 8})
+    assert not outbox.drain(0.5)
+    assert outbox.left() == [{"n": 8}]
+    silent.set()
+    assert outbox.drain(60)
 
 
 def test_a_model_comes_back_as_its_checkpoint(handle: RunHandle, tmp_path: Path) -> None:
