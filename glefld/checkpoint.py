@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,12 +68,7 @@ def save(url: str, model: Model, card: ModelCard, training: Mapping[str, Any] | 
         files = {}
         for path in sorted(Path(folder).iterdir()):
             files[path.name] = _digest(path.read_bytes())
-            storage.put(path, storage.join(url, path.name))
-        for name, expected in files.items():
-            # Some object stores' clients lose a failed write without a word.
-            file = storage.join(url, name)
-            if not storage.exists(file) or _digest(storage.read_bytes(file)) != expected:
-                raise OSError(f"{file} was written but reads back differently")
+            storage.put_verified(path, storage.join(url, path.name))
         _write_verified(storage.join(url, "complete.json"), files)
 
 
@@ -124,9 +120,17 @@ def point(run: str, name: Literal["last", "best"], checkpoint: str) -> None:
 
 
 def pointed(run: str, name: Literal["last", "best"]) -> str | None:
-    """The checkpoint, below the run, that its pointer names; None before there is one."""
+    """The checkpoint, below the run, that its pointer names; None before there is one.
+
+    ValueError if it names anything else: what a pointer has named may be deleted.
+    """
     url = storage.join(run, f"{name}.json")
-    return storage.read_json(url)["checkpoint"] if storage.exists(url) else None
+    if not storage.exists(url):
+        return None
+    found = storage.read_json(url)["checkpoint"]
+    if not isinstance(found, str) or not re.fullmatch(r"checkpoints/\d{8,}", found):
+        raise ValueError(f"{url} names {found!r}, which is no checkpoint of this run")
+    return found
 
 
 def resolve(url: str) -> str:

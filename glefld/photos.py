@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 #: Larger pictures are refused before they are decoded: a few bytes can unpack to gigabytes.
 MAX_PIXELS = 100_000_000
@@ -46,6 +47,11 @@ def open_photo(data: bytes) -> Iterator[Image.Image]:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise BadPhoto("picture_too_large", f"{image.width} x {image.height} pixels")
+            if isinstance(image, TiffImageFile):
+                # A tile is decoded whole, however little of it the picture shows.
+                width, height = (int(image.tag_v2.get(tag, 0)) for tag in (TILEWIDTH, TILELENGTH))
+                if width * height > MAX_PIXELS:
+                    raise BadPhoto("picture_too_large", f"tiles of {width} x {height} pixels")
             yield image
     except BadPhoto:
         raise
@@ -72,9 +78,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """A loaded picture in 8-bit RGB: 16-bit grey scaled down, transparency over white."""
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit grey to 255, which turns it white.
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)).convert(
-            "RGB"
-        )
+        grey = (np.asarray(image).clip(0, 65535) + 128) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -19,7 +19,8 @@ from mlflow.utils.validation import (
 )
 
 from glefld import storage
-from glefld.tracking import RunHandle, redacted, unusable
+from glefld.storage import redacted
+from glefld.tracking import RunHandle, unusable
 
 FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID, runs:/ID or runs:/ID/MODEL"
 
@@ -40,6 +41,15 @@ class Registration:
                 _validate_model_alias_name_reserved(self.alias)
         except MlflowException as error:
             raise ValueError(f"the model cannot be registered so: {error.message}") from error
+
+
+def find_model(handle: RunHandle, name: str, step: int) -> str | None:
+    """The run's model of that name and step, if an earlier process has stored it."""
+    outputs = MlflowClient(handle.tracking_uri).get_run(handle.run_id).outputs
+    found = outputs.model_outputs if outputs is not None else []
+    client = MlflowClient(handle.tracking_uri)
+    ids = [o.model_id for o in found if o.step == step and client.get_logged_model(o.model_id).name == name]
+    return ids[-1] if ids else None
 
 
 def create_model(handle: RunHandle, name: str) -> str:
@@ -111,7 +121,7 @@ def _copy(local: Path, url: str, uri: str) -> None:
     if "complete.json" not in {path.name for path in files}:
         raise ValueError(f"{uri} is not a checkpoint of this program: it has no complete.json")
     for path in sorted(files, key=lambda path: path.name == "complete.json"):
-        storage.put(path, storage.join(url, path.name))
+        storage.put_verified(path, storage.join(url, path.name))
 
 
 def _model_id(client: MlflowClient, uri: str) -> str:

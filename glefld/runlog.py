@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import requests
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
@@ -22,7 +22,8 @@ from mlflow.exceptions import MlflowException
 from glefld import checkpoint, registry, storage
 from glefld.outbox import Item, Outbox
 from glefld.registry import Registration
-from glefld.tracking import RunHandle, redacted
+from glefld.storage import redacted
+from glefld.tracking import RunHandle
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -109,8 +110,13 @@ class RunLog:
 
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """End the run. One warning says what could not be sent and where it is kept."""
-        self._hand_over()
-        self._put({"status": status})
+        try:
+            self._hand_over()
+            self._put({"status": status})
+        except (OSError, BotoCoreError) as error:
+            # The run's folder cannot be read, perhaps the very thing that ends the run: MLflow is told all the same.
+            logger.warning("what an earlier process of this run may have kept is not sent: %s", error)
+            self._outbox.put({"status": status})
         if not self._outbox.drain(END_SECONDS):
             left = self._outbox.left()
             metrics = sum(len(item.get("metrics", ())) for item in left)
@@ -120,13 +126,13 @@ class RunLog:
             words = f"{metrics} values and {others} other things are not in MLflow"
             if self.folder is None:
                 raise ConnectionError(f"{words}: {why}")
-            self._keep()
-            logger.warning(
-                "%s; they are kept in %s, which --resume sends: %s",
-                words,
-                storage.join(self.folder, UNSENT),
-                why,
-            )
+            unsent = storage.join(self.folder, UNSENT)
+            try:
+                self._keep()
+            except (OSError, BotoCoreError) as error:  # how the run ended matters more
+                logger.warning("%s: %s. Nor could they be kept in %s: %s", words, why, unsent, error)
+            else:
+                logger.warning("%s; they are kept in %s, which --resume sends: %s", words, unsent, why)
         elif self._kept:
             self._drop_kept()
         if self._spool is not None:
@@ -207,7 +213,9 @@ class RunLog:
             self._client.set_terminated(run_id, item["status"])
 
     def _send_model(self, item: Item) -> None:
-        # Remembered, so that a second attempt goes on with the same model.
+        # Remembered, and looked for, so that a second attempt goes on with the same model.
+        if item["model_id"] is None:
+            item["model_id"] = registry.find_model(self.handle, item["model"], item["step"])
         if item["model_id"] is None:
             item["model_id"] = registry.create_model(self.handle, item["model"])
         with tempfile.TemporaryDirectory() as folder:
@@ -238,9 +246,13 @@ def _is_refusal(error: Exception) -> bool:
     """Whether MLflow has read what was sent and will not have it; anything else may pass."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
+    elif isinstance(error, ClientError):  # artifacts that go straight to object storage
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
     elif isinstance(error, MlflowException):
         status = error.get_http_status_code()
     else:
-        return not isinstance(error, OSError | BotoCoreError)
+        # boto3, which MLflow stores artifacts with, is not ours to import.
+        passing = isinstance(error, OSError | BotoCoreError) or type(error).__module__.startswith("boto3.")
+        return not passing
     # Without permission: a password may be put right while the run goes on.
     return 400 <= status < 500 and status not in (401, 403, 408, 409, 429)

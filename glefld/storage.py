@@ -8,6 +8,7 @@ Requests that fail, stall or are throttled are tried again, with growing pauses,
 import json
 import os
 import posixpath
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -165,6 +166,13 @@ def write_bytes(url: str, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def put_verified(local: str | Path, url: str) -> None:
+    """As ``put``; OSError if what is there afterwards is not the file: some clients lose a failed write silently."""
+    put(local, url)
+    if not exists(url) or read_bytes(url) != Path(local).read_bytes():
+        raise OSError(f"{url} was written but reads back differently")
+
+
 def json_bytes(value: Any) -> bytes:
     """A JSON file's content, for a person to read too."""
     return (json.dumps(value, indent=2) + "\n").encode()
@@ -180,3 +188,14 @@ def remove_tree(url: str) -> None:
     fs.invalidate_cache()
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def redacted(value: Any) -> Any:
+    """The same value without what URLs carry of user, password and signed query."""
+    if isinstance(value, dict):
+        return {key: redacted(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(://[^\s?]*)\?\S+", r"\1?...", re.sub(r"(://)[^\s/@]+@", r"\1", value))
+    return value

@@ -4,11 +4,11 @@ A ``RunHandle`` is what travels between them. Only ``MlflowClient`` is used, nev
 which ends as FINISHED whenever its process does.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +16,19 @@ from typing import Any, Literal
 
 # Read when mlflow is imported: nothing is sent home unless the user asks for it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# Of each request: some fifteen seconds in all. What a run logs is tried again beyond that, and MLflow's own seven would
-# not look whether the server is back for a minute at a time.
+# Of each request: some fifteen seconds in all where nothing listens. What a run logs is tried again beyond that, and
+# MLflow's own seven retries, of two minutes each, would not see for long that a server is back.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
     Param,
+    Run,
     RunTag,
 )
 from mlflow.exceptions import MlflowException
@@ -34,6 +37,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from glefld import storage
 from glefld.schema import Manifest
+from glefld.storage import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +106,7 @@ def start_run(
         ) from error
     try:
         return _open_run(client, uri, options, manifest, data, name, experiment, resume, parent)
-    except MlflowException as error:
+    except (MlflowException, requests.RequestException) as error:
         raise unusable(uri, error) from error
 
 
@@ -131,7 +135,20 @@ def _open_run(
         experiment_id = _experiment(client, uri, experiment or f"glefld-{manifest.dataset}")
         tags = redacted(resolve_tags()) | ({MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {})
         run = client.create_run(experiment_id, run_name=name, tags=tags)
-        client.log_inputs(run.info.run_id, [_dataset_input(manifest, data)])
+    try:
+        if resume is None:
+            client.log_inputs(run.info.run_id, [_dataset_input(manifest, data)])
+        _describe(client, run, options, manifest)
+    except BaseException:
+        # Nobody will go on with a run whose id is written nowhere.
+        with contextlib.suppress(Exception):
+            client.set_terminated(run.info.run_id, "FAILED")
+        raise
+    return RunHandle(uri, run.info.experiment_id, run.info.run_id)
+
+
+def _describe(client: MlflowClient, run: Run, options: Any, manifest: Manifest) -> None:
+    """Options and data of a run, into its parameters, tags and artifacts."""
     run_id = run.info.run_id
 
     params = {
@@ -147,7 +164,6 @@ def _open_run(
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     client.log_dict(run_id, redacted(dataclasses.asdict(options)), "options.json")
     client.log_dict(run_id, redacted(manifest.to_json()), "manifest.json")
-    return RunHandle(uri, run.info.experiment_id, run_id)
 
 
 def finish(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
@@ -167,7 +183,7 @@ def where(handle: RunHandle) -> str:
     return f"{serve}\n           http://127.0.0.1:5000{page}"
 
 
-def unusable(uri: str, error: MlflowException) -> ConnectionError:
+def unusable(uri: str, error: Exception) -> ConnectionError:
     """MLflow's error as a user's, without secrets."""
     return ConnectionError(f"MLflow at {redacted(uri)} cannot be used: {redacted(str(error))}")
 
@@ -215,17 +231,6 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = str(item)
     return flat
-
-
-def redacted(value: Any) -> Any:
-    """The same value without what URLs carry of user, password and signed query."""
-    if isinstance(value, dict):
-        return {key: redacted(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redacted(item) for item in value]
-    if isinstance(value, str):
-        return re.sub(r"(://[^\s?]*)\?\S+", r"\1?...", re.sub(r"(://)[^\s/@]+@", r"\1", value))
-    return value
 
 
 def git_commit() -> str:

@@ -99,12 +99,13 @@ def train(
     device: torch.device,
     log: Callable[[dict[str, float], int], None],
     report: Callable[[EpochReport], None],
+    store_log: Callable[[], None] = lambda: None,
 ) -> None:
     """Train to the end, going on from the run's last checkpoint if it has one.
 
     ``log`` gets metrics by step (call it on rank 0 only, or make it ignore the others); ``report`` is called on every
-    rank once an epoch, before its checkpoint. Uses torch.distributed's default group where there is one. Mistake for
-    a data set that cannot be trained on.
+    rank once an epoch, before its checkpoint; ``store_log`` before one within an epoch. Uses torch.distributed's
+    default group where there is one. Mistake for a data set that cannot be trained on.
     """
     recipe = job.recipe
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -174,6 +175,7 @@ def train(
             meter.add(step, loss, end - first, waited)
             if recipe.checkpoint_steps and (step + 1) % recipe.checkpoint_steps == 0 and step + 1 < steps:
                 meter.flush()
+                store_log()  # a worker lost after this goes on behind these steps
                 average_buffers(model, world)
                 keep(dataclasses.replace(position, step=step + 1), None)
         assert next(batches, None) is None, "the loader has more batches than the epoch has steps"

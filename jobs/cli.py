@@ -55,7 +55,7 @@ def guard(action: Callable[[], None]) -> None:
         cause = user_error(error)
         if cause is None:
             raise
-        message = " ".join(str(cause).split()) or type(cause).__name__
+        message = storage.redacted(" ".join(str(cause).split())) or type(cause).__name__
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:

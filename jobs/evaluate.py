@@ -13,6 +13,7 @@ from rich.console import Console
 
 from glefld import evaluation, oks, runlog, storage, tracking
 from glefld.datasets import Dataset
+from glefld.metrics import Baselines, Report
 from glefld.published import pose_lines, score_tables
 from glefld.schema import Split
 from jobs.cli import (
@@ -60,22 +61,13 @@ def run(options: Options) -> None:
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
     url = resolve_checkpoint(options.checkpoint, "--checkpoint", root)
+    output = resolve_url(options.output, "--output") if options.output else None
     uri = tracking.tracking_uri(root, on_cluster())
     start_ray()
     cpus = int(ray.cluster_resources().get("CPU", 1))
     if options.cpus_per_worker > cpus and not on_cluster():
         raise ValueError(f"--cpus-per-worker {options.cpus_per_worker}, but this machine has {cpus}")
     workers = Workers(options.num_workers, options.cpus_per_worker, use_gpu(options.device))
-    start = time.monotonic()
-    report = evaluate_checkpoint(url, data, options.split, workers)
-    seconds = time.monotonic() - start
-    baseline = baselines(data, options.split, report.label)
-    scores = evaluation.evaluation_json(
-        report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baseline
-    )
-    if options.output:
-        storage.write_json(resolve_url(options.output, "--output"), scores)
-
     handle = tracking.start_run(
         uri,
         options=options,
@@ -85,9 +77,25 @@ def run(options: Options) -> None:
         experiment=options.experiment,
     )
     with runlog.to_its_end(handle) as log:
+        start = time.monotonic()
+        report = evaluate_checkpoint(url, data, options.split, workers)
+        seconds = time.monotonic() - start
+        baseline = baselines(data, options.split, report.label)
+        scores = evaluation.evaluation_json(
+            report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baseline
+        )
+        # First what needs no server.
+        tell(options, report, baseline, seconds)
+        if output is not None:
+            storage.write_json(output, scores)
+            print(f"written to {output}")
         log.log({f"{options.split}_{name}": value for name, value in report.numbers().items()}, step=0)
         log_scores(log, scores, report, baseline, data, workers)
+    Console().print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
 
+
+def tell(options: Options, report: Report, baseline: Baselines, seconds: float) -> None:
+    """The scores as tables and lines."""
     console = Console()
     console.print(score_tables(options.dataset, report, baseline))
     if report.oks is not None:
@@ -98,9 +106,6 @@ def run(options: Options) -> None:
     for line in pose_lines(options.dataset):
         console.print(line, soft_wrap=True)
     console.print(f"{'garments a second':24s} {report.rows / seconds:.0f}")
-    if options.output:
-        console.print(f"written to {options.output}", soft_wrap=True)
-    console.print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -31,13 +31,14 @@ PACKAGES = ("glefld", "pipelines", "jobs")
 #: What of this process's environment a job gets. Anyone who may see the cluster's dashboard reads it there, so keys,
 #: passwords and tokens are not among it: they belong into the environment that the cluster itself was started in.
 PASSED = re.compile(
-    "GLEFLD_ROOT|MLFLOW_TRACKING_URI|AWS_ENDPOINT_URL|AWS_REGION|AWS_DEFAULT_REGION"
-    "|AWS_REQUEST_CHECKSUM_CALCULATION|GLOO_SOCKET_IFNAME|NCCL_.*"
+    "GLEFLD_ROOT|MLFLOW_TRACKING_URI|AWS_ENDPOINT_URL(_S3)?|AWS_REGION|AWS_DEFAULT_REGION|AWS_RETRY_MODE"
+    "|AWS_MAX_ATTEMPTS|AWS_REQUEST_CHECKSUM_CALCULATION|GLOO_SOCKET_IFNAME|NCCL_.*"
 )
 #: Names in a URL's query that carry a secret: X-Amz-Signature, sig, access_token, password.
 SECRET = re.compile("sig|secret|token|key|password|credential", re.IGNORECASE)
 #: A stopped job is interrupted rather than terminated: it ends its MLflow run, for which it gets this long.
-STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
+#: It may have to wait for MLflow (``runlog.END_SECONDS``) and to keep what that does not take.
+STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "100"}
 
 IDLE_SECONDS = 60.0  # of a log that says nothing, after which the cluster is asked whether it is still there
 RECONNECT_SECONDS = 60.0
@@ -72,15 +73,19 @@ def run(options: Options) -> None:
     client = connect(options.address)
     with tempfile.TemporaryDirectory() as folder:
         pack(Path(folder))
-        job_id = client.submit_job(
-            entrypoint=shlex.join(["python", "-m", f"jobs.{options.job}", *options.arguments]),
-            runtime_env={"working_dir": folder, "env_vars": environment},
-        )
+        try:
+            job_id = client.submit_job(
+                entrypoint=shlex.join(["python", "-m", f"jobs.{options.job}", *options.arguments]),
+                runtime_env={"working_dir": folder, "env_vars": environment},
+            )
+        except RuntimeError as error:  # Ray's SDK has no other for an answer like "no agent is there yet"
+            raise ConnectionError(f"the cluster took no job: {' '.join(str(error).split())[:300]}") from None
     print(f"job        {job_id}", flush=True)
+    at = f" --address {options.address}" if options.address else ""
     try:
-        log_end = follow(client, job_id)
+        log_end = follow(client, job_id, at)
     except KeyboardInterrupt:
-        interrupted(client, job_id, stop=options.stop_on_interrupt)
+        interrupted(client, job_id, at, stop=options.stop_on_interrupt)
     report_end(client.get_job_info(job_id), log_end)
 
 
@@ -134,11 +139,11 @@ def job_environment() -> dict[str, str]:
 
 
 def require_no_password(text: str, what: str) -> None:
-    """ValueError, without repeating it, if the text is a URL with a user, a password or a signed query in it."""
-    if "://" not in text:
-        return
-    url = urlsplit(text)
-    if "@" in url.netloc or any(SECRET.search(name) for name, _ in parse_qsl(url.query)):
+    """ValueError, without repeating it, if the text has a URL with a user, a password or a signed query in it."""
+    urls = [urlsplit(found) for found in re.findall(r"[a-z][a-z0-9+.-]*://\S+", text, re.IGNORECASE)]
+    if any(
+        "@" in url.netloc or SECRET.search("&".join(name for name, _ in parse_qsl(url.query))) for url in urls
+    ):
         raise ValueError(
             f"{what} is a URL with a user, password or key in it, which everyone who sees the cluster's jobs would "
             "read: leave it out, and set it where the cluster is started (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
@@ -181,10 +186,11 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 @dataclasses.dataclass
 class Log:
-    """A job's log as far as it was printed; ``end`` is its last characters."""
+    """A job's log as far as it was printed; ``end`` is its last characters, ``heard`` when something last came."""
 
     printed: int = 0
     end: str = ""
+    heard: float = dataclasses.field(default_factory=time.monotonic)
 
     async def follow(self, client: JobSubmissionClient, job_id: str) -> bool:
         """Print what comes; True once the log has ended, False if nothing came for a while."""
@@ -194,6 +200,7 @@ class Log:
             async with asyncio.timeout(IDLE_SECONDS) as idle:
                 async for text in client.tail_job_logs(job_id):  # from the beginning, each time
                     idle.reschedule(clock() + IDLE_SECONDS)
+                    self.heard = time.monotonic()
                     new = text[max(0, self.printed - at) :]
                     at += len(text)
                     self.printed += len(new)
@@ -204,32 +211,46 @@ class Log:
         return True
 
 
-def follow(client: JobSubmissionClient, job_id: str) -> str:
-    """Print the job's log to its end and return its last characters. A connection that is lost is made again."""
+LOST = (OSError, aiohttp.ClientError, RuntimeError)
+
+
+def follow(client: JobSubmissionClient, job_id: str, at: str) -> str:
+    """Print the job's log to its end and return its last characters. A connection that is lost is made again.
+
+    Of a job that is over, a log that cannot be had is not waited for longer than ``RECONNECT_SECONDS`` either.
+    """
     log = Log()
-    answered = time.monotonic()
+    answered = over_since = None
     while True:
+        ended, problem = False, None
         try:
             ended = asyncio.run(log.follow(client, job_id))
+        except LOST as error:
+            problem = error
+        try:
             over = client.get_job_status(job_id).is_terminal()
             answered = time.monotonic()
-            if ended and over:
+        except LOST as error:
+            over, problem = False, error
+        now = time.monotonic()
+        if over:
+            over_since = over_since or now
+            if ended or now - over_since > RECONNECT_SECONDS:
                 return log.end
-        except (OSError, aiohttp.ClientError, RuntimeError) as error:
-            if time.monotonic() - answered > RECONNECT_SECONDS:
-                raise ConnectionError(
-                    f"the cluster has not answered for {RECONNECT_SECONDS:.0f} s ({error}). If {job_id} goes on, "
-                    f"`ray job logs --follow {job_id}` shows it"
-                ) from None
+        elif problem is not None and now - max(answered or 0.0, log.heard) > RECONNECT_SECONDS:
+            raise ConnectionError(
+                f"the cluster has not answered for {RECONNECT_SECONDS:.0f} s ({problem}). If {job_id} goes on, "
+                f"`ray job logs --follow {job_id}{at}` shows it"
+            )
         time.sleep(1)
 
 
-def interrupted(client: JobSubmissionClient, job_id: str, *, stop: bool) -> NoReturn:
+def interrupted(client: JobSubmissionClient, job_id: str, at: str, *, stop: bool) -> NoReturn:
     """After Ctrl-C: stop the job, or say how to; exit status 130."""
     if not stop:
         print(
-            f"{job_id} goes on: follow it with `ray job logs --follow {job_id}`, "
-            f"stop it with `ray job stop {job_id}`",
+            f"{job_id} goes on: follow it with `ray job logs --follow {job_id}{at}`, "
+            f"stop it with `ray job stop {job_id}{at}`",
             file=sys.stderr,
         )
         raise SystemExit(130)

@@ -192,7 +192,9 @@ def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | No
 
 
 def _comparable(options: Options[Any]) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(options).items() if name not in FREE_ON_RESUME}
+    """The options that a run is gone on with, as run.json keeps them: without passwords."""
+    kept = {name: value for name, value in dataclasses.asdict(options).items() if name not in FREE_ON_RESUME}
+    return storage.redacted(kept)
 
 
 def choose_workers(options: Options[Any]) -> Workers:

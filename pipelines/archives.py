@@ -39,6 +39,8 @@ MEMBERS = pa.schema(
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 #: A larger member is refused unread.
 MAX_MEMBER_BYTES = 256 << 20
+#: A longer header of a tar is no honest one.
+MAX_HEADER_BYTES = 1 << 20
 #: A compressed tar is unpacked to so many times its size and this much besides: photos hardly shrink, bombs do.
 MAX_RATIO = 20
 FREE_UNPACKED_BYTES = 1 << 30
@@ -177,9 +179,17 @@ def _zips_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
 
 def _tar_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
     fs, path = storage.filesystem(archive.url)
-    with fs.open(path, "rb", block_size=BATCH_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as opened:
+    with (
+        fs.open(path, "rb", block_size=BATCH_BYTES) as file,
+        tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:") as opened,
+    ):
+        before = -1
         while (member := opened.next()) is not None:
             opened.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+            # A negative size would lead tarfile back to where it was, for ever.
+            if member.size < 0 or opened.offset <= before:
+                raise tarfile.ReadError(f"a member of {member.size} bytes at byte {member.offset}")
+            before = opened.offset
             if member.isreg() and not member.issparse():
                 start, size = member.offset_data, member.size
                 yield member.name.removeprefix("./"), start, start + size, size, size, 0, None
@@ -187,6 +197,19 @@ def _tar_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
         file.seek(opened.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"damaged or cut off at byte {opened.offset}")
+
+
+class _Headers:
+    """A tar's file for the one who reads its headers: a name as long as gigabytes is refused unread."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes at byte {self.tell()}")
+        return self.file.read(size)
 
 
 def _folder_members(archive: Archive) -> Iterator[tuple[Any, ...]]:

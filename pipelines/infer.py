@@ -187,6 +187,7 @@ def make_job(plan: Plan, output: str, workers: Workers) -> Job:
 def finish(plan: Plan, output: str) -> dict[str, Any]:
     """Count what the shards hold against the plan, and write the manifest."""
     reports = read_reports(plan, output)
+    tasks.require_all([path for path, _ in plan.shards()], reports, output)
     shards = [{"path": path, **reports[path]} for path, _ in plan.shards()]
     errors: Counter[str] = Counter()
     for shard in shards:
@@ -308,8 +309,11 @@ def read_reports(plan: Plan, output: str) -> dict[str, dict[str, Any]]:
             continue
         report = {}
         if name in planned:
-            with fs.open(entry["name"], "rb") as file:
-                report = json.loads((pq.read_metadata(file).metadata or {}).get(FOOTER, b"{}"))
+            try:
+                with fs.open(entry["name"], "rb") as file:
+                    report = json.loads((pq.read_metadata(file).metadata or {}).get(FOOTER, b"{}"))
+            except pa.ArrowInvalid:
+                continue  # cut short, as some clients leave a file silently: it is written again
         if report.get("plan") != plan.key:
             raise ValueError(
                 f"{output} holds {name}, which is not of this inference (another checkpoint, other options, or an "

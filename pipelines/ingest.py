@@ -70,7 +70,9 @@ def ingest(plan: Plan, output: str, progress: Callable[[int, int], None]) -> Man
         for rows in _write_shards(shards, job, held_out):
             done += rows
             progress(done, total)
-    manifest = _manifest(plan, _finished(plan, output), output)
+    finished = _finished(plan, output)
+    tasks.require_all([shard.path for shard in plan.shards], finished, output)
+    manifest = _manifest(plan, finished, output)
     storage.write_json(storage.join(output, MANIFEST), manifest.to_json())
     _clean(output)
     return manifest
@@ -103,6 +105,8 @@ def _finished(plan: Plan, output: str) -> dict[str, dict[str, Any]]:
         if not relative.endswith(".parquet") or relative.startswith("_"):
             continue
         report = _footer(fs, path) if relative in planned else {}
+        if report is None:
+            continue
         if report.get("plan") != plan.key:
             raise ValueError(
                 f"{output} holds {relative}, which is not of this ingest (another source, other options or "
@@ -112,12 +116,13 @@ def _finished(plan: Plan, output: str) -> dict[str, dict[str, Any]]:
     return reports
 
 
-def _footer(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
+def _footer(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """None for a file that is cut short, as some clients leave one silently: it is written again."""
     try:
         with fs.open(path, "rb") as file:
             metadata = pq.read_metadata(file).metadata or {}
     except pa.ArrowInvalid:
-        return {}
+        return None
     return json.loads(metadata.get(FOOTER, b"{}"))
 
 

@@ -28,6 +28,8 @@ from pipelines.archives import ARCHIVES, MEMBERS, Archive, open_archive, public_
 GARMENTS = pa.schema([("uri", pa.string()), ("garment", pa.int32()), ("box", pa.list_(pa.float32(), 4))])
 STORED = pa.schema([("path", pa.string()), ("group", pa.int32()), ("row", pa.int32())])
 CORNERS = ("x1", "y1", "x2", "y2")
+#: Rows of --boxes that a Parquet file may have: a few kilobytes can hold billions.
+MAX_BOXES = 20_000_000
 
 
 class Photo(NamedTuple):
@@ -161,7 +163,13 @@ def _read_boxes(url: str) -> pa.Table:
             options = pyarrow.csv.ConvertOptions(column_types=types)
             table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
         else:
-            table = pq.read_table(io.BytesIO(data))
+            file = pq.ParquetFile(io.BytesIO(data))
+            if file.metadata.num_rows > MAX_BOXES:
+                raise ValueError(
+                    f"{public_url(url)} has {file.metadata.num_rows} rows, more than the {MAX_BOXES} that one run "
+                    "takes: split it"
+                )
+            table = file.read()
     except pa.ArrowInvalid as error:
         raise ValueError(f"{public_url(url)} is not a readable CSV or Parquet file: {error}") from error
     columns = table.column_names

@@ -28,6 +28,8 @@ LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
 #: DeepFashion2's layout: a folder or zip a split, with the photos in ``image`` and a JSON for each in ``annos``.
 SPLIT_FOLDERS = ("train", "validation", "test")
 _DOCUMENT = rf"(?i)(^|[/:])({'|'.join(SPLIT_FOLDERS)})/annos/[^./][^/]*\.json$"
+#: Of the annotations of one photo: 64 of them are held at a time.
+MAX_DOCUMENT_BYTES = 8 << 20
 #: What of a member's name lists say, by where the photos are; a data set may lie deeper in an archive or a folder.
 LISTED: dict[PhotoPlace, str] = {
     "img": r"(?i)^(?:.*/)?img/(?P<listed>.*)$",  # the last one: downloads have Img/img/
@@ -80,6 +82,10 @@ def _source(
     if place == "split-images":
         document = pc.match_substring_regex(members["name"], _DOCUMENT)
         documents, members = members.filter(document), members.filter(pc.invert(document))
+
+    for size, member in zip(documents["size"].to_pylist(), documents["name"].to_pylist(), strict=True):
+        if size > MAX_DOCUMENT_BYTES:
+            raise ValueError(f"{archive.uri(member)} has {size} bytes, which no photo's annotations have")
 
     def read() -> Iterator[tuple[str, bytes]]:
         """Neighbours are read together, and ahead of the parser."""

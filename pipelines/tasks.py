@@ -1,7 +1,7 @@
 """Shards as tasks of a Ray Data graph: how often one is tried again, and how its failure reaches the user."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import ray.data
@@ -49,6 +49,16 @@ def reports(shards: list[dict[str, Any]], write: Any, **options: Any) -> Iterato
             f"the worker of a shard died {RETRIES + 1} times ({type(error).__name__}): its host's log tells why. "
             "Finished shards are kept, the same command goes on from them"
         ) from error
+
+
+def require_all(planned: Sequence[str], finished: Container[str], output: str) -> None:
+    """OSError where a shard that was written is not whole: some object stores' clients lose a write silently."""
+    missing = [path for path in planned if path not in finished]
+    if missing:
+        raise OSError(
+            f"{len(missing)} shards, {missing[0]} the first, were written to {output} and are not whole there: the "
+            "same command writes them again"
+        )
 
 
 def or_error(write: Callable[[], int]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution import context
 
 from glefld import checkpoint, evaluation, runlog, storage, training
 from glefld.dataset import open_dataset
@@ -146,24 +147,28 @@ def _work(config: dict[str, Any]) -> str | None:
     assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     torch.set_num_threads(max(1, int(assigned)))
     first = ray.train.get_context().get_world_rank() == 0
-    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)  # a line a report
+    context.logger.setLevel(logging.WARNING)  # a line for each report of each worker
     log = RunLog(RunHandle(**config["handle"]), job.run) if first else None
 
     def log_step(metrics: dict[str, float], step: int) -> None:
         if log is not None:
             log.log(metrics, step)
 
-    def report(epoch: EpochReport) -> None:
-        log_step(epoch.metrics, epoch.step)
+    def store_log() -> None:
         if log is not None:
             log.flush()
+
+    def report(epoch: EpochReport) -> None:
+        log_step(epoch.metrics, epoch.step)
+        store_log()
+        if log is not None:
             name = "NE" if "val_ne" in epoch.metrics else "error"
             # Ray Train's print would show it twice.
             logger.info("epoch %d: %s %.4f on val, best %.4f", epoch.epoch, name, epoch.error, epoch.best)
         ray.train.report({"error": epoch.error, "epoch": epoch.epoch})
 
     try:
-        training.train(job, device, log_step, report)
+        training.train(job, device, log_step, report, store_log)
     except Mistake as error:
         # Raised, it would make Ray start the group again, to the same end.
         return str(error)

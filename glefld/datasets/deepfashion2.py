@@ -86,7 +86,7 @@ def read_photo(name: str, data: bytes) -> Iterator[Garment]:
     folder, stem = place[1].lower(), place[2]
     try:
         content = json.loads(data)
-    except ValueError as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8 or of brackets without end
         raise ValueError(f"{name} is not JSON ({error}): get it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{name}: an object with item1, item2, ... was expected")

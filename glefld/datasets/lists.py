@@ -9,6 +9,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -79,6 +80,10 @@ class ListFiles:
         return found
 
 
+#: A longer line is no list's: those of 1,000 attributes have some 3,000 characters.
+MAX_LINE = 1 << 20
+
+
 @dataclasses.dataclass(frozen=True)
 class ListFile:
     """One list file; its methods stream it, so that a list of a gigabyte takes no memory."""
@@ -93,7 +98,9 @@ class ListFile:
         """Line number and text of each line that has any; ValueError if the file is not text, or damaged."""
         with self.open() as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
             try:
-                for number, line in enumerate(file, 1):
+                for number, line in enumerate(iter(partial(file.readline, MAX_LINE), ""), 1):
+                    if len(line) == MAX_LINE:
+                        raise self.error(number, f"longer than {MAX_LINE} characters: get the list again")
                     if line.strip():
                         yield number, line
             except (UnicodeDecodeError, EOFError, zlib.error, zipfile.BadZipFile) as error:

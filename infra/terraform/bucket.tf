@@ -1,4 +1,5 @@
-# One bucket: raw/ photos/ weights/ (yours), data/ (ingest), runs/ (train), predictions/ (infer), mlflow/ (the server).
+# One bucket: raw/ photos/ weights/ (yours), data/ (ingest), runs/ (train), predictions/ (infer),
+# models/ (copies of registered models, by whichever job uses one), mlflow/ (the server).
 resource "aws_s3_bucket" "root" {
   bucket = var.bucket
 }

@@ -2,17 +2,18 @@
 locals {
   work = {
     ingest = { read = ["raw"], write = ["data"] }
-    train  = { read = ["data", "weights"], write = ["runs"] }
-    infer  = { read = ["runs", "photos", "data"], write = ["predictions"] }
+    train  = { read = ["data", "weights"], write = ["runs", "models"] }
+    infer  = { read = ["runs", "photos", "data"], write = ["predictions", "models"] }
     mlflow = { read = [], write = ["mlflow"] }
     # The shared cluster, to which people submit any of the jobs: whoever may submit to it may do all three.
-    ray = { read = ["raw", "photos", "weights"], write = ["data", "runs", "predictions"] }
+    ray = { read = ["raw", "photos", "weights"], write = ["data", "runs", "predictions", "models"] }
   }
-  issuer = regex(":oidc-provider/(.*)$", var.oidc_provider_arn)[0]
+  pods   = var.oidc_provider_arn == null ? {} : local.work
+  issuer = var.oidc_provider_arn == null ? "" : regex(":oidc-provider/(.*)$", var.oidc_provider_arn)[0]
 }
 
 resource "aws_iam_role" "work" {
-  for_each = local.work
+  for_each = local.pods
   name     = "${var.name}-${each.key}"
 
   assume_role_policy = jsonencode({
@@ -32,7 +33,7 @@ resource "aws_iam_role" "work" {
 }
 
 resource "aws_iam_role_policy" "work" {
-  for_each = local.work
+  for_each = local.pods
   name     = "bucket"
   role     = aws_iam_role.work[each.key].id
 

@@ -10,11 +10,12 @@ variable "name" {
 }
 
 variable "oidc_provider_arn" {
-  description = "ARN of the Kubernetes cluster's OIDC provider in IAM, whose service accounts may take the roles."
+  description = "ARN of the Kubernetes cluster's OIDC provider in IAM, whose service accounts may take the roles. Null: no Kubernetes."
   type        = string
+  default     = null
 
   validation {
-    condition     = can(regex(":oidc-provider/", var.oidc_provider_arn))
+    condition     = var.oidc_provider_arn == null ? true : can(regex(":oidc-provider/", var.oidc_provider_arn))
     error_message = "This must be the ARN of an OIDC provider: arn:aws:iam::ACCOUNT:oidc-provider/HOST/PATH."
   }
 }

@@ -1,6 +1,7 @@
 """What the tests on several hosts train, and what they look up of it afterwards."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -59,6 +60,11 @@ def only_run(client: MlflowClient, name: str) -> Run:
     (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
     (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
     return run
+
+
+def times_logged(client: MlflowClient, run: Run, metric: str) -> dict[int, int]:
+    """How often each step was logged: more than once where it was repeated."""
+    return Counter(m.step for m in client.get_metric_history(run.info.run_id, metric))
 
 
 def history(client: MlflowClient, run: Run, metric: str) -> dict[int, float]:

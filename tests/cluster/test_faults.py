@@ -29,6 +29,7 @@ from tests.cluster.runs import (
     five_seeds,
     history,
     only_run,
+    times_logged,
 )
 from tests.cluster.servers import wait_until
 from tests.ingested import write_dataset
@@ -98,13 +99,24 @@ def under_way(team: Team, name: str) -> Submission:
     return job
 
 
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
 def worker_of(host: Host) -> list[psutil.Process]:
     return host.find("ray::", "RayTrainWorker")
 
 
-def check(team: Team, undisturbed: Undisturbed, name: str) -> float:
-    """One finished run with every step, and a final NE like that of runs that nothing disturbed; the NE."""
+def check(team: Team, undisturbed: Undisturbed, name: str, kept: int) -> float:
+    """One finished run with every step, and a final NE like that of runs that nothing disturbed; the NE.
+
+    ``kept``: how many epochs had a checkpoint when the fault came. None of them is trained again, and no more than the
+    two that were not safe then: the one under way, and one whose checkpoint had not been pointed to yet.
+    """
     run = only_run(team.client, name)
+    repeated = {step // STEPS for step, n in times_logged(team.client, run, "val_ne").items() if n > 1}
+    assert not {n for n in repeated if n <= kept}, (repeated, kept)
+    assert len(repeated) <= 2, repeated
     assert run.info.status == "FINISHED"
     assert set(history(team.client, run, "val_ne")) == {STEPS * n for n in range(1, EPOCHS + 1)}
     assert set(history(team.client, run, "loss")) == set(range(EPOCHS * STEPS))
@@ -121,11 +133,12 @@ def finish(
     name: str,
     job: Submission,
     fault: str,
+    kept: int,
 ) -> None:
-    """Wait for the job, check its run and tell what the fault cost."""
+    """Wait for the job, check its run and tell what the fault cost. ``kept`` as in ``check``."""
     assert job.wait(JOB_SECONDS) == 0, job.printed
     lost = time.monotonic() - job.since - undisturbed.seconds
-    ne = check(team, undisturbed, name)
+    ne = check(team, undisturbed, name, kept)
     tell(request, f"{fault}: {lost:+.0f} s, NE {ne:.5f}")
 
 
@@ -136,11 +149,26 @@ def test_a_host_lost_and_replaced(
     job = under_way(team, "lost")
     host = team.workers[0]
     (worker,) = worker_of(host)
+    kept = epoch(team, "lost")
     assert worker.pid in host.kill()
-    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    assert gone(worker)
     time.sleep(5)
     team.start_worker(host)
-    finish(request, team, undisturbed, "lost", job, "host killed, replaced after 5 s")
+    finish(request, team, undisturbed, "lost", job, "host killed, replaced after 5 s", kept)
+
+
+def test_a_raylet_lost_alone(team: Team, undisturbed: Undisturbed, request: pytest.FixtureRequest) -> None:
+    """Its workers end with it, and the host, started anew, is used again."""
+    job = under_way(team, "raylet")
+    host = team.workers[1]
+    (raylet,), (worker,) = host.find("raylet/raylet"), worker_of(host)
+    kept = epoch(team, "raylet")
+    raylet.send_signal(signal.SIGKILL)
+    wait_until(lambda: gone(raylet), "it is dead")
+    wait_until(lambda: gone(worker), "no orphan trains on")
+    host.kill()  # what `ray start` had besides
+    team.start_worker(host)
+    finish(request, team, undisturbed, "raylet", job, "raylet alone killed, started anew", kept)
 
 
 def test_a_host_cut_off_and_back(
@@ -151,6 +179,7 @@ def test_a_host_cut_off_and_back(
     host = team.workers[0]
     assert team.network.reaches(host, team.head, 6379)
     team.network.cut(host)
+    kept = epoch(team, "cut")
     assert not team.network.reaches(host, team.head, 6379)
     assert worker_of(host), "cut off, not killed"
     time.sleep(30)
@@ -160,7 +189,7 @@ def test_a_host_cut_off_and_back(
     wait_until(lambda: raylet.poll() is not None, "the host that was given up ends its Ray", 120)
     host.kill()
     team.start_worker(host)
-    finish(request, team, undisturbed, "cut", job, "host cut off for 30 s, then started anew")
+    finish(request, team, undisturbed, "cut", job, "host cut off for 30 s, then started anew", kept)
 
 
 def test_the_driver_killed_and_submitted_again(
@@ -183,7 +212,7 @@ def test_the_driver_killed_and_submitted_again(
     assert again.wait(JOB_SECONDS) == 0, again.printed
     assert only_run(team.client, "driver").info.run_id == before.info.run_id
     again.since = job.since
-    finish(request, team, undisturbed, "driver", again, "driver killed, submitted again with --resume")
+    finish(request, team, undisturbed, "driver", again, "driver killed, submitted again with --resume", at)
 
 
 @contextlib.contextmanager
@@ -216,12 +245,11 @@ def test_a_training_worker_out_of_memory(
     """The kernel kills it; the group starts again."""
     job = under_way(team, "memory")
     (worker,) = worker_of(team.workers[1])
+    kept = epoch(team, "memory")
     with little_memory(worker) as kills:
-        wait_until(
-            lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker is killed"
-        )
+        wait_until(lambda: gone(worker), "the worker is killed")
         assert kills() >= 1
-    finish(request, team, undisturbed, "memory", job, "training worker out of memory")
+    finish(request, team, undisturbed, "memory", job, "training worker out of memory", kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,9 +296,7 @@ def test_an_ingest_worker_killed(team: Team, raw: Raw, request: pytest.FixtureRe
         lambda: writing.extend(team.workers[0].find("ray::", "_write_or_tell")) or writing, "a task to kill"
     )
     writing[0].send_signal(signal.SIGKILL)
-    wait_until(
-        lambda: not writing[0].is_running() or writing[0].status() == psutil.STATUS_ZOMBIE, "it is dead"
-    )
+    wait_until(lambda: gone(writing[0]), "it is dead")
     assert not (team.root / "killed" / "manifest.json").exists(), "killed too late to show anything"
     assert job.wait(JOB_SECONDS) == 0, job.printed
     lost = time.monotonic() - job.since - raw.seconds
@@ -286,7 +312,7 @@ def fill(path: Path) -> None:
             while True:
                 file.write(bytes(1 << 16))
         finally:
-            file.truncate(file.tell() - (1 << 16))
+            file.truncate(file.tell() - (1 << 14))
 
 
 def test_a_workers_disk_full(team: Team, raw: Raw, request: pytest.FixtureRequest) -> None:

@@ -101,6 +101,7 @@ def test_only_code_is_packed(tmp_path: Path) -> None:
 SECRETS = {
     "an option": ("--source https://someone:hunter2@host/photos.zip", {}),
     "a signed address": ("--source https://host/photos.zip?X-Amz-Expires=60&X-Amz-Signature=hunter2", {}),
+    "an option with =": ("--source=https://someone:hunter2@host/photos.zip", {}),
     "the tracking server": ("--source /data", {"MLFLOW_TRACKING_URI": "http://someone:hunter2@mlflow:5000"}),
     "the object store": ("--source /data", {"AWS_ENDPOINT_URL": "http://token@store:9000"}),
 }

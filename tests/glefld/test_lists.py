@@ -69,6 +69,7 @@ BROKEN = {
     "a box of three": ("Anno/list_bbox.txt", "1\nh\nimg/1.jpg 1 2 3\n", "line 3"),
     "a box of words": ("Anno/list_bbox.txt", "1\nh\nimg/1.jpg 1 2 3 x\n", "line 3"),
     "a box without end": ("Anno/list_bbox.txt", "1\nh\nimg/1.jpg 1 2 3 inf\n", "line 3"),
+    "a line without end": ("Anno/list_bbox.txt", "1\nh\n" + "x" * (3 << 20), "line 3: longer than"),
     "an unknown split": ("Eval/list_eval_partition.txt", "1\nh\nimg/1.jpg dev\n", "train, val, test"),
     "an unknown type": ("Anno/list_landmarks.txt", "1\nh\nimg/1.jpg 4 1 0 1 1\n", r"\[1, 2, 3\]"),
     "too few points": ("Anno/list_landmarks.txt", "1\nh\nimg/1.jpg 2 1 0 1 1\n", "line 3"),

@@ -1,6 +1,7 @@
 """Photos: every mode becomes the RGB that a person sees, and each kind of damage has its own reason."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -54,6 +55,26 @@ def test_orientation_tag_is_ignored() -> None:
     assert decoded.getpixel((2, 2))[0] > 200
 
 
+def huge_tile() -> bytes:
+    """The TIFF of a picture of 8 x 8 pixels, cut from a tile of 16,384 x 16,384."""
+    data = bytearray(encoded(Image.new("L", (8, 8)), "TIFF"))
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, directory)
+    entries = [struct.unpack_from("<HHII", data, directory + 2 + 12 * i) for i in range(count)]
+    tags = {tag: (tag, kind, n, value) for tag, kind, n, value in entries}
+    (_, _, _, strip), (_, _, _, size) = tags.pop(273), tags.pop(279)
+    tags |= {
+        322: (322, 4, 1, 16384),
+        323: (323, 4, 1, 16384),
+        324: (324, 4, 1, strip),
+        325: (325, 4, 1, size),
+    }
+    tags.pop(278, None)  # rows a strip
+    body = b"".join(struct.pack("<HHII", *tags[tag]) for tag in sorted(tags))
+    struct.pack_into("<I", data, 4, len(data))
+    return bytes(data) + struct.pack("<H", len(tags)) + body + bytes(4)
+
+
 BAD = {
     "half a JPEG": (jpeg(1)[: len(jpeg(1)) // 2], "truncated_photo"),
     "half a PNG": (encoded(Image.effect_noise((64, 64), 90), "PNG")[:2000], "truncated_photo"),
@@ -61,7 +82,8 @@ BAD = {
     "nothing": (b"", "unreadable_photo"),
     "a format that runs programs": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable_photo"),
     "a picture of 120 megapixels": (encoded(Image.new("1", (12000, 10000)), "PNG"), "picture_too_large"),
-    "a picture of 300 megapixels": (encoded(Image.new("1", (20000, 15000)), "PNG"), "picture_too_large"),
+    "a picture of 900 megapixels": (encoded(Image.new("1", (30000, 30000)), "PNG"), "picture_too_large"),
+    "a small TIFF of one huge tile": (huge_tile(), "picture_too_large"),
 }
 
 

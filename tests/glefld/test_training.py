@@ -1,6 +1,7 @@
 """Training: the same gradient however a batch is shared out, runs that go on where they stopped, whole checkpoints."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -133,17 +134,29 @@ class Stopped(Exception):
 
 
 def run(
-    data: str, folder: Path, recipe: Recipe = RECIPE, stop_after: int | None = None
+    data: str,
+    folder: Path,
+    recipe: Recipe = RECIPE,
+    stop_after: int | None = None,
+    stored: list[list[tuple[int, float]]] | None = None,
 ) -> list[tuple[int, float]]:
-    """Train; the loss of every step as it was logged. ``stop_after`` an epoch, as if the worker had died."""
+    """Train; the loss of every step as it was logged. ``stop_after`` an epoch, as if the worker had died.
+
+    ``stored`` gets what was logged so far each time that training asks for it to be stored.
+    """
     losses: list[tuple[int, float]] = []
+
+    def store_log() -> None:
+        if stored is not None:
+            stored.append(list(losses))
 
     def report(epoch: EpochReport) -> None:
         if epoch.epoch == stop_after:
             raise Stopped
 
     job = Job("fld", data, str(folder), "gle", CONFIG, recipe)
-    train(job, torch.device("cpu"), lambda metrics, step: losses.append((step, metrics["loss"])), report)
+    cpu = torch.device("cpu")
+    train(job, cpu, lambda metrics, step: losses.append((step, metrics["loss"])), report, store_log)
     return losses
 
 
@@ -173,12 +186,14 @@ def test_a_run_goes_on_within_an_epoch(data: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     # What was there when the worker died after its second step: no epoch's end.
     middle = tmp_path / "middle"
+    stored: list[list[tuple[int, float]]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("glefld.training.validate", lambda *_: (_ for _ in ()).throw(Stopped()))
         with pytest.raises(Stopped):
-            run(data, middle, recipe)
+            run(data, middle, recipe, stored=stored)
     assert checkpoint.pointed(str(middle), "last") == "checkpoints/00000002"
     assert checkpoint.pointed(str(middle), "best") is None
+    assert stored == [whole[:2]], "a worker lost after the checkpoint goes on behind these steps"
     rest = run(data, middle, recipe)
     assert rest == [whole[2]]
     torch.testing.assert_close(weights(middle), weights(folder), rtol=1e-3, atol=1e-5)
@@ -210,6 +225,17 @@ def test_only_the_best_and_the_last_checkpoint_are_kept(data: str, tmp_path: Pat
     kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     pointed = {checkpoint.pointed(str(tmp_path), name) for name in ("last", "best")}
     assert {f"checkpoints/{name}" for name in kept} == pointed
+
+
+@pytest.mark.parametrize("foreign", ["../../data/fld", "/home/victim", "checkpoints", "", None])
+def test_a_pointer_that_leads_out_of_the_run_is_refused(
+    foreign: str | None, data: str, tmp_path: Path
+) -> None:
+    """What a pointer has named is deleted when a better checkpoint comes."""
+    run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=1))
+    (tmp_path / "run" / "best.json").write_text(json.dumps({"checkpoint": foreign}))
+    with pytest.raises(ValueError, match=r"best\.json names .* no checkpoint of this run"):
+        run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=2))
 
 
 def test_learning_rates_of_the_paper() -> None:

@@ -44,7 +44,7 @@ def test_spoiled_compose_file_is_refused(tmp_path: Path) -> None:
 
 def test_compose_is_reached_from_this_machine_only() -> None:
     published = [port for service in compose()["services"].values() for port in service.get("ports", [])]
-    assert published == ["127.0.0.1:8333:8333", "127.0.0.1:5000:5000"]
+    assert published == ["127.0.0.1:8333:8333", "${MLFLOW_ADDRESS:-127.0.0.1}:5000:5000"]
 
 
 def test_compose_does_not_start_without_its_passwords() -> None:

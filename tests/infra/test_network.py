@@ -17,8 +17,8 @@ def matches(selector: Document, labels: dict[str, str]) -> bool:
 
 
 def peer_matches(peer: Document, labels: dict[str, str], namespace: str) -> bool:
-    if "ipBlock" in peer:
-        return namespace == "internet"
+    if "ipBlock" in peer:  # it covers pods too: 0.0.0.0/0 is everybody
+        return True
     if "namespaceSelector" in peer:
         if not matches(peer["namespaceSelector"], {"kubernetes.io/metadata.name": namespace}):
             return False
@@ -72,6 +72,7 @@ def test_strangers_reach_nothing(component: str, namespace: str) -> None:
 def test_kuberays_operator_reaches_the_dashboard_alone() -> None:
     assert passes("Ingress", one_pod("ray"), OPERATOR, "kuberay", 8265)
     assert not passes("Ingress", one_pod("ray"), OPERATOR, "kuberay", 6379)
+    assert not passes("Ingress", one_pod("ray"), OPERATOR, "other", 8265), "anybody may call a pod so"
     assert not passes("Ingress", one_pod("mlflow"), OPERATOR, "kuberay", 5000)
 
 

@@ -16,7 +16,8 @@ ASSIGNED = re.compile(rf"""(?i)["']?({NAME})["']?[ \t]*[:=][ \t]*["']?([^\s"'#,}
 IN_URL = re.compile(r"://[^\s/:@]+:[^\s/@]+@")
 #: What stands for a value and is none: a reference, a name of a Secret or key, a switch, a file.
 NO_VALUE = re.compile(
-    r"[$<&{\[(|>]|ray-token|mlflow|token$|false$|true$|required$|auth_token$|~/|any|Equal|PASSWORD-FILE"
+    r"(?:\$[({\w]\S*|[&{\[(|>]\S*|<[A-Z-]+>|ray-token|mlflow(-client)?|token|false|true|required|auth_token|~/\S+|any|Equal"
+    r"|PASSWORD-FILE\)?)$"
 )
 KEY = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|[A-Za-z0-9+/]{40,}|\b[0-9a-f]{32,}\b")
 
@@ -54,6 +55,9 @@ def test_no_file_holds_a_secret() -> None:
         "--from-literal=auth_token=8f14e45fceea",
         "postgresql+psycopg2://mlflow:hunter22@postgres/mlflow",
         "key: AKIAABCDEFGHIJKLMNOP",
+        "POSTGRES_PASSWORD: mlflow-Hunter2",
+        "admin_password = anything123",
+        "password: <hunter2>",
         "x: wJalrXUtnFEMI/K7MDENG/bPxRfiCYzEXAMPLEKEY",
     ],
 )

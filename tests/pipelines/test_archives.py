@@ -200,6 +200,34 @@ def test_a_tar_that_unpacks_to_far_more_than_photos_do_is_refused(
     assert not (tmp_path / "staging").exists()
 
 
+def header(name: bytes, size: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A tar's header block, its size field as given."""
+    block = bytearray(tarfile.TarInfo(name.decode()).tobuf(tarfile.GNU_FORMAT))
+    block[124:136], block[156:157] = size, kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+HOSTILE_TARS = {
+    "a size that leads back to its own header": header(
+        b"a", b"\xff" + (-512).to_bytes(11, "big", signed=True)
+    ),
+    "a negative size": header(b"a", b"\xff" + (-1).to_bytes(11, "big", signed=True)),
+    "a name of 200 MiB": header(b"a", b"%011o\0" % (200 << 20), tarfile.GNUTYPE_LONGNAME) + bytes(1 << 20),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_TARS)
+@pytest.mark.timeout(30)
+def test_a_hostile_tar_ends_in_one_line(case: str, tmp_path: Path) -> None:
+    """Neither a loop without end nor memory as the header asks for it."""
+    path = tmp_path / "a.tar"
+    path.write_bytes(HOSTILE_TARS[case] + bytes(1024))
+    with pytest.raises(ValueError, match=r"is not a readable tar .*bytes at byte"):
+        read_index(open_archive(str(path), ""))
+
+
 def test_another_download_is_not_taken_for_the_staged_one(tmp_path: Path) -> None:
     """What was unpacked of one compressed tar is not read in place of another."""
     staging = str(tmp_path / "staging")

@@ -359,6 +359,22 @@ def boxes_that_are_words(folder: Path) -> InferOptions:
     return dataclasses.replace(no_data_set(folder), split=None, boxes=str(folder / "boxes.csv"))
 
 
+def boxes_without_end(folder: Path) -> InferOptions:
+    """A few kilobytes that would unpack to gigabytes."""
+    source = write_folder(folder / "photos", make_photos(1)[0])
+    rows = pa.table(
+        {
+            "uri": pa.repeat("000.PNG", 1 << 20),
+            **{c: pa.nulls(1 << 20, pa.float64()) for c in ("x1", "y1", "x2", "y2")},
+        }
+    )
+    with pq.ParquetWriter(folder / "boxes.parquet", rows.schema, compression="zstd") as writer:
+        for _ in range(20):
+            writer.write_table(rows)
+    assert (folder / "boxes.parquet").stat().st_size < 1 << 20
+    return InferOptions("", str(source), boxes=str(folder / "boxes.parquet"))
+
+
 def output_inside(folder: Path) -> InferOptions:
     write_folder(folder, make_photos(1)[0])
     return InferOptions("", str(folder))
@@ -373,6 +389,7 @@ def output_inside(folder: Path) -> InferOptions:
         (no_data_set, "--split is for ingested data sets"),
         (boxes_without_corners, "must have rows with the columns uri and x1, y1, x2, y2"),
         (boxes_of_other_photos, "none of the 1 uris"),
+        (boxes_without_end, "more than the 20000000 that one run takes"),
         (boxes_that_are_words, "not a readable CSV or Parquet file"),
         (output_inside, "lies in --input"),
     ],

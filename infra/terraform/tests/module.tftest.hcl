@@ -65,11 +65,12 @@ run "each_role_has_its_prefixes_only" {
       ])
       } == {
       ingest = ["arn:aws:s3:::glefld-test/data/*"]
-      train  = ["arn:aws:s3:::glefld-test/runs/*"]
-      infer  = ["arn:aws:s3:::glefld-test/predictions/*"]
+      train  = ["arn:aws:s3:::glefld-test/runs/*", "arn:aws:s3:::glefld-test/models/*"]
+      infer  = ["arn:aws:s3:::glefld-test/predictions/*", "arn:aws:s3:::glefld-test/models/*"]
       mlflow = ["arn:aws:s3:::glefld-test/mlflow/*"]
       ray = [
         "arn:aws:s3:::glefld-test/data/*", "arn:aws:s3:::glefld-test/runs/*", "arn:aws:s3:::glefld-test/predictions/*",
+        "arn:aws:s3:::glefld-test/models/*",
       ]
     }
     error_message = "a role may write where it should not"
@@ -78,7 +79,7 @@ run "each_role_has_its_prefixes_only" {
     condition = toset(flatten([
       for statement in jsondecode(aws_iam_role_policy.work["train"].policy).Statement :
       statement.Resource if contains(statement.Action, "s3:GetObject")
-    ])) == toset([for prefix in ["data", "weights", "runs"] : "arn:aws:s3:::glefld-test/${prefix}/*"])
+    ])) == toset([for prefix in ["data", "weights", "runs", "models"] : "arn:aws:s3:::glefld-test/${prefix}/*"])
     error_message = "training may read where it should not"
   }
   assert {
@@ -115,6 +116,16 @@ run "wrong_oidc_provider_is_refused" {
     oidc_provider_arn = "oidc.example.com/id/CLUSTER"
   }
   expect_failures = [var.oidc_provider_arn]
+}
+
+run "without_kubernetes_no_role_for_pods" {
+  variables {
+    oidc_provider_arn = null
+  }
+  assert {
+    condition     = length(aws_iam_role.work) == 0 && length(aws_iam_role_policy.work) == 0
+    error_message = "roles that nobody can take"
+  }
 }
 
 run "kubernetes_alone_makes_no_machines_rights" {

@@ -95,6 +95,7 @@ def test_a_photo_that_is_there_twice() -> None:
 SKIRT = deepfashion2_item(9, 8)
 BROKEN = {
     "not JSON": (b'{"item1": ', "is not JSON"),
+    "brackets without end": (b"[" * 200_000, "is not JSON"),
     "not text": (b"\xff\xfe\x00", "is not JSON"),
     "a list": (b"[]", "an object with item1"),
     "an item that is a number": ({"item1": 3}, "item1"),
