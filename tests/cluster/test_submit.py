@@ -1,19 +1,24 @@
 """Jobs submitted to a running cluster with token authentication, as a user submits them: one node on loopback."""
 
+import asyncio
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import requests
 from mlflow import MlflowClient
+from ray.job_submission import JobDetails, JobStatus, JobType
 
+from glefld import runlog
 from glefld.dataset import open_dataset
 from jobs import submit
 from tests.cluster.hosts import Host, alive, secured, short_folder
@@ -204,6 +209,92 @@ def test_a_wrong_address_is_one_line(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_job_by_rays_own_means(cluster: Cluster) -> None:
+    """`ray job submit`, as README has it: from raw lists to a comparison."""
+    root = cluster.root / "own"
+    shutil.copytree(cluster.root, root, ignore=lambda _, names: {n for n in names if n != "mlflow.db"})
+    environment = {"GLEFLD_ROOT": str(root), "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"}
+    small = "--input-size 32 --epochs 1 --batch-size 16 --precision fp32 --num-workers 1 --cpus-per-worker 1"
+    lines = {
+        "synthesize": "--layout fld --count 60",
+        "ingest": f"--dataset fld --source {root}/raw/fld",
+        "train": f"--dataset fld --name own --model.modules 1 --model.width 8 {small}",
+        "evaluate": f"--dataset fld --checkpoint {root}/runs/own --split val",
+        "infer": f"--checkpoint {root}/runs/own --input {root}/raw/fld/img.zip --output {root}/predictions",
+        "compare": f"--dataset fld --name both --models gle:modules=0 liu2018 {small}",
+    }
+    assert set(lines) == set(submit.JOBS)
+    with tempfile.TemporaryDirectory() as folder:
+        submit.pack(Path(folder))
+        for job, line in lines.items():
+            done = cluster.host.call(
+                [
+                    *("ray", "job", "submit", "--address", cluster.address, "--working-dir", folder),
+                    *("--runtime-env-json", json.dumps({"env_vars": environment})),
+                    *("--", "python", "-m", f"jobs.{job}", *line.split()),
+                ]
+            )
+            assert done.returncode == 0, (job, done.stdout[-3000:], done.stderr[-3000:])
+            assert cluster.jobs()[0]["status"] == "SUCCEEDED"
+    assert open_dataset(str(root / "data/fld")).rows_in == 60
+    assert (root / "predictions/manifest.json").exists()
+    assert (root / "runs/both/results-val.json").exists()
+
+
+@dataclasses.dataclass
+class Unreliable:
+    """A cluster whose log breaks off after a while of talking; then it is had again from its beginning."""
+
+    texts: list[str]
+    breaks: list[int]
+    status: JobStatus = JobStatus.SUCCEEDED
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        for at, text in enumerate(self.texts):
+            await asyncio.sleep(0.1)
+            if self.breaks and at == self.breaks[0]:
+                self.breaks.pop(0)
+                raise RuntimeError("the connection was reset")
+            yield text
+
+    def get_job_status(self, job_id: str) -> JobStatus:
+        if self.breaks:
+            raise RuntimeError("not now")
+        return self.status
+
+
+def test_a_log_that_breaks_off_is_followed_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However long it was followed before, a lost connection is tried again, and every line is printed once."""
+    monkeypatch.setattr(submit, "RECONNECT_SECONDS", 1.5)
+    texts = [f"line {i}\n" for i in range(30)]
+    end = submit.follow(Unreliable(texts, [20, 25]), "job", "")  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "".join(texts) == end
+
+
+def test_a_cluster_that_is_gone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "RECONNECT_SECONDS", 0.5)
+    with pytest.raises(ConnectionError, match=r"not answered .* `ray job logs --follow job --address there`"):
+        submit.follow(Unreliable(["a\n"], [0] * 100), "job", " --address there")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("code", "expected"), [(1, 1), (2, 2), (77, 77), (-9, 1), (None, 1)])
+def test_the_exit_status_is_the_jobs(code: int | None, expected: int) -> None:
+    """A process that was killed has no status that a process could end with."""
+    job = JobDetails(type=JobType.SUBMISSION, entrypoint="x", status=JobStatus.FAILED, driver_exit_code=code)
+    with pytest.raises(SystemExit) as end:
+        submit.report_end(job, "")
+    assert end.value.code == expected
+
+
+def test_a_stopped_job_has_time_to_end_its_run() -> None:
+    """Longer than a run's end waits for MLflow, or SIGKILL would leave the run as running."""
+    assert float(submit.STOPPING["RAY_JOB_STOP_WAIT_TIME_S"]) >= runlog.END_SECONDS + 30
+
+
+@pytest.mark.slow
 def test_interrupted_a_job_goes_on_or_stops(cluster: Cluster) -> None:
     """Ctrl-C only leaves the log; with --stop-on-interrupt the job stops, and its MLflow run ends as killed."""
     write_dataset(cluster.root / "dots", {"train": 40, "val": 8})
@@ -220,10 +311,9 @@ def test_interrupted_a_job_goes_on_or_stops(cluster: Cluster) -> None:
     job = cluster.jobs()[0]
     assert f"{job['submission_id']} goes on" in cluster.host.log.read_text()
     assert job["status"] == "RUNNING"
-    stopped = cluster.host.call(
-        [str(Path(sys.executable).with_name("ray")), "job", "stop", str(job["submission_id"])],
-        RAY_API_SERVER_ADDRESS=cluster.address,
-    )
+    told = re.search(r"stop it with `(ray job stop .*)`", cluster.host.log.read_text())
+    assert told is not None
+    stopped = cluster.host.call(told[1].split())  # as the user was told
     assert stopped.returncode == 0, stopped.stderr
     client = MlflowClient(f"sqlite:///{cluster.root}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]

@@ -240,4 +240,6 @@ def test_a_server_that_stays_away_does_not_fail_the_training(
     assert run.info.status == "FINISHED"
     assert {m.step for m in client.get_metric_history(run.info.run_id, "loss")} == set(range(24))
     assert client.get_model_version_by_alias("gone", "best").run_id == run.info.run_id
+    assert len(client.search_model_versions("name = 'gone'")) == 1
+    assert len(client.get_run(run.info.run_id).outputs.model_outputs) == 1
     assert not [name for name in store.names(folder) if "unsent" in name]

@@ -124,6 +124,10 @@ def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
     (model,) = MlflowClient(handle.tracking_uri).search_logged_models([handle.experiment_id])
     assert (model.name, model.metrics[0].value) == ("gle", 0.5)
     assert not list((tmp_path / "run").glob("unsent*"))
+    # Whoever resumes a finished run logs its model once more.
+    with to_its_end(handle, run) as log:
+        log.log_model(url, name="gle", step=1, metrics={"best_ne": 0.5})
+    assert len(MlflowClient(handle.tracking_uri).search_logged_models([handle.experiment_id])) == 1
 
 
 def test_without_a_folder_what_is_lost_is_an_error(away: RunHandle) -> None:
