@@ -1,7 +1,7 @@
-"""The training workers' process group, which listens on the address that Ray knows a node by and on no other.
+"""The training workers' process group, which listens on the address that Ray knows a node by.
 
 Left alone, torch's store listens on every interface and asks nobody who they are, and gloo takes the interface that
-the host's name leads to, which on many hosts is loopback.
+the host's name leads to, which on many hosts is loopback. NCCL chooses among a host's cards itself, but for loopback.
 """
 
 import dataclasses

@@ -157,12 +157,34 @@ def test_finished_shards_are_kept(tmp_path: Path) -> None:
     lost = {str(manifest.shards[i].path) for i in rng.choice(len(manifest.shards), 3, replace=False)}
     for path in (*lost, "manifest.json"):
         (output / path).unlink()
+    # Some clients of object stores leave half a file and tell nobody.
+    half = output / lost.copy().pop()
+    half.write_bytes(
+        (output / next(s.path for s in manifest.shards if s.path not in lost)).read_bytes()[:500]
+    )
     (output / "split=train" / "_part-0123").write_bytes(b"PAR1")
     stamps = {path: (output / path).stat().st_ino for path in undisturbed if (output / path).exists()}
     run(options, output)
     assert files(output) == undisturbed
     redone = {path for path in undisturbed if stamps.get(path) != (output / path).stat().st_ino}
     assert redone == lost | {"manifest.json"}
+
+
+def test_a_shard_that_storage_has_lost_is_told(tmp_path: Path) -> None:
+    """As where a write fails silently: one line, and the same command writes it again."""
+    options, output = many_shards(tmp_path), tmp_path / "output"
+    plan = prepare(options, str(output))
+
+    def lose(done: int, total: int) -> None:
+        if done == total:
+            (output / plan.shards[1].path).unlink(missing_ok=True)
+
+    with pytest.raises(
+        OSError, match=r"1 shards, .* are not whole there: the same command writes them again"
+    ):
+        ingest(plan, str(output), lose)
+    assert not (output / "manifest.json").exists()
+    run(options, output)
 
 
 def test_a_finished_data_set_is_left_alone(tmp_path: Path) -> None:
