@@ -103,11 +103,15 @@ def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
     """Metrics, artifacts and the model wait beside the checkpoints, told in one warning; then they are sent."""
     run = str(tmp_path / "run")
     url = dots.write_checkpoint(f"{run}/checkpoints/00000001")
+    waited = 0.0
     with to_its_end(away, run) as log:
         for step in range(1500):
             log.log({"loss": float(step)}, step)
             if step % 100 == 0:
+                start = time.monotonic()
                 assert not log.flush()
+                waited += time.monotonic() - start
+        assert waited < 5 * runlog.FLUSH_SECONDS, "fifteen epochs' ends, of which the first waits"
         log.log_text("a table", "val/table.txt")
         log.log_model(url, name="gle", step=1, metrics={"best_ne": 0.5})
     (warning,) = [r for r in caplog.records if r.levelno == logging.WARNING and r.name == "glefld.runlog"]
