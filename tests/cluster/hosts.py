@@ -17,15 +17,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 
+from tests.cluster.conftest import ObjectStore
+from tests.cluster.forwarder import Forwarder
 from tests.cluster.servers import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+STORE_PORT = 7480  # of the object store on the head's address
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -267,16 +271,18 @@ def require_namespaces() -> None:
 
 @dataclasses.dataclass
 class Team:
-    """A Ray cluster: a head without CPUs, two hosts with one each, a tracking server on the head, a user's laptop.
+    """A Ray cluster: a head without CPUs, two hosts with one each, a user's laptop.
 
-    ``root`` is the folder that all hosts share, with the tracking store in it.
+    On the head's address there are an object store, which ``root`` is on, and a tracking server, whose files are in
+    ``folder``.
     """
 
     network: Network
     head: Host
     workers: list[Host]
     laptop: Host
-    root: Path
+    root: str
+    folder: Path
 
     @property
     def dashboard(self) -> str:
@@ -284,7 +290,7 @@ class Team:
 
     @property
     def client(self) -> MlflowClient:
-        return MlflowClient(f"sqlite:///{self.root}/mlflow.db")
+        return MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
 
     def start_worker(self, host: Host) -> None:
         host.start_ray(f"--address={self.head.address}:6379", "--num-cpus=1")
@@ -309,7 +315,7 @@ class Team:
         process = self.laptop.run(
             words,
             log,
-            GLEFLD_ROOT=str(self.root),
+            GLEFLD_ROOT=self.root,
             MLFLOW_TRACKING_URI=f"http://{self.head.address}:5000",
         )
         return Submission(process, log)
@@ -342,20 +348,22 @@ class Submission:
             return bool(ready())
 
         try:
-            wait_until(now, what, seconds)
+            wait_until(now, what, seconds, pause=0.25)  # most ask the object store
         except pytest.fail.Exception:
             print(self.printed[-5000:])
             raise
 
 
 @contextlib.contextmanager
-def make_team(root: Path, empty_store: Path) -> Iterator[Team]:
+def make_team(files: Path, empty_store: Path, store: ObjectStore) -> Iterator[Team]:
+    """``files`` is a folder of the test's; everything of the hosts' own goes with them."""
     require_namespaces()
-    shutil.copy(empty_store, root / "mlflow.db")
+    shutil.copy(empty_store, files / "mlflow.db")
     Path("/tmp/ray").mkdir(exist_ok=True)  # what each host's own is mounted on
     with short_folder() as folder:
         environment = secured(
             folder,
+            **store.keys.environment(f"http://10.77.0.1:{STORE_PORT}"),
             # A lost host is noticed within some ten seconds; less would give up hosts that only are short of CPU.
             RAY_health_check_initial_delay_ms="0",
             RAY_health_check_period_ms="2000",
@@ -364,16 +372,24 @@ def make_team(root: Path, empty_store: Path) -> Iterator[Team]:
             RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15",
         )
         network = Network(folder, environment)
-        try:
+        with contextlib.ExitStack() as left:
+            left.callback(network.remove)
             head, first, second, laptop = (network.add_host() for _ in range(4))
-            team = Team(network, head, [first, second], laptop, root)
+            gateway = urlsplit(store.direct)
+            assert gateway.hostname is not None
+            assert gateway.port is not None
+            forwarder = Forwarder(
+                head.namespace, (head.address, STORE_PORT), (gateway.hostname, gateway.port)
+            )
+            left.callback(forwarder.stop)
+            team = Team(network, head, [first, second], laptop, f"{store.bucket()}/glefld", files)
             head.start_ray("--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={head.address}")
             head.wait_for_ray(lambda: alive(laptop, team.dashboard))
             server = (
                 f"server --host {head.address} --port 5000 --workers 1 --allowed-hosts {head.address}:5000"
             )
             stores = (
-                f"--backend-store-uri sqlite:///{root}/mlflow.db --artifacts-destination {root}/artifacts"
+                f"--backend-store-uri sqlite:///{files}/mlflow.db --artifacts-destination {files}/artifacts"
             )
             head.run(
                 [str(BIN / "mlflow"), *server.split(), *stores.split()],
@@ -382,5 +398,3 @@ def make_team(root: Path, empty_store: Path) -> Iterator[Team]:
             team.restore()
             wait_until(lambda: network.reaches(laptop, head, 5000), "the tracking server is up")
             yield team
-        finally:
-            network.remove()

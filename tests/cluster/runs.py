@@ -10,7 +10,7 @@ import torch.multiprocessing
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from glefld import checkpoint
+from glefld import checkpoint, storage
 from glefld.training import Job, train
 from jobs.train import parse
 
@@ -43,14 +43,14 @@ def _undisturbed(rank: int, world: int, root: str) -> None:
 def five_seeds(root: Path) -> list[float]:
     """The final NE of five runs that nothing disturbs, each with two workers."""
     torch.multiprocessing.spawn(_undisturbed, (2, str(root)), nprocs=2)
-    return [final_ne(root / "seeds" / str(seed)) for seed in SEEDS]
+    return [final_ne(f"{root}/seeds/{seed}") for seed in SEEDS]
 
 
-def final_ne(run: Path) -> float:
+def final_ne(run: str) -> float:
     """What a run's last checkpoint scored on val."""
-    last = checkpoint.pointed(str(run), "last")
+    last = checkpoint.pointed(run, "last")
     assert last is not None
-    _, card = checkpoint.load(str(run / last))
+    _, card = checkpoint.load(storage.join(run, last))
     assert card.epoch == EPOCHS
     return card.val["ne"]
 
@@ -60,6 +60,12 @@ def only_run(client: MlflowClient, name: str) -> Run:
     (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
     (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
     return run
+
+
+def upload(local: str | Path, url: str) -> None:
+    """A folder to object storage."""
+    fs, path = storage.filesystem(url)
+    fs.put(f"{local}/", f"{path}/", recursive=True)
 
 
 def times_logged(client: MlflowClient, run: Run, metric: str) -> dict[int, int]:

@@ -45,13 +45,15 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_until(ready: Callable[[], object], what: str, seconds: float = START_SECONDS) -> float:
+def wait_until(
+    ready: Callable[[], object], what: str, seconds: float = START_SECONDS, pause: float = 0.05
+) -> float:
     """How many seconds it took; a failed test if it takes longer than given."""
     start = time.monotonic()
     while not ready():
         if time.monotonic() - start > seconds:
             pytest.fail(f"{what}: not within {seconds:.0f} s")
-        time.sleep(0.05)
+        time.sleep(pause)
     return time.monotonic() - start
 
 

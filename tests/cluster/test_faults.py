@@ -16,8 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from glefld import checkpoint
+from glefld import checkpoint, storage
 from glefld.dataset import open_dataset
+from tests.cluster.conftest import ObjectStore
 from tests.cluster.hosts import Host, Submission, Team, make_team
 from tests.cluster.runs import (
     EPOCHS,
@@ -30,6 +31,7 @@ from tests.cluster.runs import (
     history,
     only_run,
     times_logged,
+    upload,
 )
 from tests.cluster.servers import wait_until
 from tests.ingested import write_dataset
@@ -40,9 +42,9 @@ JOB_SECONDS = 400.0  # after which a job counts as hanging
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Team]:
-    with make_team(tmp_path_factory.mktemp("shared"), empty_store) as team:
-        write_dataset(team.root / "data" / "fld", ROWS)
+def shared(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, store: ObjectStore) -> Iterator[Team]:
+    with make_team(tmp_path_factory.mktemp("team"), empty_store, store) as team:
+        upload(write_dataset(team.folder / "data" / "fld", ROWS), f"{team.root}/data/fld")
         yield team
 
 
@@ -62,11 +64,11 @@ class Undisturbed:
 @pytest.fixture(scope="module")
 def undisturbed(shared: Team, request: pytest.FixtureRequest) -> Undisturbed:
     """The final NE of five seeds, and how long one such run takes on the hosts."""
-    scores = five_seeds(shared.root)
+    scores = five_seeds(shared.folder)
     job = train(shared, "undisturbed")
     assert job.wait(JOB_SECONDS) == 0, job.printed
     made = Undisturbed(scores, time.monotonic() - job.since)
-    ne = final_ne(shared.root / "runs" / "undisturbed")
+    ne = final_ne(f"{shared.root}/runs/undisturbed")
     tell(
         request, f"undisturbed: {made.seconds:.0f} s, NE {ne:.5f}; five seeds {[f'{n:.5f}' for n in scores]}"
     )
@@ -87,7 +89,7 @@ def train(team: Team, name: str, more: str = "") -> Submission:
 
 def epoch(team: Team, name: str) -> int:
     """How many epochs have a checkpoint."""
-    last = checkpoint.pointed(str(team.root / "runs" / name), "last")
+    last = checkpoint.pointed(f"{team.root}/runs/{name}", "last")
     return int(last.rpartition("/")[2]) // STEPS if last else 0
 
 
@@ -120,7 +122,7 @@ def check(team: Team, undisturbed: Undisturbed, name: str, kept: int) -> float:
     assert run.info.status == "FINISHED"
     assert set(history(team.client, run, "val_ne")) == {STEPS * n for n in range(1, EPOCHS + 1)}
     assert set(history(team.client, run, "loss")) == set(range(EPOCHS * STEPS))
-    ne = final_ne(team.root / "runs" / name)
+    ne = final_ne(f"{team.root}/runs/{name}")
     mean, spread = statistics.mean(undisturbed.ne), statistics.stdev(undisturbed.ne)
     assert abs(ne - mean) <= 2 * spread, (ne, undisturbed.ne)
     return ne
@@ -254,7 +256,7 @@ def test_a_training_worker_out_of_memory(
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
-    source: Path
+    source: str
     content_hash: str
     seconds: float
 
@@ -263,45 +265,49 @@ class Raw:
 def raw(shared: Team, tmp_path_factory: pytest.TempPathFactory) -> Raw:
     """A source of several shards, what undisturbed ingest makes of it and how long that takes."""
     listed = rows(1500)
-    source = write_fld(
-        tmp_path_factory.mktemp("raw") / "source", listed, photos(listed, width=300, height=400)
-    )
+    local = tmp_path_factory.mktemp("raw") / "source"
+    source = f"{shared.root}/raw"
+    upload(write_fld(local, listed, photos(listed, width=300, height=400)), source)
     job = ingest(shared, source, "whole")
     assert job.wait(JOB_SECONDS) == 0, job.printed
-    return Raw(source, open_dataset(str(shared.root / "whole")).content_hash, time.monotonic() - job.since)
+    return Raw(source, open_dataset(f"{shared.root}/whole").content_hash, time.monotonic() - job.since)
 
 
-def ingest(team: Team, source: Path, name: str) -> Submission:
+def ingest(team: Team, source: str, name: str) -> Submission:
     return team.submit(f"ingest --dataset fld --source {source} --output {team.root}/{name} --shard-mib 1")
 
 
-def shards(folder: Path) -> dict[str, tuple[int, str]]:
-    """The finished shards: which file each is, and its content's hash."""
+def shards(url: str) -> dict[str, tuple[object, str]]:
+    """The finished shards: when each was written, and its content's hash."""
+    fs, root = storage.filesystem(url)
+    fs.invalidate_cache()
+    found = fs.find(root, detail=True).items()
     return {
-        str(path.relative_to(folder)): (path.stat().st_ino, hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in folder.glob("split=*/part-*")
+        path.removeprefix(root): (info["LastModified"], hashlib.sha256(fs.cat_file(path)).hexdigest())
+        for path, info in found
+        if "/split=" in path
     }
 
 
-def contents(folder: Path) -> dict[str, str]:
-    return {path: digest for path, (_, digest) in shards(folder).items()}
+def contents(url: str) -> dict[str, str]:
+    return {path: digest for path, (_, digest) in shards(url).items()}
 
 
 def test_an_ingest_worker_killed(team: Team, raw: Raw, request: pytest.FixtureRequest) -> None:
     """In the middle of a shard: the shard is written by another worker, and the data set is the same."""
     job = ingest(team, raw.source, "killed")
-    job.until(lambda: shards(team.root / "killed"), "the first shard", 240)
+    job.until(lambda: shards(f"{team.root}/killed"), "the first shard", 240)
     writing: list[psutil.Process] = []
     job.until(
         lambda: writing.extend(team.workers[0].find("ray::", "_write_or_tell")) or writing, "a task to kill"
     )
     writing[0].send_signal(signal.SIGKILL)
     wait_until(lambda: gone(writing[0]), "it is dead")
-    assert not (team.root / "killed" / "manifest.json").exists(), "killed too late to show anything"
+    assert not storage.exists(f"{team.root}/killed/manifest.json"), "killed too late to show anything"
     assert job.wait(JOB_SECONDS) == 0, job.printed
     lost = time.monotonic() - job.since - raw.seconds
-    assert open_dataset(str(team.root / "killed")).content_hash == raw.content_hash
-    assert contents(team.root / "killed") == contents(team.root / "whole")
+    assert open_dataset(f"{team.root}/killed").content_hash == raw.content_hash
+    assert contents(f"{team.root}/killed") == contents(f"{team.root}/whole")
     tell(request, f"ingest worker killed: {lost:+.0f} s")
 
 
@@ -327,12 +333,12 @@ def test_a_workers_disk_full(team: Team, raw: Raw, request: pytest.FixtureReques
     last = job.printed.splitlines()[-1]
     assert last.startswith("error: ")
     assert "No space left on device" in last
-    assert not (team.root / "full" / "manifest.json").exists()
+    assert not storage.exists(f"{team.root}/full/manifest.json")
     filler.unlink()
-    kept = shards(team.root / "full")
+    kept = shards(f"{team.root}/full")
     again = ingest(team, raw.source, "full")
     assert again.wait(JOB_SECONDS) == 0, again.printed
-    assert open_dataset(str(team.root / "full")).content_hash == raw.content_hash
-    assert contents(team.root / "full") == contents(team.root / "whole")
-    assert kept.items() <= shards(team.root / "full").items()
+    assert open_dataset(f"{team.root}/full").content_hash == raw.content_hash
+    assert contents(f"{team.root}/full") == contents(f"{team.root}/whole")
+    assert kept.items() <= shards(f"{team.root}/full").items()
     tell(request, f"a worker's disk full: the job said so after {told:.0f} s")

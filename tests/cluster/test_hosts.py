@@ -9,16 +9,17 @@ import pytest
 from glefld import checkpoint
 from glefld.dataset import open_dataset
 from jobs import ingest
+from tests.cluster.conftest import ObjectStore
 from tests.cluster.hosts import Team, make_team
-from tests.cluster.runs import LEARNING, ROWS, STEPS, TWO_WORKERS, history, only_run
+from tests.cluster.runs import LEARNING, ROWS, STEPS, TWO_WORKERS, history, only_run, upload
 from tests.ingested import write_dataset
 from tests.raw_layouts import photos, rows, write_fld
 
 
 @pytest.fixture(scope="module")
-def team(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Team]:
-    with make_team(tmp_path_factory.mktemp("shared"), empty_store) as made:
-        write_dataset(made.root / "data" / "fld", ROWS)
+def team(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, store: ObjectStore) -> Iterator[Team]:
+    with make_team(tmp_path_factory.mktemp("team"), empty_store, store) as made:
+        upload(write_dataset(made.folder / "fld", ROWS), f"{made.root}/data/fld")
         yield made
 
 
@@ -29,7 +30,10 @@ def test_ingest_on_several_hosts_is_the_same_data_set(team: Team, tmp_path: Path
     """Both hosts write shards, and the content is what one machine makes of the source."""
     listed = rows(1200)
     source = write_fld(tmp_path / "source", listed, photos(listed, width=300, height=400))
-    job = team.submit(f"ingest --dataset fld --source {source} --output {team.root}/ingested --shard-mib 1")
+    upload(source, f"{team.root}/raw")
+    job = team.submit(
+        f"ingest --dataset fld --source {team.root}/raw --output {team.root}/ingested --shard-mib 1"
+    )
     seen: set[str] = set()
     while job.process.poll() is None:
         seen |= {host.address for host in team.workers if host.find("ray::", "_write_or_tell")}
@@ -38,7 +42,7 @@ def test_ingest_on_several_hosts_is_the_same_data_set(team: Team, tmp_path: Path
     assert job.wait() == 0, job.printed
     assert seen == {host.address for host in team.workers}
     ingest.run(ingest.Options("fld", str(source), output=str(tmp_path / "here"), shard_mib=1))
-    here, there = open_dataset(str(tmp_path / "here")), open_dataset(str(team.root / "ingested"))
+    here, there = open_dataset(str(tmp_path / "here")), open_dataset(f"{team.root}/ingested")
     assert len(there.shards) > 10
     assert there.content_hash == here.content_hash
     assert there.splits == here.splits
@@ -69,10 +73,9 @@ def test_elastic_training_goes_on_with_fewer_and_takes_one_back(team: Team) -> N
     job = team.submit(
         f"train --dataset fld --epochs {epochs} {LEARNING} --num-workers 1-4 --cpus-per-worker 1 --name elastic"
     )
-    run_folder = team.root / "runs" / "elastic"
 
     def epoch() -> int:
-        last = checkpoint.pointed(str(run_folder), "last")
+        last = checkpoint.pointed(f"{team.root}/runs/elastic", "last")
         return int(last.rpartition("/")[2]) // STEPS if last else 0
 
     def workers() -> set[str]:

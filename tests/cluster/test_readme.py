@@ -47,8 +47,15 @@ def test_the_cluster_section_does_what_it_says(machine: Host, tmp_path: Path) ->
     for package in ("glefld", "pipelines", "jobs"):
         shutil.copytree(REPOSITORY / package, clone / package)
     (clone / ".venv").symlink_to(BIN.parent)
-    # Job control gives `kill %1` its meaning, as in a terminal.
-    words = ["bash", "-c", f"set -emx; cd {clone}; mount --bind {machine.folder}/ray /tmp/ray\n{commands()}"]
+    # `ray stop` ends every Ray that it sees, so the host sees its own processes only. Job control gives `kill %1` its
+    # meaning, as in a terminal.
+    apart = ["unshare", "--pid", "--fork", "--mount-proc"]
+    words = [
+        *apart,
+        "bash",
+        "-c",
+        f"set -emx; cd {clone}; mount --bind {machine.folder}/ray /tmp/ray\n{commands()}",
+    ]
     done = machine.call(words, seconds=800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     root = clone / "cluster-data"
