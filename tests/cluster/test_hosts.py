@@ -68,7 +68,7 @@ def test_two_workers_train_on_two_hosts(team: Team) -> None:
 @pytest.mark.timeout(900)
 def test_elastic_training_goes_on_with_fewer_and_takes_one_back(team: Team) -> None:
     """1-2 workers: a host lost for good leaves one, and training goes on; a host that comes back is used again."""
-    epochs = 200
+    epochs = 120
     lost, kept = team.workers
     job = team.submit(
         f"train --dataset fld --epochs {epochs} {LEARNING} --num-workers 1-4 --cpus-per-worker 1 --name elastic"
