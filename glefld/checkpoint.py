@@ -10,7 +10,6 @@ weights are safetensors, and ``training.pt`` is read with ``weights_only``.
 """
 
 import dataclasses
-import hashlib
 import json
 import pickle
 import re
@@ -65,10 +64,10 @@ def save(url: str, model: Model, card: ModelCard, training: Mapping[str, Any] | 
         Path(folder, "model.json").write_bytes(storage.json_bytes(dataclasses.asdict(card)))
         if training is not None:
             torch.save(dict(training), Path(folder, "training.pt"))
-        files = {}
-        for path in sorted(Path(folder).iterdir()):
-            files[path.name] = _digest(path.read_bytes())
-            storage.put_verified(path, storage.join(url, path.name))
+        files = {
+            path.name: storage.put_verified(path, storage.join(url, path.name))
+            for path in sorted(Path(folder).iterdir())
+        }
         _write_verified(storage.join(url, "complete.json"), files)
 
 
@@ -111,7 +110,9 @@ def export(url: str, folder: Path) -> None:
     files = _verified(url, names)
     for name in names:
         Path(folder, name).write_bytes(files[name])
-    storage.write_json(str(Path(folder, "complete.json")), {name: _digest(files[name]) for name in names})
+    storage.write_json(
+        str(Path(folder, "complete.json")), {name: storage.digest(files[name]) for name in names}
+    )
 
 
 def point(run: str, name: Literal["last", "best"], checkpoint: str) -> None:
@@ -162,12 +163,8 @@ def _verified(url: str, names: list[str]) -> dict[str, bytes]:
         if name not in expected:
             raise ValueError(f"the checkpoint {url} holds no {name}")
         files[name] = storage.read_bytes(storage.join(url, name))
-        if _digest(files[name]) != expected[name]:
+        if storage.digest(files[name]) != expected[name]:
             raise ValueError(
                 f"{storage.join(url, name)} is damaged: its size or hash is not what complete.json says"
             )
     return files
-
-
-def _digest(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

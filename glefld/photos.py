@@ -78,7 +78,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """A loaded picture in 8-bit RGB: 16-bit grey scaled down, transparency over white."""
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit grey to 255, which turns it white.
-        grey = (np.asarray(image).clip(0, 65535) + 128) // 257
+        grey = (np.asarray(image, np.int32).clip(0, 65535) + 128) // 257
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

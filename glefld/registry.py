@@ -45,11 +45,8 @@ class Registration:
 
 def find_model(handle: RunHandle, name: str, step: int) -> str | None:
     """The run's model of that name and step, if an earlier process has stored it."""
-    outputs = MlflowClient(handle.tracking_uri).get_run(handle.run_id).outputs
-    found = outputs.model_outputs if outputs is not None else []
-    client = MlflowClient(handle.tracking_uri)
-    ids = [o.model_id for o in found if o.step == step and client.get_logged_model(o.model_id).name == name]
-    return ids[-1] if ids else None
+    models = _models(MlflowClient(handle.tracking_uri), handle.run_id, step)
+    return next((model.model_id for model in models if model.name == name), None)
 
 
 def create_model(handle: RunHandle, name: str) -> str:
@@ -151,8 +148,8 @@ def _model_id(client: MlflowClient, uri: str) -> str:
     raise ValueError(f"{uri} is not a model that this program has logged")
 
 
-def _models(client: MlflowClient, run_id: str) -> list[LoggedModel]:
-    """A run's models, the one of the last step last."""
+def _models(client: MlflowClient, run_id: str, step: int | None = None) -> list[LoggedModel]:
+    """A run's models, those of a step or all, the one of the last step last."""
     outputs = client.get_run(run_id).outputs
     found = sorted(outputs.model_outputs if outputs is not None else [], key=lambda output: output.step)
-    return [client.get_logged_model(output.model_id) for output in found]
+    return [client.get_logged_model(output.model_id) for output in found if step in (None, output.step)]

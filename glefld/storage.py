@@ -5,6 +5,7 @@ A file is either whole or not there: local files are renamed into place, objects
 Requests that fail, stall or are throttled are tried again, with growing pauses, by botocore and s3fs.
 """
 
+import hashlib
 import json
 import os
 import posixpath
@@ -166,11 +167,18 @@ def write_bytes(url: str, data: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def put_verified(local: str | Path, url: str) -> None:
-    """As ``put``; OSError if what is there afterwards is not the file: some clients lose a failed write silently."""
+def put_verified(local: str | Path, url: str) -> dict[str, Any]:
+    """As ``put``; the file's ``digest``. OSError if another is there: some clients lose a failed write silently."""
     put(local, url)
-    if not exists(url) or read_bytes(url) != Path(local).read_bytes():
+    expected = digest(Path(local).read_bytes())
+    if not exists(url) or digest(read_bytes(url)) != expected:
         raise OSError(f"{url} was written but reads back differently")
+    return expected
+
+
+def digest(data: bytes) -> dict[str, Any]:
+    """Size and SHA-256."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def json_bytes(value: Any) -> bytes:

@@ -140,7 +140,7 @@ def _open_run(
             client.log_inputs(run.info.run_id, [_dataset_input(manifest, data)])
         _describe(client, run, options, manifest)
     except BaseException:
-        # Nobody will go on with a run whose id is written nowhere.
+        # The caller has no handle to end it by.
         with contextlib.suppress(Exception):
             client.set_terminated(run.info.run_id, "FAILED")
         raise

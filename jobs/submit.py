@@ -186,7 +186,7 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 @dataclasses.dataclass
 class Log:
-    """A job's log as far as it was printed; ``end`` is its last characters, ``heard`` when something last came."""
+    """A job's log as far as it was printed; ``end`` is its last characters, ``heard``: when the cluster last spoke."""
 
     printed: int = 0
     end: str = ""
@@ -220,7 +220,7 @@ def follow(client: JobSubmissionClient, job_id: str, at: str) -> str:
     Of a job that is over, a log that cannot be had is not waited for longer than ``RECONNECT_SECONDS`` either.
     """
     log = Log()
-    answered = over_since = None
+    over_since = None
     while True:
         ended, problem = False, None
         try:
@@ -229,7 +229,7 @@ def follow(client: JobSubmissionClient, job_id: str, at: str) -> str:
             problem = error
         try:
             over = client.get_job_status(job_id).is_terminal()
-            answered = time.monotonic()
+            log.heard = time.monotonic()
         except LOST as error:
             over, problem = False, error
         now = time.monotonic()
@@ -237,7 +237,7 @@ def follow(client: JobSubmissionClient, job_id: str, at: str) -> str:
             over_since = over_since or now
             if ended or now - over_since > RECONNECT_SECONDS:
                 return log.end
-        elif problem is not None and now - max(answered or 0.0, log.heard) > RECONNECT_SECONDS:
+        elif problem is not None and now - log.heard > RECONNECT_SECONDS:
             raise ConnectionError(
                 f"the cluster has not answered for {RECONNECT_SECONDS:.0f} s ({problem}). If {job_id} goes on, "
                 f"`ray job logs --follow {job_id}{at}` shows it"

@@ -155,12 +155,15 @@ def infer(plan: Plan, output: str, workers: Workers, progress: Callable[[int, in
     done = sum(report["rows"] for report in finished.values())
     progress(done, total)
     todo = [{"path": path, "rows": to_bytes(rows)} for path, rows in plan.shards() if path not in finished]
-    number = max(1, min(workers.number, len(todo)))
+    if not todo:
+        return
     reports = tasks.reports(
         todo,
         ShardWriter,
         fn_constructor_kwargs={"job": make_job(plan, output, workers)},
-        compute=ray.data.ActorPoolStrategy(size=number, max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(
+            size=min(workers.number, len(todo)), max_tasks_in_flight_per_actor=2
+        ),
         num_cpus=1,
         num_gpus=1 if workers.gpu else 0,
         max_task_retries=tasks.RETRIES,

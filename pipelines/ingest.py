@@ -128,6 +128,8 @@ def _footer(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
 
 def _write_shards(shards: list[PlannedShard], job: ShardJob, held_out: frozenset[bytes]) -> Iterator[int]:
     """Write these shards, one Ray task each; yields the number of listed rows of each as it is done."""
+    if not shards:
+        return
     items = [{"split": s.split, "index": s.index, "rows": s.to_bytes()} for s in shards]
     work = {"job": job, "held_out": held_out}
     for report in tasks.reports(items, _write_or_tell, fn_kwargs=work, max_retries=tasks.RETRIES):

@@ -17,8 +17,6 @@ import torch.distributed as dist
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
-START_SECONDS = 300.0
-
 _store: dist.TCPStore | None = None  # of the first worker's process, for as long as that lives
 
 
@@ -63,9 +61,7 @@ def _join(address: tuple[str, int], rank: int, size: int, backend: str, timeout_
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface(host))
     if ipaddress.ip_address(host).is_loopback:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface(host))  # NCCL's own choice is any other one
-    store = dist.TCPStore(
-        *address, is_master=False, timeout=datetime.timedelta(seconds=START_SECONDS), wait_for_workers=False
-    )
+    store = dist.TCPStore(*address, is_master=False, wait_for_workers=False)
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout_s)
     )

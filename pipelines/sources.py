@@ -83,9 +83,10 @@ def _source(
         document = pc.match_substring_regex(members["name"], _DOCUMENT)
         documents, members = members.filter(document), members.filter(pc.invert(document))
 
-    for size, member in zip(documents["size"].to_pylist(), documents["name"].to_pylist(), strict=True):
-        if size > MAX_DOCUMENT_BYTES:
-            raise ValueError(f"{archive.uri(member)} has {size} bytes, which no photo's annotations have")
+    large = documents.filter(pc.greater(documents["size"], MAX_DOCUMENT_BYTES))
+    if len(large):
+        name, size = large["name"][0].as_py(), large["size"][0].as_py()
+        raise ValueError(f"{archive.uri(name)} has {size} bytes, which no photo's annotations have")
 
     def read() -> Iterator[tuple[str, bytes]]:
         """Neighbours are read together, and ahead of the parser."""

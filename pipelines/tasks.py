@@ -25,8 +25,6 @@ def reports(shards: list[dict[str, Any]], write: Any, **options: Any) -> Iterato
 
     ``options`` are those of Ray Data's ``map``.
     """
-    if not shards:
-        return
     # A block a shard: Ray repeats the task of a worker that was lost, and a shard is whole or not there.
     graph = ray.data.from_items(shards, override_num_blocks=len(shards))
     with warnings.catch_warnings():

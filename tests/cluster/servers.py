@@ -6,13 +6,14 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.meanwhile import meanwhile
 
 START_SECONDS = 180.0  # on a busy machine
 
@@ -60,21 +61,14 @@ def wait_until(
 @contextlib.contextmanager
 def command_lines() -> Iterator[set[str]]:
     """What the list of this machine's processes shows meanwhile, looked at every 50 ms."""
-    over = threading.Event()
     seen: set[str] = set()
 
     def look() -> None:
-        while not over.wait(0.05):
-            for process in psutil.process_iter(["cmdline"]):
-                seen.add(" ".join(process.info["cmdline"] or ()))
+        for process in psutil.process_iter(["cmdline"]):
+            seen.add(" ".join(process.info["cmdline"] or ()))
 
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    try:
+    with meanwhile(look):
         yield seen
-    finally:
-        over.set()
-        watcher.join()
 
 
 class Server:

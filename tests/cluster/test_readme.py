@@ -19,6 +19,11 @@ from tests.cluster.hosts import (
     short_folder,
 )
 
+#: The last line: `ray stop` must have ended what `ray start` began.
+NOTHING_LEFT = """
+python -c "import psutil; assert not {p.name() for p in psutil.process_iter()} & {'raylet', 'gcs_server'}"
+"""
+
 
 def commands() -> str:
     """The section's blocks: a new user's shell from the first line to the last."""
@@ -54,7 +59,7 @@ def test_the_cluster_section_does_what_it_says(machine: Host, tmp_path: Path) ->
         *apart,
         "bash",
         "-c",
-        f"set -emx; cd {clone}; mount --bind {machine.folder}/ray /tmp/ray\n{commands()}",
+        f"set -emx; cd {clone}; mount --bind {machine.folder}/ray /tmp/ray\n{commands()}{NOTHING_LEFT}",
     ]
     done = machine.call(words, seconds=800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
@@ -67,4 +72,3 @@ def test_the_cluster_section_does_what_it_says(machine: Host, tmp_path: Path) ->
     predictions = pyarrow.dataset.dataset(root / "predictions", exclude_invalid_files=True).to_table()
     assert len(predictions) == 400
     assert set(predictions["status"].to_pylist()) == {"ok"}
-    assert not machine.find("ray::"), "`ray stop` leaves nothing"

@@ -55,6 +55,14 @@ def test_orientation_tag_is_ignored() -> None:
     assert decoded.getpixel((2, 2))[0] > 200
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_every_16_bit_grey_is_the_nearest_8_bit_one(kind: str) -> None:
+    """From black to white, where a sum in 16 bits would wrap."""
+    grey = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    decoded = np.asarray(decode_rgb(encoded(Image.fromarray(grey), kind)))
+    np.testing.assert_array_equal(decoded, np.repeat((grey / 257).round()[..., None], 3, axis=2))
+
+
 def huge_tile() -> bytes:
     """The TIFF of a picture of 8 x 8 pixels, cut from a tile of 16,384 x 16,384."""
     data = bytearray(encoded(Image.new("L", (8, 8)), "TIFF"))

@@ -2,7 +2,6 @@
 
 import ipaddress
 import shutil
-import threading
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import ray
 
 from jobs import train
 from tests.ingested import write_dataset
+from tests.meanwhile import meanwhile
 
 
 def listening() -> dict[str, set[str]]:
@@ -49,25 +49,17 @@ def test_training_on_this_machine_listens_on_loopback_only(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     write_dataset(tmp_path / "data" / "fld", {"train": 45, "val": 23})
-    over = threading.Event()
     found: defaultdict[str, set[str]] = defaultdict(set)
 
     def look() -> None:
-        while not over.wait(0.2):
-            for address, processes in listening().items():
-                found[address] |= processes
+        for address, processes in listening().items():
+            found[address] |= processes
 
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    try:
-        train.run(
-            train.parse(
-                f"--dataset fld --root {tmp_path} --model local --input-size 32 --epochs 2 --batch-size 8 "
-                "--precision fp32 --num-workers 2 --cpus-per-worker 1".split()
-            )
-        )
-    finally:
-        over.set()
-        watcher.join()
+    line = (
+        f"--dataset fld --root {tmp_path} --model local --input-size 32 --epochs 2 --batch-size 8 "
+        "--precision fp32 --num-workers 2 --cpus-per-worker 1"
+    )
+    with meanwhile(look, pause=0.2):
+        train.run(train.parse(line.split()))
     assert any("RayTrainWorker" in process for processes in found.values() for process in processes), found
     assert all(is_loopback(address) for address in found), found

@@ -1,7 +1,6 @@
 """A shard whose worker dies each time ends the job in one line, and what was finished is kept."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from pipelines import ingest, tasks
 from pipelines.infer import InferOptions, Workers, infer, make_plan
 from pipelines.plan import IngestOptions
 from tests import dots
+from tests.meanwhile import meanwhile
 from tests.raw_layouts import photos, rows, write_fld
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -20,25 +20,18 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 @contextlib.contextmanager
 def killing(*words: str) -> Iterator[Callable[[], int]]:
     """SIGKILL each worker as soon as its title holds all the words. Yields how many it were."""
-    over = threading.Event()
     killed: set[int] = set()
 
     def kill() -> None:
-        while not over.wait(0.005):
-            for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    title = " ".join(process.cmdline())
-                    if process.pid not in killed and all(word in title for word in words):
-                        process.kill()
-                        killed.add(process.pid)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                title = " ".join(process.cmdline())
+                if process.pid not in killed and all(word in title for word in words):
+                    process.kill()
+                    killed.add(process.pid)
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
+    with meanwhile(kill, pause=0.005):
         yield lambda: len(killed)
-    finally:
-        over.set()
-        thread.join()
 
 
 def test_an_ingest_task_that_always_dies(tmp_path: Path) -> None:
