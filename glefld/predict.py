@@ -8,54 +8,29 @@ import dataclasses
 import hashlib
 import io
 import json
-import re
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
-from glefld import checkpoint, storage
-from glefld.ahead import ahead
-from glefld.augmentation import box_to_input, compose, invert
-from glefld.checkpoint import ModelCard
-from glefld.loader import InputPipeline, Picture, to_photo
-from glefld.models import MODELS
-from glefld.photos import BadPhoto, open_photo, to_rgb
+from glefld import storage
+from glefld.data.augmentation import box_to_input, compose, invert
+from glefld.data.loader import InputPipeline, Picture, to_photo
+from glefld.data.photos import is_whole_jpeg, open_photo, orient, orientation, to_rgb
+from glefld.data.prefetch import ahead
+from glefld.errors import BadBox, BadPhoto, UserError
+from glefld.models import MODELS, checkpoint
+from glefld.models.checkpoint import ModelCard
+from glefld.models.precision import choose_precision
+from glefld.recipe import Precision
 from glefld.schema import LandmarkSet
-from glefld.training import choose_precision
 
 #: Pixels decoded together: a batch of large photos is cut into smaller ones.
 BATCH_PIXELS = 128_000_000
-#: EXIF orientation: whether width and height change places, then whether x, then whether y is turned round.
-ORIENTATIONS = {
-    1: (False, False, False),
-    2: (False, True, False),
-    3: (False, True, True),
-    4: (False, False, True),
-    5: (True, False, False),
-    6: (True, True, False),
-    7: (True, True, True),
-    8: (True, False, True),
-}
-#: A marker of a JPEG file, among whose entropy-coded bytes FF is followed by 0 or a restart marker.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_JPEG_END = 0xD9
-
-
-class BadBox(Exception):
-    """A box that holds nothing of its photo: the reason (a constant) and the detail in words."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
 Bad = BadPhoto | BadBox
 
 
@@ -118,36 +93,6 @@ def prepare(
     )
 
 
-def is_whole_jpeg(data: bytes) -> bool:
-    """Whether a JPEG's markers lead to its end: a decoder may fill up a truncated one with grey."""
-    position = 2
-    while (found := _JPEG_MARKER.search(data, position)) is not None:
-        if data[found.end() - 1] == _JPEG_END:
-            return True
-        # A segment may hold a thumbnail with an end of its own: it is stepped over.
-        position = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2]))
-    return False
-
-
-def orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 (upright as stored) where there is none that can be read, as viewers take it."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation)
-    except (SyntaxError, ValueError, TypeError, KeyError, struct.error):  # Pillow's answers to damaged EXIF
-        return 1
-    return value if value in ORIENTATIONS else 1
-
-
-def orient(upright: int, width: int, height: int) -> np.ndarray:
-    """The affine map [2, 3] from a stored picture of this size to the upright one."""
-    swap, flip_x, flip_y = ORIENTATIONS[upright]
-    affine = np.array([[0.0, 1, 0], [1, 0, 0]] if swap else [[1.0, 0, 0], [0, 1, 0]])
-    if swap:
-        width, height = height, width
-    flip = np.array([[-1.0 if flip_x else 1, 0, width * flip_x], [0, -1.0 if flip_y else 1, height * flip_y]])
-    return compose(flip, affine)
-
-
 def _moved(x: float, y: float) -> np.ndarray:
     return np.array([[1.0, 0, x], [0, 1, y]])
 
@@ -167,18 +112,23 @@ def checkpoint_hash(url: str) -> str:
 
 
 def require_landmarks(url: str, card: ModelCard) -> None:
-    """ValueError if the checkpoint is a classifier's."""
+    """UserError if the checkpoint is a classifier's."""
     if MODELS[card.model].task != "landmarks":
-        raise ValueError(f"{url} is a classifier ({card.model}): give a checkpoint that finds landmarks")
+        raise UserError(f"{url} is a classifier ({card.model}): give a checkpoint that finds landmarks")
 
 
 class Predictor:
     """A model at work on one device: crops in, predictions out, in order and in constant memory."""
 
     def __init__(
-        self, url: str, device: torch.device, batch_size: int = 32, threads: int = 1, precision: str = "fp32"
+        self,
+        url: str,
+        device: torch.device,
+        batch_size: int = 32,
+        threads: int = 1,
+        precision: Precision = "fp32",
     ) -> None:
-        """``url`` names a checkpoint; ``threads`` are DALI's. ValueError if the checkpoint is not whole."""
+        """``url`` names a checkpoint; ``threads`` are DALI's. UserError if the checkpoint is not whole."""
         model, self.card = checkpoint.load(url)
         require_landmarks(url, self.card)
         self.device = device

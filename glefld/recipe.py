@@ -3,7 +3,10 @@
 import dataclasses
 from typing import Any, Literal
 
-from glefld.augmentation import Augmentation
+from glefld.data.augmentation import Augmentation
+from glefld.errors import UserError
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 def mirror_only() -> Augmentation:
@@ -32,7 +35,7 @@ class Recipe:
     """Linear warm-up of the cosine schedule."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """Of the forward pass. auto: bf16 where the hardware multiplies it (CUDA, or AMX on a CPU), else fp32."""
     seed: int = 0
     """Of the first weights, the order of the rows and the augmentation."""
@@ -47,9 +50,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("input_size", "epochs", "batch_size", "step_epochs", "log_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+                raise UserError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
         if self.learning_rate <= 0:
-            raise ValueError(f"learning-rate must be above 0, not {self.learning_rate}")
+            raise UserError(f"learning-rate must be above 0, not {self.learning_rate}")
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Recipe":

@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from glefld.errors import UserError
+
 SCHEMA_VERSION = 2
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -53,16 +55,16 @@ class LandmarkSet:
     def __post_init__(self) -> None:
         k = len(self.landmarks)
         if len(set(self.landmarks)) != k:
-            raise ValueError(f"landmark set {self.name!r}: landmark names must be unique")
+            raise UserError(f"landmark set {self.name!r}: landmark names must be unique")
         if sorted(self.mirror) != list(range(k)) or any(
             self.mirror[m] != i for i, m in enumerate(self.mirror)
         ):
-            raise ValueError(
+            raise UserError(
                 f"landmark set {self.name!r}: mirror must pair each of the {k} landmarks with one"
             )
         for garment in self.garment_types:
             if not set(garment.landmarks) <= set(range(k)):
-                raise ValueError(
+                raise UserError(
                     f"landmark set {self.name!r}: type {garment.name!r} names an unknown landmark"
                 )
 
@@ -249,9 +251,9 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Manifest":
-        """ValueError if the file was written by another schema version."""
+        """UserError if the file was written by another schema version."""
         if value.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
+            raise UserError(
                 f"the data set has schema version {value.get('schema_version')}, this program reads {SCHEMA_VERSION}: "
                 "ingest it again"
             )

@@ -28,29 +28,39 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
 
-#: How every s3:// path is asked for, whoever opens it in this process (fsspec's own configuration: a user's
-#: FSSPEC_S3 and ~/.config/fsspec come first). s3fs tries broken reads and throttled requests five times on top.
-S3_CONFIG: dict[str, Any] = {
-    "retries": {
-        "mode": os.environ.get("AWS_RETRY_MODE", "standard"),
-        "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "6")),
-    },
-    "connect_timeout": 5,
-    "read_timeout": 15,  # a stalled connection is given up and tried again
-    # The checksums that newer clients add by themselves are refused by several servers (HTTP 411).
-    "request_checksum_calculation": os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
-}
-_s3 = conf.setdefault("s3", {})
-_s3["config_kwargs"] = {**S3_CONFIG, **_s3.get("config_kwargs", {})}
+from glefld.errors import UserError
+
+
+def s3_options() -> dict[str, Any]:
+    """How object storage is asked: s3fs' options, with a user's own (fsspec's configuration, ``FSSPEC_S3``) on top.
+
+    s3fs tries broken reads and throttled requests five times beyond botocore's retries.
+    """
+    config = {
+        "retries": {
+            "mode": os.environ.get("AWS_RETRY_MODE", "standard"),
+            "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "6")),
+        },
+        "connect_timeout": 5,
+        "read_timeout": 15,  # a stalled connection is given up and tried again
+        # The checksums that newer clients add by themselves are refused by several servers (HTTP 411).
+        "request_checksum_calculation": os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
+    }
+    own = conf.get("s3", {})
+    return {**own, "config_kwargs": config | own.get("config_kwargs", {})}
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path in it; ValueError for a scheme that fsspec does not know."""
+    """The file system of a URL and the path in it; UserError for a scheme that fsspec does not know."""
     try:
-        fs, path = fsspec.core.url_to_fs(os.fspath(url))
+        fs, path = fsspec.core.url_to_fs(os.fspath(url), **(s3_options() if is_s3(url) else {}))
     except ImportError as error:
-        raise ValueError(f"{url}: reading this kind of URL needs another package ({error})") from error
+        raise UserError(f"{url}: reading this kind of URL needs another package ({error})") from error
     return fs, path
+
+
+def is_s3(url: str) -> bool:
+    return os.fspath(url).startswith(("s3://", "s3a://"))
 
 
 def arrow_filesystem(url: str) -> pyarrow.fs.FileSystem:
@@ -63,7 +73,7 @@ def is_local(url: str) -> bool:
 
 
 def require_access(url: str) -> None:
-    """OSError or ValueError, in one line that says what to mend, unless a URL's place on S3 can be asked for.
+    """OSError or UserError, in one line that says what to mend, unless a URL's place on S3 can be asked for.
 
     Other places are not looked at. Nothing needs to be there yet but the bucket.
     """
@@ -127,11 +137,11 @@ def read_bytes(url: str) -> bytes:
 
 
 def read_json(url: str) -> Any:
-    """ValueError if the file is not JSON."""
+    """UserError if the file is not JSON."""
     try:
         return json.loads(read_bytes(url))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{url} is damaged: {error}") from error
+        raise UserError(f"{url} is damaged: {error}") from error
 
 
 def put(local: str | Path, url: str) -> None:

@@ -12,13 +12,16 @@ from typing import Annotated, Any, Literal, TypeVar
 import ray
 import ray.data
 import tyro
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from glefld import checkpoint, storage
-from glefld.dataset import open_dataset
+from glefld import storage
+from glefld.data.dataset import open_dataset
+from glefld.errors import UserError
+from glefld.models import checkpoint
 from glefld.schema import Manifest
+from pipelines import ray_private
 
 Options = TypeVar("Options")
 Root = Annotated[
@@ -28,12 +31,11 @@ Root = Annotated[
     ),
 ]
 
-#: What a user can cause and mend. Anything else is our own mistake and keeps its traceback.
-USER_ERRORS = (
-    ValueError,
-    OSError,  # files, disks and networks
-    BotoCoreError,  # object storage: no credentials, no such endpoint
-)
+#: What is told in one line: what the user can mend, and what files, disks, networks and object storage answer.
+#: Anything else is a bug of ours and keeps its traceback.
+ONE_LINE = (UserError, OSError, BotoCoreError, ClientError)
+#: Set to 1 to see the traceback of any error.
+DEBUG = "GLEFLD_DEBUG"
 #: Where a job computes.
 Device = Annotated[
     Literal["auto", "cpu", "gpu"], tyro.conf.arg(help="Where to compute. auto: on GPUs if there are any.")
@@ -48,15 +50,20 @@ def main(options_type: type[Options], run: Callable[[Options], None]) -> None:
 
 
 def guard(action: Callable[[], None]) -> None:
-    """End a user's mistake in one line on stderr with exit status 1, Ctrl-C with 130."""
+    """End the errors of ``ONE_LINE`` in one line on stderr with exit status 1, Ctrl-C with 130.
+
+    With GLEFLD_DEBUG=1 every error keeps its traceback.
+    """
     try:
         action()
     except Exception as error:
         cause = user_error(error)
-        if cause is None:
+        if cause is None or os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
         message = storage.redacted(" ".join(str(cause).split())) or type(cause).__name__
-        print(f"error: {message}", file=sys.stderr)
+        # Of an error that this program has not worded itself, the place may tell more than the words.
+        hint = "" if isinstance(cause, UserError) else f" ({DEBUG}=1 shows where)"
+        print(f"error: {message}{hint}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -71,7 +78,7 @@ def user_error(error: BaseException) -> BaseException | None:
     for failure in failures.values():
         if (found := user_error(failure)) is not None:
             return found
-    if isinstance(error, USER_ERRORS):
+    if isinstance(error, ONE_LINE):
         return error
     return None
 
@@ -82,7 +89,7 @@ def on_cluster() -> bool:
 
 
 def resolve_root(root: str | None) -> str:
-    """The root as an absolute path or URL; ValueError for a relative one on a cluster, where it would be lost."""
+    """The root as an absolute path or URL; UserError for a relative one on a cluster, where it would be lost."""
     chosen = root or os.environ.get("GLEFLD_ROOT") or "./glefld-data"
     return resolve_url(chosen, "--root (or GLEFLD_ROOT)")
 
@@ -90,10 +97,10 @@ def resolve_root(root: str | None) -> str:
 def resolve_url(url: str, option: str) -> str:
     """The same place as an absolute path or URL.
 
-    ValueError for a relative path on a cluster, OSError for a place on object storage that cannot be asked for.
+    UserError for a relative path on a cluster, OSError for a place on object storage that cannot be asked for.
     """
     if on_cluster() and "://" not in url and not os.path.isabs(os.path.expanduser(url)):
-        raise ValueError(
+        raise UserError(
             f"{option} is the relative path {url!r}, which each machine of the cluster would take for its own: "
             "give a URL (s3://bucket/prefix) or an absolute path that all of them share"
         )
@@ -105,27 +112,27 @@ def resolve_url(url: str, option: str) -> str:
 def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
     """The checkpoint folder that an option names: one, a run (its best), or a model in MLflow, copied below the root.
 
-    ValueError in one line if there is none. So workers need nothing but the storage that they share.
+    UserError in one line if there is none. So workers need nothing but the storage that they share.
     """
     # MLflow takes seconds to import, and a place needs none of it.
     if not given.startswith(("models:/", "runs:/")):
         return checkpoint.resolve(resolve_url(given, option))
-    from glefld import registry, tracking
+    from glefld import tracking
 
     place = resolve_root(root)
     uri = tracking.tracking_uri(place, on_cluster())
-    return registry.fetch(given, uri, storage.join(place, "models"))
+    return tracking.fetch(given, uri, storage.join(place, "models"))
 
 
 def open_data(data: str | None, root: str, dataset: str) -> tuple[str, Manifest]:
     """The ingested data set's URL, by default <root>/data/<dataset>, and its manifest.
 
-    ValueError if it is not finished or is another data set.
+    UserError if it is not finished or is another data set.
     """
     url = resolve_url(data, "--data") if data else storage.join(root, "data", dataset)
     manifest = open_dataset(url)
     if manifest.dataset != dataset:
-        raise ValueError(f"{url} holds the data set {manifest.dataset!r}, not {dataset!r}")
+        raise UserError(f"{url} holds the data set {manifest.dataset!r}, not {dataset!r}")
     return url, manifest
 
 
@@ -140,6 +147,7 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
     if on_cluster():
         ray.init()
         return
+    ray_private.listen_on_loopback()
     # Parts of Ray Train look their own cluster up by its address, in vain where a second one runs on this machine.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -155,13 +163,13 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
 
 
 def use_gpu(device: Device) -> bool:
-    """Whether to work on GPUs: as asked for, else where there are any. ValueError if this machine has none.
+    """Whether to work on GPUs: as asked for, else where there are any. UserError if this machine has none.
 
     A cluster may add machines with GPUs when they are asked for, so there they are believed in.
     """
     available = ray.cluster_resources().get("GPU", 0) >= 1
     if device == "gpu" and not available and not on_cluster():
-        raise ValueError("--device gpu: Ray has no GPU here; leave it out to work on CPUs")
+        raise UserError("--device gpu: Ray has no GPU here; leave it out to work on CPUs")
     return available if device == "auto" else device == "gpu"
 
 
@@ -195,5 +203,5 @@ class RowBar(contextlib.AbstractContextManager["RowBar"]):
 def show_own_progress() -> None:
     """Let a job's bar of rows stand alone: Ray Data's own bars, and the lines it logs of each graph, are silenced."""
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
+    logging.getLogger(ray_private.DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)
+    logging.getLogger(ray_private.DATA_EXECUTION_LOGGER).setLevel(logging.WARNING)

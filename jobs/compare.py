@@ -11,15 +11,17 @@ import ray
 import tyro
 from rich.console import Console
 
-from glefld import comparison, runlog, storage, tracking
-from glefld.comparison import Result
+from glefld import storage, tracking
 from glefld.datasets import Dataset
+from glefld.errors import UserError
 from glefld.models import MODELS, build_model
 from glefld.models.classifier import Label, ResNetConfig
 from glefld.models.system import Preset
-from glefld.published import as_text
 from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels, Split
+from glefld.scoring import comparison
+from glefld.scoring.comparison import Result
+from glefld.scoring.tables import as_text
 from jobs.cli import (
     Device,
     Root,
@@ -34,7 +36,7 @@ from jobs.cli import (
 )
 from pipelines.compare import Entry, Plan, check, compare, measure, slug
 from pipelines.evaluate import baselines
-from pipelines.train import Workers
+from pipelines.train.run import Workers
 
 ALL = tuple(name for name, system in MODELS.items() if system.task == "landmarks" and name != "local")
 
@@ -87,13 +89,13 @@ class Options:
 def run(options: Options) -> None:
     for field in ("seeds", "num_workers", "parallel"):
         if getattr(options, field) < 1:
-            raise ValueError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(options, field)}")
+            raise UserError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(options, field)}")
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
     entries = [parse_entry(text, options) for text in options.models or suiting(options, manifest.labels)]
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
-        raise ValueError("--models names a system twice with the same options")
+        raise UserError("--models names a system twice with the same options")
     weights = parse_weights(options, entries)
     classifier = resolve_checkpoint(options.classifier, "--classifier", root) if options.classifier else None
     uri = tracking.tracking_uri(root, on_cluster())
@@ -131,7 +133,7 @@ def run(options: Options) -> None:
 
     written = storage.join(folder, f"results-{options.split}.json")
     seeds = range(options.recipe.seed, options.recipe.seed + options.seeds)
-    with runlog.to_its_end(parent, folder) as log:
+    with tracking.to_its_end(parent, folder) as log:
         guides = find_guides(plan, guided_by, seeds, classifier, options.recipe, parent, workers, tell)
         results = compare(plan, entries, seeds, parent, guides, workers, tell)
         baseline = baselines(data, options.split, "category")
@@ -160,7 +162,7 @@ def suiting(options: Options, labels: Labels) -> list[str]:
     for system in ALL:
         try:
             build_model(system, MODELS[system].preset(options.preset, options.dataset)[0], labels)
-        except ValueError as error:
+        except UserError as error:
             print(f"left out: {error}")
         else:
             found.append(system)
@@ -168,19 +170,19 @@ def suiting(options: Options, labels: Labels) -> list[str]:
 
 
 def parse_weights(options: Options, entries: list[Entry]) -> dict[str, str]:
-    """``BACKBONE=FILE_OR_URL`` to absolute places by backbone. ValueError if one is not so, of no use, or missing."""
+    """``BACKBONE=FILE_OR_URL`` to absolute places by backbone. UserError if one is not so, of no use, or missing."""
     weights = {}
     backbones = {entry.config.backbone: entry.name for entry in entries if hasattr(entry.config, "backbone")}
     for text in options.weights:
         backbone, equals, place = text.partition("=")
         if not equals:
-            raise ValueError(f"--weights {text}: give BACKBONE=FILE_OR_URL, such as vgg16=vgg16.pth")
+            raise UserError(f"--weights {text}: give BACKBONE=FILE_OR_URL, such as vgg16=vgg16.pth")
         if backbone not in {*backbones, "resnet18"}:
-            raise ValueError(f"--weights {text}: no system of the comparison has the backbone {backbone!r}")
+            raise UserError(f"--weights {text}: no system of the comparison has the backbone {backbone!r}")
         weights[backbone] = resolve_url(place, "--weights")
     missing = [backbone for backbone in backbones if backbone not in weights]
     if options.preset == "paper" and missing and not options.random_weights:
-        raise ValueError(
+        raise UserError(
             f"--preset paper starts from ImageNet weights: give --weights {missing[0]}=FILE_OR_URL "
             f"(for {backbones[missing[0]]}), or --random-weights to go without"
         )
@@ -188,10 +190,10 @@ def parse_weights(options: Options, entries: list[Entry]) -> dict[str, str]:
 
 
 def parse_entry(text: str, options: Options) -> Entry:
-    """``NAME:OPTION=VALUE,...`` with options of the system's config or of the recipe. ValueError if it is not so."""
+    """``NAME:OPTION=VALUE,...`` with options of the system's config or of the recipe. UserError if it is not so."""
     system, _, rest = text.partition(":")
     if system not in MODELS or MODELS[system].task != "landmarks":
-        raise ValueError(f"--models: {system!r} is none of {', '.join(ALL)}")
+        raise UserError(f"--models: {system!r} is none of {', '.join(ALL)}")
     config = MODELS[system].preset(options.preset, options.dataset)[0]
     recipe = options.recipe
     if options.backbone and hasattr(config, "backbone"):
@@ -201,7 +203,7 @@ def parse_entry(text: str, options: Options) -> Entry:
         name = name.replace("-", "_")
         own, shared = ({field.name for field in dataclasses.fields(value)} for value in (config, recipe))
         if not equals or name not in own | shared - {"seed"}:
-            raise ValueError(
+            raise UserError(
                 f"--models {text}: {item!r} is not OPTION=VALUE of {system}'s config or of the recipe"
             )
         if name in own:
@@ -212,17 +214,17 @@ def parse_entry(text: str, options: Options) -> Entry:
 
 
 def with_option(value: Any, name: str, text: str, entry: str) -> Any:
-    """A dataclass with one field set from text, as its type reads it. ValueError if it does not."""
+    """A dataclass with one field set from text, as its type reads it. UserError if it does not."""
     kind = get_type_hints(type(value))[name]
     if kind is bool:
         if text not in ("true", "false"):
-            raise ValueError(f"--models {entry}: {name} is true or false, not {text!r}")
+            raise UserError(f"--models {entry}: {name} is true or false, not {text!r}")
         return dataclasses.replace(value, **{name: text == "true"})
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             parsed = tyro.cli(kind, args=[text])
     except SystemExit:
-        raise ValueError(f"--models {entry}: {name} cannot be {text!r}") from None
+        raise UserError(f"--models {entry}: {name} cannot be {text!r}") from None
     return dataclasses.replace(value, **{name: parsed})
 
 
@@ -255,7 +257,7 @@ def choose_workers(options: Options) -> Workers:
     share = options.num_workers * options.parallel
     each = options.cpus_per_worker or (1 if on_cluster() else max(1, cpus // share))
     if not on_cluster() and options.num_workers * each > cpus:
-        raise ValueError(
+        raise UserError(
             f"{options.num_workers} workers of {each} CPUs are more than this machine's {cpus}: lower --num-workers"
         )
     gpu = use_gpu(options.device)

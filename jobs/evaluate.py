@@ -11,11 +11,13 @@ import ray
 import tyro
 from rich.console import Console
 
-from glefld import evaluation, oks, runlog, storage, tracking
+from glefld import storage, tracking
 from glefld.datasets import Dataset
-from glefld.metrics import Baselines, Report
-from glefld.published import pose_lines, score_tables
+from glefld.errors import UserError
 from glefld.schema import Split
+from glefld.scoring import evaluation
+from glefld.scoring.metrics import Baselines, Report
+from glefld.scoring.tables import oks_table, pose_lines, score_tables
 from jobs.cli import (
     Device,
     Root,
@@ -57,7 +59,7 @@ class Options:
 
 def run(options: Options) -> None:
     if options.num_workers < 1 or options.cpus_per_worker < 1:
-        raise ValueError("--num-workers and --cpus-per-worker must be at least 1")
+        raise UserError("--num-workers and --cpus-per-worker must be at least 1")
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
     url = resolve_checkpoint(options.checkpoint, "--checkpoint", root)
@@ -66,7 +68,7 @@ def run(options: Options) -> None:
     start_ray()
     cpus = int(ray.cluster_resources().get("CPU", 1))
     if options.cpus_per_worker > cpus and not on_cluster():
-        raise ValueError(f"--cpus-per-worker {options.cpus_per_worker}, but this machine has {cpus}")
+        raise UserError(f"--cpus-per-worker {options.cpus_per_worker}, but this machine has {cpus}")
     workers = Workers(options.num_workers, options.cpus_per_worker, use_gpu(options.device))
     handle = tracking.start_run(
         uri,
@@ -76,7 +78,7 @@ def run(options: Options) -> None:
         name=f"evaluate-{options.split}",
         experiment=options.experiment,
     )
-    with runlog.to_its_end(handle) as log:
+    with tracking.to_its_end(handle) as log:
         start = time.monotonic()
         report = evaluate_checkpoint(url, data, options.split, workers)
         seconds = time.monotonic() - start
@@ -99,7 +101,7 @@ def tell(options: Options, report: Report, baseline: Baselines, seconds: float) 
     console = Console()
     console.print(score_tables(options.dataset, report, baseline))
     if report.oks is not None:
-        console.print(oks.table(report.oks))
+        console.print(oks_table(report.oks))
     for name, value in report.numbers().items():
         if not name.startswith(("ne/", "recall")):  # which the tables show
             console.print(f"{name:24s} {value:.4f}")

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import ray
 import tyro
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from glefld import storage
+from glefld.errors import UserError
+from glefld.recipe import Precision
 from glefld.schema import Split
 from jobs.cli import (
     Device,
@@ -26,8 +28,8 @@ from jobs.cli import (
     use_gpu,
 )
 from pipelines.archives import public_url
-from pipelines.infer import InferOptions, Workers, find_finished, finish, infer, make_plan
-from pipelines.overlays import write_overlays
+from pipelines.infer.overlays import write_overlays
+from pipelines.infer.run import InferOptions, Workers, find_finished, finish, infer, make_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Options:
     """Garments a worker takes at a time."""
     shard_rows: int = 2048
     """Rows of one Parquet file, which a worker writes in one go."""
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Of the forward pass. auto: bf16 where the hardware multiplies it, else fp32."""
 
 
@@ -65,9 +67,9 @@ def run(options: Options) -> None:
     for name in ("num_workers", "threads", "batch_size", "shard_rows"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if options.overlays < 0:
-        raise ValueError(f"--overlays must not be negative, as {options.overlays} is")
+        raise UserError(f"--overlays must not be negative, as {options.overlays} is")
     source = resolve_url(options.input, "--input").rstrip("/")
     output = (
         resolve_url(options.output, "--output")
@@ -103,14 +105,14 @@ def run(options: Options) -> None:
 
 
 def choose_workers(options: Options) -> Workers:
-    """As asked for, else what this machine and the cluster have. ValueError for more GPU workers than GPUs."""
+    """As asked for, else what this machine and the cluster have. UserError for more GPU workers than GPUs."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     # A cluster whose workers have yet to be added has neither machines nor GPUs now.
     machines = max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes()))
     gpu = use_gpu(options.device)
     number = options.num_workers or max(1, gpus if gpu else machines)
     if gpu and number > gpus and not on_cluster():
-        raise ValueError(f"--num-workers {number}, but the cluster has {gpus} GPUs: ask for {gpus} at most")
+        raise UserError(f"--num-workers {number}, but the cluster has {gpus} GPUs: ask for {gpus} at most")
     threads = options.threads or max(1, (os.cpu_count() or 1) // -(-number // machines))
     return Workers(number, threads, gpu, options.batch_size)
 

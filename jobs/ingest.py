@@ -9,10 +9,11 @@ from rich.table import Column, Table
 
 from glefld import storage
 from glefld.datasets import Dataset
+from glefld.errors import UserError
 from glefld.schema import Manifest
 from jobs.cli import Root, RowBar, main, resolve_root, resolve_url, show_own_progress, start_ray
-from pipelines.ingest import find_finished, ingest, prepare
-from pipelines.plan import IngestOptions
+from pipelines.ingest.plan import IngestOptions
+from pipelines.ingest.run import find_finished, ingest, prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Options:
 
 def run(options: Options) -> None:
     if options.margin != "full" and not 0 <= options.margin <= 10:
-        raise ValueError(f"--margin must be between 0 and 10, or full, not {options.margin}")
+        raise UserError(f"--margin must be between 0 and 10, or full, not {options.margin}")
     if options.landmark_tolerance < 0:
-        raise ValueError(f"--landmark-tolerance must not be negative, as {options.landmark_tolerance} is")
+        raise UserError(f"--landmark-tolerance must not be negative, as {options.landmark_tolerance} is")
     if options.shard_mib < 1:
-        raise ValueError(f"--shard-mib must be at least 1, not {options.shard_mib}")
+        raise UserError(f"--shard-mib must be at least 1, not {options.shard_mib}")
     output = (
         resolve_url(options.output, "--output")
         if options.output

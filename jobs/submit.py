@@ -22,7 +22,9 @@ import tyro
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from glefld import tracking
+from glefld.errors import UserError
 from jobs.cli import guard
+from pipelines import ray_private
 from pipelines.archives import public_url
 
 JOBS = ("synthesize", "ingest", "train", "compare", "evaluate", "infer")
@@ -42,13 +44,6 @@ STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "100"}
 
 IDLE_SECONDS = 60.0  # of a log that says nothing, after which the cluster is asked whether it is still there
 RECONNECT_SECONDS = 60.0
-#: Modules of Ray's that tell of each step of a submission, and of a missing token, which we tell ourselves.
-RAY_CHATTER = (
-    "dashboard.modules.dashboard_sdk",
-    "dashboard.modules.job.sdk",
-    "_private.runtime_env.packaging",
-    "_private.authentication.http_token_authentication",
-)
 TOKEN = (
     "RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file's path in RAY_AUTH_TOKEN_PATH"
 )
@@ -131,7 +126,7 @@ def check(job: str, arguments: list[str]) -> None:
 
 
 def job_environment() -> dict[str, str]:
-    """What a job gets of this environment, and how it is stopped. ValueError for a URL with a password in it."""
+    """What a job gets of this environment, and how it is stopped. UserError for a URL with a password in it."""
     passed = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name) and value}
     for name, value in passed.items():
         require_no_password(value, name)
@@ -139,12 +134,12 @@ def job_environment() -> dict[str, str]:
 
 
 def require_no_password(text: str, what: str) -> None:
-    """ValueError, without repeating it, if the text has a URL with a user, a password or a signed query in it."""
+    """UserError, without repeating it, if the text has a URL with a user, a password or a signed query in it."""
     urls = [urlsplit(found) for found in re.findall(r"[a-z][a-z0-9+.-]*://\S+", text, re.IGNORECASE)]
     if any(
         "@" in url.netloc or SECRET.search("&".join(name for name, _ in parse_qsl(url.query))) for url in urls
     ):
-        raise ValueError(
+        raise UserError(
             f"{what} is a URL with a user, password or key in it, which everyone who sees the cluster's jobs would "
             "read: leave it out, and set it where the cluster is started (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
@@ -159,20 +154,20 @@ def pack(folder: Path) -> None:
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """The cluster's job API. ValueError or ConnectionError in one line if there is none or it lets no one in."""
+    """The cluster's job API. UserError or ConnectionError in one line if there is none or it lets no one in."""
     named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not named:
-        raise ValueError("which cluster? give --address http://HEAD:8265, or set RAY_ADDRESS to it")
+        raise UserError("which cluster? give --address http://HEAD:8265, or set RAY_ADDRESS to it")
     if address:
         os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets its variables win over what it is told
-    for module in RAY_CHATTER:
-        logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)
+    for name in ray_private.SUBMISSION_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     shown = public_url(named)
     try:
         return JobSubmissionClient()
     except ray.exceptions.AuthenticationError as error:
         wants = "takes another token than the one given" if "invalid" in error.message else "wants a token"
-        raise ValueError(f"the cluster at {shown} {wants}: set {TOKEN}") from None
+        raise UserError(f"the cluster at {shown} {wants}: set {TOKEN}") from None
     except ConnectionError:
         raise ConnectionError(
             f"nothing answers at {shown}: is this the address of a cluster's dashboard?"

@@ -12,8 +12,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from glefld import storage
-from glefld.datasets import synthetic_deepfashion2
-from glefld.datasets.synthetic import Layout, Summary, write_dataset
+from glefld.errors import UserError
+from glefld.synthetic import deepfashion2
+from glefld.synthetic.deepfashion import Layout, Summary, write_dataset
 from jobs import cli
 
 
@@ -43,12 +44,12 @@ def run(options: Options) -> None:
         else storage.join(cli.resolve_root(options.root), "raw", options.layout)
     )
     if options.layout == "deepfashion2" and options.irregularities:
-        raise ValueError("--irregularities is for the layouts with lists: leave it out for deepfashion2")
+        raise UserError("--irregularities is for the layouts with lists: leave it out for deepfashion2")
     start = time.perf_counter()
     with Progress() as progress:
         task = progress.add_task("drawing", total=options.count)
         write = partial(
-            synthetic_deepfashion2.write_dataset
+            deepfashion2.write_dataset
             if options.layout == "deepfashion2"
             else partial(write_dataset, layout=options.layout, irregularities=options.irregularities),
             seed=options.seed,

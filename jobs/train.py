@@ -11,14 +11,16 @@ import ray
 import tyro
 from rich.console import Console
 
-from glefld import storage, tracking, training
+from glefld import storage, tracking
 from glefld.datasets import Dataset
+from glefld.errors import UserError
 from glefld.models import MODELS, build_model
 from glefld.models.system import Preset, Task
-from glefld.published import score_tables
 from glefld.recipe import Recipe
-from glefld.registry import Registration
-from glefld.training import Job
+from glefld.scoring.tables import score_tables
+from glefld.tracking import Registration
+from glefld.training import loop
+from glefld.training.loop import Job
 from jobs.cli import (
     Device,
     Root,
@@ -31,7 +33,7 @@ from jobs.cli import (
     start_ray,
     use_gpu,
 )
-from pipelines.train import Workers, parse_workers, train_and_score
+from pipelines.train.run import Workers, parse_workers, train_and_score
 
 Config = TypeVar("Config")
 
@@ -98,9 +100,9 @@ class Options(Generic[Config]):
 def run(options: Options[Any]) -> None:
     if MODELS[options.system].task != options.task:
         names = ", ".join(name for name, system in MODELS.items() if system.task == options.task)
-        raise ValueError(f"--task {options.task} is not what {options.system} does: choose --model {names}")
+        raise UserError(f"--task {options.task} is not what {options.system} does: choose --model {names}")
     if options.preset == "paper" and options.weights is None and not options.random_weights:
-        raise ValueError(
+        raise UserError(
             "--preset paper starts from ImageNet weights: give --weights FILE_OR_URL (torchvision's checkpoint of the "
             "backbone), or --random-weights to go without"
         )
@@ -108,12 +110,12 @@ def run(options: Options[Any]) -> None:
     data, manifest = open_data(options.data, root, options.dataset)
     guided = build_model(options.system, options.config, manifest.labels).guided_by is not None
     if guided and options.classifier is None and not options.random_weights:
-        raise ValueError(
+        raise UserError(
             f"{options.system} is guided by a classifier: give --classifier RUN (of python -m jobs.train "
             f"--task classify --dataset {options.dataset}), or --random-weights to go without"
         )
     if options.alias and not options.register:
-        raise ValueError("--alias is for a registered model: give --register NAME too")
+        raise UserError("--alias is for a registered model: give --register NAME too")
     registration = Registration(options.register, options.alias) if options.register else None
     uri = tracking.tracking_uri(root, on_cluster())
     folder, started = find_run(options, root)
@@ -131,9 +133,7 @@ def run(options: Options[Any]) -> None:
         rows=options.rows,
     )
     if started is None:
-        training.initial_model(
-            job, manifest.labels
-        )  # what is wrong with it shows here, and not in the workers
+        loop.initial_model(job, manifest.labels)  # what is wrong with it shows here, and not in the workers
     start_ray(dashboard=True)
     workers = choose_workers(options)
     handle = tracking.start_run(
@@ -157,7 +157,7 @@ def run(options: Options[Any]) -> None:
 
 
 def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | None]:
-    """The run's folder, and what run.json says of it if it goes on. ValueError for a wrong --resume or a taken name."""
+    """The run's folder, and what run.json says of it if it goes on. UserError for a wrong --resume or a taken name."""
     runs = storage.join(root, "runs")
     prefix = f"{options.dataset}-{options.system}-"
     if options.output:
@@ -169,23 +169,23 @@ def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | No
         named = re.compile(re.escape(prefix) + r"\d{8}-\d{6}")
         names = [name for name in storage.folders(runs) if named.fullmatch(name)]
         if not names:
-            raise ValueError(f"--resume: there is no run {prefix}... in {runs}; say which with --name")
+            raise UserError(f"--resume: there is no run {prefix}... in {runs}; say which with --name")
         folder = storage.join(runs, max(names))
     else:
         folder = storage.join(runs, prefix + datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
     record = storage.join(folder, "run.json")
     if not storage.exists(record):
         if options.resume:
-            raise ValueError(f"--resume: {folder} is not a run (it has no run.json)")
+            raise UserError(f"--resume: {folder} is not a run (it has no run.json)")
         return folder, None
     if not options.resume:
-        raise ValueError(f"there is a run in {folder}: give --resume to go on with it, or another --name")
+        raise UserError(f"there is a run in {folder}: give --resume to go on with it, or another --name")
     started = storage.read_json(record)
     wanted = _comparable(options)
     changed = [name for name in wanted if wanted[name] != started["options"].get(name)]
     if changed:
         was = ", ".join(f"{name} {started['options'].get(name)!r}" for name in changed)
-        raise ValueError(
+        raise UserError(
             f"--resume goes on with the run's own options, which were: {was}; give the same again"
         )
     return folder, started
@@ -205,9 +205,9 @@ def choose_workers(options: Options[Any]) -> Workers:
     least, most = parse_workers(options.num_workers or str(max(1, gpus if gpu else 1)))
     each = options.cpus_per_worker or (1 if on_cluster() else max(1, cpus // most))
     if gpu and least > gpus and not on_cluster():
-        raise ValueError(f"--num-workers {least}, but this machine has {gpus} GPUs: ask for {gpus} at most")
+        raise UserError(f"--num-workers {least}, but this machine has {gpus} GPUs: ask for {gpus} at most")
     if not on_cluster() and least * each > cpus:
-        raise ValueError(
+        raise UserError(
             f"{least} workers of {each} CPUs are more than this machine's {cpus}: lower --num-workers"
         )
     return Workers(least, most, each, gpu, options.max_failures)

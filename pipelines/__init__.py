@@ -1,1 +1,1 @@
-"""Ray Data graphs: raw archives to Parquet, and photos to predictions."""
+"""The work of the jobs on Ray: ingest, training, evaluation, comparison and inference."""

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from glefld import storage
-from glefld.photos import BadPhoto
+from glefld.errors import BadPhoto, UserError
 
 #: One row a member. Its bytes, with a zip's local header, are [start, stop) of the archive or its own file.
 MEMBERS = pa.schema(
@@ -87,7 +87,7 @@ def open_archive(url: str, staging: str) -> Archive:
     """The zip, tar or folder at a URL, told by its name.
 
     A compressed tar has neither directory nor ranges: it is unpacked, as one stream, into a plain one below
-    ``staging``, unless an earlier run has done so. ValueError if it is damaged or a decompression bomb.
+    ``staging``, unless an earlier run has done so. UserError if it is damaged or a decompression bomb.
     """
     name = public_url(url)
     if name.lower().endswith((".tar.gz", ".tgz")):
@@ -112,19 +112,19 @@ def _stage_tar(url: str, staging: str) -> str:
                     while data := stream.read(1 << 20):
                         plain.write(data)
                         if plain.tell() > most:
-                            raise ValueError(
+                            raise UserError(
                                 f"{public_url(url)} unpacks to more than {MAX_RATIO} times its size, which photos do "
                                 "not: if it is no mistake, unpack it yourself and give the .tar"
                             )
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise ValueError(f"{public_url(url)} cannot be unpacked ({error}): get it again") from error
+                raise UserError(f"{public_url(url)} cannot be unpacked ({error}): get it again") from error
             plain.flush()
             storage.put(f"/dev/fd/{plain.fileno()}", staged)
     return staged
 
 
 def read_index(archive: Archive) -> pa.Table:
-    """Every file in it, by offset (folders: by name), as ``MEMBERS``; ValueError for a damaged archive."""
+    """Every file in it, by offset (folders: by name), as ``MEMBERS``; UserError for a damaged archive."""
     readers = {"zip": _zip_members, "zips": _zips_members, "tar": _tar_members, "folder": _folder_members}
     rows = readers[archive.kind](archive)
     try:
@@ -135,9 +135,7 @@ def read_index(archive: Archive) -> pa.Table:
         EOFError,
         RuntimeError,
     ) as error:  # the last for unknown versions
-        raise ValueError(
-            f"{archive.name} is not a readable {archive.kind} ({error}): get it again"
-        ) from error
+        raise UserError(f"{archive.name} is not a readable {archive.kind} ({error}): get it again") from error
     arrays = [pa.array(column, field.type) for column, field in zip(columns, MEMBERS, strict=True)]
     table = pa.table(arrays, schema=MEMBERS)
     if archive.kind == "zips":

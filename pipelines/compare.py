@@ -7,17 +7,21 @@ from typing import Any
 import ray
 import torch
 
-from glefld import checkpoint, cost, storage, tracking
-from glefld.comparison import Result
-from glefld.cost import Cost
-from glefld.dataset import open_dataset
-from glefld.evaluation import EVAL_BATCH
+from glefld import storage, tracking
+from glefld.data.dataset import open_dataset
+from glefld.errors import UserError
+from glefld.models import checkpoint
+from glefld.models.precision import choose_precision
 from glefld.recipe import Recipe
 from glefld.schema import Split
+from glefld.scoring import cost
+from glefld.scoring.comparison import Result
+from glefld.scoring.cost import Cost
+from glefld.scoring.evaluation import EVAL_BATCH
 from glefld.tracking import RunHandle
-from glefld.training import Job, choose_precision, initial_model
+from glefld.training.loop import Job, initial_model
 from pipelines import evaluate
-from pipelines.train import Workers, train_and_score
+from pipelines.train.run import Workers, train_and_score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,7 @@ def compare(
     """Train and score each entry with each seed; results in the entries' order, ``done`` as each is there.
 
     guides: by an entry's name and seed, the classifiers that guide those that need one. What an earlier, stopped
-    comparison has finished is read, not trained again; what it has begun goes on. ValueError if it was another one.
+    comparison has finished is read, not trained again; what it has begun goes on. UserError if it was another one.
     """
     waiting = [(entry, seed) for entry in entries for seed in seeds]
     running: dict[ray.ObjectRef, RunHandle] = {}
@@ -100,15 +104,15 @@ def compare(
 def check(plan: Plan, entries: Sequence[Entry]) -> dict[str, str]:
     """By name of the entries that need a guide, what it tells apart.
 
-    ValueError for an entry that could not begin, before hours are spent on the others.
+    UserError for an entry that could not begin, before hours are spent on the others.
     """
     labels = open_dataset(plan.data).labels
     guided_by = {}
     for entry in entries:
         try:
             model = initial_model(make_job(plan, entry, entry.recipe.seed, {}), labels)
-        except ValueError as error:
-            raise ValueError(f"{entry.name}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{entry.name}: {error}") from error
         if model.guided_by is not None:
             guided_by[entry.name] = model.guided_by
     return guided_by
@@ -130,13 +134,13 @@ def make_job(plan: Plan, entry: Entry, seed: int, guides: Mapping[tuple[str, int
 
 
 def begun(job: Job) -> dict[str, Any] | None:
-    """What an earlier comparison wrote of this job: its run.json. ValueError if it was another job."""
+    """What an earlier comparison wrote of this job: its run.json. UserError if it was another job."""
     record = storage.join(job.run, "run.json")
     if not storage.exists(record):
         return None
     found = storage.read_json(record)
     if found["job"] != dataclasses.asdict(job):
-        raise ValueError(f"{job.run} was begun with other options: give the comparison another --name")
+        raise UserError(f"{job.run} was begun with other options: give the comparison another --name")
     return found
 
 

@@ -15,18 +15,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from glefld import checkpoint, draw, metrics, oks
-from glefld.dataset import open_dataset
-from glefld.evaluation import EVAL_BATCH, evaluate, examples
-from glefld.loader import Batch, BatchLoader, InputPipeline
-from glefld.metrics import Baselines, Counters, Report, Truth
+from glefld.data.dataset import open_dataset
+from glefld.data.loader import Batch, BatchLoader, InputPipeline
+from glefld.data.reader import SplitReader
+from glefld.data.truth import Truth
+from glefld.errors import UserError
+from glefld.models import checkpoint
 from glefld.models.system import Model
-from glefld.published import as_text, score_tables
-from glefld.reader import SplitReader
 from glefld.schema import ClassLabel, Split
+from glefld.scoring import draw, metrics, oks
+from glefld.scoring.evaluation import EVAL_BATCH, evaluate
+from glefld.scoring.examples import examples
+from glefld.scoring.metrics import Baselines, Counters, Report
+from glefld.scoring.tables import as_text, score_tables
 
 if TYPE_CHECKING:
-    from glefld.runlog import RunLog  # MLflow takes its time to import, and the tasks do not need it
+    from glefld.tracking import RunLog  # MLflow takes its time to import, and the tasks do not need it
 
 #: What the baselines read of a row: no pictures.
 TRUTH_COLUMNS = [
@@ -54,13 +58,13 @@ def evaluate_checkpoint(url: str, data: str, split: Split, workers: Workers) -> 
     """The scores of a checkpoint on a split, in fp32, the same on any number of workers.
 
     AP over OKS is among them where the landmarks have it.
-    ValueError if the checkpoint's labels are not the data set's.
+    UserError if the checkpoint's labels are not the data set's.
     """
     manifest = open_dataset(data)
     model, card = checkpoint.load(url)
     labels = manifest.labels
     if card.labels != labels:
-        raise ValueError(
+        raise UserError(
             f"{url} was trained for other labels than {data} has ({card.labels.summary()}, not {labels.summary()})"
         )
     task = _task(_count_share, workers)

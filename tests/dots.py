@@ -8,10 +8,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from glefld import checkpoint
-from glefld.checkpoint import ModelCard
-from glefld.loader import MEAN, STD
-from glefld.models import build_model
+from glefld.data.loader import MEAN, STD
+from glefld.models import build_model, checkpoint
+from glefld.models.checkpoint import ModelCard
 from glefld.models.system import Model
 from glefld.schema import GarmentType, Labels, LandmarkSet
 

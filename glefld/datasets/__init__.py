@@ -29,5 +29,5 @@ LAYOUTS: dict[Dataset, Layout] = {
 
 
 def read_annotations(dataset: Dataset, lists: ListFiles) -> Annotations:
-    """Every row of the data set's lists; ValueError names a missing list or the line that cannot be read."""
+    """Every row of the data set's lists; UserError names a missing list or the line that cannot be read."""
     return LAYOUTS[dataset].read(lists)

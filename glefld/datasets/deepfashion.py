@@ -12,6 +12,7 @@ from glefld.datasets.lists import (
     name_and_type,
     read_benchmark,
 )
+from glefld.errors import UserError
 from glefld.schema import FASHION8, Attribute, Labels
 
 FOLDERS = ("Anno", "Anno_coarse", "")
@@ -21,7 +22,7 @@ ATTRIBUTE_TYPES = ("texture", "fabric", "shape", "part", "style")
 def read(lists: ListFiles) -> Annotations:
     """The benchmark's rows; category and attributes are null where their lists are absent.
 
-    ValueError names a missing list or the line that cannot be read.
+    UserError names a missing list or the line that cannot be read.
     """
     attributes = attribute_names(lists.find("list_attr_cloth.txt", FOLDERS))
     extra = []
@@ -53,7 +54,7 @@ def categories_and_types(lists: ListFiles, folders: tuple[str, ...]) -> tuple[tu
         return ()
     categories = name_and_type(file)
     if unknown := {type_ for _, type_ in categories} - {garment.code for garment in FASHION8.garment_types}:
-        raise ValueError(f"{file.path}: garment types {sorted(unknown)} are unknown")
+        raise UserError(f"{file.path}: garment types {sorted(unknown)} are unknown")
     return categories
 
 

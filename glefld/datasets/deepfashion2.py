@@ -34,6 +34,7 @@ from glefld.datasets.lists import (
     list_array,
     spread,
 )
+from glefld.errors import UserError
 from glefld.schema import Labels, Visibility
 
 #: The folders, and the splits that they are.
@@ -62,7 +63,7 @@ class Garment:
 
 
 def read(lists: ListFiles) -> Annotations:
-    """A row for each item of each photo's JSON; ValueError names the file that cannot be read."""
+    """A row for each item of each photo's JSON; UserError names the file that cannot be read."""
     seen: set[str] = set()
     tables = []
     garments = itertools.chain.from_iterable(read_photo(name, data) for name, data in lists.documents())
@@ -73,23 +74,23 @@ def read(lists: ListFiles) -> Annotations:
             seen.add(garment.sample_id)
         tables.append(_table(chunk, duplicates))
     if not tables:
-        raise ValueError(
+        raise UserError(
             f"{lists.source}: no annotation was found: train/annos/000001.json or validation/annos/... was expected"
         )
     return Annotations(pa.concat_tables(tables), LABELS)
 
 
 def read_photo(name: str, data: bytes) -> Iterator[Garment]:
-    """The garments of one photo from its JSON file; ValueError names the file and the item that is wrong."""
+    """The garments of one photo from its JSON file; UserError names the file and the item that is wrong."""
     if (place := _PLACE.fullmatch(name)) is None:
-        raise ValueError(f"{name}: train/annos/NAME.json or validation/annos/NAME.json was expected")
+        raise UserError(f"{name}: train/annos/NAME.json or validation/annos/NAME.json was expected")
     folder, stem = place[1].lower(), place[2]
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:  # of JSON, of UTF-8 or of brackets without end
-        raise ValueError(f"{name} is not JSON ({error}): get it again") from error
+        raise UserError(f"{name} is not JSON ({error}): get it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{name}: an object with item1, item2, ... was expected")
+        raise UserError(f"{name}: an object with item1, item2, ... was expected")
     photo = f"{folder}/image/{stem}.jpg"
     for key, item in content.items():
         if (number := _ITEM.fullmatch(key)) is None:
@@ -97,21 +98,21 @@ def read_photo(name: str, data: bytes) -> Iterator[Garment]:
         try:
             yield _garment(item, photo, SPLITS[folder], int(number[1]) - 1)
         except KeyError as error:
-            raise ValueError(f"{name}, {key}: {error} is missing") from error
+            raise UserError(f"{name}, {key}: {error} is missing") from error
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}, {key}: {error}") from error
+            raise UserError(f"{name}, {key}: {error}") from error
 
 
 def _garment(item: dict[str, Any], photo: str, split: str, number: int) -> Garment:
-    """KeyError, TypeError or ValueError for an item that does not say what it must."""
+    """KeyError, TypeError or UserError for an item that does not say what it must."""
     if item["category_id"] not in range(1, len(CATEGORIES) + 1):
-        raise ValueError(f"category_id must be 1 to {len(CATEGORIES)}, not {item['category_id']!r}")
+        raise UserError(f"category_id must be 1 to {len(CATEGORIES)}, not {item['category_id']!r}")
     category = int(item["category_id"])
     count = len(DEEPFASHION2.garment_type(category).landmarks)
     box = _numbers(item["bounding_box"], "bounding_box", 4)
     triples = _numbers(item["landmarks"], "landmarks", 3 * count)
     if unknown := set(triples[2::3]) - set(VISIBILITY):
-        raise ValueError(f"a landmark's visibility must be 0, 1 or 2, not {unknown.pop():g}")
+        raise UserError(f"a landmark's visibility must be 0, 1 or 2, not {unknown.pop():g}")
     codes = [VISIBILITY[int(v)] for v in triples[2::3]]
     points = list(zip(triples[::3], triples[1::3], strict=True))
     landmarks, visibility = spread(points, codes, range(count), count)
@@ -130,10 +131,10 @@ def _garment(item: dict[str, Any], photo: str, split: str, number: int) -> Garme
 
 def _numbers(values: Any, key: str, count: int) -> list[float]:
     if not isinstance(values, list) or len(values) != count:
-        raise ValueError(f"{key} must be {count} numbers")
+        raise UserError(f"{key} must be {count} numbers")
     numbers = [float(value) for value in values]
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{key} must be finite")
+        raise UserError(f"{key} must be finite")
     return numbers
 
 

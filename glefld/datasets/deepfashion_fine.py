@@ -17,6 +17,7 @@ from glefld.datasets.lists import (
     list_array,
     spread,
 )
+from glefld.errors import UserError
 from glefld.schema import FASHION8, VIEWS, Labels, Visibility
 
 FOLDERS = ("Anno_fine", "Anno", "")
@@ -31,7 +32,7 @@ def read(lists: ListFiles) -> Annotations:
     """Train, and the other splits whose ``{split}.txt`` is there.
 
     ``_bbox`` and ``_landmards`` (the benchmark's spelling) are required for it; ``_cate``, ``_attr`` and
-    ``_view`` are optional. ValueError names a missing list or the line that cannot be read.
+    ``_view`` are optional. UserError names a missing list or the line that cannot be read.
     """
     lists.require("train.txt", FOLDERS)
     categories = categories_and_types(lists, (*FOLDERS, "Anno_coarse"))
@@ -93,7 +94,7 @@ def _read_split(
 
 def _aligned(rows: list[Row], file: ListFile, photos: list[str], photo_file: ListFile) -> list[Row]:
     if len(rows) != len(photos):
-        raise ValueError(
+        raise UserError(
             f"{file.path} has {len(rows)} rows and {photo_file.path} has {len(photos)}: "
             "they belong together line by line"
         )

@@ -7,5 +7,5 @@ FOLDERS = ("Anno", "")
 
 
 def read(lists: ListFiles) -> Annotations:
-    """The benchmark's rows; ValueError names a missing list or the line that cannot be read."""
+    """The benchmark's rows; UserError names a missing list or the line that cannot be read."""
     return Annotations(read_benchmark("fld", lists, FASHION8, FOLDERS), Labels(FASHION8))

@@ -3,8 +3,9 @@
 import numpy as np
 import pyarrow as pa
 
+from glefld.data.photos import is_picture
 from glefld.datasets.lists import WHOLE_PHOTO, Annotations, ListFiles, box_array, join, list_array
-from glefld.photos import is_picture
+from glefld.errors import UserError
 from glefld.schema import NO_LANDMARKS, SPLITS, Labels
 
 LAYOUT = "{split}/<class>/<photo> is the layout"
@@ -13,22 +14,22 @@ LAYOUT = "{split}/<class>/<photo> is the layout"
 def read(lists: ListFiles) -> Annotations:
     """Each photo is a row: the box is all of it, the category its folder's place among the sorted names, from 1.
 
-    ValueError if train or val has no photos, a photo is in no class, or a class is not in train.
+    UserError if train or val has no photos, a photo is in no class, or a class is not in train.
     """
     photos = [photo for photo in lists.photos if is_picture(photo) and not _hidden(photo)]
     for photo in photos:
         if photo.count("/") < 2:
             expected = LAYOUT.format(split=photo.split("/")[0])
-            raise ValueError(f"{lists.source}: {photo} is in no class's folder ({expected})")
+            raise UserError(f"{lists.source}: {photo} is in no class's folder ({expected})")
     splits, classes = zip(*(photo.split("/")[:2] for photo in photos), strict=True) if photos else ((), ())
     found = {split: {c for s, c in zip(splits, classes, strict=True) if s == split} for split in SPLITS}
     for split in ("train", "val"):
         if not found[split]:
-            raise ValueError(f"{lists.source} has no photos in {split}/ ({LAYOUT.format(split=split)})")
+            raise UserError(f"{lists.source} has no photos in {split}/ ({LAYOUT.format(split=split)})")
     names = sorted(set(classes))
     if unseen := [name for name in names if name not in found["train"]]:
         several = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"{lists.source}: the class {unseen[0]!r}{several} has no photos in train/: add some, or take it out of "
             "val/ and test/"
         )

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from glefld.errors import UserError
 from glefld.schema import SPLITS, VIEWS, Labels, LandmarkSet, Visibility
 
 #: A box is clipped to its photo, so this one is the whole of any: what layouts without boxes give.
@@ -73,10 +74,10 @@ class ListFiles:
         return None
 
     def require(self, name: str, folders: Sequence[str]) -> "ListFile":
-        """As ``find``; ValueError names the list if it is in none of them."""
+        """As ``find``; UserError names the list if it is in none of them."""
         if (found := self.find(name, folders)) is None:
             places = ", ".join(f"{folder}/" if folder else "the source itself" for folder in folders)
-            raise ValueError(f"{self.source}: the list {name} is missing (looked in {places})")
+            raise UserError(f"{self.source}: the list {name} is missing (looked in {places})")
         return found
 
 
@@ -91,11 +92,11 @@ class ListFile:
     path: str
     open: Callable[[], BinaryIO]
 
-    def error(self, line: int, what: str) -> ValueError:
-        return ValueError(f"{self.path}, line {line}: {what}")
+    def error(self, line: int, what: str) -> UserError:
+        return UserError(f"{self.path}, line {line}: {what}")
 
     def lines(self) -> Iterator[tuple[int, str]]:
-        """Line number and text of each line that has any; ValueError if the file is not text, or damaged."""
+        """Line number and text of each line that has any; UserError if the file is not text, or damaged."""
         with self.open() as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
             try:
                 for number, line in enumerate(iter(partial(file.readline, MAX_LINE), ""), 1):
@@ -104,10 +105,10 @@ class ListFile:
                     if line.strip():
                         yield number, line
             except (UnicodeDecodeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-                raise ValueError(f"{self.path} cannot be read ({error}): get the list again") from error
+                raise UserError(f"{self.path} cannot be read ({error}): get the list again") from error
 
     def rows(self) -> Iterator[tuple[int, str]]:
-        """The lines after the two of the header; ValueError if they are not as many as line 1 says."""
+        """The lines after the two of the header; UserError if they are not as many as line 1 says."""
         lines = self.lines()
         number, first = next(lines, (1, ""))
         try:
@@ -119,12 +120,12 @@ class ListFile:
         for seen, row in enumerate(lines, 1):  # noqa: B007
             yield row
         if seen != count:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: line 1 promises {count} rows and {seen} follow: get the list again"
             )
 
     def numbers(self, line: int, tokens: Sequence[str], count: int) -> list[float]:
-        """These tokens as numbers; ValueError names the line if they are not, or not ``count``."""
+        """These tokens as numbers; UserError names the line if they are not, or not ``count``."""
         if len(tokens) != count:
             raise self.error(line, f"{count} numbers were expected, not {len(tokens)}")
         try:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from glefld.errors import UserError
 from glefld.models import baseline, classifier, dafe, gle, liu2018, local, sanl
 from glefld.models.system import Model, System
 from glefld.schema import Labels
@@ -24,18 +25,18 @@ MODELS: dict[str, System] = {
 def build_model(name: str, config: Mapping[str, Any] | Any, labels: Labels) -> Model:
     """The named system for a data set's labels, from its config (the dataclass, or the mapping a checkpoint holds).
 
-    ValueError for an unknown system or option, or for labels that the system cannot be trained on.
+    UserError for an unknown system or option, or for labels that the system cannot be trained on.
     """
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
     system = MODELS[name]
     if isinstance(config, Mapping):
         known = {field.name for field in dataclasses.fields(system.config)}
         if unknown := set(config) - known:
-            raise ValueError(f"model {name!r} has no option {', '.join(sorted(unknown))}")
+            raise UserError(f"model {name!r} has no option {', '.join(sorted(unknown))}")
         config = system.config(**config)
     if system.task == "landmarks" and not len(labels.landmark_set):
-        raise ValueError(
+        raise UserError(
             f"model {name!r} finds landmarks, and the data set has none: train a classifier (--task classify)"
         )
     return system.module(config, labels)

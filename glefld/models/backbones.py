@@ -10,6 +10,8 @@ import torchvision.models
 from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
+from glefld.errors import UserError
+
 #: Convolution widths with "M" for a max-pool, as torchvision's VGG writes them. All end at stride 8.
 VGG_LAYERS: dict[str, list[str | int]] = {
     "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512],
@@ -73,12 +75,12 @@ class ResNetFeatures(nn.Module):
 
 
 def load_features(features: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Take these features' weights from a torchvision checkpoint. ValueError if one is missing or has another shape."""
+    """Take these features' weights from a torchvision checkpoint. UserError if one is missing or has another shape."""
     found = {name.removeprefix("features."): value for name, value in state.items()}
     wanted = features.state_dict()
     for name, value in wanted.items():
         if name not in found or found[name].shape != value.shape:
-            raise ValueError(
+            raise UserError(
                 f"--weights does not hold this backbone's weights ({name} is missing or has another shape): give "
                 "torchvision's checkpoint of the network that --model.backbone names"
             )

@@ -9,9 +9,10 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from glefld.heatmap import Codec
+from glefld.errors import UserError
 from glefld.models.backbones import Stride32, load_features, stride32
 from glefld.models.blocks import start_heatmaps
+from glefld.models.heatmap import Codec
 from glefld.models.system import Model, Output, Preset, System
 from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels
@@ -26,7 +27,7 @@ class BaselineConfig:
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise ValueError(f"--model.width must be at least 1, not {self.width}")
+            raise UserError(f"--model.width must be at least 1, not {self.width}")
 
 
 class Baseline(Model):

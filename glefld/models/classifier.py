@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from glefld.errors import UserError
 from glefld.models.backbones import ResNet, ResNetFeatures, load_features
 from glefld.models.blocks import NonLocal
 from glefld.models.gradcam import grad_cam
@@ -78,10 +79,10 @@ def default_label(labels: Labels) -> Label:
 
 
 def answers(label: Label, labels: Labels) -> tuple[str, ...]:
-    """The names of what is told apart. ValueError if the data set has no such label."""
+    """The names of what is told apart. UserError if the data set has no such label."""
     names = tuple(a.name for a in labels.attributes) if label == "attributes" else labels.classes(label)
     if not names:
-        raise ValueError(
+        raise UserError(
             f"the data set has no {label.replace('_', ' ')} to classify: give another --model.label"
         )
     return names
@@ -101,15 +102,15 @@ class Guide(nn.Module):
         return super().train(False)
 
     def load(self, classifier: Model) -> None:
-        """Take a trained classifier's weights. ValueError if it is another network or tells other classes apart."""
+        """Take a trained classifier's weights. UserError if it is another network or tells other classes apart."""
         own = self.classifier
         if type(classifier) is not ResNetClassifier or classifier.features.channels != own.features.channels:
-            raise ValueError(
+            raise UserError(
                 "--classifier must name a checkpoint of --task classify --model resnet with resnet18"
             )
         told, expected = (answers(model.target, model.labels) for model in (classifier, own))
         if classifier.target != own.target or told != expected:
-            raise ValueError(
+            raise UserError(
                 f"--classifier tells {len(told)} names of {classifier.target} apart, this model expects "
                 f"{len(expected)} of {own.target}"
                 + (": set --model.label as it was trained with" if classifier.target != own.target else "")
@@ -131,7 +132,7 @@ class SANLResNetConfig(ResNetConfig):
 
     def __post_init__(self) -> None:
         if self.blocks < 1:
-            raise ValueError(
+            raise UserError(
                 f"--model.blocks must be at least 1, not {self.blocks}: leave them out with --model.block none"
             )
 

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glefld.heatmap import Codec
+from glefld.errors import UserError
 from glefld.models.backbones import ResNet, ResNetFeatures, load_features
 from glefld.models.blocks import HeatmapHead, conv_norm
+from glefld.models.heatmap import Codec
 from glefld.models.system import Model, Output, Preset, System
 from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels
@@ -33,7 +34,7 @@ class DAFEConfig:
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
-            raise ValueError(f"--model.width must be a multiple of 8, not {self.width}")
+            raise UserError(f"--model.width must be a multiple of 8, not {self.width}")
 
 
 class PixelReuse(nn.Module):

@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from glefld.errors import UserError
 from glefld.models.backbones import Stride8, load_features, stride8
 from glefld.models.blocks import LandmarkBranch, NonLocal
 from glefld.models.system import Model, Output, Preset, System
@@ -32,9 +33,9 @@ class GLEConfig:
 
     def __post_init__(self) -> None:
         if self.modules < 0:
-            raise ValueError(f"--model.modules must be 0 or more, not {self.modules}")
+            raise UserError(f"--model.modules must be 0 or more, not {self.modules}")
         if self.width < 4 or self.width % 4:
-            raise ValueError(f"--model.width must be a multiple of 4, not {self.width}")
+            raise UserError(f"--model.width must be a multiple of 4, not {self.width}")
 
 
 class GlobalLocalModule(nn.Module):

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
-from glefld.augmentation import NO_AUGMENTATION
+from glefld.data.augmentation import NO_AUGMENTATION
+from glefld.errors import UserError
 from glefld.models.backbones import Stride8, load_features, stride8
 from glefld.models.blocks import LandmarkBranch
 from glefld.models.system import Model, Objective, Output, Preset, System
@@ -48,7 +49,7 @@ class Liu2018FullConfig(Liu2018Config):
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
-            raise ValueError(f"--model.hidden must be at least 1, not {self.hidden}")
+            raise UserError(f"--model.hidden must be at least 1, not {self.hidden}")
 
 
 class Liu2018Full(Liu2018):
@@ -59,7 +60,7 @@ class Liu2018Full(Liu2018):
     def __init__(self, config: Liu2018FullConfig, labels: Labels) -> None:
         super().__init__(config, labels)
         if not labels.categories and not labels.attributes:
-            raise ValueError(
+            raise UserError(
                 "liu2018-full predicts categories and attributes, and the data set has neither: use liu2018"
             )
         self.attention = Attention(self.channels)

@@ -8,6 +8,7 @@ import dataclasses
 
 from torch import Tensor, nn
 
+from glefld.errors import UserError
 from glefld.models.system import Model, Output, System
 from glefld.recipe import SMALL
 from glefld.schema import Labels
@@ -23,7 +24,7 @@ class LocalConfig:
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise ValueError(f"--model.width must be at least 1, not {self.width}")
+            raise UserError(f"--model.width must be at least 1, not {self.width}")
 
 
 class Local(Model):

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from glefld.heatmap import Codec
+from glefld.errors import UserError
 from glefld.models.backbones import ResNet, ResNetFeatures, load_features
 from glefld.models.blocks import HeatmapHead, NonLocal, conv_norm
 from glefld.models.classifier import Guide, Label
+from glefld.models.heatmap import Codec
 from glefld.models.system import Model, Output, Preset, System
 from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels
@@ -43,7 +44,7 @@ class SANLConfig:
 
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
-            raise ValueError(f"--model.width must be a multiple of 2, not {self.width}")
+            raise UserError(f"--model.width must be a multiple of 2, not {self.width}")
 
 
 class SANL(Model):

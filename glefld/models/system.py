@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from glefld.heatmap import Codec
+from glefld.errors import UserError
+from glefld.models.heatmap import Codec
 from glefld.recipe import Recipe
 from glefld.schema import ClassLabel, Labels
 
@@ -53,12 +54,12 @@ class Model(nn.Module):
         return len(self.labels.landmark_set)
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Take ImageNet weights from a torchvision checkpoint. ValueError if they do not fit."""
-        raise ValueError("this system has no backbone that takes --weights")
+        """Take ImageNet weights from a torchvision checkpoint. UserError if they do not fit."""
+        raise UserError("this system has no backbone that takes --weights")
 
     def load_classifier(self, classifier: "Model") -> None:
-        """Take the classifier whose attention guides this system. ValueError if it does not fit."""
-        raise ValueError("this system is not guided by a classifier: leave --classifier out")
+        """Take the classifier whose attention guides this system. UserError if it does not fit."""
+        raise UserError("this system is not guided by a classifier: leave --classifier out")
 
     @property
     def guided_by(self) -> str | None:

@@ -10,8 +10,9 @@ import torch.multiprocessing
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from glefld import checkpoint, storage
-from glefld.training import Job, train
+from glefld import storage
+from glefld.models import checkpoint
+from glefld.training.loop import Job, train
 from jobs.train import parse
 
 ROWS = {"train": 128, "val": 32}

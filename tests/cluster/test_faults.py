@@ -16,8 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from glefld import checkpoint, storage
-from glefld.dataset import open_dataset
+from glefld import storage
+from glefld.data.dataset import open_dataset
+from glefld.models import checkpoint
 from tests.cluster.conftest import ObjectStore
 from tests.cluster.hosts import Host, Submission, Team, make_team
 from tests.cluster.runs import (

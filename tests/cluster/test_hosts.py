@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from glefld import checkpoint
-from glefld.dataset import open_dataset
+from glefld.data.dataset import open_dataset
+from glefld.models import checkpoint
 from jobs import ingest
 from tests.cluster.conftest import ObjectStore
 from tests.cluster.hosts import Team, make_team

@@ -16,7 +16,8 @@ import pytest
 import safetensors.numpy
 from mlflow import MlflowClient
 
-from glefld import checkpoint, storage
+from glefld import storage
+from glefld.models import checkpoint
 from jobs import evaluate, infer, ingest, train
 from pipelines.archives import open_archive, read_index, read_members
 from tests import dots

@@ -18,8 +18,8 @@ import requests
 from mlflow import MlflowClient
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from glefld import runlog
-from glefld.dataset import open_dataset
+from glefld import tracking
+from glefld.data.dataset import open_dataset
 from jobs import submit
 from tests.cluster.hosts import Host, alive, secured, short_folder
 from tests.cluster.servers import command_lines, free_port, wait_until
@@ -291,7 +291,7 @@ def test_the_exit_status_is_the_jobs(code: int | None, expected: int) -> None:
 
 def test_a_stopped_job_has_time_to_end_its_run() -> None:
     """Longer than a run's end waits for MLflow, or SIGKILL would leave the run as running."""
-    assert float(submit.STOPPING["RAY_JOB_STOP_WAIT_TIME_S"]) >= runlog.END_SECONDS + 30
+    assert float(submit.STOPPING["RAY_JOB_STOP_WAIT_TIME_S"]) >= tracking.END_SECONDS + 30
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from glefld import checkpoint, runlog, storage
+from glefld import storage
+from glefld.models import checkpoint
 from jobs import train
 from tests.cluster.conftest import ObjectStore
 from tests.cluster.mlflow_server import TrackingServer
@@ -159,7 +160,7 @@ def test_training_does_not_wait_for_the_server(
 ) -> None:
     """The server goes after the first epoch and comes back after three more: all checkpoints were written meanwhile,
     and in the end it has every step."""
-    monkeypatch.setattr(runlog, "END_SECONDS", 200.0)  # a busy machine starts the server slowly
+    monkeypatch.setattr("glefld.tracking.log.END_SECONDS", 200.0)  # a busy machine starts the server slowly
     name = f"away-{how.__name__}"
     write_dataset(tmp_path / "data" / "fld", {"train": 45, "val": 23})
     folder = tmp_path / "runs" / name
@@ -206,7 +207,7 @@ def test_a_server_that_stays_away_does_not_fail_the_training(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It goes after the first epoch for good: the training ends, and --resume sends what the run has kept."""
-    monkeypatch.setattr(runlog, "END_SECONDS", 5.0)
+    monkeypatch.setattr("glefld.tracking.log.END_SECONDS", 5.0)
     root = storage.join(store.bucket(), "root")
     local = write_dataset(tmp_path / "fld", {"train": 45, "val": 23})
     fs, path = storage.filesystem(storage.join(root, "data/fld"))
@@ -228,13 +229,13 @@ def test_a_server_that_stays_away_does_not_fail_the_training(
         assert tracking.password.encode() not in unsent
         kinds = {kind for text in unsent.splitlines() for kind in json.loads(text)}
         assert {"metrics", "artifact", "model", "status"} <= kinds
-        assert len([r for r in caplog.records if r.name == "glefld.runlog"]) == 1
+        assert len([r for r in caplog.records if r.name == "glefld.tracking.log"]) == 1
     finally:
         killer.join()
         tracking.start()
     client = MlflowClient(tracking.uri)
     assert the_run(client, "gone").info.status == "RUNNING"
-    monkeypatch.setattr(runlog, "END_SECONDS", 200.0)  # a server that has just started is slow
+    monkeypatch.setattr("glefld.tracking.log.END_SECONDS", 200.0)  # a server that has just started is slow
     train.run(train.parse(f"{line} --resume".split()))
     run = the_run(client, "gone")
     assert run.info.status == "FINISHED"

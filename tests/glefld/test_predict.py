@@ -15,10 +15,10 @@ import torch
 from PIL import Image, ImageOps
 
 from glefld import predict
-from glefld.augmentation import NO_AUGMENTATION
-from glefld.loader import BatchLoader, InputPipeline
-from glefld.photos import BadPhoto
-from glefld.predict import BadBox, Crop, Prediction, Predictor, is_whole_jpeg, orient, prepare
+from glefld.data.augmentation import NO_AUGMENTATION
+from glefld.data.loader import BatchLoader, InputPipeline
+from glefld.errors import BadBox, BadPhoto
+from glefld.predict import Crop, Prediction, Predictor, is_whole_jpeg, orient, prepare
 from glefld.schema import sample_schema
 from tests import dots
 

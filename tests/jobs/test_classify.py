@@ -9,9 +9,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from glefld import training
-from glefld.dataset import open_dataset
-from glefld.training import Job
+from glefld.data.dataset import open_dataset
+from glefld.training.loop import Job, loop
 from jobs import evaluate, infer, ingest, train
 from tests.blots import COLOURS, image_folder
 from tests.mistakes import one_line
@@ -31,7 +30,7 @@ def root(ray_cluster: None, empty_store: Path, tmp_path_factory: pytest.TempPath
     ingest.run(ingest.Options("image-folder", str(source), root=str(root)))
     chosen = options(root, f"{TINY} --epochs 3")
     job = Job("image-folder", f"{root}/data/image-folder", f"{root}/runs/guide", "resnet", {}, chosen.recipe)
-    training.train(job, torch.device("cpu"), lambda metrics, step: None, lambda epoch: None)
+    loop.train(job, torch.device("cpu"), lambda metrics, step: None, lambda epoch: None)
     return root
 
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from ray.util.state import list_tasks
 
 from glefld import storage
-from glefld.dataset import open_dataset
+from glefld.data.dataset import open_dataset
 from glefld.recipe import Recipe
 from jobs.compare import Options, parse_entry, run, suiting
 from tests.ingested import write_dataset

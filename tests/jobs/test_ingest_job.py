@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from glefld.dataset import open_dataset
+from glefld.data.dataset import open_dataset
 from jobs.ingest import Options, run
 from tests.killing import MOMENTS, kill_job
 from tests.mistakes import one_line

@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from ray.util.state import list_actors
 
-from glefld import checkpoint
+from glefld.models import checkpoint
 from jobs import evaluate, train
 from pipelines import evaluate as evaluation
-from pipelines.train import Workers, parse_workers
+from pipelines.train.run import Workers, parse_workers
 from tests.dots import write_checkpoint
 from tests.ingested import write_dataset
 from tests.mistakes import one_line
@@ -122,7 +122,7 @@ def test_workers_that_find_no_room_are_not_waited_for_for_ever(
 ) -> None:
     """More workers than the cluster ever has CPUs for: one line after some tries, and the run is marked as failed."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    monkeypatch.setattr("pipelines.train.START_TRIES", 2)
+    monkeypatch.setattr("pipelines.train.run.START_TRIES", 2)
     monkeypatch.setattr("jobs.train.choose_workers", lambda _: Workers(50, 50, 1, False, 0))
     with pytest.raises(ValueError, match="no room for 50 workers of 1 CPUs in 2 tries"):
         train.run(options(root, f"{TINY} --name crowded"))

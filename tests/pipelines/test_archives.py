@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from glefld.photos import BadPhoto
+from glefld.errors import BadPhoto
 from pipelines import archives
 from pipelines.archives import open_archive, public_url, read_index, read_members
 from tests.raw_layouts import write_archive

@@ -13,17 +13,16 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from glefld import checkpoint
-from glefld.loader import Batch
-from glefld.losses import total_loss
-from glefld.metrics import Truth
-from glefld.models import MODELS, build_model
+from glefld.data.loader import Batch
+from glefld.data.truth import Truth
+from glefld.models import MODELS, build_model, checkpoint
 from glefld.models.classifier import SANLResNet
 from glefld.models.sanl import SANL
 from glefld.models.system import Model, Output
 from glefld.recipe import Recipe
 from glefld.schema import FASHION8, Attribute, GarmentType, Labels, LandmarkSet
-from glefld.training import train_step
+from glefld.training.loop import train_step
+from glefld.training.losses import total_loss
 from tests.dots import card
 
 LABELS = Labels(

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
+from glefld.data.loader import Batch
+from glefld.data.truth import Truth
 from glefld.datasets.deepfashion2 import LABELS
 from glefld.datasets.deepfashion2_landmarks import DEEPFASHION2
-from glefld.loader import Batch
-from glefld.losses import total_loss
-from glefld.metrics import Truth
 from glefld.recipe import Recipe
 from glefld.schema import Visibility
-from glefld.training import train_step
+from glefld.training.loop import train_step
+from glefld.training.losses import total_loss
 from tests.glefld.models.test_every_model import EACH_SYSTEM, SIZE, build
 
 CODES = (9, 1)  # a skirt and a short sleeve top

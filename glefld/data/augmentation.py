@@ -1,0 +1,86 @@
+"""What a sample is told before it becomes an input: random geometry and colour, drawn on the host, and affine maps.
+
+K landmarks, S the square input's size. Frames: photo -> stored picture (a crop) -> input.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from glefld.errors import UserError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random affine map and colour; all zero leaves the picture as it is."""
+
+    mirror: float = 0.5
+    """Probability of a mirror image, with left and right landmarks swapped."""
+    rotate: float = 15.0
+    """Rotation, up to this many degrees either way."""
+    scale: float = 0.2
+    """Size, up to this factor more or less."""
+    shift: float = 0.1
+    """Shift, up to this part of the input's size either way."""
+    colour: float = 0.2
+    """Brightness, contrast and saturation, up to this factor more or less; hue up to 30 degrees times it."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mirror <= 1:
+            raise UserError(f"augmentation: mirror is a probability, not {self.mirror}")
+        if not (0 <= self.scale < 1 and 0 <= self.colour < 1 and self.rotate >= 0 and self.shift >= 0):
+            raise UserError("augmentation: scale and colour must be in [0, 1), rotate and shift 0 or more")
+
+
+NO_AUGMENTATION = Augmentation(mirror=0, rotate=0, scale=0, shift=0, colour=0)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one sample is told."""
+
+    affine: np.ndarray  # [2, 3], within the S x S input's frame
+    mirrored: bool
+    colour: tuple[float, float, float, float]  # brightness, contrast, saturation, hue in degrees
+
+
+def draw_augmentation(augmentation: Augmentation, size: int, rng: np.random.Generator) -> Draw:
+    """Rotation, scale and shift about the input's centre, then perhaps a mirror."""
+    angle = np.deg2rad(rng.uniform(-augmentation.rotate, augmentation.rotate))
+    scale = np.exp(rng.uniform(-1, 1) * np.log1p(augmentation.scale))
+    shift = rng.uniform(-augmentation.shift, augmentation.shift, 2) * size
+    mirrored = bool(rng.random() < augmentation.mirror)
+    factor = 1 + rng.uniform(-augmentation.colour, augmentation.colour, 3)
+    hue = rng.uniform(-30, 30) * augmentation.colour
+
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    centre = np.full(2, size / 2)
+    affine = np.concatenate([turn, (centre - turn @ centre + shift)[:, None]], axis=1)
+    if mirrored:
+        affine = compose(np.array([[-1.0, 0, size], [0, 1, 0]]), affine)
+    return Draw(affine, mirrored, (float(factor[0]), float(factor[1]), float(factor[2]), float(hue)))
+
+
+def compose(after: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """The affine map [2, 3] that does ``before``, then ``after``."""
+    linear = after[:, :2] @ before[:, :2]
+    return np.concatenate([linear, (after[:, :2] @ before[:, 2] + after[:, 2])[:, None]], axis=1)
+
+
+def invert(affine: np.ndarray) -> np.ndarray:
+    """The inverse of affine maps [..., 2, 3]."""
+    linear = np.linalg.inv(affine[..., :2])
+    return np.concatenate([linear, -linear @ affine[..., 2:]], axis=-1)
+
+
+def transform(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Points [..., K, 2] through affine maps [..., 2, 3]."""
+    return points @ np.swapaxes(affine[..., :2], -1, -2) + affine[..., None, :, 2]
+
+
+def box_to_input(box: np.ndarray, size: int) -> np.ndarray:
+    """The map that squashes a box (x1, y1, x2, y2 of the picture) to the S x S input, as the papers do: [2, 3]."""
+    x1, y1, x2, y2 = np.asarray(box, np.float64)
+    return np.array(
+        [[size / (x2 - x1), 0, -x1 * size / (x2 - x1)], [0, size / (y2 - y1), -y1 * size / (y2 - y1)]]
+    )

@@ -1,0 +1,74 @@
+"""What is annotated of garments, as tensors in the photo's frame.
+
+B rows, K landmarks, A attributes, T garment types of the landmark set.
+"""
+
+import math
+from typing import NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from glefld.schema import VIEWS, ClassLabel, Labels
+
+
+class Truth(NamedTuple):
+    """What is annotated of B garments, in photo pixels."""
+
+    points: Tensor  # [B, K, 2] float64, NaN where there is none
+    visibility: Tensor  # [B, K] int64, codes of schema.Visibility
+    box: Tensor  # [B, 4] float64, x1 y1 x2 y2
+    garment_type: Tensor  # [B] int64, code of the landmark set's type, -1 unknown
+    view: Tensor  # [B] int64, index into schema.VIEWS, -1 unknown
+    category: Tensor  # [B] int64, index into the categories, -1 unknown
+    attributes: Tensor  # [B, A] float32, 1 yes, 0 no, NaN unknown
+
+    def label(self, label: ClassLabel, labels: Labels) -> Tensor:
+        """[B] int64: the index of each garment's class among ``labels.classes(label)``, -1 unknown."""
+        if label == "category":
+            return self.category
+        codes = torch.tensor([t.code for t in labels.landmark_set.garment_types])
+        slot = type_slot(self.garment_type, codes)
+        return torch.where(slot < len(codes), slot, -1)
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table, labels: Labels) -> Self:
+        """Of stored samples (schema.sample_schema, the images are not needed), moved from crop to photo."""
+
+        def numbers(name: str, *shape: int) -> Tensor:
+            flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            return torch.tensor(flat.astype(np.float64)).view(table.num_rows, *shape)
+
+        def codes(name: str, first: int = 0) -> Tensor:
+            return torch.tensor([-1 if v is None else v - first for v in table[name].to_pylist()]).long()
+
+        k = len(labels.landmark_set)
+        views = {name: i for i, name in enumerate(VIEWS)}
+        return cls(
+            points=numbers("landmarks", k, 2) + numbers("crop_box", 4)[:, None, :2],
+            visibility=numbers("visibility", k).long(),
+            box=numbers("box", 4),
+            garment_type=codes("garment_type"),
+            view=torch.tensor([views.get(v, -1) for v in table["view"].to_pylist()]).long(),
+            category=codes("category", first=1),
+            attributes=_many_hot(table["attributes"].to_pylist(), len(labels.attributes)),
+        )
+
+
+def _many_hot(rows: list[list[int] | None], count: int) -> Tensor:
+    """[B, A]: lists of indices as ones among zeros, NaN for a row without a list."""
+    result = torch.zeros(len(rows), count)
+    for row, indices in zip(result, rows, strict=True):
+        if indices is None:
+            row.fill_(math.nan)
+        elif count:
+            row[indices] = 1
+    return result
+
+
+def type_slot(garment_type: Tensor, codes: Tensor) -> Tensor:
+    """[B] type codes -> [B] places among the T codes [T]; T for an unknown type."""
+    known = garment_type[:, None] == codes
+    return torch.cat([known, ~known.any(dim=1, keepdim=True)], dim=1).int().argmax(dim=1)

@@ -1,0 +1,37 @@
+"""The two kinds of error that are not bugs: what a user can mend, and one row's input that cannot be used."""
+
+from typing import Literal
+
+BadPhotoReason = Literal["unreadable_photo", "truncated_photo", "missing_photo", "picture_too_large"]
+
+
+class UserError(ValueError):
+    """Something the user caused and can mend; its one line says how.
+
+    The command line shows it without a traceback. Any other ValueError is a bug in this program.
+    """
+
+
+class BadInput(Exception):
+    """One row's input that cannot be used. It becomes a counted reject or an error row and ends no job."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        """reason: a constant that can be counted. detail: what is wrong, in words."""
+        super().__init__(reason, detail)  # as ``args``, from which a pickle makes it anew
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class BadPhoto(BadInput):
+    """A photo that cannot be read or decoded; ``reason`` is a ``BadPhotoReason``."""
+
+
+class BadBox(BadInput):
+    """A box that shares no area with its photo: ``empty_box`` or ``box_outside_photo``."""
+
+
+class BadRow(BadInput):
+    """An annotation that cannot be used; ``reason`` is one of the rejects' reasons."""

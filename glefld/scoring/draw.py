@@ -1,0 +1,266 @@
+"""Pictures of landmarks: overlays, contact sheets and the chart of NE by landmark. Arrays in, pictures out.
+
+The garment's right side is red, its left yellow, what has no side blue. Truth is a ring (broken where
+occluded), a prediction a filled dot, and a thin line leads from one to the other. Every mark has a dark rim,
+so that it can be seen on any cloth.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import matplotlib.figure
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from glefld.schema import LandmarkSet, Visibility
+from glefld.scoring.metrics import Baselines, Report
+from glefld.scoring.published import note, published
+from glefld.scoring.tables import MOST_COLUMNS, short_name
+
+Side = Literal["left", "right", "middle"]
+COLOURS: dict[Side, tuple[int, int, int]] = {
+    "left": (255, 212, 0),
+    "right": (235, 30, 45),
+    "middle": (40, 150, 255),
+}
+RIM = (20, 20, 20)
+PAPER = (250, 250, 250)
+INK = (30, 30, 30)
+MARKERS = "v^<>Dsp"
+SMOOTH = 4  # marks are drawn this much larger and shrunk: Pillow does not smooth edges
+
+
+def sides(landmark_set: LandmarkSet) -> list[Side]:
+    """Each landmark's side: middle if it is its own mirror, else by name, else a pair's first is left."""
+    result: list[Side] = []
+    for i, (name, partner) in enumerate(zip(landmark_set.landmarks, landmark_set.mirror, strict=True)):
+        if partner == i:
+            result.append("middle")
+        elif name.startswith(("left", "right")):
+            result.append("left" if name.startswith("left") else "right")
+        else:
+            result.append("left" if i < partner else "right")
+    return result
+
+
+def overlay(
+    image: Image.Image | np.ndarray,
+    landmark_set: LandmarkSet,
+    *,
+    predicted: np.ndarray | None = None,
+    truth: np.ndarray | None = None,
+    visibility: np.ndarray | None = None,
+    score: np.ndarray | None = None,
+    box: Sequence[float] | None = None,
+    names: bool = False,
+    long_side: int = 512,
+) -> Image.Image:
+    """The picture, scaled to ``long_side`` pixels, with its landmarks.
+
+    image: PIL, or [H, W, 3] uint8. predicted, truth: [K, 2] pixels of the picture as given; NaN is not drawn.
+    visibility: [K] codes, without which all of the truth is visible; predictions are drawn only where the
+    truth is visible or occluded. score: [K] 0 to 1, fades what the model doubts. box: x1 y1 x2 y2.
+    """
+    picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
+    scale = long_side / max(picture.size)
+    # A side may round by half a pixel: marks follow the picture as it became.
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    to_marks = np.array(size) / picture.size * SMOOTH
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
+
+    k = len(landmark_set)
+    drawn = np.ones(k, bool) if visibility is None else visibility <= Visibility.OCCLUDED
+    broken = np.zeros(k, bool) if visibility is None else visibility == Visibility.OCCLUDED
+    opacity = np.ones(k) if score is None else 0.4 + 0.6 * np.clip(score, 0, 1)
+    nowhere = np.full((k, 2), math.nan)
+    true_at, found_at = (
+        nowhere if points is None else np.where(drawn[:, None], points, math.nan) * to_marks
+        for points in (truth, predicted)
+    )
+
+    marks = Image.new("RGBA", (size[0] * SMOOTH, size[1] * SMOOTH))
+    draw = ImageDraw.Draw(marks)
+    unit = SMOOTH * max(1.0, long_side / 256)  # a mark's size follows the picture's
+    if box is not None:
+        corners = [*(np.array(box[:2]) * to_marks), *(np.array(box[2:]) * to_marks)]
+        draw.rectangle(corners, outline=(*RIM, 160), width=round(2.5 * unit))
+        draw.rectangle(corners, outline=(255, 255, 255, 220), width=round(unit))
+    for i, side in enumerate(sides(landmark_set)):
+        colour, true, found = COLOURS[side], true_at[i], found_at[i]
+        if not np.isnan([*true, *found]).any():
+            draw.line([*true, *found], fill=(*RIM, 200), width=round(2.2 * unit))
+            draw.line([*true, *found], fill=(255, 255, 255, 255), width=round(unit))
+        if not np.isnan(true).any():
+            _ring(draw, true, unit, colour, bool(broken[i]))
+        if not np.isnan(found).any():
+            alpha = round(255 * opacity[i])
+            _disc(draw, found, 3.2 * unit, (*RIM, alpha))
+            _disc(draw, found, 2.3 * unit, (*colour, alpha))
+    marks = marks.resize(size, Image.Resampling.LANCZOS)
+    picture.paste(marks, mask=marks)
+    if names:
+        at = np.where(np.isnan(found_at), true_at, found_at) / SMOOTH
+        font = _font(max(10, long_side // 36))
+        text = ImageDraw.Draw(picture)
+        for name, (x, y) in zip(landmark_set.landmarks, at, strict=True):
+            if not math.isnan(x):
+                text.text((x + unit, y), short_name(name), PAPER, font, "lm", stroke_width=2, stroke_fill=RIM)
+    return picture
+
+
+def contact_sheet(
+    tiles: Sequence[tuple[Image.Image, str]],
+    columns: int,
+    *,
+    tile: int = 256,
+    title: str = "",
+    legend: Literal["truth", "predictions", "none"] = "truth",
+) -> Image.Image:
+    """Captioned pictures, row by row in squares of ``tile`` pixels, under a title and over a legend.
+
+    The legend explains predictions beside the truth, predictions alone, or there is none.
+    """
+    if not tiles or columns < 1:
+        raise ValueError("a contact sheet needs at least one picture and one column")
+    columns = min(columns, len(tiles))
+    font = _font(max(10, tile // 18))
+    line, gap = round(font.size * 1.6), max(4, tile // 32)
+    head = line + gap if title else gap
+    rows = math.ceil(len(tiles) / columns)
+    cell = tile + line + gap
+    width = gap + columns * (tile + gap)
+    sheet = Image.new("RGB", (width, head + rows * cell), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, head / 2), title, INK, font, "lm")
+    for number, (picture, caption) in enumerate(tiles):
+        x, y = gap + number % columns * (tile + gap), head + number // columns * cell
+        fitted = ImageOps.contain(picture, (tile, tile), Image.Resampling.LANCZOS)
+        sheet.paste(fitted, (x + (tile - fitted.width) // 2, y + (tile - fitted.height) // 2))
+        draw.text((x + tile / 2, y + tile + line / 2), _fitted(caption, font, tile), INK, font, "mm")
+    if legend == "none":
+        return sheet
+    marks = _legend(width, font, truth=legend == "truth")
+    whole = Image.new("RGB", (width, sheet.height + marks.height), PAPER)
+    whole.paste(sheet, (0, 0))
+    whole.paste(marks, (0, sheet.height))
+    return whole
+
+
+def ne_chart(dataset: str, report: Report, baseline: Baselines | None = None) -> matplotlib.figure.Figure:
+    """NE by landmark and on average as bars, with the baselines' and the published figures as marks."""
+    names = list(report.ne_by_landmark)
+    few = len(names) <= MOST_COLUMNS
+    places = np.arange(len(names) + 1)
+    figure = matplotlib.figure.Figure(figsize=(max(8.0, 0.18 * len(places)), 5.0), layout="constrained")
+    axes = figure.subplots()
+    ours = _column(report)
+    bars = axes.bar(places, ours, 0.62, color="#9db8d9", edgecolor="#3b5b83", label="this run", zorder=2)
+    handles: list[Any] = [bars]
+    if few:
+        # At the bars' feet, below every mark.
+        for place, value in zip(places[~np.isnan(ours)], ours[~np.isnan(ours)], strict=True):
+            foot = axes.annotate(f"{value:.3f}", (place, 0), (0, 3), textcoords="offset points")
+            foot.set(fontsize=8, fontweight="bold", horizontalalignment="center")
+    if baseline is not None:
+        for scores, label, colour in (
+            (baseline.mean_position, "mean position (baseline)", "#999999"),
+            (baseline.mean_position_by_type, "mean position by type (baseline)", "#444444"),
+        ):
+            ends = places - 0.38, places + 0.38
+            handles.append(axes.hlines(_column(scores), *ends, colors=colour, lw=2, label=label, zorder=3))
+    systems = published(dataset, names)
+    for system, marker in zip(systems, MARKERS, strict=False):
+        figures = [math.nan if v is None else v for v in (*system.by_landmark, system.average)]
+        dots = axes.scatter(places, figures, 34, marker=marker, label=f"{system.system} (published)")
+        dots.set(edgecolor="white", linewidth=0.6, zorder=4)
+        handles.append(dots)
+    axes.set_xticks(places, [*map(short_name, names), "average"], rotation=0 if few else 90)
+    axes.get_xticklabels()[-1].set_fontweight("bold")
+    axes.axvline(len(names) - 0.5, color="#cccccc", lw=1, zorder=1)
+    axes.set_ylabel("normalised error (lower is better)")
+    axes.set_title(f"{dataset}: normalised error by landmark, {report.rows:,} garments")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color="#e5e5e5", zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+        title=note(dataset) if systems else None,
+        title_fontsize=8,
+    )
+    return figure
+
+
+def _column(report: Report) -> np.ndarray:
+    """[K + 1]: NE by landmark and the average, NaN where nothing was counted."""
+    return np.array([math.nan if v is None else v for v in (*report.ne_by_landmark.values(), report.ne)])
+
+
+def _disc(draw: ImageDraw.ImageDraw, at: np.ndarray, radius: float, colour: tuple[int, ...]) -> None:
+    draw.ellipse([*(at - radius), *(at + radius)], fill=colour)
+
+
+def _ring(
+    draw: ImageDraw.ImageDraw, at: np.ndarray, unit: float, colour: tuple[int, ...], broken: bool
+) -> None:
+    """A coloured circle between two dark ones; in four pieces where broken."""
+    pieces = [(start + 12, start + 78) for start in range(0, 360, 90)] if broken else [(0, 360)]
+    for radius, width, ink in ((6.0, 3.2, RIM), (5.2, 1.6, colour)):
+        for start, end in pieces:
+            corners = [*(at - radius * unit), *(at + radius * unit)]
+            draw.arc(corners, start, end, fill=(*ink, 255), width=round(width * unit))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    return font
+
+
+def _fitted(caption: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The caption, its end cut off with an ellipsis where it is wider than the tile."""
+    if font.getlength(caption) <= width:
+        return caption
+    while caption and font.getlength(caption + "…") > width:
+        caption = caption[:-1]
+    return caption + "…"
+
+
+def _legend(width: int, font: ImageFont.FreeTypeFont, truth: bool) -> Image.Image:
+    """What the marks mean, in as many lines as a sheet of this width needs."""
+    grey = (150, 150, 150)
+    entries = [("left", COLOURS["left"], "disc"), ("right", COLOURS["right"], "disc")]
+    if truth:
+        entries += [
+            ("prediction", grey, "disc"),
+            ("truth", grey, "ring"),
+            ("truth, occluded", grey, "broken"),
+        ]
+    mark = round(font.size * 1.5)
+    x, y = mark, mark
+    places: list[tuple[int, int]] = []
+    for text, _, _ in entries:
+        length = round(mark + font.getlength(text))
+        if x + length > width and places:
+            x, y = mark, y + mark
+        places.append((x, y))
+        x += length + mark
+    legend = Image.new("RGB", (width, y + mark), PAPER)
+    marks = Image.new("RGBA", (legend.width * SMOOTH, legend.height * SMOOTH))
+    draw, lettering = ImageDraw.Draw(marks), ImageDraw.Draw(legend)
+    unit = SMOOTH * font.size / 16
+    for (text, colour, kind), place in zip(entries, places, strict=True):
+        at = np.array(place) * SMOOTH
+        if kind == "disc":
+            _disc(draw, at, 5 * unit, RIM)
+            _disc(draw, at, 4 * unit, colour)
+        else:
+            _ring(draw, at, unit, colour, kind == "broken")
+        lettering.text((place[0] + mark * 0.6, place[1]), text, INK, font, "lm")
+    marks = marks.resize(legend.size, Image.Resampling.LANCZOS)
+    legend.paste(marks, mask=marks)
+    return legend

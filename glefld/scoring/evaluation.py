@@ -1,0 +1,110 @@
+"""A model over the rows of a split, in fp32: counters of what it got right."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glefld.data.augmentation import NO_AUGMENTATION
+from glefld.data.loader import Batch, BatchLoader, to_photo
+from glefld.data.reader import SplitReader
+from glefld.models.system import Model, Output
+from glefld.scoring.metrics import Baselines, Counters, Report
+
+#: Rows of a batch. Fixed, so that the same rows share a batch on any number of workers.
+EVAL_BATCH = 32
+
+
+@torch.no_grad()
+def evaluate(
+    model: Model,
+    rows: SplitReader,
+    loader: BatchLoader,
+    rank: int,
+    world: int,
+    on_landmarks: Callable[[Batch, Tensor, Tensor], object] = lambda batch, points, heights: None,
+) -> Counters:
+    """Counters of a rank's batches of the split; those of all ranks add up to the split's, each row once.
+
+    Ranks take whole batches in turn, so a row's prediction does not depend on how many ranks there are.
+    ``on_landmarks`` gets each batch with its predicted points [b, K, 2], in the photo, and their peaks' heights [b, K].
+    """
+    was_training = model.training
+    model.eval()
+    counters = Counters(loader.labels, model.label)
+    batches = [np.arange(i, min(i + EVAL_BATCH, rows.rows)) for i in range(0, rows.rows, EVAL_BATCH)]
+    for batch in loader.run(rows.read(batches[rank::world]), NO_AUGMENTATION):
+        output = run_model(model, batch)
+        counters.add_rows(len(batch.images))
+        if output.heatmaps is not None:
+            points, heights = predicted_points(model, output.heatmaps, batch)
+            counters.add_landmarks(points, batch.truth)
+            on_landmarks(batch, points, heights)
+        count_labels(counters, model, output, batch)
+    model.train(was_training)
+    return counters
+
+
+def count_labels(counters: Counters, model: Model, output: Output, batch: Batch) -> None:
+    """Score what the model says of a batch's classes and attributes."""
+    if output.classes is not None:
+        target = batch.truth.label(model.label, model.labels)
+        counters.add_classes(output.classes.float().cpu(), target)
+    if output.attributes is not None:
+        # The released code ranks by the logit of yes; softmax over no and yes would rank alike for equal no's only.
+        counters.add_attributes(output.attributes[..., 1].float().cpu(), batch.truth.attributes)
+
+
+def run_model(model: Model, batch: Batch) -> Output:
+    # cuDNN's convolutions would round fp32 to TF32 by default, and choose their algorithm by the moment.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        return model(batch.images.contiguous(memory_format=torch.channels_last))
+
+
+def predicted_points(model: Model, heatmaps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """[b, K, 2] in the photo's pixels, float64, and the peaks' heights [b, K], on the host."""
+    landmarks, heights = model.codec.decode(heatmaps)
+    return to_photo(landmarks.cpu(), batch.to_photo), heights.cpu()
+
+
+def evaluation_json(
+    report: Report, *, dataset: str, split: str, checkpoint: str, baseline: Baselines | None
+) -> dict[str, Any]:
+    """What ``jobs.evaluate`` writes; None (JSON null) where nothing was counted or there is no baseline.
+
+    ``oks_ap`` is there where the score is defined.
+    """
+    return {
+        "dataset": dataset,
+        "split": split,
+        "rows": report.rows,
+        "checkpoint": checkpoint,
+        "ne": {
+            "average": report.ne,
+            "by_landmark": report.ne_by_landmark,
+            "by_type": report.ne_by_type,
+            "by_view": report.ne_by_view,
+        },
+        "counted": report.counted,
+        "ne_occluded": report.ne_occluded,
+        "pck": report.pck,
+        "auc": report.auc,
+        "epe": report.epe,
+        "left_right_confusion": report.left_right_confusion,
+        "label": report.label,
+        "accuracy": report.accuracy,
+        "attribute_recall": report.recall,
+        **({"oks_ap": report.oks.to_json()} if report.oks else {}),
+        "baseline": {
+            "mean_position": baseline.mean_position.ne if baseline else None,
+            "mean_position_by_type": baseline.mean_position_by_type.ne if baseline else None,
+            "most_frequent": {
+                "accuracy": baseline.most_frequent.accuracy,
+                "attribute_recall": baseline.most_frequent.recall,
+            }
+            if baseline
+            else None,
+        },
+    }

@@ -1,0 +1,69 @@
+"""Pictures of what a model predicts beside the truth."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from glefld.data.augmentation import NO_AUGMENTATION
+from glefld.data.loader import Batch, BatchLoader
+from glefld.data.reader import SplitReader
+from glefld.data.truth import Truth
+from glefld.models.system import Model, Output
+from glefld.scoring import draw
+from glefld.scoring.evaluation import EVAL_BATCH, predicted_points, run_model
+from glefld.scoring.metrics import Counters
+
+
+@torch.no_grad()
+def examples(
+    model: Model, rows: SplitReader, loader: BatchLoader, number: int
+) -> list[tuple[Image.Image, str]]:
+    """Captioned pictures of what is predicted beside the truth: up to ``EVAL_BATCH`` rows all over the split."""
+    chosen = np.unique(np.linspace(0, rows.rows - 1, min(number, EVAL_BATCH)).astype(np.int64))
+    (table,) = rows.read([chosen])
+    (batch,) = loader.run([table], NO_AUGMENTATION)
+    output = run_model(model.eval(), batch)
+    pictures = [Image.open(io.BytesIO(data)) for data in table["image"].to_pylist()]
+    names = [name.rsplit("/", 1)[-1] for name in table["sample_id"].to_pylist()]
+    if output.heatmaps is None:
+        return [
+            (picture.convert("RGB"), f"{name}  {words}")
+            for picture, name, words in zip(pictures, names, _classified(model, output, batch), strict=True)
+        ]
+    predicted, _ = predicted_points(model, output.heatmaps, batch)
+    tiles = []
+    for i, (picture, name, crop) in enumerate(
+        zip(pictures, names, table["crop_box"].to_pylist(), strict=True)
+    ):
+        counters = Counters(loader.labels)
+        counters.add_landmarks(predicted[i : i + 1], Truth(*(field[i : i + 1] for field in batch.truth)))
+        ne = counters.report().ne
+        stored = np.array(crop[:2])
+        overlay = draw.overlay(
+            picture,
+            loader.labels.landmark_set,
+            predicted=predicted[i].numpy() - stored,
+            truth=batch.truth.points[i].numpy() - stored,
+            visibility=batch.truth.visibility[i].numpy(),
+        )
+        tiles.append((overlay, f"{name}  NE {ne:.3f}" if ne is not None else name))
+    return tiles
+
+
+def _classified(model: Model, output: Output, batch: Batch) -> list[str]:
+    """What the classifier says of each row, and the truth where it differs."""
+    if output.classes is not None:
+        names = model.labels.classes(model.label)
+        target = batch.truth.label(model.label, model.labels).tolist()
+        found = output.classes.argmax(dim=1).tolist()
+        return [
+            names[f] if f == t or t < 0 else f"{names[f]}, not {names[t]}"
+            for f, t in zip(found, target, strict=True)
+        ]
+    assert output.attributes is not None
+    chosen = output.attributes.argmax(dim=2)
+    return [
+        ", ".join(model.labels.attributes[i].name for i in row.nonzero().flatten().tolist()) for row in chosen
+    ]

@@ -1,0 +1,351 @@
+"""The scores: counters that add up across batches and ranks, their report, and baselines that see no picture.
+
+B rows, K landmarks, T garment types of the landmark set, V views. Points and boxes are in the original
+photo's pixels; sums are float64, so that any split of the rows over batches and ranks gives the same report.
+
+NE of a landmark: sqrt((dx / box width)^2 + (dy / box height)^2), averaged over the rows in which it is
+visible; the average NE is the plain mean over the landmarks that are visible anywhere (what the released
+codes of GLE and of Liu & Lu compute). PCK, AUC and EPE count occluded landmarks too, as mmpose defines them.
+
+Attribute recall at k (Liu & Lu 2018): of an attribute type, the true attributes found among the type's k highest
+positive logits, over all true attributes of the type; over all types, their sums' ratio.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from glefld.data.truth import Truth, type_slot
+from glefld.errors import UserError
+from glefld.schema import VIEWS, ClassLabel, Labels, LandmarkSet, Visibility
+
+if TYPE_CHECKING:
+    from glefld.scoring.oks import OksScores
+
+PCK_THRESHOLD = 0.2  # of the box's longer side
+AUC_PIXELS = 30.0
+AUC_STEPS = 20
+TOP = (1, 3, 5)
+RECALL_AT = (3, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The scores of one evaluation. None where nothing was counted."""
+
+    rows: int
+    ne: float | None  # mean over the landmarks that are visible anywhere
+    ne_by_landmark: dict[str, float | None]
+    ne_by_type: dict[str, float | None]  # the average NE over the rows of one garment type
+    ne_by_view: dict[str, float | None]
+    ne_occluded: float | None  # the average NE over occluded landmarks instead of visible ones
+    counted: dict[str, int]  # visible, by landmark
+    pck: float | None
+    auc: float | None
+    epe: float | None  # pixels
+    left_right_confusion: (
+        float | None
+    )  # share of visible, mirror-paired landmarks found nearer to their partner
+    label: ClassLabel  # what ``accuracy`` is of
+    accuracy: dict[str, float | None]  # of the class, "top1", "top3", "top5"
+    recall: dict[str, dict[str, float | None]]  # of attributes, "at3", "at5": by type and "all"
+    attributes_by_type: dict[str, int]  # how many there are: recall at as many or more is 1
+    oks: "OksScores | None" = None  # where the score is defined: no sum over rows, so no counter has it
+
+    @property
+    def error(self) -> float | None:
+        """What the best checkpoint has least of: NE, else 1 - top-1 accuracy, else 1 - recall at 3."""
+        if self.ne is not None:
+            return self.ne
+        for score in (self.accuracy["top1"], self.recall["at3"]["all"]):
+            if score is not None:
+                return 1 - score
+        return None
+
+    def numbers(self) -> dict[str, float]:
+        """All scores that were counted, flat, by names such as ``ne``, ``ne/left_collar``, ``recall_at3/all``."""
+        flat: dict[str, float | None] = {
+            name: getattr(self, name)
+            for name in ("ne", "ne_occluded", "pck", "auc", "epe", "left_right_confusion")
+        }
+        named = {"ne": self.ne_by_landmark, "ne_type": self.ne_by_type, "ne_view": self.ne_by_view}
+        named |= {f"recall_{at}": by_type for at, by_type in self.recall.items()}
+        flat |= {f"accuracy_{top}": value for top, value in self.accuracy.items()}
+        flat |= {f"{kind}/{name}": value for kind, values in named.items() for name, value in values.items()}
+        flat |= self.oks.numbers() if self.oks else {}
+        return {name: value for name, value in flat.items() if value is not None}
+
+
+class _Sums:
+    """Named float64 sums that add up."""
+
+    sums: dict[str, Tensor]
+
+    def vector(self) -> Tensor:
+        """[N] float64, all sums in one piece: what an all-reduce adds up."""
+        return torch.cat([s.flatten() for s in self.sums.values()])
+
+    def load_vector(self, vector: Tensor) -> None:
+        """Replace the sums with those of a ``vector()`` of the same landmark set."""
+        pieces = vector.split([s.numel() for s in self.sums.values()])
+        for total, piece in zip(self.sums.values(), pieces, strict=True):
+            total.copy_(piece.view_as(total))
+
+    def __iadd__(self, other: Self) -> Self:
+        for name, total in self.sums.items():
+            total.add_(other.sums[name])
+        return self
+
+
+class Counters(_Sums):
+    """What the scores of a data set's labels are made of, counted on the CPU."""
+
+    def __init__(self, labels: Labels, label: ClassLabel = "category") -> None:
+        """``label`` is what the classes are that ``add_classes`` is given."""
+        self.labels = labels
+        self.label = label
+        landmark_set = labels.landmark_set
+        k = len(landmark_set)
+        self._attribute_type = torch.tensor([a.type - 1 for a in labels.attributes]).long()
+        types = max((a.type for a in labels.attributes), default=0)
+        names = (*labels.attribute_types, *(f"type {i + 1}" for i in range(types)))[:types]
+        self._attribute_types = names
+        self._codes = torch.tensor([t.code for t in landmark_set.garment_types]).long()
+        self._mirror = torch.tensor(landmark_set.mirror).long()
+        # One more type and view than there are: the unknown.
+        groups = (len(landmark_set.garment_types) + 1, len(VIEWS) + 1)
+        shapes = {
+            "rows": (1,),
+            "ne": (*groups, k),
+            "visible": (*groups, k),
+            "occluded_ne": (k,),
+            "occluded": (k,),
+            "scored": (k,),
+            "pck": (k,),
+            "auc": (k,),
+            "epe": (k,),
+            "paired": (k,),
+            "confused": (k,),
+            "classified": (1,),
+            "not_finite": (1,),
+            "top": (len(TOP),),
+            "true_attributes": (types,),
+            "recalled": (len(RECALL_AT), types),
+        }
+        self.sums = {name: torch.zeros(s, dtype=torch.float64) for name, s in shapes.items()}
+
+    def add_rows(self, rows: int) -> None:
+        """Count rows as evaluated, whatever is known of them."""
+        self.sums["rows"] += rows
+
+    def add_landmarks(self, predicted: Tensor, truth: Truth) -> None:
+        """Score the landmarks of B rows; predicted [B, K, 2] in photo pixels."""
+        predicted, points, box = predicted.double(), truth.points.double(), truth.box.double()
+        size = box[:, 2:] - box[:, :2]
+        visible = truth.visibility == Visibility.VISIBLE
+        occluded = truth.visibility == Visibility.OCCLUDED
+        scored = visible | occluded
+
+        offset = predicted - points
+        distance = offset.norm(dim=-1)
+        ne = (offset / size[:, None]).norm(dim=-1)
+        thresholds = torch.arange(AUC_STEPS, dtype=torch.float64) / AUC_STEPS
+        under_curve = (distance[..., None] / AUC_PIXELS < thresholds).double().mean(dim=-1)
+        within = distance / size.amax(dim=-1, keepdim=True) < PCK_THRESHOLD
+
+        partner = points[:, self._mirror]
+        has_partner = self._mirror != torch.arange(len(self._mirror))
+        paired = visible & scored[:, self._mirror] & has_partner
+        nearer_to_partner = (predicted - partner).norm(dim=-1) < distance
+
+        # where() rather than a product: what is not counted may be NaN.
+        zero = ne.new_zeros(())
+        view = torch.where(truth.view >= 0, truth.view, len(VIEWS))
+        group = type_slot(truth.garment_type, self._codes) * (len(VIEWS) + 1) + view
+        self.sums["ne"].flatten(0, 1).index_add_(0, group, torch.where(visible, ne, zero))
+        self.sums["visible"].flatten(0, 1).index_add_(0, group, visible.double())
+        self.sums["occluded_ne"] += torch.where(occluded, ne, zero).sum(dim=0)
+        self.sums["occluded"] += occluded.sum(dim=0)
+        self.sums["scored"] += scored.sum(dim=0)
+        self.sums["pck"] += (within & scored).sum(dim=0)
+        self.sums["auc"] += torch.where(scored, under_curve, zero).sum(dim=0)
+        self.sums["epe"] += torch.where(scored, distance, zero).sum(dim=0)
+        self.sums["paired"] += paired.sum(dim=0)
+        self.sums["confused"] += (nearer_to_partner & paired).sum(dim=0)
+
+    def add_classes(self, logits: Tensor, target: Tensor) -> None:
+        """Score the classes of B rows: logits [B, C], target [B] with -1 for unknown."""
+        known = target >= 0
+        # Ranked as torch.topk ranks, but ties never count in favour: the true class comes last among its equals.
+        own = logits.gather(1, target.clamp(min=0)[:, None])
+        rank = (logits >= own).sum(dim=1) - 1
+        self.sums["not_finite"] += (~logits.isfinite()).sum()
+        self.sums["classified"] += known.sum()
+        self.sums["top"] += torch.stack([((rank < k) & known).sum() for k in TOP])
+
+    def add_attributes(self, logits: Tensor, target: Tensor) -> None:
+        """Score the attributes of B rows: positive logits [B, A], target [B, A] of 1, 0, NaN for unknown."""
+        self.sums["not_finite"] += (~logits.isfinite()).sum()
+        for type_ in range(len(self._attribute_types)):
+            own = self._attribute_type == type_
+            row, attribute = (target[:, own] == 1).nonzero(as_tuple=True)
+            found = logits[:, own][row]
+            # As for classes, ties never count in favour.
+            rank = (found >= found.gather(1, attribute[:, None])).sum(dim=1) - 1
+            self.sums["true_attributes"][type_] += len(row)
+            for i, k in enumerate(RECALL_AT):
+                self.sums["recalled"][i, type_] += (rank < k).sum()
+
+    def report(self) -> Report:
+        """The scores of all rows counted so far; UserError if a prediction was not a number."""
+        s = self.sums
+        if s["not_finite"] > 0 or not self.vector().isfinite().all():
+            raise UserError(
+                "predictions or annotated landmarks are not finite: training has diverged (lower the learning rate), "
+                "or the data set was not written by ingest"
+            )
+        ne, visible = s["ne"].sum(dim=(0, 1)), s["visible"].sum(dim=(0, 1))
+        landmark_set = self.labels.landmark_set
+        names = landmark_set.landmarks
+        true, types = s["true_attributes"], self._attribute_types
+        return Report(
+            rows=int(s["rows"]),
+            ne=_mean_over_landmarks(ne, visible),
+            ne_by_landmark={n: _ratio(ne[i], visible[i]) for i, n in enumerate(names)},
+            ne_by_type={
+                t.name: _mean_over_landmarks(s["ne"][i].sum(dim=0), s["visible"][i].sum(dim=0))
+                for i, t in enumerate(landmark_set.garment_types)
+            },
+            ne_by_view={
+                view: _mean_over_landmarks(s["ne"][:, i].sum(dim=0), s["visible"][:, i].sum(dim=0))
+                for i, view in enumerate(VIEWS)
+            },
+            ne_occluded=_mean_over_landmarks(s["occluded_ne"], s["occluded"]),
+            counted={n: int(visible[i]) for i, n in enumerate(names)},
+            pck=_mean_over_landmarks(s["pck"], s["scored"]),
+            auc=_mean_over_landmarks(s["auc"], s["scored"]),
+            epe=_ratio(s["epe"].sum(), s["scored"].sum()),
+            left_right_confusion=_ratio(s["confused"].sum(), s["paired"].sum()),
+            label=self.label,
+            accuracy={f"top{k}": _ratio(s["top"][i], s["classified"][0]) for i, k in enumerate(TOP)},
+            recall={
+                f"at{k}": {name: _ratio(found[t], true[t]) for t, name in enumerate(types)}
+                | {"all": _ratio(found.sum(), true.sum())}
+                for k, found in zip(RECALL_AT, s["recalled"], strict=True)
+            },
+            attributes_by_type={n: int((self._attribute_type == t).sum()) for t, n in enumerate(types)},
+        )
+
+
+def _ratio(total: Tensor, count: Tensor) -> float | None:
+    return float(total / count) if count > 0 else None
+
+
+def _mean_over_landmarks(total: Tensor, count: Tensor) -> float | None:
+    """[K] sums and counts: the plain mean of the landmarks' means, of those that were counted at all."""
+    any_ = count > 0
+    return float((total[any_] / count[any_]).mean()) if any_.any() else None
+
+
+class MeanPosition(_Sums):
+    """The mean place in the box of each visible landmark, over all rows and by garment type.
+
+    Predicting it is the baseline that a model has to beat: it has never looked at a picture.
+    """
+
+    def __init__(self, landmark_set: LandmarkSet) -> None:
+        k, types = len(landmark_set), landmark_set.garment_types
+        self._codes = torch.tensor([t.code for t in types]).long()
+        self.sums = {
+            "place": torch.zeros(len(types) + 1, k, 2, dtype=torch.float64),
+            "visible": torch.zeros(len(types) + 1, k, dtype=torch.float64),
+        }
+
+    def update(self, truth: Truth) -> None:
+        """Count B rows of the train split."""
+        points, box = truth.points.double(), truth.box.double()
+        size = box[:, 2:] - box[:, :2]
+        place = (points - box[:, None, :2]) / size[:, None]
+        visible = truth.visibility == Visibility.VISIBLE
+        slot = type_slot(truth.garment_type, self._codes)
+        self.sums["place"].index_add_(0, slot, torch.where(visible[..., None], place, place.new_zeros(())))
+        self.sums["visible"].index_add_(0, slot, visible.double())
+
+    def predict(self, box: Tensor, garment_type: Tensor, *, by_type: bool) -> Tensor:
+        """[B, K, 2] photo pixels for boxes [B, 4] and type codes [B].
+
+        By type, where that type has shown the landmark, else over all rows; the box's middle for one
+        never seen.
+        """
+        place, visible = self.sums["place"], self.sums["visible"]
+        # 0 / 0 is NaN: nothing seen.
+        overall = (place.sum(dim=0) / visible.sum(dim=0)[:, None]).nan_to_num(0.5)
+        mean = overall.expand(len(box), -1, -1)
+        if by_type:
+            own = (place / visible[..., None])[type_slot(garment_type, self._codes)]
+            mean = torch.where(own.isnan(), mean, own)
+        size = box[:, 2:] - box[:, :2]
+        return box[:, None, :2] + mean * size[:, None]
+
+
+class MostFrequent(_Sums):
+    """How many rows have each class and each attribute: the mean position's counterpart for labels.
+
+    Answering every row with the classes, and of each type the attributes, that most rows have.
+    """
+
+    def __init__(self, labels: Labels, label: ClassLabel) -> None:
+        self._labels, self._label = labels, label
+        self.sums = {
+            "classes": torch.zeros(len(labels.classes(label)), dtype=torch.float64),
+            "attributes": torch.zeros(len(labels.attributes), dtype=torch.float64),
+        }
+
+    def update(self, truth: Truth) -> None:
+        """Count B rows of the train split."""
+        target, classes = truth.label(self._label, self._labels), self.sums["classes"]
+        if len(classes):
+            classes += torch.bincount(target[target >= 0], minlength=len(classes))
+        self.sums["attributes"] += (truth.attributes == 1).sum(dim=0)
+
+    def score(self, counters: Counters, truth: Truth) -> None:
+        """Count in ``counters`` what this answer is worth for B rows."""
+        # As ranks, so that no two are equal: among equals the first one is answered.
+        classes, attributes = (
+            -count.argsort(descending=True, stable=True).argsort().expand(len(truth.box), -1)
+            for count in self.sums.values()
+        )
+        counters.add_rows(len(truth.box))
+        if classes.shape[1]:
+            counters.add_classes(classes, truth.label(self._label, self._labels))
+        counters.add_attributes(attributes, truth.attributes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+    """What the train split's mean positions, and its most frequent labels, score on the evaluated one."""
+
+    mean_position: Report
+    mean_position_by_type: Report
+    most_frequent: Report
+
+
+def baselines(
+    train: Iterable[Truth], evaluated: Iterable[Truth], labels: Labels, label: ClassLabel
+) -> Baselines:
+    """Fit the baselines on one split, score them on another; both are read once, piece by piece."""
+    means, frequent = MeanPosition(labels.landmark_set), MostFrequent(labels, label)
+    for truth in train:
+        means.update(truth)
+        frequent.update(truth)
+    overall, by_type, labelled = Counters(labels), Counters(labels), Counters(labels, label)
+    for truth in evaluated:
+        frequent.score(labelled, truth)
+        for counters, split_by_type in ((overall, False), (by_type, True)):
+            counters.add_rows(len(truth.box))
+            predicted = means.predict(truth.box, truth.garment_type, by_type=split_by_type)
+            counters.add_landmarks(predicted, truth)
+    return Baselines(overall.report(), by_type.report(), labelled.report())

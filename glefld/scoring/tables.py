@@ -1,0 +1,160 @@
+"""Tables of scores for a terminal: what was measured here beside the published figures."""
+
+import io
+from collections.abc import Mapping
+
+import rich.box
+import rich.console
+import rich.table
+
+from glefld.datasets.deepfashion2_landmarks import DEEPFASHION2
+from glefld.scoring.metrics import RECALL_AT, TOP, Baselines, Report
+from glefld.scoring.oks import OksScores
+from glefld.scoring.published import LABELS, POSE, note, published
+
+#: More columns than this no terminal shows: then only the average is printed.
+MOST_COLUMNS = 16
+OKS_NOTE = "true boxes and categories given: not comparable with entries that detect garments"
+
+
+def score_tables(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.console.Group:
+    """The table of NE, of labels, or both: of what was scored."""
+    labels = _label_columns(report)
+    tables = [ne_table(dataset, report, baseline)] if report.ne is not None or not labels else []
+    return rich.console.Group(*tables, *([label_table(dataset, report, baseline)] if labels else []))
+
+
+def ne_table(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.table.Table:
+    """NE by landmark in 80 columns: the published systems, then the mean-position baselines and this run."""
+    names = tuple(report.ne_by_landmark)
+    columns = names if len(names) <= MOST_COLUMNS else ()
+    result = _table(f"normalised error on {dataset}, {report.rows:,} garments (lower is better)")
+    for name in columns:
+        result.add_column(short_name(name).replace(" ", "\n", 1), justify="right")
+    result.add_column("average", justify="right", style="bold")
+
+    systems = published(dataset, names)
+    if systems:
+        result.caption = note(dataset)
+        result.add_row("published", style="italic")
+    for system in systems:
+        by_landmark = dict(zip(names, system.by_landmark, strict=True))
+        cells = [cell(by_landmark[name]) for name in columns]
+        result.add_row(f"  {system.system}", *cells, cell(system.average), style="dim")
+    result.add_row("measured here", style="italic")
+    measured = {"  this run": report}
+    if baseline is not None:
+        means = {"  mean position": baseline.mean_position, "  mean by type": baseline.mean_position_by_type}
+        measured = means | measured
+    for label, scores in measured.items():
+        cells = [cell(scores.ne_by_landmark[name]) for name in columns]
+        result.add_row(label, *cells, cell(scores.ne), style="bold" if scores is report else "")
+    result.add_row("  visible", *[f"{report.counted[name]}" for name in columns], "", style="dim")
+    return result
+
+
+def label_table(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.table.Table:
+    """Top-k accuracy of the class and recall of the attributes at k in 80 columns, in the same order."""
+    columns = _label_columns(report)
+    kinds = ["accuracy"] * (report.label in columns) + ["recall"] * ("all" in columns)
+    result = _table(f"top-k {' and '.join(kinds)} on {dataset}, {report.rows:,} rows (higher is better)")
+    result.add_column("k", justify="right")
+    for name in columns:
+        result.add_column(name.replace("_", " "), justify="right")
+
+    def add(system: str, found: Mapping[int, Mapping[str, float | None]], style: str) -> None:
+        name = f"  {system}"
+        for k, by_column in found.items():
+            cells = [by_column.get(column) for column in columns]
+            if any(value is not None for value in cells):
+                result.add_row(name, str(k), *map(cell, cells), style=style)
+                name = ""
+
+    systems = [s for s in LABELS.get(dataset, ()) if any(s.found[k].keys() & columns for k in s.found)]
+    notes = [note(dataset)] if systems else []
+    if always := [
+        n for n, size in report.attributes_by_type.items() if size <= max(RECALL_AT) and n in columns
+    ]:
+        notes.append(f"always found at {max(RECALL_AT)}, being no more: {', '.join(always)}")
+    result.caption = "\n".join(notes) or None
+    if systems:
+        result.add_row("published", style="italic")
+    for system in systems:
+        add(system.system, system.found, "dim")
+    result.add_row("measured here", style="italic")
+    if baseline is not None:
+        add("most frequent", _found(baseline.most_frequent), "")
+    add("this run", _found(report), "bold")
+    return result
+
+
+def _table(title: str) -> rich.table.Table:
+    # No narrower than its title, which would be folded.
+    result = rich.table.Table(
+        title=title, box=rich.box.SIMPLE_HEAD, padding=0, show_edge=False, min_width=len(title)
+    )
+    result.add_column("system", no_wrap=True)
+    return result
+
+
+def _found(report: Report) -> dict[int, dict[str, float | None]]:
+    """By k and column: the accuracy under its label's name, recall under its attribute type's and ``all``."""
+    return {k: {report.label: report.accuracy.get(f"top{k}")} | report.recall.get(f"at{k}", {}) for k in TOP}
+
+
+def _label_columns(report: Report) -> list[str]:
+    """The columns of labels that were scored."""
+    found = _found(report)
+    names = dict.fromkeys(name for by_column in found.values() for name in by_column)
+    return [name for name in names if any(found[k].get(name) is not None for k in TOP)]
+
+
+def pose_lines(dataset: str) -> list[str]:
+    """The published PCK, AUC and EPE for a data set, a line a garment type; none where there are none."""
+    return [
+        f"{'published, HRNet ' + name:24s} pck {pck:.3f} auc {auc:.3f} epe {epe:.1f} (not ours; a model for this type)"
+        for name, (pck, auc, epe) in POSE.get(dataset, {}).items()
+    ]
+
+
+def oks_table(scores: OksScores) -> rich.table.Table:
+    """AP by category in each reading."""
+    readings = {"mask area": scores.mask_area, "box area": scores.box_area}
+    readings |= {"box area, visible only": scores.box_area_visible}
+    result = rich.table.Table(
+        title="AP over OKS (higher is better)",
+        caption=OKS_NOTE,
+        box=rich.box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+    )
+    result.add_column("category", no_wrap=True)
+    for name in readings:
+        result.add_column(name, justify="right")
+    for garment in DEEPFASHION2.garment_types:
+        result.add_row(garment.name, *(cell(r.by_category[garment.name]) for r in readings.values()))
+    for label, field in (
+        ("all, AP", "ap"),
+        ("all, AP at .50", "ap50"),
+        ("all, AP at .75", "ap75"),
+        ("mean OKS", "oks"),
+    ):
+        result.add_row(label, *(cell(getattr(r, field)) for r in readings.values()), style="bold")
+    return result
+
+
+def as_text(result: rich.console.RenderableType, width: int = 120) -> str:
+    """A table, or several, as plain text of this width."""
+    console = rich.console.Console(file=io.StringIO(), width=width, record=True)
+    console.print(result)
+    return console.export_text()
+
+
+def short_name(landmark: str) -> str:
+    """``left_waistline`` -> ``L waist``."""
+    short = landmark.replace("left_", "L ").replace("right_", "R ").replace("_", " ")
+    return short.replace("waistline", "waist")
+
+
+def cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}".removeprefix("0")

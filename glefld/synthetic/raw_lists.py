@@ -1,0 +1,150 @@
+"""Writes the benchmarks' list files: row counts, column names, padding and codes as the official ones have them."""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from glefld import storage
+from glefld.schema import FASHION8, SPLITS, Attribute, Visibility
+from glefld.synthetic.faults import Row
+from glefld.synthetic.vocabulary import CATEGORIES, COARSE_ATTRIBUTES, FINE_ATTRIBUTES
+
+UNKNOWN_ATTRIBUTES = 6  # how many of a row's 1,000 the lists call unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class ListWriter:
+    """Writes lists below a path or URL, each whole or not at all."""
+
+    output: str
+
+    def lines(self, name: str, lines: Iterable[str]) -> None:
+        # Streamed through a local file: the attributes of a full-sized data set are most of a gigabyte.
+        with tempfile.NamedTemporaryFile("w", encoding="ascii", newline="\n", prefix="glefld-list-") as file:
+            file.writelines(f"{line}\n" for line in lines)
+            file.flush()
+            storage.put(file.name, storage.join(self.output, name))
+
+    def table(self, name: str, columns: str, count: int, rows: Iterable[str]) -> None:
+        """A list with the two header lines: how many rows follow, and the names of the columns."""
+
+        def lines() -> Iterable[str]:
+            yield str(count)
+            yield columns
+            yield from rows
+
+        self.lines(name, lines())
+
+
+def write_fld(output: str, rows: Sequence[Row]) -> None:
+    """FLD's ``list_landmarks`` (with variation_type), ``list_bbox`` and partition, and our ``list_view``."""
+    _write_common(ListWriter(output), rows, [row.name for row in rows], variation=True)
+
+
+def write_deepfashion(output: str, rows: Sequence[Row]) -> None:
+    """DeepFashion-C's coarse lists, and our ``list_view``; here names are padded to a column of 70."""
+    writer, names = ListWriter(output), [row.name.ljust(70) for row in rows]
+    _write_common(writer, rows, names, variation=False)
+    _write_vocabulary(writer, "Anno", COARSE_ATTRIBUTES)
+    named = list(zip(names, rows, strict=True))
+    writer.table(
+        "Anno/list_category_img.txt",
+        "image_name  category_label",
+        len(rows),
+        (f"{name} {row.category}" for name, row in named),
+    )
+    writer.table(
+        "Anno/list_attr_img.txt",
+        "image_name  attribute_labels",
+        len(rows),
+        (f"{name} {_attribute_tokens(row)}" for name, row in named),
+    )
+
+
+def write_deepfashion_fine(output: str, rows: Sequence[Row]) -> None:
+    """DeepFashion-C's fine lists: a file a column and split, aligned by line, without header; and our ``_view``."""
+    writer = ListWriter(output)
+    columns: dict[str, Callable[[Row], str]] = {
+        "": lambda row: row.name,
+        "_bbox": lambda row: _padded(row.box),
+        "_landmards": _packed_landmarks,
+        "_cate": lambda row: str(row.category),
+        "_attr": lambda row: " ".join(str(int(i in row.attributes)) for i in range(len(FINE_ATTRIBUTES))),
+        "_view": lambda row: row.view,
+    }
+    for split in SPLITS:
+        mine = [row for row in rows if row.split == split]
+        for suffix, value in columns.items():
+            writer.lines(f"Anno_fine/{split}{suffix}.txt", map(value, mine))
+    _write_vocabulary(writer, "Anno_fine", FINE_ATTRIBUTES)
+
+
+def _write_common(writer: ListWriter, rows: Sequence[Row], names: Sequence[str], variation: bool) -> None:
+    named = list(zip(names, rows, strict=True))
+    points = " ".join(
+        f"landmark_visibility_{i} landmark_location_x_{i} landmark_location_y_{i}" for i in range(1, 9)
+    )
+
+    def garment(row: Row) -> str:
+        return f"{row.garment_type} {row.variation}" if variation else str(row.garment_type)
+
+    tables: dict[str, tuple[str, Callable[[Row], str]]] = {
+        "Anno/list_landmarks.txt": (
+            f"image_name clothes_type {'variation_type ' if variation else ''}{points}",
+            lambda row: f"{garment(row)} {_landmark_tokens(row)}",
+        ),
+        "Anno/list_bbox.txt": ("image_name x_1 y_1 x_2 y_2", lambda row: _padded(row.box)),
+        "Anno/list_view.txt": ("image_name view", lambda row: row.view),
+        "Eval/list_eval_partition.txt": ("image_name evaluation_status", lambda row: row.split),
+    }
+    for name, (columns, value) in tables.items():
+        writer.table(name, columns, len(rows), [f"{photo} {value(row)}" for photo, row in named])
+
+
+def _write_vocabulary(writer: ListWriter, folder: str, attributes: Sequence[Attribute]) -> None:
+    writer.table(
+        f"{folder}/list_category_cloth.txt",
+        "category_name  category_type",
+        len(CATEGORIES),
+        (f"{name:<15}{code}" for name, code in CATEGORIES),
+    )
+    writer.table(
+        f"{folder}/list_attr_cloth.txt",
+        "attribute_name  attribute_type",
+        len(attributes),
+        (f"{attribute.name:<28} {attribute.type}" for attribute in attributes),
+    )
+
+
+def _padded(values: Iterable[int]) -> str:
+    return " ".join(f"{value:03d}" for value in values)
+
+
+def _landmark_tokens(row: Row) -> str:
+    """Visibility, x and y of each landmark of the garment's type; ``2 000 000`` where it is cut off."""
+    tokens = []
+    for slot in FASHION8.garment_type(row.garment_type).landmarks:
+        code = int(row.visibility[slot])
+        tokens.append(f"{code} {_padded((0, 0) if code == Visibility.CUT_OFF else row.landmarks[slot])}")
+    return " ".join(tokens)
+
+
+def _packed_landmarks(row: Row) -> str:
+    """16 integers: the type's landmarks in its order, ``0 0`` for what is cut off and after the last."""
+    tokens = []
+    for slot in FASHION8.garment_type(row.garment_type).landmarks:
+        cut_off = row.visibility[slot] == Visibility.CUT_OFF
+        tokens.append("0 0" if cut_off else _padded(row.landmarks[slot]))
+    return " ".join(tokens + ["0 0"] * (len(FASHION8) - len(tokens)))
+
+
+def _attribute_tokens(row: Row) -> str:
+    """1 has it, -1 has it not, 0 unknown, each two characters wide."""
+    tokens = ["-1"] * len(COARSE_ATTRIBUTES)
+    for index in np.random.default_rng(row.number).integers(0, len(tokens), UNKNOWN_ATTRIBUTES):
+        tokens[index] = " 0"
+    for index in row.attributes:
+        tokens[index] = " 1"
+    return " ".join(tokens)

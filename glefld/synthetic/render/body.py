@@ -1,0 +1,353 @@
+"""The person in a rendered photo: measures, pose, and how a point of the body comes to the picture.
+
+Lengths are in head heights. x runs to the right of a frontal picture, y down from the base of the neck, z
+towards the viewer of a frontal picture; ``yaw`` turns the person about y (0 front, +-90 degrees side, 180
+degrees back). Side 0 is the one that a frontal picture shows on its left, which the benchmarks call left;
+side 1 is the other.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from glefld.synthetic.render.canvas import Canvas, Colour, Points, darker, ellipse, limb, spline
+
+SIDES = (-1.0, 1.0)
+HIP_Y, WAIST_Y, CROTCH_Y = 2.4, 1.65, 2.85
+UPPER_ARM, FOREARM, THIGH, SHIN = 1.15, 1.0, 1.5, 1.5
+SKINS: tuple[Colour, ...] = (
+    (246, 217, 196),
+    (236, 196, 168),
+    (224, 176, 142),
+    (196, 144, 108),
+    (150, 104, 74),
+    (104, 70, 50),
+)
+HAIRS: tuple[Colour, ...] = (
+    (34, 28, 28),
+    (66, 44, 32),
+    (104, 70, 42),
+    (158, 112, 60),
+    (214, 178, 112),
+    (150, 70, 40),
+    (150, 148, 148),
+)
+HAIR_STYLES = ("short", "bob", "long", "bun", "ponytail")
+
+#: Directions of upper arm and forearm: x outwards from the body, y down, z forwards.
+ARM_POSES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "relaxed": ((0.20, 0.97, 0.0), (0.08, 0.98, 0.12)),
+    "bent": ((0.32, 0.94, -0.05), (-0.10, 0.95, 0.25)),
+    "on_hip": ((0.68, 0.72, -0.12), (-0.74, 0.66, 0.10)),
+    "out": ((0.72, 0.68, 0.05), (0.55, 0.80, 0.15)),
+    "across": ((0.22, 0.95, 0.20), (-0.80, 0.22, 0.55)),
+    "lifted": ((0.25, 0.95, 0.15), (0.05, -0.75, 0.65)),
+    "raised": ((0.72, -0.68, 0.10), (-0.45, -0.88, 0.0)),
+}
+#: The arm poses of each FLD variation_type: 1 normal, 2 medium pose, 3 large pose, 4 and 5 zoomed in.
+ARM_CHOICES: dict[int, tuple[str, ...]] = {
+    1: ("relaxed", "relaxed", "relaxed", "bent", "bent", "on_hip"),
+    2: ("bent", "on_hip", "on_hip", "out", "across"),
+    3: ("out", "across", "lifted", "raised", "raised"),
+    4: ("relaxed", "bent", "on_hip"),
+    5: ("relaxed", "bent", "on_hip"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """Half widths of the torso, its depth over its width, and looks."""
+
+    shoulder: float
+    chest: float
+    waist: float
+    hip: float
+    depth: float
+    skin: Colour
+    hair: Colour
+    hair_style: str
+    hair_length: float
+    shoes: Colour
+
+    def half_width(self, y: Points) -> Points:
+        """The torso's half width at each height; below the hips it stays the hips'."""
+        rows = (0.55, 0.8, WAIST_Y, HIP_Y)
+        widths = (self.chest * 0.97, self.chest, self.waist, self.hip)
+        return np.asarray(np.interp(y, rows, widths))
+
+    def shoulder_line(self, x: float) -> float:
+        """The height of the shoulder at a distance from the neck's axis."""
+        return -0.03 + 0.22 * max(x - 0.19, 0) / (self.shoulder - 0.19)
+
+
+def sample_body(rng: np.random.Generator) -> Body:
+    build = rng.uniform(0.92, 1.14)
+    style = HAIR_STYLES[rng.integers(len(HAIR_STYLES))]
+    tone = rng.uniform(0.9, 1.05)
+    skin = SKINS[rng.integers(len(SKINS))]
+    return Body(
+        shoulder=rng.uniform(0.60, 0.76) * math.sqrt(build),
+        chest=rng.uniform(0.54, 0.64) * build,
+        waist=rng.uniform(0.42, 0.55) * build,
+        hip=rng.uniform(0.57, 0.68) * build,
+        depth=rng.uniform(0.58, 0.72),
+        skin=darker(skin, tone),
+        hair=darker(HAIRS[rng.integers(len(HAIRS))], rng.uniform(0.85, 1.15)),
+        hair_style=style,
+        hair_length=rng.uniform(0.35, 1.35),
+        shoes=tuple(int(v) for v in rng.integers(20, 240, 3)) if rng.random() < 0.5 else (38, 34, 36),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pose:
+    """Where the person faces and how torso and limbs are held; limb arrays are [side, xyz], unit vectors."""
+
+    yaw: float
+    lean: float
+    sway: float
+    upper_arms: Points
+    forearms: Points
+    thighs: Points
+    shins: Points
+
+
+def sample_pose(rng: np.random.Generator, view: str, variation: int) -> Pose:
+    """A pose for one of ``schema.VIEWS`` and an FLD variation_type (2 and 3 are the strongly posed ones)."""
+    turn = float(np.clip(rng.normal(0, 13), -32, 32))
+    if view == "side":
+        turn = rng.uniform(68, 108) * rng.choice(SIDES)
+    elif view == "back":
+        turn += 180
+    strength = {2: 1.7, 3: 2.6}.get(variation, 1.0)
+    choices = ARM_CHOICES[variation]
+    arms = np.array([ARM_POSES[choices[rng.integers(len(choices))]] for _ in SIDES])
+    if rng.random() < 0.45:
+        arms[1] = arms[0]
+    arms = arms + rng.normal(0, 0.07, arms.shape)
+    legs = np.zeros((2, 2, 3))
+    legs[..., 0] = rng.uniform(-0.02, 0.06) + rng.normal(0, 0.03 * strength, (2, 2))
+    legs[..., 1] = 1
+    legs[..., 2] = rng.normal(0, 0.05 * strength, (2, 2))
+    outward = np.array(SIDES)[:, None]
+    arms[..., 0] *= outward
+    legs[..., 0] *= outward
+    arms /= np.linalg.norm(arms, axis=-1, keepdims=True)
+    legs /= np.linalg.norm(legs, axis=-1, keepdims=True)
+    return Pose(
+        yaw=math.radians(turn),
+        lean=float(rng.normal(0, 0.022 * strength)),
+        sway=float(rng.normal(0, 0.035 * strength)),
+        upper_arms=arms[:, 0],
+        forearms=arms[:, 1],
+        thighs=legs[:, 0],
+        shins=legs[:, 1],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """A similarity from the turned body's x, y (head heights) to continuous photo pixels."""
+
+    scale: float = 1.0
+    angle: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+
+
+class Figure:
+    """A body in a pose before a camera: joints in space, and the way from space to the picture."""
+
+    def __init__(self, body: Body, pose: Pose, camera: Camera) -> None:
+        self.body, self.pose, self.camera = body, pose, camera
+        self.cos, self.sin = math.cos(pose.yaw), math.sin(pose.yaw)
+        c, s = math.cos(camera.angle) * camera.scale, math.sin(camera.angle) * camera.scale
+        self._affine = np.array([[c, s], [-s, c]])
+        self._offset = np.array([camera.x, camera.y])
+        shoulders = np.array([[g * body.shoulder * 0.86, 0.38, 0.0] for g in SIDES])
+        shoulders[:, 0] += self.shift(shoulders[:, 1])
+        elbows = shoulders + UPPER_ARM * pose.upper_arms
+        self.arms = np.stack([shoulders, elbows, elbows + FOREARM * pose.forearms], axis=1)
+        hips = np.array([[g * body.hip * 0.5, CROTCH_Y - 0.25, 0.0] for g in SIDES])
+        hips[:, 0] += self.shift(hips[:, 1])
+        knees = hips + THIGH * pose.thighs
+        self.legs = np.stack([hips, knees, knees + SHIN * pose.shins], axis=1)
+
+    def shift(self, y: Points) -> Points:
+        """How far lean and sway move the body's axis sideways at each height."""
+        sway = self.pose.sway * np.sin(np.pi * np.clip(y / HIP_Y, 0, 1))
+        return sway + self.pose.lean * np.maximum(HIP_Y - y, 0)
+
+    def depth(self, points: Points) -> Points:
+        """Towards the viewer, of points [..., 3] in space."""
+        return -points[..., 0] * self.sin + points[..., 2] * self.cos
+
+    def project(self, points: Points) -> Points:
+        """Points [..., 3] in space to photo pixels [..., 2]."""
+        x = points[..., 0] * self.cos + points[..., 2] * self.sin
+        return np.stack([x, points[..., 1]], axis=-1) @ self._affine + self._offset
+
+    def at(self, x: float, y: float, z: float = 0.0) -> Points:
+        """One point of the torso, which lean and sway have moved, in photo pixels [2]."""
+        return self.project(np.array([x + float(self.shift(np.asarray(y))), y, z]))
+
+    def outline(self, side: float, y: Points, width: Points, depth: Points) -> Points:
+        """The picture's left (-1) or right (+1) outline [n, 2], photo pixels, of sections at heights y."""
+        half = np.hypot(width * self.cos, depth * self.sin)
+        x = self.shift(y) * self.cos + side * half
+        return np.stack([x, y], axis=-1) @ self._affine + self._offset
+
+    def px(self, length: float) -> float:
+        """A length in photo pixels."""
+        return length * self.camera.scale
+
+
+def draw_leg(canvas: Canvas, figure: Figure, side: int) -> None:
+    """One bare leg with its shoe."""
+    body, px = figure.body, figure.px
+    joints = figure.project(figure.legs[side])
+    thigh = limb(joints, [px(body.hip * 0.48), px(0.19), px(0.11)])
+    canvas.fill(thigh, body.skin, outline=darker(body.skin, 0.86))
+    canvas.fill(ellipse(joints[1], px(0.18), px(0.2)), body.skin)
+    first, second = np.split(thigh, 2)
+    canvas.shade(np.concatenate([second, first * 0.3 + second[::-1] * 0.7]), -26)
+    # A foot points where the person looks: down in the picture from the front, away from behind.
+    ankle = figure.legs[side, 2]
+    toe = ankle + np.array([SIDES[side] * 0.10, 0.0, 0.42])
+    flat = figure.project(np.stack([ankle, toe]))
+    flat[0, 1] += px(0.06)
+    flat[1, 1] += px(0.13 + 0.15 * max(figure.cos, -0.4))
+    sole = limb(flat, [px(0.125), px(0.15 if figure.cos > 0 else 0.12)])
+    canvas.fill(sole, body.shoes)
+    canvas.fill(ellipse(flat[0], px(0.125), px(0.13)), body.shoes)
+    canvas.fill(ellipse(flat[1], px(0.14), px(0.10)), body.shoes)
+
+
+def draw_arm(canvas: Canvas, figure: Figure, side: int) -> None:
+    """One bare arm with its hand."""
+    skin, px = figure.body.skin, figure.px
+    joints = figure.project(figure.arms[side])
+    edge = darker(skin, 0.86)
+    canvas.fill(ellipse(joints[0], px(0.17), px(0.17)), skin, outline=edge)
+    canvas.fill(limb(joints, [px(0.17), px(0.135), px(0.085)]), skin, outline=edge)
+    canvas.fill(ellipse(joints[1], px(0.13), px(0.13)), skin)
+    reach = joints[2] - joints[1]
+    reach = reach / (np.hypot(*reach) + 1e-9) * px(0.30)
+    canvas.fill(limb(np.stack([joints[2], joints[2] + reach]), [px(0.09), px(0.075)]), skin)
+    canvas.fill(ellipse(joints[2] + reach * 0.75, px(0.105), px(0.105)), skin, outline=edge)
+
+
+def draw_torso(canvas: Canvas, figure: Figure) -> None:
+    """Bare neck, shoulders and trunk."""
+    body = figure.body
+    ys = np.array([0.2, 0.35, 0.8, WAIST_Y, HIP_Y, CROTCH_Y])
+    widths = body.half_width(ys)
+    widths[:2] = body.shoulder * 0.97
+    depths = widths * body.depth
+    depths[:2] = 0.18, 0.26
+    sides = [spline(figure.outline(p, ys, widths, depths)) for p in SIDES]
+    canvas.fill(np.concatenate([sides[0], sides[1][::-1]]), body.skin)
+    ys, widths = np.array([-0.02, 0.08, 0.22]), np.array([0.2, 0.4, body.shoulder * 0.97])
+    slopes = [figure.outline(p, ys, widths, np.full(3, 0.18)) for p in SIDES]
+    canvas.fill(np.concatenate([slopes[0], slopes[1][::-1]]), body.skin)
+    draw_neck(canvas, figure, 0.1)
+
+
+def draw_neck(canvas: Canvas, figure: Figure, bottom: float) -> None:
+    """The neck from the head down to a height, in the head's shadow."""
+    ys = np.array([-0.55, -0.15, bottom])
+    left, right = (figure.outline(p, ys, np.array([0.2, 0.185, 0.2]), np.full(3, 0.19)) for p in SIDES)
+    canvas.fill(np.concatenate([left, right[::-1]]), figure.body.skin)
+    canvas.shade(ellipse(figure.at(0.0, -0.2, 0.1), figure.px(0.24), figure.px(0.12)), -34)
+
+
+def draw_back_hair(canvas: Canvas, figure: Figure) -> None:
+    """What of the hair hangs behind a person seen from the front: drawn before the torso."""
+    body = figure.body
+    if figure.cos < -0.3 or body.hair_style not in ("long", "bob"):
+        return
+    length = body.hair_length if body.hair_style == "long" else 0.0
+    _hair_curtain(canvas, figure, -0.12, min(length, 0.5), 0.47)
+
+
+def draw_head(canvas: Canvas, figure: Figure) -> None:
+    """Head and the hair before it: a face from the front, hair alone from behind, both from the side."""
+    body, px, sin, cos = figure.body, figure.px, figure.sin, figure.cos
+    turn = -figure.camera.angle
+    bulk = {"short": 0.03, "bun": 0.02, "ponytail": 0.02}.get(body.hair_style, 0.07)
+    hair_edge = darker(body.hair, 0.8)
+    if body.hair_style == "bun":
+        canvas.fill(ellipse(figure.at(0.0, -1.32, -0.16), px(0.2), px(0.18)), body.hair, outline=hair_edge)
+    skull = figure.at(0.0, -0.76, -0.05)
+    canvas.fill(ellipse(skull, px(0.38 + bulk), px(0.50 + bulk), turn), body.hair, outline=hair_edge)
+    canvas.shade(ellipse(figure.at(-0.12, -1.0, 0.1), px(0.14), px(0.18)), 22)
+    if cos > -0.3:
+        _draw_face(canvas, figure, turn)
+    if cos <= -0.3:
+        if body.hair_style == "short":
+            canvas.fill(ellipse(figure.at(0.0, -0.33, -0.1), px(0.21), px(0.14)), body.skin)
+        elif body.hair_style == "ponytail":
+            _hair_curtain(canvas, figure, -0.75, body.hair_length, 0.13, back=0.3)
+        elif body.hair_style in ("long", "bob"):
+            length = body.hair_length if body.hair_style == "long" else -0.02
+            _hair_curtain(canvas, figure, -0.75, length, 0.45)
+    elif body.hair_style == "long" and abs(sin) < 0.9:
+        # Strands before the shoulders, which now and then cover a collar.
+        for g in SIDES:
+            tip = min(body.hair_length, 1.0)
+            middle = (tip - 0.5) / 2
+            strand = ((0.28, -1.05, 0.1), (0.41, -0.5, 0.12), (0.43, middle, 0.16), (0.36, tip, 0.2))
+            roots = np.stack([figure.at(g * x, y, z) for x, y, z in strand])
+            canvas.fill(limb(roots, [px(0.05), px(0.10), px(0.11), px(0.015)]), body.hair, outline=hair_edge)
+
+
+def _draw_face(canvas: Canvas, figure: Figure, turn: float) -> None:
+    body, px, sin = figure.body, figure.px, figure.sin
+    side_on = abs(sin) > 0.75
+    width = 0.27 if side_on else 0.345 - 0.05 * abs(sin)
+    face = figure.at(0.0, -0.64, 0.15)
+    canvas.fill(ellipse(face, px(width), px(0.42), turn), body.skin)
+    canvas.shade(ellipse(figure.at(0.22, -0.59, 0.15), px(0.1), px(0.3)), -16)
+    if side_on:
+        nose = np.stack(
+            [figure.at(0.0, -0.74, 0.40), figure.at(0.0, -0.60, 0.50), figure.at(0.0, -0.54, 0.36)]
+        )
+        canvas.fill(nose, body.skin)
+    # The fringe: the face's upper part goes under hair again, with a parting.
+    brow = [
+        figure.at(x, y, 0.15)
+        for x, y in ((-0.37, -0.72), (-0.22, -0.98), (0.02, -1.04), (0.22, -0.97), (0.37, -0.72))
+    ]
+    crown = ellipse(figure.at(0.0, -0.8, 0.06), px(0.40), px(0.46), turn)[16:33]
+    canvas.fill(np.concatenate([spline(np.stack(brow)), crown[::-1]]), body.hair)
+    dark, lips = darker(body.skin, 0.35), (186, 92, 88)
+    for g in SIDES:
+        if not side_on or g * sin < 0:
+            eye = figure.at(g * 0.14, -0.68, 0.36 if not side_on else 0.3)
+            canvas.fill(ellipse(eye, px(0.045), px(0.03)), dark)
+            canvas.line(eye + px(1) * np.array([[-0.08, -0.09], [0.08, -0.1]]), dark, px(0.03))
+    mouth = figure.at(0.0, -0.42, 0.36)
+    canvas.fill(ellipse(mouth, px(0.05 if side_on else 0.1), px(0.03)), lips)
+    if not side_on:
+        nose = np.stack(
+            [figure.at(0.0, -0.66, 0.42), figure.at(0.03, -0.54, 0.46), figure.at(-0.02, -0.53, 0.44)]
+        )
+        canvas.line(nose, darker(body.skin, 0.75), px(0.025))
+
+
+def _hair_curtain(
+    canvas: Canvas, figure: Figure, top: float, bottom: float, half: float, back: float = 0.2
+) -> None:
+    """Hair that hangs behind the head from one height to another."""
+    ys = np.array([top, (top + bottom) / 2, bottom])
+    sides = [
+        np.stack([figure.at(g * half * w, y, -back) for y, w in zip(ys, (1.0, 1.08, 0.85), strict=True)])
+        for g in SIDES
+    ]
+    tip = figure.at(0.0, bottom + 0.1, -back)
+    shape = np.concatenate([spline(sides[0]), [tip], spline(sides[1])[::-1]])
+    canvas.fill(shape, figure.body.hair, outline=darker(figure.body.hair, 0.8))
+    for x in (-0.45, 0.1, 0.5):
+        strand = np.stack([figure.at(half * x, top + 0.1, -back), figure.at(half * x * 0.9, bottom, -back)])
+        canvas.line(strand, darker(figure.body.hair, 0.85), figure.px(0.02))

@@ -1,0 +1,240 @@
+"""One rendered photo of a garment, with its annotation in the benchmarks' terms.
+
+Three garment types, seen from the front, the side and the back, worn by a posed person or laid out alone, in
+front of plain and cluttered backgrounds, partly covered or cut off. Everything is drawn (Pillow and numpy);
+nothing is a photograph.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glefld.schema import FASHION8, VIEWS, Visibility
+from glefld.synthetic.render.body import (
+    Body,
+    Camera,
+    Figure,
+    Pose,
+    draw_arm,
+    draw_back_hair,
+    draw_head,
+    draw_leg,
+    draw_torso,
+    sample_body,
+    sample_pose,
+)
+from glefld.synthetic.render.canvas import OTHER_GARMENT, SUPERSAMPLING, TORSO, Canvas, Pixels
+from glefld.synthetic.render.cloth import Cloth, Landmarks
+from glefld.synthetic.render.garment import draw_bodice, draw_skirt, draw_sleeve, draw_trousers, extent
+from glefld.synthetic.render.scene import background, develop, put_in_the_way, texture
+from glefld.synthetic.render.wardrobe import Product, sample_product
+
+VIEW_SHARES = (0.65, 0.10, 0.25)
+#: FLD variation_type: 1 normal, 2 medium pose, 3 large pose, 4 medium zoom-in, 5 large zoom-in.
+VARIATION_SHARES = (0.50, 0.16, 0.12, 0.14, 0.08)
+#: How large a zoomed-in garment is, of the largest that the picture holds.
+ZOOM = {4: (1.05, 1.35), 5: (1.4, 1.9)}
+LONG_SIDE = 300
+ASPECTS = (0.66, 0.75, 0.75, 0.8, 1.0, 1.2)
+#: The parts of the one garment that is annotated.
+PARTS = range(TORSO, OTHER_GARMENT)
+BACKGROUNDS, BACKGROUND_SHARES = ("studio", "wall", "room", "street"), (0.38, 0.2, 0.27, 0.15)
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """A JPEG and its annotation: landmarks [8, 2] in whole pixels and visibility [8], in FASHION8's order."""
+
+    jpeg: bytes
+    width: int
+    height: int
+    box: tuple[int, int, int, int]
+    landmarks: NDArray[np.int64]
+    visibility: NDArray[np.int64]
+    view: str
+    variation: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """All that a photo shows, but for the camera's place; ``other`` is what else the person wears."""
+
+    product: Product
+    other: Product
+    body: Body
+    pose: Pose
+    variation: int
+    worn: bool
+    tucked: bool
+    light: float
+
+
+def render_photo(rng: np.random.Generator, product: Product, view: str | None = None) -> Photo:
+    """Photograph a product once, from one of ``schema.VIEWS`` or, if none is given, from any of them."""
+    view = view or str(rng.choice(VIEWS, p=VIEW_SHARES))
+    variation = int(rng.choice((1, 2, 3, 4, 5), p=VARIATION_SHARES))
+    code = product.garment.code
+    scene = Scene(
+        product=product,
+        other=sample_product(rng, 1 if code == 2 else 2),
+        body=sample_body(rng),
+        pose=sample_pose(rng, view, variation),
+        variation=variation,
+        # A garment laid out without a person shows its side to nobody.
+        worn=bool(view == "side" or rng.random() < 0.88),
+        tucked=bool(rng.random() < 0.8),
+        light=float(rng.uniform(-1, 1)),
+    )
+    aspect = ASPECTS[rng.integers(len(ASPECTS))]
+    width, height = round(LONG_SIDE * min(aspect, 1)), round(LONG_SIDE / max(aspect, 1))
+    camera = place_camera(rng, scene, width, height)
+    kind = str(rng.choice(BACKGROUNDS, p=BACKGROUND_SHARES))
+    canvas = Canvas(background(rng, width, height, kind))
+    landmarks = draw_scene(canvas, scene, camera)[0].landmarks
+    present = FASHION8.garment_type(code).landmarks
+    if rng.random() < 0.15:
+        near = landmarks.points[present[rng.integers(len(present))]]
+        put_in_the_way(rng, canvas, near, camera.scale * rng.uniform(0.5, 1.0))
+    textures = dict.fromkeys(PARTS, cloth_texture(product, camera.scale))
+    if OTHER_GARMENT in canvas.frames:
+        textures[OTHER_GARMENT] = cloth_texture(scene.other, camera.scale)
+    picture = canvas.finish(textures, softness=max(0.8, camera.scale * 0.035))
+    points, visibility = annotate(canvas, landmarks, present)
+    return Photo(
+        jpeg=develop(rng, picture),
+        width=width,
+        height=height,
+        box=bounding_box(rng, canvas, points[visibility < Visibility.CUT_OFF], PARTS),
+        landmarks=points,
+        visibility=visibility,
+        view=view,
+        variation=variation,
+    )
+
+
+def cloth_texture(product: Product, scale: float) -> Pixels:
+    """What its cloth adds to a product's colour; scale is pixels a head height."""
+    rng = np.random.default_rng(product.texture_seed)
+    garment = product.garment
+    return texture(rng, product.pattern, product.fabric, garment.colour, garment.accent, scale)
+
+
+def draw_scene(
+    canvas: Canvas, scene: Scene, camera: Camera, bases: tuple[int | None, int | None] = (0, None)
+) -> tuple[Cloth, Cloth]:
+    """Draw the person and what they wear, furthest first: the scene's product and the other garment.
+
+    ``bases`` number the parts of each, as in ``Cloth``.
+    """
+    figure = Figure(scene.body, scene.pose, camera)
+    shown, other = (
+        Cloth(
+            canvas,
+            figure,
+            product.garment,
+            light=scene.light,
+            target=product is scene.product,
+            worn=scene.worn,
+            base=base,
+        )
+        for product, base in zip((scene.product, scene.other), bases, strict=True)
+    )
+    code = shown.garment.code
+    top, bottom = (other, shown) if code == 2 else (shown, shown if code == 3 else other)
+    arm_depth = figure.depth(figure.arms[:, 1:].mean(1))
+    far = [side for side in (0, 1) if arm_depth[side] < -0.12]
+    near = [side for side in (0, 1) if side not in far]
+    if scene.worn:
+        draw_back_hair(canvas, figure)
+    _dress_arms(top, far)
+    if scene.worn:
+        for side in np.argsort(figure.depth(figure.legs[:, 1])).tolist():
+            draw_leg(canvas, figure, side)
+        draw_torso(canvas, figure)
+    layers = [(_dress_legs, bottom), (_dress_torso, top)]
+    if code == 2 and scene.tucked:
+        layers.reverse()
+    for dress, cloth in layers:
+        dress(cloth)
+    _dress_arms(top, near)
+    if scene.worn:
+        draw_head(canvas, figure)
+    return shown, other
+
+
+def _dress_arms(top: Cloth, sides: list[int]) -> None:
+    for side in sides:
+        if top.worn:
+            draw_arm(top.canvas, top.figure, side)
+        if top.worn or top.target:
+            draw_sleeve(top, side)
+
+
+def _dress_torso(top: Cloth) -> None:
+    if top.worn or top.target:
+        draw_bodice(top)
+
+
+def _dress_legs(bottom: Cloth) -> None:
+    if not (bottom.worn or bottom.target):
+        return
+    if bottom.garment.legs:
+        draw_trousers(bottom)
+    elif bottom.garment.code == 2:
+        draw_skirt(bottom)
+
+
+def place_camera(rng: np.random.Generator, scene: Scene, width: int, height: int) -> Camera:
+    """Where the camera stands: the whole garment somewhere in the picture, or for a zoom-in a part of it."""
+    angle = float(rng.normal(0, 0.05 if scene.variation == 3 else 0.025))
+    figure = Figure(scene.body, scene.pose, Camera(angle=angle))
+    reach = extent(scene.product.garment, figure)
+    low, high = reach.min(0), reach.max(0)
+    picture, size = np.array([width, height]), high - low
+    margin = 0.02 * LONG_SIDE
+    scale = float(np.min(picture / size)) * rng.uniform(*ZOOM.get(scene.variation, (0.5, 0.95)))
+    while True:
+        # Where the garment is larger than the picture, what is cut off is left to chance.
+        room = picture - size * scale
+        corner = rng.uniform(np.minimum(room - margin, margin), np.maximum(room - margin, margin))
+        offset = corner - low * scale
+        seen = reach * scale + offset
+        if np.all((seen > margin) & (seen < picture - margin), axis=1).sum() >= len(reach) // 2:
+            return Camera(scale, angle, float(offset[0]), float(offset[1]))
+        scale *= 0.97
+
+
+def annotate(
+    canvas: Canvas, landmarks: Landmarks, present: tuple[int, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Whole-pixel landmarks [8, 2] and their visibility [8], read from what was painted last at each."""
+    owners = canvas.owners()
+    points = np.zeros((8, 2), dtype=np.int64)
+    visibility = np.full(8, Visibility.ABSENT, dtype=np.int64)
+    for index in present:
+        x, y = (math.floor(v) for v in landmarks.points[index])
+        if not (1 <= x < canvas.width and 1 <= y < canvas.height):
+            visibility[index] = Visibility.CUT_OFF
+            continue
+        points[index] = x, y
+        s = SUPERSAMPLING
+        around = owners[(y - 1) * s : (y + 2) * s, (x - 1) * s : (x + 2) * s]
+        shows = landmarks.facing[index] and (around == landmarks.part[index]).mean() > 0.25
+        visibility[index] = Visibility.VISIBLE if shows else Visibility.OCCLUDED
+    return points, visibility
+
+
+def bounding_box(
+    rng: np.random.Generator, canvas: Canvas, points: NDArray[np.int64], parts: range
+) -> tuple[int, int, int, int]:
+    """The box round what shows of the garment and its landmarks [n, 2], as loose as an annotator's."""
+    owners = canvas.owners()
+    garment = (owners >= parts.start) & (owners < parts.stop)
+    rows, columns = np.flatnonzero(garment.any(1)), np.flatnonzero(garment.any(0))
+    ends = np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]]) // SUPERSAMPLING
+    low = np.minimum(ends[0], points.min(0)) - rng.integers(0, 5, 2)
+    high = np.maximum(ends[1], points.max(0)) + 1 + rng.integers(0, 5, 2)
+    x1, y1 = (max(int(v), 1) for v in low)
+    return x1, y1, min(int(high[0]), canvas.width), min(int(high[1]), canvas.height)

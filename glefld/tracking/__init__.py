@@ -1,0 +1,23 @@
+"""MLflow's one door: a run, what is logged to it, and models by name.
+
+``run`` opens and ends a run on the driver, ``log`` sends to it from any process through ``outbox``, ``model_registry``
+stores, registers and fetches models. Code outside this package imports from here.
+"""
+
+from glefld.tracking.log import RunLog, to_its_end
+from glefld.tracking.model_registry import Registration, fetch
+from glefld.tracking.run import COMMIT, RunHandle, finish, git_commit, start_run, tracking_uri, where
+
+__all__ = [
+    "COMMIT",
+    "Registration",
+    "RunHandle",
+    "RunLog",
+    "fetch",
+    "finish",
+    "git_commit",
+    "start_run",
+    "to_its_end",
+    "tracking_uri",
+    "where",
+]

@@ -1,0 +1,260 @@
+"""What inference reads: photos of an archive or a folder, with boxes or whole, or the rows of an ingested data set.
+
+Each becomes a table of garments, one row a prediction, in the order in which they are best read.
+"""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from glefld import storage
+from glefld.data.dataset import MANIFEST, open_dataset
+from glefld.data.photos import PICTURES, is_picture
+from glefld.errors import BadPhoto, UserError
+from glefld.schema import Split
+from pipelines.archives import ARCHIVES, MEMBERS, Archive, open_archive, public_url, read_index, read_members
+
+#: What a row says of its garment; where its photo lies follows, as columns of MEMBERS or of STORED.
+GARMENTS = pa.schema([("uri", pa.string()), ("garment", pa.int32()), ("box", pa.list_(pa.float32(), 4))])
+STORED = pa.schema([("path", pa.string()), ("group", pa.int32()), ("row", pa.int32())])
+CORNERS = ("x1", "y1", "x2", "y2")
+#: Rows of --boxes that a Parquet file may have: a few kilobytes can hold billions.
+MAX_BOXES = 20_000_000
+
+
+class Photo(NamedTuple):
+    """A photo's file, or the crop of it that a data set holds, and where that lies in the photo."""
+
+    data: bytes | BadPhoto
+    origin: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """An archive or folder, or a data set's root; ``read`` finds the photos of rows of ``Input.rows`` in it."""
+
+    archive: Archive | None
+    dataset: str | None
+
+    def read(self, rows: pa.Table) -> Iterator[Photo]:
+        """The photo of each row, in order; no more is held than a range of the archive or a row group."""
+        if self.archive is not None:
+            return _read_archive(self.archive, rows)
+        assert self.dataset is not None
+        return _read_dataset(self.dataset, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """All garments to predict, where their photos are, and what was passed over, by reason."""
+
+    photos: Photos
+    rows: pa.Table
+    skipped: dict[str, int]
+
+
+def open_input(url: str, boxes: str | None, split: Split | None, staging: str) -> Input:
+    """What is at a URL: an archive, a data set (a folder with its manifest), a folder or prefix, or one photo.
+
+    ``boxes`` names a Parquet or CSV file of the garments to look at; without it each photo is taken whole.
+    UserError if there is nothing to predict.
+    """
+    fs, path = storage.filesystem(url)
+    fs.invalidate_cache()
+    if _is_dataset(url):
+        if boxes is not None:
+            raise UserError(f"{public_url(url)} is a data set, which has its own boxes: leave out --boxes")
+        return _dataset_input(url, split)
+    if split is not None:
+        raise UserError(f"--split is for ingested data sets, and {public_url(url)} is none (no {MANIFEST})")
+    single = fs.isfile(path) and not url.lower().endswith(ARCHIVES)
+    if not single and not fs.exists(path):
+        raise UserError(f"{public_url(url)} does not exist: --input names a folder, an archive or a data set")
+    archive = open_archive(posixpath.dirname(url) if single else url, staging)
+    members = _one_member(fs, path) if single else read_index(archive)
+    found = members.filter(pa.array(map(is_picture, members["name"].to_pylist()), pa.bool_()))
+    skipped = {"not a picture's name": len(members) - len(found)}
+    if not len(found):
+        raise UserError(
+            f"{public_url(url)} holds no picture ({', '.join(PICTURES)}) among its {len(members)} files"
+        )
+    if boxes is not None:
+        rows = _boxed(boxes, found, archive)
+        skipped["picture without a box in --boxes"] = len(found) - len(
+            set(rows["name"].drop_null().to_pylist())
+        )
+    else:
+        rows = _whole(found, archive)
+    order = [("start", "ascending"), ("name", "ascending"), ("uri", "ascending"), ("garment", "ascending")]
+    return Input(Photos(archive, None), rows.sort_by(order).combine_chunks(), skipped)
+
+
+def _is_dataset(url: str) -> bool:
+    manifest = storage.join(url, MANIFEST)
+    # Many programs call a file so; ours names its landmark set.
+    return storage.exists(manifest) and "landmark_set" in storage.read_json(manifest)
+
+
+def _one_member(fs: Any, path: str) -> pa.Table:
+    size = fs.size(path)
+    row = dict.fromkeys(MEMBERS.names) | {
+        "name": posixpath.basename(path),
+        "start": 0,
+        "stop": size,
+        "stored": size,
+        "size": size,
+        "method": 0,
+    }
+    return pa.Table.from_pylist([row], MEMBERS)
+
+
+def _whole(members: pa.Table, archive: Archive) -> pa.Table:
+    n = len(members)
+    uris = pa.array([archive.uri(name) for name in members["name"].to_pylist()], pa.string())
+    garments = pa.table(
+        [uris, pa.array(np.zeros(n, np.int32)), pa.nulls(n, GARMENTS.field("box").type)], GARMENTS
+    )
+    return _joined(garments, members)
+
+
+def _boxed(boxes: str, members: pa.Table, archive: Archive) -> pa.Table:
+    """The garments of a list of boxes, numbered in their photo as listed, with the members that hold them."""
+    listed = _read_boxes(boxes)
+    prefix = archive.uri("")
+    names = [uri.removeprefix(prefix) for uri in listed["uri"].to_pylist()]
+    place = pc.index_in(pa.array(names, pa.string()), value_set=members["name"])
+    if place.null_count == len(place):
+        raise UserError(
+            f"none of the {len(place)} uris of {public_url(boxes)} is in {archive.name} (the first: {names[0]!r}): "
+            "give them as paths within --input"
+        )
+    seen: Counter[str] = Counter()
+    numbers = []
+    for name in names:
+        numbers.append(seen[name])
+        seen[name] += 1
+    uris = pa.array([archive.uri(name) for name in names], pa.string())
+    garments = pa.table([uris, pa.array(numbers, pa.int32()), listed["box"].combine_chunks()], GARMENTS)
+    return _joined(garments, members.take(place))
+
+
+def _joined(garments: pa.Table, where: pa.Table) -> pa.Table:
+    return pa.table([*garments.columns, *where.columns], names=[*garments.column_names, *where.column_names])
+
+
+def _read_boxes(url: str) -> pa.Table:
+    """``uri`` and ``box`` of a CSV or Parquet file; a box is null where all of its corners are."""
+    data = storage.read_bytes(url)
+    try:
+        if url.lower().endswith(".csv"):
+            types = {"uri": pa.string()} | dict.fromkeys(CORNERS, pa.float64())
+            options = pyarrow.csv.ConvertOptions(column_types=types)
+            table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
+        else:
+            file = pq.ParquetFile(io.BytesIO(data))
+            if file.metadata.num_rows > MAX_BOXES:
+                raise UserError(
+                    f"{public_url(url)} has {file.metadata.num_rows} rows, more than the {MAX_BOXES} that one run "
+                    "takes: split it"
+                )
+            table = file.read()
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{public_url(url)} is not a readable CSV or Parquet file: {error}") from error
+    columns = table.column_names
+    if "uri" not in columns or not ("box" in columns or set(CORNERS) <= set(columns)) or not len(table):
+        raise UserError(
+            f"{public_url(url)} must have rows with the columns uri and {', '.join(CORNERS)} (or box, a list of these "
+            f"four); it has {len(table)} rows of {', '.join(columns)}"
+        )
+    if table["uri"].null_count:
+        raise UserError(f"{public_url(url)} has {table['uri'].null_count} rows without a uri")
+    if "box" in columns:
+        corners = np.array([box or [np.nan] * 4 for box in table["box"].to_pylist()], np.float64)
+    else:
+        corners = np.stack([table[c].cast(pa.float64()).to_numpy() for c in CORNERS], axis=1)
+    if corners.shape != (len(table), 4):
+        raise UserError(f"{public_url(url)}: a box is a list of four numbers, x1 y1 x2 y2")
+    box = pa.FixedSizeListArray.from_arrays(
+        pa.array(corners.astype(np.float32).ravel()), 4, mask=pa.array(np.isnan(corners).all(axis=1))
+    )
+    return pa.table({"uri": table["uri"].cast(pa.string()), "box": box})
+
+
+def _read_archive(archive: Archive, rows: pa.Table) -> Iterator[Photo]:
+    # Garments of one photo stand together, and read it once. Those of photos that are not there come last.
+    places = list(zip(rows["name"].to_pylist(), rows["start"].to_pylist(), strict=True))
+    first = [
+        i for i, place in enumerate(places) if place[0] is not None and (i == 0 or places[i - 1] != place)
+    ]
+    found = read_members(archive, rows.select(MEMBERS.names).take(pa.array(first, pa.int64())))
+    for (name, _), garments in itertools.groupby(places):
+        photo = BadPhoto("missing_photo", f"not in {archive.name}") if name is None else next(found)
+        for _ in garments:
+            yield Photo(photo)
+
+
+def _dataset_input(url: str, split: Split | None) -> Input:
+    manifest = open_dataset(url)
+    tables = []
+    seen: Counter[str] = Counter()
+    for shard in manifest.shards:
+        if split not in (None, shard.split):
+            continue
+        fs, root = storage.filesystem(url)
+        with fs.open(storage.join(root, shard.path), "rb") as file:
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                table = parquet.read_row_group(group, columns=["source_uri", "box"])
+                numbers = []
+                for uri in table["source_uri"].to_pylist():
+                    numbers.append(seen[uri])
+                    seen[uri] += 1
+                n = len(table)
+                garments = [table["source_uri"], pa.array(numbers, pa.int32()), table["box"]]
+                place = [pa.array([shard.path] * n), pa.array([group] * n), pa.array(range(n))]
+                tables.append(
+                    pa.table(
+                        [
+                            column.cast(field.type)
+                            for column, field in zip([*garments, *place], ROWS, strict=True)
+                        ],
+                        schema=ROWS,
+                    )
+                )
+    rows = pa.concat_tables(tables) if tables else pa.table([[]] * len(ROWS), schema=ROWS)
+    if not len(rows):
+        raise UserError(
+            f"the data set {public_url(url)} has no rows" + (f" in its split {split}" if split else "")
+        )
+    skipped = {f"row of split {s}": n for s, n in manifest.splits.items() if split not in (None, s)}
+    return Input(Photos(None, url), rows.combine_chunks(), skipped)
+
+
+ROWS = pa.schema([*GARMENTS, *STORED])
+
+
+def _read_dataset(root: str, rows: pa.Table) -> Iterator[Photo]:
+    places = rows.select(STORED.names).to_pylist()
+    for (shard, group), wanted in itertools.groupby(places, lambda p: (p["path"], p["group"])):
+        fs, path = storage.filesystem(storage.join(root, shard))
+        with fs.open(path, "rb", cache_type="readahead", block_size=8 << 20) as file:
+            table = pq.ParquetFile(file).read_row_group(group, columns=["image", "crop_box"])
+        for place in wanted:
+            x1, y1, _, _ = table["crop_box"][place["row"]].as_py()
+            yield Photo(table["image"][place["row"]].as_py(), (x1, y1))
+
+
+def content_hash(url: str) -> str:
+    """Of a small file, to tell whether it is still the same."""
+    return hashlib.sha256(storage.read_bytes(url)).hexdigest()[:16]

@@ -1,0 +1,84 @@
+"""Pictures of predictions, for a person to look at: one a garment, and a sheet of all."""
+
+import io
+import itertools
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from glefld import storage
+from glefld.data.photos import open_photo, to_rgb, upright
+from glefld.errors import BadPhoto
+from glefld.scoring.draw import contact_sheet, overlay
+from pipelines.infer.inputs import Photo
+from pipelines.infer.run import STAGING, InferOptions, Plan, make_plan, read_reports
+
+FOLDER = "overlays"
+COLUMNS = 5
+#: Pictures on the sheet at most.
+SHEET = 30
+
+
+def write_overlays(options: InferOptions, output: str, number: int) -> str | None:
+    """Draw the first ``number`` finished predictions; the contact sheet's URL, None if there are none.
+
+    UserError if the input has changed since.
+    """
+    plan = make_plan(options, output)
+    try:
+        return _write_overlays(plan, output, number)
+    finally:
+        storage.remove_tree(storage.join(output, STAGING))  # a compressed tar was unpacked there
+
+
+def _write_overlays(plan: Plan, output: str, number: int) -> str | None:
+    read_reports(plan, output)
+    tiles: list[tuple[Image.Image, str]] = []
+    for i, (row, photo) in enumerate(itertools.islice(_predicted(plan, output), number)):
+        picture, offset = _upright(photo)
+        drawn = overlay(
+            picture,
+            plan.card.labels.landmark_set,
+            predicted=np.array(row["landmarks"]).reshape(-1, 2) - offset,
+            score=np.array(row["score"]),
+            box=np.array(row["box"]) - np.tile(offset, 2),
+        )
+        stem = PurePosixPath(row["uri"].rpartition("::")[2]).stem
+        _write(drawn, storage.join(output, FOLDER, f"{i:05d}-{stem}-{row['garment']}.jpg"))
+        if len(tiles) < SHEET:
+            tiles.append((drawn, stem))
+    if not tiles:
+        return None
+    url = storage.join(output, FOLDER, "contact-sheet.jpg")
+    title = f"predictions, {plan.card.model} of {plan.card.dataset}"
+    _write(contact_sheet(tiles, COLUMNS, title=title, legend="predictions"), url)
+    return url
+
+
+def _predicted(plan: Plan, output: str) -> Iterator[tuple[dict[str, Any], Photo]]:
+    """The rows without error, in order, with their photos."""
+    for path, planned in plan.shards():
+        fs, file_path = storage.filesystem(storage.join(output, path))
+        with fs.open(file_path, "rb") as file:
+            predictions = pq.read_table(file)
+        ok = pc.equal(predictions["status"], "ok")
+        photos = plan.input.photos.read(planned.filter(ok))
+        yield from zip(predictions.filter(ok).to_pylist(), photos, strict=True)
+
+
+def _upright(photo: Photo) -> tuple[np.ndarray, np.ndarray]:
+    """[H, W, 3] uint8, turned as its EXIF says, and where its corner lies in the photo: [2]."""
+    assert not isinstance(photo.data, BadPhoto), "a photo that was read before cannot be read now"
+    with open_photo(photo.data) as image:
+        return np.asarray(to_rgb(upright(image))), np.array(photo.origin)
+
+
+def _write(picture: Image.Image, url: str) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    storage.write_bytes(url, buffer.getvalue())

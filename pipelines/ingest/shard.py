@@ -1,0 +1,238 @@
+"""What one ingest task does: a shard's annotations and photos to one Parquet file and its rejects."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from glefld import storage
+from glefld.data.photos import decode_rgb, encode_jpeg
+from glefld.datasets.lists import ANNOTATIONS, unpack
+from glefld.errors import BadPhoto, BadRow
+from glefld.schema import REJECT_SCHEMA, LandmarkSet, sample_schema
+from pipelines.archives import MEMBERS, Archive, read_members
+
+#: Why a row is turned away. The first that applies, in this order, is its reason.
+REASONS = {
+    "duplicate_id": "the photo was listed before",
+    "missing_annotation": "the photo is not in each of the landmark, box and partition lists",
+    "missing_photo": "the photo is not in the archive",
+    "picture_too_large": "more than 100 million pixels or 256 MiB",
+    "truncated_photo": "the photo's file ends early",
+    "unreadable_photo": "the photo is not a picture, or damaged",
+    "duplicate_photo": "with --dedupe: a train photo whose very bytes stand in val or test",
+    "empty_box": "the box has no area",
+    "box_outside_photo": "the box and the photo have no pixel in common",
+    "no_landmarks": "no landmark of the garment has a position",
+    "landmark_outside_box": "a landmark lies outside the box by more than --landmark-tolerance of its size",
+}
+#: Rows a Parquet row group, and so what a task holds of its output at a time.
+ROW_GROUP = 256
+FOOTER = b"glefld.ingest"
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+    """What all tasks of one ingest share. ``plan`` names everything that decides the shards' content."""
+
+    archive: Archive
+    output: str
+    landmark_set: LandmarkSet
+    margin: float | Literal["full"]
+    landmark_tolerance: float
+    plan: str
+
+
+def shard_path(split: str, index: int) -> str:
+    return f"split={split}/part-{index:05d}.parquet"
+
+
+def rejects_path(split: str, index: int) -> str:
+    return f"_rejects/{split}-{index:05d}.parquet"
+
+
+def write_shard(row: dict[str, Any], job: ShardJob, held_out: frozenset[bytes]) -> int:
+    """Write one shard (``split``, ``index`` and ``rows``, an Arrow stream of annotations with their members).
+
+    ``held_out`` are the photo hashes that this shard must not hold. The rejects are put first and the shard
+    last, each whole or not at all, so a shard that is there is finished. Returns the number of rows read.
+    """
+    rows = pa.ipc.open_stream(row["rows"]).read_all()
+    schema = sample_schema(job.landmark_set)
+    digest = hashlib.sha256()
+    rejects: list[dict[str, Any]] = []
+    kept = 0
+    # Unnamed, so that nothing is left behind by a task that is killed.
+    with tempfile.TemporaryFile() as file:
+        with pq.ParquetWriter(
+            file,
+            schema,
+            compression={name: "none" if name == "image" else "zstd" for name in schema.names},
+            use_dictionary=False,
+            write_statistics=False,
+        ) as writer:
+            for batch in _batches(rows, job, held_out, rejects):
+                table = pa.RecordBatch.from_pylist(batch, schema)
+                # Where a photo lies is not content: a zip and a folder of the same photos are the same data.
+                digest.update(table.drop_columns(["source_uri"]).serialize())
+                writer.write_batch(table, row_group_size=ROW_GROUP)
+                kept += len(batch)
+            assert kept + len(rejects) == len(rows), (kept, len(rejects), len(rows))
+            report = {
+                "plan": job.plan,
+                "rows_in": len(rows),
+                "rows": kept,
+                "rejects": dict(sorted(Counter(r["reason"] for r in rejects).items())),
+                "content_hash": digest.hexdigest(),
+            }
+            writer.add_key_value_metadata({FOOTER: json.dumps(report).encode()})
+        write_rejects(rejects, storage.join(job.output, rejects_path(row["split"], row["index"])))
+        file.flush()
+        storage.put(
+            f"/dev/fd/{file.fileno()}", storage.join(job.output, shard_path(row["split"], row["index"]))
+        )
+    return len(rows)
+
+
+def write_rejects(rejects: list[dict[str, Any]], url: str) -> None:
+    """The rows turned away, as Parquet; no file where there are none."""
+    if rejects:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rejects, REJECT_SCHEMA), sink, compression="zstd")
+        storage.write_bytes(url, sink.getvalue().to_pybytes())
+
+
+def reject(
+    row: dict[str, Any], uri: str, reason: str, detail: str, photo_hash: bytes | None = None
+) -> dict[str, Any]:
+    assert reason in REASONS, reason
+    return {
+        "sample_id": row["sample_id"],
+        "split": row["split"] or "",
+        "source_uri": uri,
+        "reason": reason,
+        "detail": detail,
+        "photo_hash": photo_hash,
+    }
+
+
+def _batches(
+    rows: pa.Table, job: ShardJob, held_out: frozenset[bytes], rejects: list[dict[str, Any]]
+) -> Iterator[list[dict[str, Any]]]:
+    """The samples in batches of a row group; rows that are turned away go to ``rejects`` instead.
+
+    The garments of a photo follow each other: it is read and decoded once for all of them.
+    """
+    names = rows["name"].to_pylist()
+    firsts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
+    photos = read_members(job.archive, rows.select(MEMBERS.names).take(firsts))
+    name, photo = None, None
+    samples: list[dict[str, Any]] = []
+    for batch in rows.select(ANNOTATIONS.names).append_column("name", rows["name"]).to_batches(ROW_GROUP):
+        for row in batch.to_pylist():
+            if photo is None or row["name"] != name:
+                name, photo = row["name"], _open(next(photos), held_out)
+            uri = job.archive.uri(row["name"])
+            try:
+                if not isinstance(photo.image, Image.Image):
+                    raise photo.image
+                sample = _sample(row, photo.image, job)
+                samples.append(sample | {"source_uri": uri, "photo_hash": photo.hash})
+            except (BadPhoto, BadRow) as bad:
+                rejects.append(reject(row, uri, bad.reason, bad.detail, photo.hash))
+            if len(samples) == ROW_GROUP:
+                yield samples
+                samples = []
+    if samples:
+        yield samples
+
+
+class _Photo(NamedTuple):
+    """A photo's pixels, or what is wrong with it, and its hash where its bytes are there."""
+
+    image: Image.Image | BadPhoto | BadRow
+    hash: bytes | None
+
+
+def _open(data: bytes | BadPhoto, held_out: frozenset[bytes]) -> _Photo:
+    if isinstance(data, BadPhoto):
+        return _Photo(data, None)
+    photo_hash = hashlib.blake2b(data, digest_size=16).digest()
+    if photo_hash in held_out:
+        return _Photo(BadRow("duplicate_photo", "the same bytes stand in val or test"), photo_hash)
+    try:
+        return _Photo(decode_rgb(data), photo_hash)
+    except BadPhoto as bad:
+        return _Photo(bad, photo_hash)
+
+
+def _sample(row: dict[str, Any], image: Image.Image, job: ShardJob) -> dict[str, Any]:
+    """One row of the data set but for where it came from; BadRow if there is none in it."""
+    x1, y1, x2, y2 = row["box"]
+    if x2 <= x1 or y2 <= y1:
+        raise BadRow("empty_box", f"box {row['box']}")
+    box = max(x1, 0.0), max(y1, 0.0), min(x2, float(image.width)), min(y2, float(image.height))
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise BadRow("box_outside_photo", f"box {row['box']}, photo {image.width} x {image.height}")
+    packed = np.array(row["landmarks"], np.float32).reshape(-1, 2), np.array(row["visibility"], np.int8)
+    points, visibility = unpack(*packed, row["garment_type"], job.landmark_set)
+    _check_landmarks(points, box, job)
+    crop = crop_box(box, image.width, image.height, job.margin)
+    return {
+        **{
+            name: row[name]
+            for name in ("sample_id", "garment_type", "variation", "category", "attributes", "view", "area")
+        },
+        "source_width": image.width,
+        "source_height": image.height,
+        "box": box,
+        "crop_box": crop,
+        "image": encode_jpeg(image.crop(crop)),
+        "image_width": crop[2] - crop[0],
+        "image_height": crop[3] - crop[1],
+        "landmarks": (points - crop[:2]).ravel(),
+        "visibility": visibility,
+    }
+
+
+def _check_landmarks(points: np.ndarray, box: tuple[float, float, float, float], job: ShardJob) -> None:
+    """BadRow unless some of ``points`` [K, 2], if K > 0, are there and all that are lie in the box or near it."""
+    if not len(job.landmark_set):
+        return
+    there = ~np.isnan(points).any(axis=1)
+    if not there.any():
+        raise BadRow("no_landmarks", "each of the garment's landmarks is cut off or absent")
+    low, high = np.array(box[:2]), np.array(box[2:])
+    outside = np.maximum(low - points, points - high).clip(0) / (high - low)
+    worst = int(np.nanargmax(np.where(there, outside.max(axis=1), -1)))
+    if outside[worst].max() > job.landmark_tolerance:
+        raise BadRow(
+            "landmark_outside_box",
+            f"{job.landmark_set.landmarks[worst]} at {points[worst].tolist()} is outside the box {list(box)} "
+            f"by {outside[worst].max():.3f} of its size",
+        )
+
+
+def crop_box(
+    box: tuple[float, float, float, float], width: int, height: int, margin: float | Literal["full"]
+) -> tuple[int, int, int, int]:
+    """What of a photo to store, in whole pixels: the box and ``margin`` of its size on each side, clipped."""
+    if margin == "full":
+        return 0, 0, width, height
+    x1, y1, x2, y2 = box
+    dx, dy = margin * (x2 - x1), margin * (y2 - y1)
+    return (
+        max(0, math.floor(x1 - dx)),
+        max(0, math.floor(y1 - dy)),
+        min(width, math.ceil(x2 + dx)),
+        min(height, math.ceil(y2 + dy)),
+    )

@@ -1,0 +1,182 @@
+"""Finding the lists and the photos of a raw data set, wherever its download has put them."""
+
+import dataclasses
+import posixpath
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from glefld import storage
+from glefld.data.prefetch import ahead
+from glefld.datasets import PhotoPlace
+from glefld.datasets.lists import ListFiles
+from glefld.errors import BadPhoto, UserError
+from pipelines.archives import (
+    ARCHIVES,
+    Archive,
+    open_archive,
+    open_member,
+    public_url,
+    read_index,
+    read_members,
+)
+
+LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
+#: DeepFashion2's layout: a folder or zip a split, with the photos in ``image`` and a JSON for each in ``annos``.
+SPLIT_FOLDERS = ("train", "validation", "test")
+_DOCUMENT = rf"(?i)(^|[/:])({'|'.join(SPLIT_FOLDERS)})/annos/[^./][^/]*\.json$"
+#: Of the annotations of one photo: 64 of them are held at a time.
+MAX_DOCUMENT_BYTES = 8 << 20
+#: What of a member's name lists say, by where the photos are; a data set may lie deeper in an archive or a folder.
+LISTED: dict[PhotoPlace, str] = {
+    "img": r"(?i)^(?:.*/)?img/(?P<listed>.*)$",  # the last one: downloads have Img/img/
+    "splits": r"^(?:.*?/)??(?P<listed>(?:train|val|test)/.*)$",  # the first one: a class may be called so too
+    "split-images": rf"(?i)^(?:.*[/:])?(?P<listed>(?:{'|'.join(SPLIT_FOLDERS)})/image/[^/]*)$",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A raw data set: its list files, and the index of the archive that has its photos, without their JSONs.
+
+    ``members`` is as ``MEMBERS``, and ``listed`` is how lists name each one; null where they could not.
+    """
+
+    lists: ListFiles
+    archive: Archive
+    members: pa.Table
+
+
+def open_source(url: str, staging: str, place: PhotoPlace) -> Source:
+    """A folder, or one archive that holds everything; ``staging`` is where a compressed tar is unpacked.
+
+    ``place`` says where in it the photos are. UserError if there is nothing to read, or if it holds no photos.
+    """
+    fs, path = storage.filesystem(url)
+    fs.invalidate_cache()
+    if url.lower().endswith(ARCHIVES) and fs.isfile(path):
+        archive = open_archive(url, staging)
+        members = read_index(archive)
+        return _source(archive.name, _lists_inside(archive, members), archive, members, place)
+    if not fs.isdir(path):
+        raise UserError(f"{public_url(url)} is neither a folder nor one archive ({', '.join(ARCHIVES)})")
+    entries = _entries(url)
+    if place == "split-images":
+        archive = _by_split(url, entries)
+    else:
+        archive = open_archive(_find_photos(url, entries) if place == "img" else url, staging)
+    return _source(public_url(url), _lists_beside(entries), archive, read_index(archive), place)
+
+
+def _source(
+    name: str,
+    files: dict[str, Callable[[], BinaryIO]],
+    archive: Archive,
+    members: pa.Table,
+    place: PhotoPlace,
+) -> Source:
+    documents = members.slice(0, 0)
+    if place == "split-images":
+        document = pc.match_substring_regex(members["name"], _DOCUMENT)
+        documents, members = members.filter(document), members.filter(pc.invert(document))
+
+    large = documents.filter(pc.greater(documents["size"], MAX_DOCUMENT_BYTES))
+    if len(large):
+        name, size = large["name"][0].as_py(), large["size"][0].as_py()
+        raise UserError(f"{archive.uri(name)} has {size} bytes, which no photo's annotations have")
+
+    def read() -> Iterator[tuple[str, bytes]]:
+        """Neighbours are read together, and ahead of the parser."""
+        contents = ahead(read_members(archive, documents), 64)
+        for member, data in zip(documents["name"].to_pylist(), contents, strict=True):
+            if isinstance(data, BadPhoto):
+                raise UserError(f"{archive.uri(member)} cannot be read: {data.detail}")
+            yield archive.uri(member), data
+
+    listed = listed_names(members["name"], place)
+    return Source(
+        ListFiles(name, files, listed.drop_null().to_pylist(), read),
+        archive,
+        members.append_column("listed", listed),
+    )
+
+
+def listed_names(names: pa.ChunkedArray, place: PhotoPlace) -> pa.ChunkedArray:
+    """How lists name members of these names: from ``img/`` or from the split's folder on.
+
+    An unpacked folder, and what lies outside any ``img/`` of an archive, is taken for that ``img``.
+    """
+    listed = pc.struct_field(pc.extract_regex(names, LISTED[place]), "listed")
+    if place != "img":
+        return listed
+    return pc.binary_join_element_wise("img", pc.coalesce(listed, names), "/")
+
+
+def _entries(url: str) -> dict[str, dict[str, Any]]:
+    """What lies directly in a folder, by lower-cased name, with its URL: downloads differ in capitals."""
+    fs, path = storage.filesystem(url)
+    entries = {}
+    for entry in sorted(fs.ls(path, detail=True), key=lambda e: e["name"], reverse=True):
+        name = posixpath.basename(entry["name"].rstrip("/"))
+        entries[name.lower()] = {**entry, "url": storage.join(url, name)}
+    return entries
+
+
+def _by_split(url: str, entries: dict[str, dict[str, Any]]) -> Archive:
+    """The folder as an archive, which has a folder, or else a zip, a split."""
+    if any(entries.get(name, {}).get("type") == "directory" for name in SPLIT_FOLDERS):
+        return Archive(url, public_url(url), "folder")
+    if any(f"{name}.zip" in entries for name in SPLIT_FOLDERS):
+        return Archive(url, public_url(url), "zips")
+    raise UserError(f"{public_url(url)} has no photos: a folder train or a train.zip was expected there")
+
+
+def _find_photos(url: str, entries: dict[str, dict[str, Any]]) -> str:
+    """``img.zip`` (or a tar) in the source or in its ``Img/``, else the unpacked ``img/`` or ``Img/img/``."""
+    inner = _entries(entries["img"]["url"]) if entries.get("img", {}).get("type") == "directory" else {}
+    for folder in (entries, inner):
+        for suffix in ARCHIVES:
+            if (found := folder.get(f"img{suffix}")) is not None:
+                return found["url"]
+    if (unpacked := inner.get("img", entries.get("img"))) is not None and unpacked["type"] == "directory":
+        return unpacked["url"]
+    names = ", ".join(f"img{suffix}" for suffix in ARCHIVES)
+    raise UserError(f"{public_url(url)} has no photos: {names} or a folder img was expected there or in Img/")
+
+
+def _lists_beside(entries: dict[str, dict[str, Any]]) -> dict[str, Callable[[], BinaryIO]]:
+    files: dict[str, Callable[[], BinaryIO]] = {}
+    folders = {"": entries}
+    for name in LIST_FOLDERS:
+        if entries.get(name, {}).get("type") == "directory":
+            folders[name] = _entries(entries[name]["url"])
+    for folder, below in folders.items():
+        for name, entry in below.items():
+            if entry["type"] == "file" and name.endswith(".txt"):
+                fs, path = storage.filesystem(entry["url"])
+                files[f"{folder}/{name}"] = partial(fs.open, path, "rb")
+    return files
+
+
+def _lists_inside(archive: Archive, members: pa.Table) -> dict[str, Callable[[], BinaryIO]]:
+    files: dict[str, Callable[[], BinaryIO]] = {}
+    texts = members.filter(pc.ends_with(pc.utf8_lower(members["name"]), ".txt"))
+    for text in texts.to_pylist():
+        folder, file = posixpath.split(text["name"].lower())
+        folder = posixpath.basename(folder)
+        place = f"{folder if folder in LIST_FOLDERS else ''}/{file}"
+        files.setdefault(place, partial(open_member, archive, text))
+    return files
+
+
+def match_photos(photos: pa.ChunkedArray, members: pa.Table) -> tuple[pa.Table, int]:
+    """The member of each listed photo (null where there is none), and how many differ in capitals only."""
+    keys = members["listed"]
+    exact = pc.index_in(photos, value_set=keys)
+    # Folder capitals differ between the benchmark's lists and its archive.
+    loose = pc.index_in(pc.utf8_lower(photos), value_set=pc.utf8_lower(keys))
+    capitals = pc.sum(pc.and_(pc.is_null(exact), pc.is_valid(loose))).as_py() or 0
+    return members.take(pc.coalesce(exact, loose)), capitals

@@ -1,0 +1,112 @@
+"""Photos: every mode becomes the RGB that a person sees, and each kind of damage has its own reason."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image, JpegImagePlugin
+
+from glefld.data.photos import decode_rgb, encode_jpeg
+from glefld.errors import BadPhoto
+from tests.raw_layouts import jpeg
+
+
+def encoded(image: Image.Image, format_: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+GREY16 = Image.fromarray(np.full((8, 8), 32896, np.uint16))
+RED_PALETTE = Image.new("P", (8, 8), 1)
+RED_PALETTE.putpalette([0, 0, 255, 255, 0, 0])
+MODES = {
+    "grey JPEG": (encoded(Image.new("L", (8, 8), 77), "JPEG"), (77, 77, 77)),
+    "CMYK JPEG": (encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), (255, 0, 0)),
+    "RGB WebP": (encoded(Image.new("RGB", (8, 8), (10, 200, 30)), "WEBP", lossless=True), (10, 200, 30)),
+    "transparent PNG": (encoded(Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "PNG"), (255, 255, 255)),
+    "half transparent": (encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 128)), "PNG"), (127, 127, 127)),
+    "grey and alpha": (encoded(Image.new("LA", (8, 8), (50, 255)), "PNG"), (50, 50, 50)),
+    "palette": (encoded(RED_PALETTE, "PNG"), (255, 0, 0)),
+    "transparent palette": (encoded(RED_PALETTE, "PNG", transparency=1), (255, 255, 255)),
+    "16-bit grey PNG": (encoded(GREY16, "PNG"), (128, 128, 128)),
+    "16-bit grey TIFF": (encoded(GREY16, "TIFF"), (128, 128, 128)),
+    "bilevel": (encoded(Image.new("1", (8, 8), 1), "PNG"), (255, 255, 255)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_mode_becomes_rgb(mode: str) -> None:
+    """Light stays light and transparent turns white, whatever the file's way to say it."""
+    data, colour = MODES[mode]
+    image = decode_rgb(data)
+    assert (image.mode, image.size) == ("RGB", (8, 8))
+    np.testing.assert_allclose(np.asarray(image).reshape(-1, 3).mean(axis=0), colour, atol=2)
+
+
+def test_orientation_tag_is_ignored() -> None:
+    """Annotations are in stored pixels, so a photo is not turned."""
+    image = Image.new("RGB", (30, 20))
+    image.paste((255, 0, 0), (0, 0, 5, 5))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decoded = decode_rgb(encoded(image, "JPEG", exif=exif))
+    assert decoded.size == (30, 20)
+    assert decoded.getpixel((2, 2))[0] > 200
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_every_16_bit_grey_is_the_nearest_8_bit_one(kind: str) -> None:
+    """From black to white, where a sum in 16 bits would wrap."""
+    grey = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    decoded = np.asarray(decode_rgb(encoded(Image.fromarray(grey), kind)))
+    np.testing.assert_array_equal(decoded, np.repeat((grey / 257).round()[..., None], 3, axis=2))
+
+
+def huge_tile() -> bytes:
+    """The TIFF of a picture of 8 x 8 pixels, cut from a tile of 16,384 x 16,384."""
+    data = bytearray(encoded(Image.new("L", (8, 8)), "TIFF"))
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, directory)
+    entries = [struct.unpack_from("<HHII", data, directory + 2 + 12 * i) for i in range(count)]
+    tags = {tag: (tag, kind, n, value) for tag, kind, n, value in entries}
+    (_, _, _, strip), (_, _, _, size) = tags.pop(273), tags.pop(279)
+    tags |= {
+        322: (322, 4, 1, 16384),
+        323: (323, 4, 1, 16384),
+        324: (324, 4, 1, strip),
+        325: (325, 4, 1, size),
+    }
+    tags.pop(278, None)  # rows a strip
+    body = b"".join(struct.pack("<HHII", *tags[tag]) for tag in sorted(tags))
+    struct.pack_into("<I", data, 4, len(data))
+    return bytes(data) + struct.pack("<H", len(tags)) + body + bytes(4)
+
+
+BAD = {
+    "half a JPEG": (jpeg(1)[: len(jpeg(1)) // 2], "truncated_photo"),
+    "half a PNG": (encoded(Image.effect_noise((64, 64), 90), "PNG")[:2000], "truncated_photo"),
+    "text": (b"<html>not found</html>", "unreadable_photo"),
+    "nothing": (b"", "unreadable_photo"),
+    "a format that runs programs": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable_photo"),
+    "a picture of 120 megapixels": (encoded(Image.new("1", (12000, 10000)), "PNG"), "picture_too_large"),
+    "a picture of 900 megapixels": (encoded(Image.new("1", (30000, 30000)), "PNG"), "picture_too_large"),
+    "a small TIFF of one huge tile": (huge_tile(), "picture_too_large"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_damage_is_told_apart(case: str) -> None:
+    data, reason = BAD[case]
+    with pytest.raises(BadPhoto) as error:
+        decode_rgb(data)
+    assert error.value.reason == reason
+
+
+def test_stored_pictures_keep_colour_at_full_resolution() -> None:
+    """Quality 95 and 4:4:4: what is stored must not be worse than what a paper would have trained on."""
+    stored = Image.open(io.BytesIO(encode_jpeg(decode_rgb(jpeg(3)))))
+    reference = Image.open(io.BytesIO(encoded(stored, "JPEG", quality=95)))
+    assert JpegImagePlugin.get_sampling(stored) == 0
+    assert stored.quantization == reference.quantization

@@ -1,0 +1,174 @@
+"""MLflow with a real SQLite store: what was logged is read back through MLflow's own client."""
+
+import dataclasses
+import json
+import logging
+import pickle
+import subprocess
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from glefld import tracking
+from glefld.schema import FASHION8, Manifest
+from glefld.tracking import RunLog, finish, start_run, tracking_uri
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    modules: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    epochs: int = 3
+    weights: str | None = None
+    note: str = ""
+    config: dict[str, int] = dataclasses.field(default_factory=dict)
+    model: ModelOptions = ModelOptions()
+
+
+MANIFEST = Manifest(
+    dataset="fld",
+    landmark_set=FASHION8,
+    rows_in=7,
+    splits={"train": 4, "val": 2},
+    rejects={"missing": 1},
+    shards=(),
+    content_hash="0123456789abcdef" * 4,
+    options={},
+    source={"uri": "https://user:secret@example.com/fld"},
+)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory) -> str:
+    """One database for the module: making one takes seconds."""
+    return tracking_uri(str(tmp_path_factory.mktemp("a root")), on_cluster=False)
+
+
+@pytest.fixture
+def start(uri):
+    def start_here(options=Options(), **kwargs):
+        return start_run(uri, options=options, manifest=MANIFEST, data="s3://bucket/fld", **kwargs)
+
+    return start_here
+
+
+def artifact(handle, file: str) -> str:
+    path = mlflow.artifacts.download_artifacts(
+        run_id=handle.run_id, artifact_path=file, tracking_uri=handle.tracking_uri
+    )
+    return Path(path).read_text()
+
+
+def test_run_holds_what_it_was_started_with(uri, start):
+    """Options, data set and commit are readable back, and the handle survives the way to a worker."""
+    handle = pickle.loads(pickle.dumps(start(Options(epochs=5, config={"width": 8}), name="first")))
+    client = MlflowClient(uri)
+    run = client.get_run(handle.run_id)
+    assert run.info.status == "RUNNING"
+    assert run.info.run_name == "first"
+    assert client.get_experiment(handle.experiment_id).name == "glefld-fld"
+    assert run.data.params == {
+        **{"epochs": "5", "weights": "None", "note": "", "config.width": "8"},
+        "model.modules": "2",
+    }
+    assert run.data.tags["dataset_hash"] == MANIFEST.content_hash
+    assert Manifest.from_json(json.loads(artifact(handle, "manifest.json"))).splits == MANIFEST.splits
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.source_type) == ("fld", "s3")
+    assert MANIFEST.content_hash.startswith(used.dataset.digest)
+    root = Path(uri.removeprefix("sqlite:///")).parent
+    assert (root / "mlartifacts").is_dir(), "artifacts lie beside the database, not in the working directory"
+
+
+def test_commit(start, uri, monkeypatch, tmp_path, caplog):
+    """The clone's own commit; outside a clone, or without git, "unknown" is said and the run goes on."""
+    root = Path(tracking.__file__).parents[1]
+    if (root / ".git").exists():
+        head = subprocess.check_output(["git", "-C", root, "rev-parse", "HEAD"], text=True).strip()
+        assert MlflowClient(uri).get_run(start().run_id).data.tags["git_commit"][:40] == head
+    (tmp_path / "glefld").mkdir()
+    monkeypatch.setattr(tracking, "__file__", str(tmp_path / "glefld" / "tracking.py"))
+    for make_git in (lambda: None, (tmp_path / ".git").mkdir):
+        caplog.clear()
+        make_git()
+        assert MlflowClient(uri).get_run(start().run_id).data.tags["git_commit"] == "unknown"
+        assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
+
+
+SECRETS = {
+    "s3://AKIAKEY:hunter2@bucket/prefix": "s3://bucket/prefix",
+    "https://host/vgg.pth?X-Amz-Signature=hunter2&a=b": "https://host/vgg.pth?...",
+    "https://token-hunter2@host/path": "https://host/path",
+    "s3://bucket/a@b.zip": "s3://bucket/a@b.zip",
+    "what? a plain text": "what? a plain text",
+}
+
+
+@pytest.mark.parametrize(("given", "kept"), SECRETS.items())
+def test_no_credentials_are_kept(start, uri, given, kept):
+    """Passwords and signatures in URLs reach neither params nor artifacts."""
+    handle = start(Options(weights=given))
+    assert MlflowClient(uri).get_run(handle.run_id).data.params["weights"] == kept
+    assert json.loads(artifact(handle, "options.json"))["weights"] == kept
+    assert "secret" not in artifact(handle, "manifest.json")
+
+
+def test_long_and_many_options(start, uri):
+    """MLflow takes 6,000 characters a param and 100 params a request; options.json holds all of it."""
+    options = Options(note="x" * 9000, config={f"k{i}": i for i in range(250)})
+    handle = start(options)
+    params = MlflowClient(uri).get_run(handle.run_id).data.params
+    assert len(params["note"]) == 6000
+    assert params["config.k249"] == "249"
+    assert json.loads(artifact(handle, "options.json")) == dataclasses.asdict(options)
+
+
+def test_resume_keeps_one_run(start, uri):
+    """A resumed run is the same one, open again, and says which options changed."""
+    handle = start(Options(epochs=3), experiment="resumed")
+    RunLog(handle).flush()
+    finish(handle, "FAILED")
+    client = MlflowClient(uri)
+    assert client.get_run(handle.run_id).info.status == "FAILED"
+    again = start(Options(epochs=6), experiment="resumed", resume=handle.run_id)
+    assert again == handle
+    log = RunLog(again)
+    log.log({"loss": 1.0}, 7)
+    log.flush(60)
+    run = client.get_run(handle.run_id)
+    assert run.info.status == "RUNNING"
+    assert run.data.params["epochs"] == "3"
+    assert {k: v for k, v in run.data.tags.items() if k.startswith("resumed.")} == {"resumed.epochs": "6"}
+    assert json.loads(artifact(again, "options.json"))["epochs"] == 6
+    finish(again, "FINISHED")
+    assert len(client.search_runs([handle.experiment_id])) == 1
+    assert client.get_run(handle.run_id).info.status == "FINISHED"
+
+
+def test_tracking_uri(monkeypatch, tmp_path):
+    """The user's server first; a local file only where one machine does it all."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(str(tmp_path), on_cluster=False) == f"sqlite:///{tmp_path}/mlflow.db"
+    for root, on_cluster in ((str(tmp_path), True), ("memory://bucket/root", False)):
+        with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI"):
+            tracking_uri(root, on_cluster)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert tracking_uri("s3://bucket/root", on_cluster=True) == "http://tracking:5000"
+
+
+def test_users_mistakes_are_one_clear_error(start, uri, monkeypatch):
+    """A run that is not there, a deleted experiment and a server that is not there are told in words."""
+    with pytest.raises(ValueError, match="no run 0123 to go on in"):
+        start(resume="0123")
+    deleted = start(experiment="deleted")
+    MlflowClient(uri).delete_experiment(deleted.experiment_id)
+    with pytest.raises(ValueError, match="'deleted' is deleted"):
+        start(experiment="deleted")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConnectionError, match="cannot be used"):
+        start_run("http://127.0.0.1:1", options=Options(), manifest=MANIFEST, data="/data")
