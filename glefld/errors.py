@@ -35,3 +35,10 @@ class BadBox(BadInput):
 
 class BadRow(BadInput):
     """An annotation that cannot be used; ``reason`` is one of the rejects' reasons."""
+
+
+def require_between(option: str, value: float, least: float, most: float | None = None) -> None:
+    """UserError unless ``value`` is a number from ``least`` to ``most`` (no upper limit if None)."""
+    if not value >= least or (most is not None and not value <= most):  # NaN is refused too
+        limits = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise UserError(f"{option} must be {limits}, not {value}")

@@ -1,7 +1,7 @@
-"""Weights in, landmarks out: photos of any ordinary kind to landmarks in the upright photo's pixels.
+"""Inference: photos in any common format to landmarks in pixels of the upright photo.
 
-Which of the K landmarks a garment has depends on its type, which is not known here: all K come with their scores.
-K landmarks, S the square input's size. Frames: stored picture -> upright photo (EXIF) -> input.
+The garment type is unknown at inference, so all K landmarks are returned, each with its score.
+Letters in shapes: K landmarks, S the square input's size. Frames: stored picture -> upright photo (EXIF) -> input.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ from glefld.models.precision import choose_precision
 from glefld.recipe import Precision
 from glefld.schema import LandmarkSet
 
-#: Pixels decoded together: a batch of large photos is cut into smaller ones.
+#: Upper bound on the pixels decoded at once: a batch of large photos is split into smaller batches.
 BATCH_PIXELS = 128_000_000
 Bad = BadPhoto | BadBox
 
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A garment's part of a photo, ready for the model."""
+    """One garment's crop of a photo, ready for the model."""
 
     data: bytes
     picture: Picture
@@ -45,26 +45,27 @@ class Crop:
 
 
 class Prediction(NamedTuple):
-    """What the model says of one crop."""
+    """The model's output for one crop."""
 
     box: tuple[float, ...]  # x1 y1 x2 y2, upright photo's pixels
     landmarks: np.ndarray  # [K, 2] float32, upright photo's pixels
-    score: np.ndarray  # [K] float32, the height of each landmark's heatmap: 1 at a sure one, 0 at none
+    score: np.ndarray  # [K] float32, peak height of each heatmap: about 1 if confident, about 0 if not
 
 
 def prepare(
     data: bytes, size: int, box: Sequence[float] | None = None, origin: Sequence[float] = (0.0, 0.0)
 ) -> Crop:
-    """A photo's file and the garment's box in it to the crop that a model of this input size takes.
+    """Prepare the crop of one garment from the photo's encoded bytes, for a model of this input size.
 
-    box: x1 y1 x2 y2 in the upright photo, clipped to it; None takes the whole photo. origin: where the upright
-    picture's corner lies, if the file holds a part of the photo only. BadPhoto or BadBox if there is none.
+    box: x1 y1 x2 y2 in the upright photo, clipped to it; None takes the whole photo. origin: the position of the
+    picture's top left corner in the upright photo, if ``data`` holds only a part of the photo.
+    BadPhoto if the photo cannot be read, BadBox if the box is empty or does not overlap the photo.
     """
     with open_photo(data) as image:
         plain = (
             image.format == "JPEG"
             and image.mode in ("RGB", "L")
-            and image.info.get("adobe_transform") != 0  # RGB stored as such, which not every decoder expects
+            and image.info.get("adobe_transform") != 0  # RGB stored without YCbCr: not every decoder handles it
             and is_whole_jpeg(data)
         )
         if not plain:
@@ -79,7 +80,7 @@ def prepare(
     low, high = corners.min(axis=1), corners.max(axis=1)
     box = (*low, *high) if box is None else box
     x1, y1, x2, y2 = (float(v) for v in box)
-    if not (x2 > x1 and y2 > y1):  # also where one is NaN
+    if not (x2 > x1 and y2 > y1):  # also true if one is NaN
         raise BadBox("empty_box", f"box {x1} {y1} {x2} {y2}")
     clipped = max(x1, low[0]), max(y1, low[1]), min(x2, high[0]), min(y2, high[1])
     if not (clipped[2] > clipped[0] and clipped[3] > clipped[1]):
@@ -98,27 +99,27 @@ def _moved(x: float, y: float) -> np.ndarray:
 
 
 def _as_ppm(image: Image.Image) -> bytes:
-    """Without loss and without work: the pixels behind a header, which DALI decodes like any format."""
+    """Encode as PPM, a header before raw pixels: lossless, cheap, and DALI decodes it like any other format."""
     buffer = io.BytesIO()
     to_rgb(image).save(buffer, "PPM")
     return buffer.getvalue()
 
 
 def checkpoint_hash(url: str) -> str:
-    """16 hex digits that name a checkpoint's weights and model card."""
+    """Return 16 hex digits that identify a checkpoint's weights and model card."""
     files = storage.read_json(storage.join(url, "complete.json"))
     facts = [files[name]["sha256"] for name in ("model.safetensors", "model.json")]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def require_landmarks(url: str, card: ModelCard) -> None:
-    """UserError if the checkpoint is a classifier's."""
+    """Raise UserError if the checkpoint's model is a classifier."""
     if MODELS[card.model].task != "landmarks":
-        raise UserError(f"{url} is a classifier ({card.model}): give a checkpoint that finds landmarks")
+        raise UserError(f"{url} is a classifier ({card.model}): give a checkpoint of a landmark model")
 
 
 class Predictor:
-    """A model at work on one device: crops in, predictions out, in order and in constant memory."""
+    """Runs a model on one device: crops in, predictions out, in order and in constant memory."""
 
     def __init__(
         self,
@@ -128,7 +129,10 @@ class Predictor:
         threads: int = 1,
         precision: Precision = "fp32",
     ) -> None:
-        """``url`` names a checkpoint; ``threads`` are DALI's. UserError if the checkpoint is not whole."""
+        """Load the checkpoint at ``url``; ``threads`` is the number of DALI threads.
+
+        UserError if the checkpoint is incomplete or its model is a classifier.
+        """
         model, self.card = checkpoint.load(url)
         require_landmarks(url, self.card)
         self.device = device
@@ -139,9 +143,9 @@ class Predictor:
         self.pipeline = self._new_pipeline()
 
     def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad]:
-        """One prediction for each crop, in order; what stands in a crop's place (BadPhoto, BadBox) stays there.
+        """Yield one prediction per crop, in order. A BadPhoto or BadBox in place of a crop is passed through.
 
-        A thread reads ``crops`` and decodes ahead of the model. A picture that does not decode becomes a BadPhoto.
+        A thread reads ``crops`` and decodes ahead of the model. A picture that cannot be decoded becomes a BadPhoto.
         """
         for batch, images in ahead(self._load(crops), 2):
             good = [crop for crop in batch if isinstance(crop, Crop)]
@@ -151,9 +155,9 @@ class Predictor:
 
     def _infer(self, images: Tensor, crops: list[Crop]) -> Iterator[Prediction]:
         with (
-            torch.no_grad(),  # not inference_mode: attention by Grad-CAM differentiates
+            torch.no_grad(),  # not inference_mode: Grad-CAM attention needs gradients
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
-            # cuDNN's convolutions would round fp32 to TF32 by default.
+            # By default cuDNN's convolutions round fp32 to TF32.
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
         ):
             heatmaps = self.model(images.contiguous(memory_format=torch.channels_last)).heatmaps
@@ -164,7 +168,7 @@ class Predictor:
             yield Prediction(crop.box, xy, height)
 
     def _load(self, crops: Iterable[Crop | Bad]) -> Iterator[tuple[list[Crop | Bad], Tensor | None]]:
-        """Batches with the images [b, 3, S, S] of those of their crops that decode."""
+        """Yield batches, each with the images [b, 3, S, S] of its crops that could be decoded."""
         for batch in _batches(crops, self.batch_size):
             good = [crop for crop in batch if isinstance(crop, Crop)]
             if not good:
@@ -173,7 +177,7 @@ class Predictor:
             try:
                 yield batch, self.pipeline.run([crop.picture for crop in good])
             except RuntimeError:
-                # One picture that DALI refuses fails its batch and ends the pipeline.
+                # One picture that DALI cannot decode fails the whole batch and breaks the pipeline.
                 self.pipeline = self._new_pipeline()
                 loaded = [self._load_one(crop) if isinstance(crop, Crop) else crop for crop in batch]
                 images = [image for image in loaded if isinstance(image, Tensor)]
@@ -183,7 +187,7 @@ class Predictor:
                 )
 
     def _load_one(self, crop: Crop) -> Tensor | BadPhoto:
-        """[1, 3, S, S], by Pillow if DALI refuses: it reads more kinds of JPEG, and what it refuses is bad."""
+        """Return [1, 3, S, S]. If DALI fails, Pillow decodes: it supports more kinds of JPEG and has the last word."""
         try:
             return self.pipeline.run([crop.picture])
         except RuntimeError:
@@ -202,7 +206,7 @@ class Predictor:
 
 
 def _batches(crops: Iterable[Crop | Bad], batch_size: int) -> Iterator[list[Crop | Bad]]:
-    """Consecutive items, at most ``batch_size`` and, where more than one, ``BATCH_PIXELS`` together."""
+    """Group consecutive items: at most ``batch_size``, and at most ``BATCH_PIXELS`` unless a single item has more."""
     batch: list[Crop | Bad] = []
     pixels = 0
     for crop in crops:
@@ -217,7 +221,7 @@ def _batches(crops: Iterable[Crop | Bad], batch_size: int) -> Iterator[list[Crop
 
 
 def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
-    """The Arrow schema of predictions: a row a garment, photos that could not be used among them."""
+    """Return the Arrow schema of predictions: one row per garment, and one error row per unusable photo or box."""
 
     def field(name: str, type_: pa.DataType, unit: str, nullable: bool = True) -> pa.Field:
         return pa.field(name, type_, nullable, {"unit": unit})
@@ -225,12 +229,12 @@ def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
     return pa.schema(
         [
             field("uri", pa.string(), "the photo; archive_uri::member inside an archive", nullable=False),
-            field("garment", pa.int32(), "its number in the photo, from 0", nullable=False),
-            # NaN for a photo that could not be read: Parquet readers refuse fixed-size lists that are null.
+            field("garment", pa.int32(), "0-based number of the garment in the photo", nullable=False),
+            # NaN for an unreadable photo: some Parquet readers cannot handle null fixed-size lists.
             field("box", pa.list_(pa.float32(), 4), "x1 y1 x2 y2, upright photo's pixels", nullable=False),
             field("landmarks", pa.list_(pa.float32()), "2K: x y, upright photo's pixels; null for an error"),
-            field("score", pa.list_(pa.float32()), "K: height of the heatmap's peak, about 1 where sure"),
-            field("visibility", pa.list_(pa.int8()), "K, where the model says it, else null"),
+            field("score", pa.list_(pa.float32()), "K: peak height of the heatmap, about 1 if confident"),
+            field("visibility", pa.list_(pa.int8()), "K; null if the model does not predict it"),
             field("status", pa.string(), "ok or error", nullable=False),
             field("error", pa.string(), "reason: detail"),
             field("model", pa.string(), "checkpoint@hash", nullable=False),

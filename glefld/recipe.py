@@ -1,4 +1,4 @@
-"""How a model is trained: one dataclass, which options, checkpoints and MLflow all hold."""
+"""Training hyperparameters: one dataclass, shared by the command line, checkpoints and MLflow."""
 
 import dataclasses
 from typing import Any, Literal
@@ -10,41 +10,45 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def mirror_only() -> Augmentation:
+    """Return the augmentation that only mirrors, as in GLE's paper."""
     return Augmentation(rotate=0, scale=0, shift=0, colour=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a model is trained. The defaults are GLE's paper: Adam 1e-4, x0.1 each 5 epochs, batch 50, 30 epochs."""
+    """How to train. The defaults are those of GLE's paper: Adam 1e-4, x0.1 every 5 epochs, batch 50, 30 epochs.
+
+    UserError for a value out of range.
+    """
 
     input_size: int = 224
-    """Side of the square input, a multiple of the network's stride."""
+    """Side of the square input in pixels, a multiple of the network's stride."""
     epochs: int = 30
-    """Times through the train split."""
+    """Passes over the train split."""
     batch_size: int = 50
-    """Global batch: split among the workers."""
+    """Global batch size, divided among the workers."""
     learning_rate: float = 1e-4
-    """At its highest; Adam's."""
+    """Adam's peak learning rate."""
     schedule: Literal["step", "cosine"] = "step"
-    """step: the rate times step_factor each step_epochs. cosine: a linear warm-up, then down to zero."""
+    """step: multiply the rate by step_factor every step_epochs. cosine: linear warm-up, then cosine decay to zero."""
     step_epochs: int = 5
-    """Epochs between two steps of the step schedule."""
+    """Step schedule: epochs between two steps."""
     step_factor: float = 0.1
-    """What the rate is multiplied by at each of them."""
+    """Step schedule: what the rate is multiplied by at each step."""
     warmup_epochs: float = 1.0
-    """Linear warm-up of the cosine schedule."""
+    """Cosine schedule: epochs of linear warm-up."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
     precision: Precision = "auto"
-    """Of the forward pass. auto: bf16 where the hardware multiplies it (CUDA, or AMX on a CPU), else fp32."""
+    """Precision of the forward pass. auto: bf16 on hardware that supports it (CUDA, or a CPU with AMX), else fp32."""
     seed: int = 0
-    """Of the first weights, the order of the rows and the augmentation."""
+    """Seed of the initial weights, the row order and the augmentation."""
     checkpoint_steps: int = 0
-    """Also keep a checkpoint each so many steps within an epoch; 0 keeps one at each epoch's end only."""
+    """Also save a checkpoint every N steps within an epoch. 0: only at the end of each epoch."""
     log_steps: int = 20
-    """Steps between two looks at the loss: the only times at which a step waits for the host."""
+    """Log the loss every N steps. Between logs a step never waits for the host to read it."""
     landmarks: Literal["visible", "annotated"] = "visible"
-    """Which landmarks train: the visible ones, as in the papers, or occluded ones too."""
+    """Landmarks in the loss. visible: visible ones only, as in the papers. annotated: occluded ones too."""
     augmentation: Augmentation = dataclasses.field(default_factory=mirror_only)
 
     def __post_init__(self) -> None:
@@ -56,10 +60,12 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Recipe":
+        """Rebuild a recipe from the values stored in a model card."""
         return cls(**{**value, "augmentation": Augmentation(**value["augmentation"])})
 
 
-#: For two CPU cores and random weights: ours, tuned on val of DeepFashion's fine-grained lists with GLE.
+#: The small preset, for two CPU cores and random initial weights. Tuned with GLE on the val split of DeepFashion's
+#: fine-grained lists.
 SMALL = Recipe(
     input_size=112,
     epochs=20,

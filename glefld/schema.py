@@ -1,7 +1,7 @@
-"""The one definition of a sample: landmark sets, visibility codes, the Arrow schema and the manifest.
+"""The data model shared by all jobs: landmark sets, visibility codes, the Arrow schema and the manifest.
 
 Coordinates are continuous everywhere: pixel i covers [i, i + 1), so an annotated integer x is the point x + 0.5.
-A crop ``photo[y1:y2, x1:x2]`` therefore moves a landmark to (x + 0.5 - x1, y + 0.5 - y1) of a picture x2 - x1 wide.
+In the crop ``photo[y1:y2, x1:x2]`` that landmark lies at (x + 0.5 - x1, y + 0.5 - y1), and the crop is x2 - x1 wide.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ SCHEMA_VERSION = 2
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 VIEWS = ("front", "side", "back")
-#: What a garment is one of.
+#: The single-label targets a garment can be classified by.
 ClassLabel = Literal["category", "garment_type"]
 
 
 class Visibility(IntEnum):
-    """State of one landmark slot of a garment. The first three are the benchmarks' codes; the fourth is ours."""
+    """State of one landmark slot of a garment: the benchmarks' codes 0 to 2, and this project's own 3."""
 
     VISIBLE = 0
     OCCLUDED = 1
@@ -33,7 +33,7 @@ class Visibility(IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class GarmentType:
-    """One garment type of a landmark set: the raw data set's code, a name, and its landmarks' indices."""
+    """One garment type of a landmark set: the raw data set's code, its name, and the indices of its landmarks."""
 
     code: int
     name: str
@@ -42,9 +42,10 @@ class GarmentType:
 
 @dataclasses.dataclass(frozen=True)
 class LandmarkSet:
-    """K landmarks: their names, the landmark each changes places with in a mirror, and which garment has which.
+    """K landmarks: their names, the index each one swaps with when mirrored, and the landmarks of each garment type.
 
-    A user's own set is one more instance, written to the manifest with the data; nothing else knows K.
+    The manifest stores the set with the data. Nothing else fixes K, so a custom set is just another instance.
+    UserError if the names are not unique, the mirror is not a pairing, or a garment type names an unknown landmark.
     """
 
     name: str
@@ -60,7 +61,7 @@ class LandmarkSet:
             self.mirror[m] != i for i, m in enumerate(self.mirror)
         ):
             raise UserError(
-                f"landmark set {self.name!r}: mirror must pair each of the {k} landmarks with one"
+                f"landmark set {self.name!r}: mirror must pair each of the {k} landmarks with one of them"
             )
         for garment in self.garment_types:
             if not set(garment.landmarks) <= set(range(k)):
@@ -72,17 +73,19 @@ class LandmarkSet:
         return len(self.landmarks)
 
     def garment_type(self, code: int) -> GarmentType:
-        """The type with this code; KeyError if the set has none."""
+        """Return the garment type with this code; KeyError if the set has none."""
         for garment in self.garment_types:
             if garment.code == code:
                 return garment
         raise KeyError(code)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the set as JSON-serialisable values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "LandmarkSet":
+        """Rebuild the set from ``to_json``'s value."""
         return cls(
             name=value["name"],
             landmarks=tuple(value["landmarks"]),
@@ -93,7 +96,7 @@ class LandmarkSet:
         )
 
 
-#: FLD and DeepFashion: the order of the full-body garment, into which the other two types are spread.
+#: FLD and DeepFashion: the 8 landmarks of a full-body garment, in its order. The other types use a subset of them.
 FASHION8 = LandmarkSet(
     name="fashion8",
     landmarks=(
@@ -114,7 +117,7 @@ FASHION8 = LandmarkSet(
     ),
 )
 
-#: Data sets of classes alone.
+#: For data sets that have class labels only.
 NO_LANDMARKS = LandmarkSet("none", (), (), ())
 
 
@@ -123,30 +126,30 @@ def _field(name: str, type_: pa.DataType, unit: str, nullable: bool = False) -> 
 
 
 def sample_schema(landmark_set: LandmarkSet) -> pa.Schema:
-    """The Arrow schema of one Parquet shard: a row a garment (``split`` is the partition, not a column)."""
+    """Return the Arrow schema of a Parquet shard: one row per garment. ``split`` is the partition, not a column."""
     box = pa.list_(pa.float32(), 4)
     return pa.schema(
         [
-            _field("sample_id", pa.string(), "data set, photo and the garment's number in it"),
+            _field("sample_id", pa.string(), "data set, photo and the garment's number in the photo"),
             _field("source_uri", pa.string(), "the photo; archive_uri::member inside an archive"),
             _field("source_width", pa.int32(), "pixels"),
             _field("source_height", pa.int32(), "pixels"),
-            _field("photo_hash", pa.binary(16), "blake2b, 16 bytes, of the photo's file"),
+            _field("photo_hash", pa.binary(16), "16-byte blake2b hash of the photo's file"),
             _field("box", box, "x1 y1 x2 y2, photo pixels, continuous"),
-            _field("crop_box", box, "x1 y1 x2 y2, photo pixels: what of the photo is stored"),
+            _field("crop_box", box, "x1 y1 x2 y2, photo pixels: the part of the photo that is stored"),
             _field("image", pa.binary(), "JPEG"),
             _field("image_width", pa.int32(), "pixels"),
             _field("image_height", pa.int32(), "pixels"),
             _field("garment_type", pa.int8(), "code of the landmark set's garment type", nullable=True),
             _field("variation", pa.int8(), "FLD variation_type, 1..5", nullable=True),
-            _field("category", pa.int16(), "1-based category of the data set's list", nullable=True),
+            _field("category", pa.int16(), "1-based index into the data set's categories", nullable=True),
             _field(
-                "attributes", pa.list_(pa.int16()), "0-based indices of the attributes it has", nullable=True
+                "attributes", pa.list_(pa.int16()), "0-based indices of the garment's attributes", nullable=True
             ),
             _field("view", pa.string(), "front, side or back", nullable=True),
             _field("area", pa.float32(), "of the garment's mask, photo pixels", nullable=True),
             _field(
-                "landmarks", pa.list_(pa.float32()), "2K: x y in the stored picture, NaN where there is none"
+                "landmarks", pa.list_(pa.float32()), "2K: x y in the stored picture, NaN where missing"
             ),
             _field("visibility", pa.list_(pa.int8()), "K: 0 visible, 1 occluded, 2 cut off, 3 absent"),
         ],
@@ -159,11 +162,11 @@ def sample_schema(landmark_set: LandmarkSet) -> pa.Schema:
 
 REJECT_SCHEMA = pa.schema(
     [
-        _field("sample_id", pa.string(), "as it would have been"),
+        _field("sample_id", pa.string(), "the id the row would have had"),
         _field("split", pa.string(), "train, val or test"),
         _field("source_uri", pa.string(), "the photo, found or not"),
-        _field("reason", pa.string(), "one of pipelines.ingest.REASONS"),
-        _field("detail", pa.string(), "what was wrong, in words"),
+        _field("reason", pa.string(), "why the row was rejected, as a short constant"),
+        _field("detail", pa.string(), "what was wrong, as text"),
         _field("photo_hash", pa.binary(16), "where the photo could be read", nullable=True),
     ],
     metadata={"glefld.schema_version": str(SCHEMA_VERSION)},
@@ -172,7 +175,7 @@ REJECT_SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Attribute:
-    """One attribute of a data set's list: its name and its type (1 texture, 2 fabric, 3 shape, 4 part, 5 style)."""
+    """One attribute of a data set: its name and its 1-based type, an index into ``Labels.attribute_types``."""
 
     name: str
     type: int
@@ -180,22 +183,22 @@ class Attribute:
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """What a data set's garments can be told to have: the size of every head of every model, and the names."""
+    """The label space of a data set. It sets the size of every model's heads and names their outputs."""
 
     landmark_set: LandmarkSet
     categories: tuple[str, ...] = ()
     attributes: tuple[Attribute, ...] = ()
-    #: The name of attribute type 1, 2, ...
+    #: Names of the attribute types 1, 2, ...
     attribute_types: tuple[str, ...] = ()
 
     def classes(self, label: ClassLabel) -> tuple[str, ...]:
-        """The names of the classes that this label tells apart; empty where the data set has none."""
+        """Return the class names of this label; empty if the data set does not have it."""
         if label == "category":
             return self.categories
         return tuple(garment.name for garment in self.landmark_set.garment_types)
 
     def summary(self) -> str:
-        """In a few words."""
+        """Return a one-line summary for the terminal."""
         k = len(self.landmark_set)
         heads = [f"{k} landmarks {self.landmark_set.name!r}"] if k else []
         heads += [f"{len(self.categories)} categories"] if self.categories else []
@@ -204,6 +207,7 @@ class Labels:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Labels":
+        """Rebuild the labels from the fields of a manifest or a model card."""
         return cls(
             LandmarkSet.from_json(value["landmark_set"]),
             tuple(value["categories"]),
@@ -214,7 +218,7 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One finished Parquet file: its path below the data set's root, and what is in it."""
+    """One finished Parquet file: its path relative to the data set's root, its split, size and content hash."""
 
     path: str
     split: str
@@ -225,7 +229,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """``manifest.json`` of a data set, written last: a folder without one is not a data set."""
+    """A data set's ``manifest.json``. It is written last, so a folder without one is not a finished data set."""
 
     dataset: str
     landmark_set: LandmarkSet
@@ -244,18 +248,20 @@ class Manifest:
 
     @property
     def labels(self) -> Labels:
+        """The data set's label space."""
         return Labels(self.landmark_set, self.categories, self.attributes, self.attribute_types)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the manifest as JSON-serialisable values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Manifest":
-        """UserError if the file was written by another schema version."""
+        """Rebuild a manifest; UserError if it was written with another schema version."""
         if value.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
-                f"the data set has schema version {value.get('schema_version')}, this program reads {SCHEMA_VERSION}: "
-                "ingest it again"
+                f"the data set has schema version {value.get('schema_version')}, but this program reads "
+                f"{SCHEMA_VERSION}: ingest it again"
             )
         fields = dict(value)
         fields |= vars(Labels.from_json(value))

@@ -1,10 +1,11 @@
-"""Every path is a URL: a local path and ``s3://bucket/key`` take the same code (fsspec).
+"""Files by URL: a local path and ``s3://bucket/key`` take the same code (fsspec).
 
 Credentials and the endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL).
 A file is either whole or not there: local files are renamed into place, objects appear when their upload ends.
-Requests that fail, stall or are throttled are tried again, with growing pauses, by botocore and s3fs.
+Requests that fail, stall or are throttled are retried with growing pauses by botocore and s3fs.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,8 +13,10 @@ import posixpath
 import re
 import shutil
 import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, NamedTuple, cast
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow.fs
@@ -29,6 +32,9 @@ from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
 
 from glefld.errors import UserError
+
+#: A URL within a text; another one that follows without a space is its own.
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://(?:(?![a-z][a-z0-9+.-]*://)\S)+", re.IGNORECASE)
 
 
 def s3_options() -> dict[str, Any]:
@@ -50,59 +56,50 @@ def s3_options() -> dict[str, Any]:
     return {**own, "config_kwargs": config | own.get("config_kwargs", {})}
 
 
-def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path in it; UserError for a scheme that fsspec does not know."""
-    try:
-        fs, path = fsspec.core.url_to_fs(os.fspath(url), **(s3_options() if is_s3(url) else {}))
-    except ImportError as error:
-        raise UserError(f"{url}: reading this kind of URL needs another package ({error})") from error
-    return fs, path
-
-
 def is_s3(url: str) -> bool:
     return os.fspath(url).startswith(("s3://", "s3a://"))
 
 
 def arrow_filesystem(url: str) -> pyarrow.fs.FileSystem:
     """The same file system for libraries that want pyarrow's."""
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem(url)[0]))
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(_split(url)[0]))
 
 
 def is_local(url: str) -> bool:
-    return isinstance(filesystem(url)[0], LocalFileSystem)
+    return isinstance(_split(url)[0], LocalFileSystem)
 
 
 def require_access(url: str) -> None:
-    """OSError or UserError, in one line that says what to mend, unless a URL's place on S3 can be asked for.
+    """UserError, in one line that says what to do, unless a URL's bucket on S3 can be listed.
 
-    Other places are not looked at. Nothing needs to be there yet but the bucket.
+    Other places are not checked. Nothing but the bucket needs to exist yet.
     """
-    fs, path = filesystem(url)
-    if "s3" not in fs.protocol:
+    fs, path = _split(url)
+    if not is_s3(url):
         return
     bucket, prefix, _ = fs.split_path(path)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon S3"
     try:
         fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise UserError(
             f"there is no bucket {bucket} at {endpoint}: make it, or check its name and AWS_ENDPOINT_URL"
         ) from error
     except PermissionError as error:
-        raise PermissionError(
+        raise UserError(
             f"{endpoint} refuses access to the bucket {bucket} ({error}): check AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, and what they may do"
         ) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
-        raise PermissionError(
+        raise UserError(
             f"no credentials for the bucket {bucket}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from error
     except (NoConnectionError, HTTPClientError) as error:
-        raise OSError(
+        raise UserError(
             f"{endpoint} cannot be reached: check AWS_ENDPOINT_URL and the network ({error})"
         ) from error
     except (OSError, ClientError, BotoCoreError) as error:
-        raise OSError(f"the bucket {bucket} at {endpoint} cannot be used: {error}") from error
+        raise UserError(f"the bucket {bucket} at {endpoint} cannot be used: {error}") from error
 
 
 def join(url: str, *parts: str) -> str:
@@ -110,30 +107,84 @@ def join(url: str, *parts: str) -> str:
 
 
 def absolute(url: str) -> str:
-    """The same place named so that it means the same from every directory."""
+    """The same place, named so that it means the same in every working directory."""
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
+def local_path(url: str) -> str:
+    """The path within the URL's filesystem: of a local URL, the file's absolute path."""
+    return _split(url)[1]
+
+
 def exists(url: str) -> bool:
-    fs, path = filesystem(url)
-    fs.invalidate_cache()
+    fs, path = _fresh(url)
     return fs.exists(path)
 
 
-def folders(url: str) -> list[str]:
-    """Names of the folders right below a URL; none where it is not there."""
-    fs, path = filesystem(url)
-    fs.invalidate_cache()
+def is_file(url: str) -> bool:
+    fs, path = _fresh(url)
+    return fs.isfile(path)
+
+
+def is_folder(url: str) -> bool:
+    fs, path = _fresh(url)
+    return fs.isdir(path)
+
+
+def size(url: str) -> int:
+    """Bytes of a file; FileNotFoundError if there is none."""
+    fs, path = _fresh(url)
+    return fs.size(path)
+
+
+class Entry(NamedTuple):
+    """What lies directly in a folder."""
+
+    name: str
+    url: str
+    is_folder: bool
+    size: int
+
+
+def entries(url: str) -> list[Entry]:
+    """What lies directly in a folder, by name; nothing if the folder is not there."""
+    fs, path = _fresh(url)
     if not fs.isdir(path):
         return []
-    found = fs.ls(path, detail=True)
-    return sorted(posixpath.basename(e["name"].rstrip("/")) for e in found if e["type"] == "directory")
+    found = []
+    for info in fs.ls(path, detail=True):
+        name = posixpath.basename(info["name"].rstrip("/"))
+        found.append(Entry(name, join(url, name), info["type"] == "directory", info.get("size") or 0))
+    return sorted(found)
+
+
+def find(url: str) -> dict[str, int]:
+    """Path below the URL and size in bytes of every file at any depth; nothing if the folder is not there."""
+    fs, path = _fresh(url)
+    if not fs.exists(path):
+        return {}
+    return {name[len(path) :].lstrip("/"): info["size"] for name, info in fs.find(path, detail=True).items()}
+
+
+def open(url: str, **options: Any) -> BinaryIO:
+    """A file to read, as a context manager. ``options`` are those of fsspec's ``open``."""
+    fs, path = _split(url)
+    return cast(BinaryIO, fs.open(path, "rb", **options))
 
 
 def read_bytes(url: str) -> bytes:
-    fs, path = filesystem(url)
+    fs, path = _split(url)
     # s3fs repeats a read that breaks off, but not where it reads the parts of a large object side by side.
-    return fs.cat_file(path, **({"max_concurrency": 1} if "s3" in fs.protocol else {}))
+    return fs.cat_file(path, **({"max_concurrency": 1} if is_s3(url) else {}))
+
+
+def read_ranges(
+    urls: Sequence[str], starts: Sequence[int], stops: Sequence[int]
+) -> list[bytes | BaseException]:
+    """Bytes [start, stop) of each file, fetched side by side, or what went wrong. All on one filesystem."""
+    fs = _split(urls[0])[0]
+    paths = [_split(url)[1] for url in urls]
+    return fs.cat_ranges(paths, list(starts), list(stops), on_error="return")
 
 
 def read_json(url: str) -> Any:
@@ -146,39 +197,58 @@ def read_json(url: str) -> Any:
 
 def put(local: str | Path, url: str) -> None:
     """Copy a finished local file to a URL, so that it is there whole or not at all."""
-    fs, path = filesystem(url)
-    if not isinstance(fs, LocalFileSystem):
-        fs.put_file(os.fspath(local), path)
-        fs.invalidate_cache()
+    fs, path = _split(url)
+    if isinstance(fs, LocalFileSystem):
+        with _part(path) as part:
+            shutil.copyfile(local, part)
         return
-    # The leading underscore keeps readers of the folder out should the process die before the rename.
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    part = Path(path).with_name(f"_part-{uuid.uuid4().hex}")
-    try:
-        shutil.copyfile(local, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    fs.put_file(os.fspath(local), path)
+    fs.invalidate_cache()
+
+
+def put_file(file: IO[bytes], url: str) -> None:
+    """As ``put``, for an open file that may have no name (``tempfile.TemporaryFile``)."""
+    file.flush()
+    # fsspec uploads files by name; this one is every open file's.
+    put(f"/dev/fd/{file.fileno()}", url)
 
 
 def write_bytes(url: str, data: bytes) -> None:
     """Write a small file whole or not at all."""
-    fs, path = filesystem(url)
-    if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, data)
-        fs.invalidate_cache()
+    fs, path = _split(url)
+    if isinstance(fs, LocalFileSystem):
+        with _part(path) as part:
+            part.write_bytes(data)
         return
+    fs.pipe_file(path, data)
+    fs.invalidate_cache()
+
+
+@contextlib.contextmanager
+def _part(path: str) -> Iterator[Path]:
+    """A new file beside a local path, renamed to it at the block's end."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # The leading underscore hides the file from readers of the folder if the process dies before the rename.
     part = Path(path).with_name(f"_part-{uuid.uuid4().hex}")
     try:
-        part.write_bytes(data)
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
+def remove_unfinished(url: str) -> None:
+    """Delete what killed processes had begun to write below a folder. Object storage keeps no such beginnings."""
+    if is_local(url):
+        for part in Path(local_path(url)).glob("**/_part-*"):
+            part.unlink(missing_ok=True)
+
+
 def put_verified(local: str | Path, url: str) -> dict[str, Any]:
-    """As ``put``; the file's ``digest``. OSError if another is there: some clients lose a failed write silently."""
+    """As ``put``; returns the file's ``digest``.
+
+    OSError if it reads back differently: some clients lose a failed write silently.
+    """
     put(local, url)
     expected = digest(Path(local).read_bytes())
     if not exists(url) or digest(read_bytes(url)) != expected:
@@ -192,7 +262,7 @@ def digest(data: bytes) -> dict[str, Any]:
 
 
 def json_bytes(value: Any) -> bytes:
-    """A JSON file's content, for a person to read too."""
+    """A JSON file's content, indented for people."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
@@ -201,19 +271,46 @@ def write_json(url: str, value: Any) -> None:
 
 
 def remove_tree(url: str) -> None:
-    """Delete a folder and all below it; nothing happens where there is none."""
-    fs, path = filesystem(url)
-    fs.invalidate_cache()
+    """Delete a folder and everything below it; nothing happens if it is not there."""
+    fs, path = _fresh(url)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
 
+def public_url(url: str) -> str:
+    """The URL without user name, password, query and fragment, each of which may hold a secret."""
+    if "://" not in url:
+        return url
+    scheme = url.partition("://")[0]
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # not a URL, and so not known where a password would stand
+        return f"{scheme}://..."
+    return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def redacted(value: Any) -> Any:
-    """The same value without what URLs carry of user, password and signed query."""
+    """The same value with every URL in its texts replaced by its ``public_url``."""
     if isinstance(value, dict):
         return {key: redacted(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [redacted(item) for item in value]
     if isinstance(value, str):
-        return re.sub(r"(://[^\s?]*)\?\S+", r"\1?...", re.sub(r"(://)[^\s/@]+@", r"\1", value))
+        return _URL.sub(lambda match: public_url(match[0]), value)
     return value
+
+
+def _split(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem of a URL and the path in it; UserError for a scheme that fsspec does not know."""
+    try:
+        fs, path = fsspec.core.url_to_fs(os.fspath(url), **(s3_options() if is_s3(url) else {}))
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{public_url(url)}: this kind of URL cannot be read ({error})") from error
+    return fs, path
+
+
+def _fresh(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """As ``_split``, without what the filesystem remembers of its listings: others write there too."""
+    fs, path = _split(url)
+    fs.invalidate_cache()
+    return fs, path

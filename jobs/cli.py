@@ -1,6 +1,7 @@
 """What every job shares: options from a dataclass, one line for a user's mistake, the root, and a running Ray."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
@@ -134,6 +135,12 @@ def open_data(data: str | None, root: str, dataset: str) -> tuple[str, Manifest]
     if manifest.dataset != dataset:
         raise UserError(f"{url} holds the data set {manifest.dataset!r}, not {dataset!r}")
     return url, manifest
+
+
+def base_options(options: Any, base: type[Options], **changes: Any) -> Options:
+    """The part of a job's options that belongs to the dataclass they extend, with some values changed."""
+    own = {field.name: getattr(options, field.name) for field in dataclasses.fields(base)}  # type: ignore[arg-type]
+    return base(**own | changes)
 
 
 def start_ray(*, dashboard: bool = False, **local: Any) -> None:

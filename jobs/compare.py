@@ -1,21 +1,18 @@
 """Train several systems on the same data with the same recipe, and put them in one table and chart."""
 
-import contextlib
 import dataclasses
 import datetime
-import io
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import ray
 import tyro
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from glefld import storage, tracking
 from glefld.datasets import Dataset
-from glefld.errors import UserError
+from glefld.errors import UserError, require_between
 from glefld.models import MODELS, build_model
-from glefld.models.classifier import Label, ResNetConfig
 from glefld.models.system import Preset
 from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels, Split
@@ -34,9 +31,9 @@ from jobs.cli import (
     start_ray,
     use_gpu,
 )
-from pipelines.compare import Entry, Plan, check, compare, measure, slug
+from pipelines.compare import Comparison, Entry, check, compare, find_guides, measure, slug
 from pipelines.evaluate import baselines
-from pipelines.train.run import Workers
+from pipelines.train.run import WorkerGroup
 
 ALL = tuple(name for name, system in MODELS.items() if system.task == "landmarks" and name != "local")
 
@@ -88,8 +85,7 @@ class Options:
 
 def run(options: Options) -> None:
     for field in ("seeds", "num_workers", "parallel"):
-        if getattr(options, field) < 1:
-            raise UserError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(options, field)}")
+        require_between(f"--{field.replace('_', '-')}", getattr(options, field), 1)
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
     entries = [parse_entry(text, options) for text in options.models or suiting(options, manifest.labels)]
@@ -101,7 +97,7 @@ def run(options: Options) -> None:
     uri = tracking.tracking_uri(root, on_cluster())
     name = options.name or f"compare-{options.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = storage.join(root, "runs", name)
-    plan = Plan(
+    plan = Comparison(
         dataset=options.dataset,
         data=data,
         folder=folder,
@@ -214,44 +210,16 @@ def parse_entry(text: str, options: Options) -> Entry:
 
 
 def with_option(value: Any, name: str, text: str, entry: str) -> Any:
-    """A dataclass with one field set from text, as its type reads it. UserError if it does not."""
+    """A dataclass with one field parsed from text by its type. UserError if it cannot be."""
     kind = get_type_hints(type(value))[name]
-    if kind is bool:
-        if text not in ("true", "false"):
-            raise UserError(f"--models {entry}: {name} is true or false, not {text!r}")
-        return dataclasses.replace(value, **{name: text == "true"})
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            parsed = tyro.cli(kind, args=[text])
-    except SystemExit:
+        parsed = TypeAdapter(kind).validate_strings(text)
+    except ValidationError:
         raise UserError(f"--models {entry}: {name} cannot be {text!r}") from None
     return dataclasses.replace(value, **{name: parsed})
 
 
-def find_guides(
-    plan: Plan,
-    guided_by: dict[str, str],
-    seeds: Sequence[int],
-    given: str | None,
-    recipe: Recipe,
-    parent: tracking.RunHandle,
-    workers: Workers,
-    tell: Callable[[Result], None],
-) -> dict[tuple[str, int], str]:
-    """By an entry's name and seed, the classifiers of ``guided_by``: the given one, else trained alike."""
-    if given is not None:
-        return {(name, seed): given for name in guided_by for seed in seeds}
-    labels = dict.fromkeys(guided_by.values())
-    trained = [
-        Entry(f"classifier:label={label}", "resnet", ResNetConfig("resnet18", cast(Label, label)), recipe)
-        for label in labels
-    ]
-    results = iter(compare(plan, trained, seeds, parent, {}, workers, tell))
-    checkpoints = {(label, seed): next(results).checkpoint for label in labels for seed in seeds}
-    return {(name, seed): checkpoints[label, seed] for name, label in guided_by.items() for seed in seeds}
-
-
-def choose_workers(options: Options) -> Workers:
+def choose_workers(options: Options) -> WorkerGroup:
     """Each run's worker group, on the resources that are there."""
     cpus = int(ray.cluster_resources().get("CPU", 1))
     share = options.num_workers * options.parallel
@@ -261,7 +229,7 @@ def choose_workers(options: Options) -> Workers:
             f"{options.num_workers} workers of {each} CPUs are more than this machine's {cpus}: lower --num-workers"
         )
     gpu = use_gpu(options.device)
-    return Workers(options.num_workers, options.num_workers, each, gpu, options.max_failures)
+    return WorkerGroup(options.num_workers, options.num_workers, each, gpu, options.max_failures)
 
 
 if __name__ == "__main__":

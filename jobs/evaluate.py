@@ -13,7 +13,7 @@ from rich.console import Console
 
 from glefld import storage, tracking
 from glefld.datasets import Dataset
-from glefld.errors import UserError
+from glefld.errors import UserError, require_between
 from glefld.schema import Split
 from glefld.scoring import evaluation
 from glefld.scoring.metrics import Baselines, Report
@@ -30,7 +30,7 @@ from jobs.cli import (
     start_ray,
     use_gpu,
 )
-from pipelines.evaluate import Workers, baselines, evaluate_checkpoint, log_scores
+from pipelines.evaluate import Tasks, baselines, evaluate_checkpoint, log_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Options:
 
 
 def run(options: Options) -> None:
-    if options.num_workers < 1 or options.cpus_per_worker < 1:
-        raise UserError("--num-workers and --cpus-per-worker must be at least 1")
+    require_between("--num-workers", options.num_workers, 1)
+    require_between("--cpus-per-worker", options.cpus_per_worker, 1)
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
     url = resolve_checkpoint(options.checkpoint, "--checkpoint", root)
@@ -69,7 +69,7 @@ def run(options: Options) -> None:
     cpus = int(ray.cluster_resources().get("CPU", 1))
     if options.cpus_per_worker > cpus and not on_cluster():
         raise UserError(f"--cpus-per-worker {options.cpus_per_worker}, but this machine has {cpus}")
-    workers = Workers(options.num_workers, options.cpus_per_worker, use_gpu(options.device))
+    tasks = Tasks(options.num_workers, options.cpus_per_worker, use_gpu(options.device))
     handle = tracking.start_run(
         uri,
         options=options,
@@ -80,7 +80,7 @@ def run(options: Options) -> None:
     )
     with tracking.to_its_end(handle) as log:
         start = time.monotonic()
-        report = evaluate_checkpoint(url, data, options.split, workers)
+        report = evaluate_checkpoint(url, data, options.split, tasks)
         seconds = time.monotonic() - start
         baseline = baselines(data, options.split, report.label)
         scores = evaluation.evaluation_json(
@@ -92,7 +92,7 @@ def run(options: Options) -> None:
             storage.write_json(output, scores)
             print(f"written to {output}")
         log.log({f"{options.split}_{name}": value for name, value in report.numbers().items()}, step=0)
-        log_scores(log, scores, report, baseline, data, workers)
+        log_scores(log, scores, report, baseline, data, tasks)
     Console().print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
 
 

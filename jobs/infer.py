@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from glefld import storage
-from glefld.errors import UserError
-from glefld.recipe import Precision
-from glefld.schema import Split
+from glefld.errors import UserError, require_between
+from glefld.storage import public_url
 from jobs.cli import (
     Device,
     Root,
     RowBar,
+    base_options,
     main,
     on_cluster,
     resolve_checkpoint,
@@ -27,62 +27,51 @@ from jobs.cli import (
     start_ray,
     use_gpu,
 )
-from pipelines.archives import public_url
 from pipelines.infer.overlays import write_overlays
-from pipelines.infer.run import InferOptions, Workers, find_finished, finish, infer, make_plan
+from pipelines.infer.run import InferenceWorkers, InferOptions, find_finished, infer, make_plan
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(InferOptions):
     """Which photos, which model, and where the predictions go."""
 
-    checkpoint: str
-    """A checkpoint's folder, or a run's (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID)."""
-    input: str
-    """A folder or prefix of photos, a .zip, .tar or .tar.gz of them, one photo, or an ingested data set."""
     output: str | None = None
     """Folder to write, path or URL. Default: <root>/predictions/<name of the input>."""
     root: Root = None
-    boxes: str | None = None
-    """Parquet or CSV file of the garments to look at, one a row: uri (path within --input) and x1, y1, x2, y2 (or a
-    list, box) in the upright photo's pixels. Only these are predicted. Default: each photo, whole."""
-    split: Split | None = None
-    """Of a data set, this split only. Default: all."""
     overlays: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Draw the first N predictions, and a contact sheet of them, into <output>/overlays."""
     num_workers: int | None = None
-    """Workers, each with a model of its own. Default: one for each GPU, or one for each machine."""
+    """Workers, each with its own model. Default: one per GPU, or one per machine."""
     device: Device = "auto"
     threads: int | None = None
-    """Threads a worker decodes and computes with. Default: this machine's CPUs, shared out."""
+    """Threads that each worker decodes and computes with. Default: this machine's CPUs, shared out."""
     batch_size: int = 32
-    """Garments a worker takes at a time."""
-    shard_rows: int = 2048
-    """Rows of one Parquet file, which a worker writes in one go."""
-    precision: Precision = "fp32"
-    """Of the forward pass. auto: bf16 where the hardware multiplies it, else fp32."""
+    """Garments per batch."""
+
+    def check(self) -> None:
+        super().check()
+        require_between("--overlays", self.overlays, 0)
+        require_between("--batch-size", self.batch_size, 1)
+        if self.num_workers is not None:
+            require_between("--num-workers", self.num_workers, 1)
+        if self.threads is not None:
+            require_between("--threads", self.threads, 1)
 
 
 def run(options: Options) -> None:
-    for name in ("num_workers", "threads", "batch_size", "shard_rows"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    if options.overlays < 0:
-        raise UserError(f"--overlays must not be negative, as {options.overlays} is")
+    options.check()
     source = resolve_url(options.input, "--input").rstrip("/")
     output = (
         resolve_url(options.output, "--output")
         if options.output
         else storage.join(resolve_root(options.root), "predictions", PurePosixPath(public_url(source)).stem)
     )
-    chosen = InferOptions(
+    chosen = base_options(
+        options,
+        InferOptions,
         checkpoint=resolve_checkpoint(options.checkpoint, "--checkpoint", options.root),
         input=source,
         boxes=resolve_url(options.boxes, "--boxes") if options.boxes else None,
-        split=options.split,
-        shard_rows=options.shard_rows,
-        precision=options.precision,
     )
     console = Console()
     rate = None
@@ -94,9 +83,8 @@ def run(options: Options) -> None:
         show_own_progress()
         workers = choose_workers(options)
         with RowBar(console, "infer") as bar:
-            infer(plan, output, workers, bar)
+            manifest = infer(plan, output, workers, bar)
         rate = bar.rows_per_second()
-        manifest = finish(plan, output)
     sheet = write_overlays(chosen, output, options.overlays) if options.overlays else None
     console.print(summary(manifest, rate))
     console.print(f"predictions   {output}", soft_wrap=True)
@@ -104,7 +92,7 @@ def run(options: Options) -> None:
         console.print(f"contact sheet {sheet}", soft_wrap=True)
 
 
-def choose_workers(options: Options) -> Workers:
+def choose_workers(options: Options) -> InferenceWorkers:
     """As asked for, else what this machine and the cluster have. UserError for more GPU workers than GPUs."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     # A cluster whose workers have yet to be added has neither machines nor GPUs now.
@@ -114,7 +102,7 @@ def choose_workers(options: Options) -> Workers:
     if gpu and number > gpus and not on_cluster():
         raise UserError(f"--num-workers {number}, but the cluster has {gpus} GPUs: ask for {gpus} at most")
     threads = options.threads or max(1, (os.cpu_count() or 1) // -(-number // machines))
-    return Workers(number, threads, gpu, options.batch_size)
+    return InferenceWorkers(number, threads, gpu, options.batch_size)
 
 
 def summary(manifest: dict[str, Any], rows_per_second: float | None) -> Table:

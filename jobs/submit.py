@@ -23,9 +23,9 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from glefld import tracking
 from glefld.errors import UserError
+from glefld.storage import public_url
 from jobs.cli import guard
 from pipelines import ray_private
-from pipelines.archives import public_url
 
 JOBS = ("synthesize", "ingest", "train", "compare", "evaluate", "infer")
 PACKAGES = ("glefld", "pipelines", "jobs")

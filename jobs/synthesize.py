@@ -14,13 +14,13 @@ from rich.table import Table
 from glefld import storage
 from glefld.errors import UserError
 from glefld.synthetic import deepfashion2
-from glefld.synthetic.deepfashion import Layout, Summary, write_dataset
+from glefld.synthetic.deepfashion import Summary, SyntheticLayout, write_dataset
 from jobs import cli
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    layout: Layout | Literal["deepfashion2"]
+    layout: SyntheticLayout | Literal["deepfashion2"]
     """Whose raw layout: fld, deepfashion (the coarse lists), deepfashion-fine, or deepfashion2 (several garments a
     photo)."""
     count: Annotated[int, tyro.conf.arg(metavar="N")]

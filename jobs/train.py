@@ -13,7 +13,7 @@ from rich.console import Console
 
 from glefld import storage, tracking
 from glefld.datasets import Dataset
-from glefld.errors import UserError
+from glefld.errors import UserError, require_between
 from glefld.models import MODELS, build_model
 from glefld.models.system import Preset, Task
 from glefld.recipe import Recipe
@@ -33,7 +33,7 @@ from jobs.cli import (
     start_ray,
     use_gpu,
 )
-from pipelines.train.run import Workers, parse_workers, train_and_score
+from pipelines.train.run import WorkerGroup, parse_workers, train_and_score
 
 Config = TypeVar("Config")
 
@@ -44,6 +44,7 @@ FREE_ON_RESUME = {
     "cpus_per_worker",
     "device",
     "max_failures",
+    "resize_seconds",
     "root",
     "name",
     "output",
@@ -77,8 +78,11 @@ class Options(Generic[Config]):
     cpus_per_worker: int | None = None
     """CPUs a worker takes. Default on one machine: all of them, shared out; on a cluster: 1."""
     device: Device = "auto"
+    resize_seconds: float = 60.0
+    """How often elastic training checks whether workers can be added. Adding one restarts all of them from the last
+    checkpoint."""
     max_failures: int = 3
-    """How often the worker group is started again after a loss."""
+    """How often the worker group is restarted after a loss."""
     resume: bool = False
     """Go on with a run that was stopped: the same options as it was started with."""
     weights: str | None = None
@@ -98,6 +102,7 @@ class Options(Generic[Config]):
 
 
 def run(options: Options[Any]) -> None:
+    require_between("--resize-seconds", options.resize_seconds, 0)
     if MODELS[options.system].task != options.task:
         names = ", ".join(name for name, system in MODELS.items() if system.task == options.task)
         raise UserError(f"--task {options.task} is not what {options.system} does: choose --model {names}")
@@ -167,7 +172,9 @@ def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | No
     elif options.resume:
         # The rest is a time: fld-sanl- also begins the runs of sanl-resnet.
         named = re.compile(re.escape(prefix) + r"\d{8}-\d{6}")
-        names = [name for name in storage.folders(runs) if named.fullmatch(name)]
+        names = [
+            entry.name for entry in storage.entries(runs) if entry.is_folder and named.fullmatch(entry.name)
+        ]
         if not names:
             raise UserError(f"--resume: there is no run {prefix}... in {runs}; say which with --name")
         folder = storage.join(runs, max(names))
@@ -197,7 +204,7 @@ def _comparable(options: Options[Any]) -> dict[str, Any]:
     return storage.redacted(kept)
 
 
-def choose_workers(options: Options[Any]) -> Workers:
+def choose_workers(options: Options[Any]) -> WorkerGroup:
     """The worker group that the options ask for, on the resources that are there."""
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
@@ -210,7 +217,7 @@ def choose_workers(options: Options[Any]) -> Workers:
         raise UserError(
             f"{least} workers of {each} CPUs are more than this machine's {cpus}: lower --num-workers"
         )
-    return Workers(least, most, each, gpu, options.max_failures)
+    return WorkerGroup(least, most, each, gpu, options.max_failures, options.resize_seconds)
 
 
 def parse(argv: list[str]) -> Options[Any]:

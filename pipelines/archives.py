@@ -8,7 +8,6 @@ import dataclasses
 import gzip
 import hashlib
 import io
-import posixpath
 import struct
 import tarfile
 import tempfile
@@ -16,13 +15,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal, cast
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from glefld import storage
 from glefld.errors import BadPhoto, UserError
+from glefld.storage import public_url
 
 #: One row a member. Its bytes, with a zip's local header, are [start, stop) of the archive or its own file.
 MEMBERS = pa.schema(
@@ -75,14 +74,6 @@ class Archive:
         return (member.partition("::")[0] if self.kind == "zips" else member,)
 
 
-def public_url(url: str) -> str:
-    """The URL without user name, password or signed query."""
-    if "://" not in url:
-        return url
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
 def open_archive(url: str, staging: str) -> Archive:
     """The zip, tar or folder at a URL, told by its name.
 
@@ -100,15 +91,15 @@ def open_archive(url: str, staging: str) -> Archive:
 
 
 def _stage_tar(url: str, staging: str) -> str:
-    fs, path = storage.filesystem(url)
-    identity = hashlib.blake2b(f"{url} {fs.size(path)}".encode(), digest_size=8).hexdigest()
+    packed_bytes = storage.size(url)
+    identity = hashlib.blake2b(f"{url} {packed_bytes}".encode(), digest_size=8).hexdigest()
     staged = storage.join(staging, f"{identity}.tar")
     if not storage.exists(staged):
         # An unnamed file: it is gone with its process, however that ends.
         with tempfile.TemporaryFile() as plain:
             try:
-                with fs.open(path, "rb") as packed, gzip.open(packed) as stream:
-                    most = FREE_UNPACKED_BYTES + MAX_RATIO * fs.size(path)
+                with storage.open(url) as packed, gzip.open(packed) as stream:
+                    most = FREE_UNPACKED_BYTES + MAX_RATIO * packed_bytes
                     while data := stream.read(1 << 20):
                         plain.write(data)
                         if plain.tell() > most:
@@ -118,8 +109,7 @@ def _stage_tar(url: str, staging: str) -> str:
                             )
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise UserError(f"{public_url(url)} cannot be unpacked ({error}): get it again") from error
-            plain.flush()
-            storage.put(f"/dev/fd/{plain.fileno()}", staged)
+            storage.put_file(plain, staged)
     return staged
 
 
@@ -147,8 +137,7 @@ def read_index(archive: Archive) -> pa.Table:
 
 
 def _zip_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
-    fs, path = storage.filesystem(archive.url)
-    with fs.open(path, "rb") as file, zipfile.ZipFile(file) as opened:
+    with storage.open(archive.url) as file, zipfile.ZipFile(file) as opened:
         members = sorted((m for m in opened.infolist() if not m.is_dir()), key=lambda m: m.header_offset)
         ends = [*(m.header_offset for m in members[1:]), opened.start_dir]
         for member, end in zip(members, ends, strict=True):
@@ -167,18 +156,15 @@ def _zip_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
 
 
 def _zips_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
-    fs, path = storage.filesystem(archive.url)
-    for file in sorted(fs.ls(path, detail=False)):
-        name = posixpath.basename(file)
-        if name.lower().endswith(".zip"):
-            for member, *rest in _zip_members(Archive(storage.join(archive.url, name), name, "zip")):
-                yield f"{name}::{member}", *rest
+    for entry in storage.entries(archive.url):
+        if entry.name.lower().endswith(".zip"):
+            for member, *rest in _zip_members(Archive(entry.url, entry.name, "zip")):
+                yield f"{entry.name}::{member}", *rest
 
 
 def _tar_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
-    fs, path = storage.filesystem(archive.url)
     with (
-        fs.open(path, "rb", block_size=BATCH_BYTES) as file,
+        storage.open(archive.url, block_size=BATCH_BYTES) as file,
         tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:") as opened,
     ):
         before = -1
@@ -211,10 +197,8 @@ class _Headers:
 
 
 def _folder_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
-    fs, path = storage.filesystem(archive.url)
-    for file, info in fs.find(path, detail=True).items():
-        size = info["size"]
-        yield file[len(path) :].lstrip("/"), 0, size, size, size, 0, None
+    for name, size in storage.find(archive.url).items():
+        yield name, 0, size, size, size, 0, None
 
 
 def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPhoto]:
@@ -223,7 +207,6 @@ def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPho
     Rows come by offset, as in the index. Neighbours share a range, and no more than ``BATCH_BYTES`` of
     members (or one larger one) are held at a time. FileNotFoundError if the archive itself has gone.
     """
-    fs, root = storage.filesystem(archive.url)
     rows = members.to_pylist()
     for batch in _batches(rows):
         if (refused := _refusal(batch[0])) is not None:
@@ -232,11 +215,10 @@ def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPho
         files = [archive.file(member["name"]) for member in batch]
         cuts = list(_ranges(batch, files))
         ranges = [batch[i:j] for i, j in cuts]
-        found = fs.cat_ranges(
-            [storage.join(root, *files[i]) for i, _ in cuts],
+        found = storage.read_ranges(
+            [storage.join(archive.url, *files[i]) for i, _ in cuts],
             [r[0]["start"] for r in ranges],
             [max(m["stop"] for m in r) for r in ranges],
-            on_error="return",
         )
         for wanted, data in zip(ranges, found, strict=True):
             if archive.kind == "folder" and isinstance(data, FileNotFoundError | PermissionError):
@@ -245,7 +227,7 @@ def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPho
                     BadPhoto("missing_photo" if gone else "unreadable_photo", str(data)) for _ in wanted
                 )
                 continue
-            if isinstance(data, Exception):
+            if isinstance(data, BaseException):
                 raise data
             for member in wanted:
                 offset = member["start"] - wanted[0]["start"]
@@ -297,10 +279,12 @@ def _ranges(rows: list[dict[str, Any]], files: list[tuple[str, ...]]) -> Iterato
 
 def open_member(archive: Archive, member: dict[str, Any]) -> BinaryIO:
     """One file of an archive as a stream (a tar's is held in memory, being a range of it)."""
-    fs, path = storage.filesystem(archive.url)
     if archive.kind == "zip":
-        return cast(BinaryIO, zipfile.ZipFile(fs.open(path, "rb")).open(member["name"]))
-    return io.BytesIO(fs.cat_file(path, member["start"], member["stop"]))
+        return cast(BinaryIO, zipfile.ZipFile(storage.open(archive.url)).open(member["name"]))
+    (data,) = storage.read_ranges([archive.url], [member["start"]], [member["stop"]])
+    if isinstance(data, BaseException):
+        raise data
+    return io.BytesIO(data)
 
 
 def _whole(data: bytes, member: dict[str, Any]) -> bytes:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
@@ -11,6 +11,7 @@ from glefld import storage, tracking
 from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
 from glefld.models import checkpoint
+from glefld.models.classifier import Label, ResNetConfig
 from glefld.models.precision import choose_precision
 from glefld.recipe import Recipe
 from glefld.schema import Split
@@ -21,7 +22,7 @@ from glefld.scoring.evaluation import EVAL_BATCH
 from glefld.tracking import RunHandle
 from glefld.training.loop import Job, initial_model
 from pipelines import evaluate
-from pipelines.train.run import Workers, train_and_score
+from pipelines.train.run import WorkerGroup, train_and_score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Comparison:
     """What all entries have in common."""
 
     dataset: str
@@ -55,12 +56,12 @@ def slug(name: str) -> str:
 
 
 def compare(
-    plan: Plan,
+    plan: Comparison,
     entries: Sequence[Entry],
     seeds: Sequence[int],
     parent: RunHandle,
     guides: Mapping[tuple[str, int], str],
-    workers: Workers,
+    workers: WorkerGroup,
     done: Callable[[Result], None],
 ) -> list[Result]:
     """Train and score each entry with each seed; results in the entries' order, ``done`` as each is there.
@@ -101,7 +102,30 @@ def compare(
     return [results[entry.name, seed] for entry in entries for seed in seeds]
 
 
-def check(plan: Plan, entries: Sequence[Entry]) -> dict[str, str]:
+def find_guides(
+    plan: Comparison,
+    guided_by: dict[str, str],
+    seeds: Sequence[int],
+    given: str | None,
+    recipe: Recipe,
+    parent: RunHandle,
+    workers: WorkerGroup,
+    done: Callable[[Result], None],
+) -> dict[tuple[str, int], str]:
+    """By an entry's name and seed, the classifiers of ``guided_by``: the given one, else trained alike."""
+    if given is not None:
+        return {(name, seed): given for name in guided_by for seed in seeds}
+    labels = dict.fromkeys(guided_by.values())
+    trained = [
+        Entry(f"classifier:label={label}", "resnet", ResNetConfig("resnet18", cast(Label, label)), recipe)
+        for label in labels
+    ]
+    results = iter(compare(plan, trained, seeds, parent, {}, workers, done))
+    checkpoints = {(label, seed): next(results).checkpoint for label in labels for seed in seeds}
+    return {(name, seed): checkpoints[label, seed] for name, label in guided_by.items() for seed in seeds}
+
+
+def check(plan: Comparison, entries: Sequence[Entry]) -> dict[str, str]:
     """By name of the entries that need a guide, what it tells apart.
 
     UserError for an entry that could not begin, before hours are spent on the others.
@@ -118,7 +142,7 @@ def check(plan: Plan, entries: Sequence[Entry]) -> dict[str, str]:
     return guided_by
 
 
-def make_job(plan: Plan, entry: Entry, seed: int, guides: Mapping[tuple[str, int], str]) -> Job:
+def make_job(plan: Comparison, entry: Entry, seed: int, guides: Mapping[tuple[str, int], str]) -> Job:
     """The training run of one entry and seed, in its own folder of the comparison's."""
     return Job(
         dataset=plan.dataset,
@@ -172,24 +196,24 @@ def open_run(job: Job, name: str, experiment: str | None, parent: RunHandle, res
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _child(job: Job, name: str, split: Split, workers: Workers, handle: RunHandle) -> Result:
+def _child(job: Job, name: str, split: Split, workers: WorkerGroup, handle: RunHandle) -> Result:
     best, report, _ = train_and_score(job, workers, handle)
     if split != "val":
-        scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
+        scorer = evaluate.Tasks(cpus=workers.cpus, gpu=workers.gpu)
         report = evaluate.evaluate_checkpoint(best, job.data, split, scorer)
     result = Result.of(report, system=name, seed=job.recipe.seed, checkpoint=best, run_id=handle.run_id)
     storage.write_json(result_url(job, split), dataclasses.asdict(result))
     return result
 
 
-def measure(results: Sequence[Result], workers: Workers) -> dict[str, Cost]:
+def measure(results: Sequence[Result], workers: WorkerGroup) -> dict[str, Cost]:
     """What each system costs on the resources of one worker: one after the other, when no training runs beside."""
     checkpoints = {result.system: result.checkpoint for result in results}
     task = ray.remote(_measure).options(num_cpus=workers.cpus, num_gpus=1 if workers.gpu else 0)
     return ray.get(task.remote(checkpoints, workers))
 
 
-def _measure(checkpoints: dict[str, str], workers: Workers) -> dict[str, Cost]:
+def _measure(checkpoints: dict[str, str], workers: WorkerGroup) -> dict[str, Cost]:
     torch.set_num_threads(workers.cpus)
     device = torch.device("cuda:0" if workers.gpu else "cpu")
     dtype = choose_precision("auto", device)

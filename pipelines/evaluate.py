@@ -46,7 +46,7 @@ TRUTH_COLUMNS = [
 
 
 @dataclasses.dataclass(frozen=True)
-class Workers:
+class Tasks:
     """How many tasks share a split, and what each one takes; the scores do not depend on it (but for rounding)."""
 
     number: int = 1
@@ -54,8 +54,8 @@ class Workers:
     gpu: bool = False
 
 
-def evaluate_checkpoint(url: str, data: str, split: Split, workers: Workers) -> Report:
-    """The scores of a checkpoint on a split, in fp32, the same on any number of workers.
+def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Report:
+    """The scores of a checkpoint on a split, in fp32, the same on any number of tasks.
 
     AP over OKS is among them where the landmarks have it.
     UserError if the checkpoint's labels are not the data set's.
@@ -67,9 +67,9 @@ def evaluate_checkpoint(url: str, data: str, split: Split, workers: Workers) -> 
         raise UserError(
             f"{url} was trained for other labels than {data} has ({card.labels.summary()}, not {labels.summary()})"
         )
-    task = _task(_count_share, workers)
+    task = _task(_count_share, tasks)
     counters = Counters(labels, model.label)
-    shares = ray.get([task.remote(url, data, split, rank, workers) for rank in range(workers.number)])
+    shares = ray.get([task.remote(url, data, split, rank, tasks) for rank in range(tasks.number)])
     for vector, _ in shares:
         share = Counters(labels)
         share.load_vector(vector)
@@ -87,10 +87,10 @@ def evaluate_checkpoint(url: str, data: str, split: Split, workers: Workers) -> 
 
 
 def draw_examples(
-    url: str, data: str, split: Split, count: int, workers: Workers
+    url: str, data: str, split: Split, count: int, tasks: Tasks
 ) -> list[tuple[Image.Image, str]]:
     """Pictures of predictions beside the truth, of ``count`` rows spread over a split, with captions."""
-    return ray.get(_task(_draw, workers).remote(url, data, split, count, workers))
+    return ray.get(_task(_draw, tasks).remote(url, data, split, count, tasks))
 
 
 def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
@@ -101,7 +101,7 @@ def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
 
 
 def log_scores(
-    log: "RunLog", scores: dict[str, Any], report: Report, baseline: Baselines, data: str, workers: Workers
+    log: "RunLog", scores: dict[str, Any], report: Report, baseline: Baselines, data: str, tasks: Tasks
 ) -> None:
     """Put the scores that ``evaluation_json`` tells of into a run: that JSON, tables, the chart of NE, pictures."""
     dataset, split, url = (scores[name] for name in ("dataset", "split", "checkpoint"))
@@ -110,7 +110,7 @@ def log_scores(
     if report.ne is not None:
         log.log_figure(draw.ne_chart(dataset, report, baseline), f"{split}/ne_by_landmark.png")
     sheet = draw.contact_sheet(
-        draw_examples(url, data, split, 24, workers),
+        draw_examples(url, data, split, 24, tasks),
         columns=6,
         title="predictions beside the truth",
         legend="truth" if report.ne is not None else "none",
@@ -124,15 +124,15 @@ def _truths(data: str, split: Split) -> Iterator[Truth]:
         yield Truth.from_arrow(table, manifest.labels)
 
 
-def _task(function: Callable[..., Any], workers: Workers) -> Any:
-    return ray.remote(function).options(num_cpus=workers.cpus, num_gpus=1 if workers.gpu else 0)
+def _task(function: Callable[..., Any], tasks: Tasks) -> Any:
+    return ray.remote(function).options(num_cpus=tasks.cpus, num_gpus=1 if tasks.gpu else 0)
 
 
 def _count_share(
-    url: str, data: str, split: Split, rank: int, workers: Workers
+    url: str, data: str, split: Split, rank: int, tasks: Tasks
 ) -> tuple[Tensor, list[oks.Found]]:
     """A rank's counters and, where they are scored by OKS, what was found in each of its batches."""
-    model, loader = _open(url, workers)
+    model, loader = _open(url, tasks)
     rows = SplitReader(data, open_dataset(data), split)
     batches: list[oks.Found] = []
 
@@ -142,18 +142,18 @@ def _count_share(
             score = np.nanmean(oks.take_own(heights.double().numpy(), own), axis=1)
             batches.append(oks.Found(oks.take_own(points.numpy(), own), score))
 
-    return evaluate(model, rows, loader, rank, workers.number, keep).vector(), batches
+    return evaluate(model, rows, loader, rank, tasks.number, keep).vector(), batches
 
 
-def _draw(url: str, data: str, split: Split, count: int, workers: Workers) -> list[tuple[Image.Image, str]]:
-    model, loader = _open(url, workers)
+def _draw(url: str, data: str, split: Split, count: int, tasks: Tasks) -> list[tuple[Image.Image, str]]:
+    model, loader = _open(url, tasks)
     return examples(model, SplitReader(data, open_dataset(data), split), loader, count)
 
 
-def _open(url: str, workers: Workers) -> tuple[Model, BatchLoader]:
+def _open(url: str, tasks: Tasks) -> tuple[Model, BatchLoader]:
     """A checkpoint's model on the task's device, and the loader that feeds it."""
-    torch.set_num_threads(workers.cpus)
+    torch.set_num_threads(tasks.cpus)
     model, card = checkpoint.load(url)
-    pipeline = InputPipeline(card.input_size, EVAL_BATCH, 0 if workers.gpu else None, threads=workers.cpus)
-    model = model.to("cuda:0" if workers.gpu else "cpu").to(memory_format=torch.channels_last)
+    pipeline = InputPipeline(card.input_size, EVAL_BATCH, 0 if tasks.gpu else None, threads=tasks.cpus)
+    model = model.to("cuda:0" if tasks.gpu else "cpu").to(memory_format=torch.channels_last)
     return model, BatchLoader(card.labels, pipeline)

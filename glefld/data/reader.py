@@ -130,12 +130,10 @@ class SplitReader:
 
 
 def _footer(url: str) -> pq.FileMetaData:
-    fs, path = storage.filesystem(url)
-    with fs.open(path, "rb") as file:
+    with storage.open(url) as file:
         return pq.read_metadata(file)
 
 
 def _read_group(group: RowGroup, columns: list[str] | None = None) -> pa.Table:
-    fs, path = storage.filesystem(group.url)
-    with fs.open(path, "rb", cache_type="readahead", block_size=8 << 20) as file:
+    with storage.open(group.url, cache_type="readahead", block_size=8 << 20) as file:
         return pq.ParquetFile(file).read_row_group(group.index, columns)

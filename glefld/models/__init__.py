@@ -1,4 +1,7 @@
-"""The systems, one file each: a config dataclass, a ``Model``, its presets. A new one is a file and a line here."""
+"""The model registry. Each system has its own file with a config dataclass, a ``Model`` and its presets.
+
+To add a system, add its file and an entry in ``MODELS``.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,9 +26,9 @@ MODELS: dict[str, System] = {
 
 
 def build_model(name: str, config: Mapping[str, Any] | Any, labels: Labels) -> Model:
-    """The named system for a data set's labels, from its config (the dataclass, or the mapping a checkpoint holds).
+    """Build a system for a data set's labels from its config: the dataclass, or the mapping stored in a checkpoint.
 
-    UserError for an unknown system or option, or for labels that the system cannot be trained on.
+    UserError if the system or an option is unknown, or if the system cannot be trained on these labels.
     """
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
@@ -37,6 +40,6 @@ def build_model(name: str, config: Mapping[str, Any] | Any, labels: Labels) -> M
         config = system.config(**config)
     if system.task == "landmarks" and not len(labels.landmark_set):
         raise UserError(
-            f"model {name!r} finds landmarks, and the data set has none: train a classifier (--task classify)"
+            f"model {name!r} needs landmarks, and the data set has none: train a classifier (--task classify)"
         )
     return system.module(config, labels)

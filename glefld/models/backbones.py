@@ -1,6 +1,8 @@
-"""Image features, from torchvision. C channels, H and W the input's size.
+"""Backbones from torchvision.
 
-Parameters keep torchvision's names, so that its ImageNet checkpoints load; they are never fetched by themselves.
+VGG: https://arxiv.org/abs/1409.1556, ResNet: https://arxiv.org/abs/1512.03385, ConvNeXt: https://arxiv.org/abs/2201.03545.
+Parameters keep torchvision's names, so that its ImageNet checkpoints can be loaded. Nothing is downloaded.
+Letters in shapes: B batch, C channels, H and W the input's size.
 """
 
 from collections.abc import Mapping
@@ -12,7 +14,7 @@ from torchvision.models.vgg import make_layers
 
 from glefld.errors import UserError
 
-#: Convolution widths with "M" for a max-pool, as torchvision's VGG writes them. All end at stride 8.
+#: Channels of each convolution, with "M" for a max-pool, in torchvision's notation. All end at stride 8.
 VGG_LAYERS: dict[str, list[str | int]] = {
     "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512],
     "vgg-small": [16, "M", 32, "M", 64, 64, "M", 128, 128],
@@ -23,10 +25,10 @@ Stride32 = Literal["resnet18", "resnet50", "resnet101", "convnext-tiny"]
 
 
 def stride8(name: Stride8) -> tuple[nn.Module, int]:
-    """Features [B, 3, H, W] -> [B, C, H / 8, W / 8], and C.
+    """Return a stride-8 backbone, [B, 3, H, W] -> [B, C, H / 8, W / 8], and its C.
 
-    vgg16: to conv4_3 after its ReLU, with the indices of torchvision's ``vgg16().features``. vgg-small: a narrow one
-    with batch norm, without which a VGG does not train from random weights. resnet18: to layer2.
+    vgg16: up to conv4_3 and its ReLU, with the indices of torchvision's ``vgg16().features``. vgg-small: a narrow VGG
+    with batch norm, without which a VGG does not train from random weights. resnet18: up to layer2.
     """
     if name == "resnet18":
         return ResNetFeatures(name, last=2), 128
@@ -35,7 +37,7 @@ def stride8(name: Stride8) -> tuple[nn.Module, int]:
 
 
 def stride32(name: Stride32) -> tuple[nn.Module, int]:
-    """Features [B, 3, H, W] -> [B, C, H / 32, W / 32], and C."""
+    """Return a stride-32 backbone, [B, 3, H, W] -> [B, C, H / 32, W / 32], and its C."""
     if name == "convnext-tiny":
         return torchvision.models.convnext_tiny().features, 768
     resnet = ResNetFeatures(name)
@@ -43,13 +45,13 @@ def stride32(name: Stride32) -> tuple[nn.Module, int]:
 
 
 class ResNetFeatures(nn.Module):
-    """A torchvision ResNet without its classifier, and without the stages after ``last`` (1 to 4)."""
+    """A torchvision ResNet without its classifier, up to stage ``last`` (1 to 4)."""
 
     def __init__(self, name: ResNet, last: int = 4) -> None:
         super().__init__()
         resnet = getattr(torchvision.models, name)()
         self.last = last
-        #: Channels of each stage, at strides 4, 8, 16 and 32.
+        #: Channels of each stage; the stages have strides 4, 8, 16 and 32.
         self.channels = [resnet.fc.in_features // 2 ** (4 - stage) for stage in range(1, last + 1)]
         for part in ("conv1", "bn1", "relu", "maxpool", *(f"layer{i + 1}" for i in range(last))):
             self.add_module(part, getattr(resnet, part))
@@ -61,7 +63,7 @@ class ResNetFeatures(nn.Module):
         return images
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> the stages' features at strides 4, 8, 16 and 32, as many as there are."""
+        """[B, 3, H, W] -> the features of stages 1 to ``last``, at strides 4, 8, 16 and 32"""
         x = self.stem(images)
         found = []
         for i in range(self.last):
@@ -75,13 +77,13 @@ class ResNetFeatures(nn.Module):
 
 
 def load_features(features: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Take these features' weights from a torchvision checkpoint. UserError if one is missing or has another shape."""
+    """Load a backbone's weights from a torchvision checkpoint; UserError if one is missing or has another shape."""
     found = {name.removeprefix("features."): value for name, value in state.items()}
     wanted = features.state_dict()
     for name, value in wanted.items():
         if name not in found or found[name].shape != value.shape:
             raise UserError(
-                f"--weights does not hold this backbone's weights ({name} is missing or has another shape): give "
-                "torchvision's checkpoint of the network that --model.backbone names"
+                f"--weights does not fit this backbone ({name} is missing or its shape differs): give torchvision's "
+                "checkpoint of the network named by --model.backbone"
             )
     features.load_state_dict({name: found[name] for name in wanted})

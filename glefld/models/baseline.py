@@ -1,8 +1,9 @@
-"""What a user would otherwise take: a modern backbone, a deconvolution head, Gaussian heatmaps decoded below a pixel.
+"""A standard pose estimation baseline: a backbone at stride 32, a deconvolution head, Gaussian heatmaps.
 
-The head is Xiao et al.'s (Simple Baselines for Human Pose Estimation, 2018): three transposed convolutions of 256
-channels from stride 32 to 4. The decoding has the aim of DARK (Zhang et al. 2020) by another way, a fit in the
-logarithm: see ``heatmap.Codec``.
+The head is that of Xiao et al., "Simple Baselines for Human Pose Estimation and Tracking", ECCV 2018
+(https://arxiv.org/abs/1804.06208): three transposed convolutions of 256 channels, from stride 32 to stride 4.
+Sub-pixel decoding follows DARK (Zhang et al., CVPR 2020, https://arxiv.org/abs/1910.06278) in fitting the logarithm
+of the heatmap, but uses a least-squares fit: see ``heatmap.Codec``.
 """
 
 import dataclasses
@@ -20,10 +21,12 @@ from glefld.schema import Labels
 
 @dataclasses.dataclass(frozen=True)
 class BaselineConfig:
+    """Options of ``baseline``. UserError for a width below 1."""
+
     backbone: Stride32 = "resnet50"
-    """Features at stride 32, from torchvision."""
+    """Backbone at stride 32, from torchvision."""
     width: int = 256
-    """Channels of the head."""
+    """Channels of the deconvolution head."""
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -31,7 +34,7 @@ class BaselineConfig:
 
 
 class Baseline(Model):
-    """Heatmaps at stride 4."""
+    """Backbone, deconvolution head and one heatmap per landmark, at stride 4."""
 
     stride = 4
     codec = Codec("gaussian", width=8, stride=4)
@@ -40,7 +43,7 @@ class Baseline(Model):
         super().__init__(labels)
         self.features, channels = stride32(config.backbone)
         if config.backbone == "convnext-tiny":
-            self.stride = 32  # it drops what its strides do not divide, at the right and below
+            self.stride = 32  # ConvNeXt drops the right and bottom remainder of sides not divisible by 32
         self.up = nn.ModuleList(
             nn.Sequential(
                 nn.ConvTranspose2d(c_in, config.width, 4, stride=2, padding=1, bias=False),
@@ -60,13 +63,13 @@ class Baseline(Model):
         x = self.features(images)
         height, width = images.shape[2:]
         for stride, up in zip((16, 8, 4), self.up, strict=True):
-            # Features of a side that the stride does not divide are one longer than their doubles' halves.
+            # A ResNet rounds odd sides up, so the doubled map can be one longer than the map at this stride.
             x = up(x)[..., : -(-height // stride), : -(-width // stride)]
         return Output(self.last(x))
 
 
 def preset(name: Preset, dataset: str) -> tuple[BaselineConfig, Recipe]:
-    """The recipe is ours, in the manner of later baselines: AdamW and a cosine."""
+    """Return the preset's config and recipe. The recipe follows later baselines: AdamW with a cosine schedule."""
     if name == "paper":
         return BaselineConfig(), Recipe(
             batch_size=64, learning_rate=5e-4, schedule="cosine", weight_decay=0.01

@@ -1,18 +1,21 @@
-"""Blocks that several systems share. B batch, C channels, K landmarks, H and W the feature map's size."""
+"""Building blocks shared by several systems.
+
+Letters in shapes: B batch, C channels, K landmarks, H and W the feature map's size.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: What a position without any attention still gets: it is looked at little, but not lost.
+#: Lower bound on attention: a position without any keeps a small weight instead of none.
 LEAST_ATTENTION = 0.01
 
 
 class NonLocal(nn.Module):
-    """Embedded-Gaussian non-local block with a residual (GLE eq. 1-3): x + norm(w(softmax(theta phi^T) g)).
+    """Embedded-Gaussian non-local block with a residual: x + norm(w(softmax(theta phi^T) g)), as in GLE eq. 1-3.
 
-    With a map of spatial attention it is SANL's block. How the paper joins the two is not known; here a position is
-    looked at in proportion to its attention: softmax(theta phi^T + log attention), so that attention 1 everywhere is
-    the plain block.
+    The block is from Wang et al., "Non-local Neural Networks", CVPR 2018 (https://arxiv.org/abs/1711.07971).
+    With a spatial attention map it is SANL's block. SANL's equations are not known. Here each position is weighted by
+    its attention, softmax(theta phi^T + log attention), so that attention of 1 everywhere gives the plain block.
     """
 
     def __init__(self, channels: int) -> None:
@@ -25,26 +28,27 @@ class NonLocal(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor, attention: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] and, if any, [B, 1, H, W] in [0, 1] -> [B, C, H, W]"""
+        """x [B, C, H, W], attention [B, 1, H, W] in [0, 1] or None -> [B, C, H, W]"""
         query, key, value = (conv(x).flatten(2).transpose(1, 2) for conv in (self.theta, self.phi, self.g))
         bias = None
         if attention is not None:
             bias = attention.flatten(2).clamp(min=LEAST_ATTENTION).log().to(query.dtype)  # [B, 1, HW]
             bias = bias.expand(-1, query.shape[1], -1)
-        # The papers do not scale.
+        # The papers do not scale the products.
         y = F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)  # [B, HW, C / 2]
         y = y.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
         return x + self.norm(self.w(y))
 
     def start_as_identity(self) -> None:
-        """Silence the non-local term, so that the block at first passes its input on."""
+        """Zero the last norm's scale, so that the block starts as the identity."""
         nn.init.zeros_(self.norm.weight)
 
 
 class LandmarkBranch(nn.Module):
-    """Liu & Lu's landmark branch: three transposed convolutions from stride 8 to the input's size, a map a landmark.
+    """Liu & Lu's landmark branch (see ``liu2018``): stride 8 to the input's size, one heatmap per landmark.
 
-    ``width`` 64 is the paper's; 512 channels in and 8 landmarks out then make 447,496 parameters.
+    Three transposed convolutions between plain ones, without norms. The paper's ``width`` is 64: with 512 input
+    channels and 8 landmarks that makes 447,496 parameters.
     """
 
     def __init__(self, channels: int, landmarks: int, width: int = 64) -> None:
@@ -71,7 +75,7 @@ class LandmarkBranch(nn.Module):
             *conv(width // 4, width // 4),
             nn.Conv2d(width // 4, landmarks, 1),
         )
-        # Twelve layers without a norm: PyTorch's default start would shrink the signal by 3 ** 0.5 in each.
+        # Twelve layers without a norm: PyTorch's default initialisation would shrink the signal by 3 ** 0.5 in each.
         for layer in self.layers[:-1]:
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -87,21 +91,21 @@ class LandmarkBranch(nn.Module):
 
 
 def start_heatmaps(layer: nn.Conv2d) -> None:
-    """Let a last layer start near zero, as heatmaps are: it then does not spend its first epochs on getting there."""
+    """Initialise a last layer near zero, the value of most heatmap pixels, so that training need not first reach it."""
     assert layer.bias is not None
     nn.init.normal_(layer.weight, std=1e-2)
     nn.init.zeros_(layer.bias)
 
 
 def conv_norm(c_in: int, c_out: int) -> nn.Sequential:
-    """3x3 convolution, batch norm, ReLU: [B, c_in, H, W] -> [B, c_out, H, W]"""
+    """Return 3x3 convolution, batch norm and ReLU: [B, c_in, H, W] -> [B, c_out, H, W]"""
     return nn.Sequential(
         nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)
     )
 
 
 class HeatmapHead(nn.Sequential):
-    """Two convolutions and a map a landmark: [B, C, H, W] -> [B, K, H, W]"""
+    """Two 3x3 convolutions and one heatmap per landmark: [B, C, H, W] -> [B, K, H, W]"""
 
     def __init__(self, c_in: int, channels: int, landmarks: int) -> None:
         last = nn.Conv2d(channels, landmarks, 1)

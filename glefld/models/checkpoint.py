@@ -1,12 +1,12 @@
-"""Checkpoints: a folder of weights and a JSON that rebuilds the model, whole or not there.
+"""Checkpoints: self-contained folders that are either complete or ignored.
 
     <checkpoint>/model.safetensors   weights and buffers
-    <checkpoint>/model.json          ``ModelCard``: the system, its config, landmarks, input, how it was trained
-    <checkpoint>/training.pt         optimizer and position, to go on from (left out of exported models)
-    <checkpoint>/complete.json       size and SHA-256 of each file, written last and after reading them back
+    <checkpoint>/model.json          ``ModelCard``: the system, its config, labels, input size and training recipe
+    <checkpoint>/training.pt         optimizer state and position, for resuming (not in exported models)
+    <checkpoint>/complete.json       size and SHA-256 of each file, written last, after the files were read back
 
-A run folder holds ``checkpoints/<step>/`` and two pointers, ``last.json`` and ``best.json``. Nothing is unpickled:
-weights are safetensors, and ``training.pt`` is read with ``weights_only``.
+A run folder holds ``checkpoints/<step>/`` and two pointers, ``last.json`` and ``best.json``. Loading a checkpoint
+never runs code from it: weights are safetensors, and ``training.pt`` is read with ``weights_only``.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ WRITE_ATTEMPTS = 3
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """All that is needed to rebuild and use a model without the flags that trained it."""
+    """Everything needed to rebuild and use a model without its training command line."""
 
     model: str
     config: dict[str, Any]
@@ -45,20 +45,22 @@ class ModelCard:
     epoch: int
     step: int
     val: dict[str, float]
-    """What it scored on the validation split (``Report.numbers``); empty within an epoch."""
+    """Scores on the val split (``Report.numbers``); empty for a checkpoint saved within an epoch."""
     version: int = CARD_VERSION
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ModelCard":
+        """Rebuild a model card from ``model.json``; UserError if it has another version."""
         if value.get("version") != CARD_VERSION:
             raise UserError(
-                f"model.json has version {value.get('version')}, this program reads {CARD_VERSION}"
+                f"model.json has version {value.get('version')}, but this program reads {CARD_VERSION}: "
+                "train the model again"
             )
         return cls(**{**value, "labels": Labels.from_json(value["labels"])})
 
 
 def save(url: str, model: Model, card: ModelCard, training: Mapping[str, Any] | None = None) -> None:
-    """Write a checkpoint folder; OSError if what storage gives back is not what was written."""
+    """Write a checkpoint folder; OSError if a file reads back differently than it was written."""
     with tempfile.TemporaryDirectory() as folder:
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         safetensors.torch.save_file(state, Path(folder, "model.safetensors"))
@@ -73,11 +75,15 @@ def save(url: str, model: Model, card: ModelCard, training: Mapping[str, Any] | 
 
 
 def keep(run: str, model: Model, card: ModelCard, training: Mapping[str, Any], best: bool) -> None:
-    """Save a checkpoint of a run, point to it, and only then drop those that no pointer names any more."""
+    """Save a checkpoint of a run, update the run's pointers, then delete the checkpoints they no longer name.
+
+    OSError if a file or a pointer reads back differently than it was written.
+    """
     name = f"checkpoints/{card.step:08d}"
     before = {pointed(run, "last"), pointed(run, "best")}
     save(storage.join(run, name), model, card, training)
-    # The best one first: killed in between, the run repeats this epoch, and has not forgotten that it was the best.
+    # "best" before "last": a run killed in between resumes before this epoch and repeats it. The other order would
+    # resume after the epoch and never record that it was the best.
     if best:
         point(run, "best", name)
     point(run, "last", name)
@@ -86,7 +92,7 @@ def keep(run: str, model: Model, card: ModelCard, training: Mapping[str, Any], b
 
 
 def load(url: str) -> tuple[Model, ModelCard]:
-    """The model, in eval mode on the CPU, and its card. UserError if the checkpoint is not whole."""
+    """Load the model, in eval mode on the CPU, and its card; UserError if the checkpoint is incomplete or damaged."""
     files = _verified(url, ["model.safetensors", "model.json"])
     card = ModelCard.from_json(json.loads(files["model.json"]))
     model = build_model(card.model, card.config, card.labels)
@@ -95,7 +101,10 @@ def load(url: str) -> tuple[Model, ModelCard]:
 
 
 def load_training(url: str) -> dict[str, Any]:
-    """What ``save`` was given as ``training``, its tensors on the CPU. UserError if it would run code."""
+    """Load what was given to ``save`` as ``training``, with tensors on the CPU.
+
+    UserError if the checkpoint is incomplete or damaged, or if unpickling would run code.
+    """
     with tempfile.NamedTemporaryFile() as file:
         file.write(_verified(url, ["training.pt"])["training.pt"])
         file.flush()
@@ -106,7 +115,10 @@ def load_training(url: str) -> dict[str, Any]:
 
 
 def export(url: str, folder: Path) -> None:
-    """Copy the model without its training state to a local folder, itself a whole checkpoint."""
+    """Copy a checkpoint without its training state to a local folder, which is again a complete checkpoint.
+
+    UserError if the checkpoint is incomplete or damaged.
+    """
     names = ["model.safetensors", "model.json"]
     files = _verified(url, names)
     for name in names:
@@ -117,55 +129,58 @@ def export(url: str, folder: Path) -> None:
 
 
 def point(run: str, name: Literal["last", "best"], checkpoint: str) -> None:
-    """Let the run's pointer name a checkpoint, a path below the run. OSError if it does not read back."""
+    """Point the run's ``name`` at a checkpoint, a path relative to the run; OSError if it reads back differently."""
     _write_verified(storage.join(run, f"{name}.json"), {"checkpoint": checkpoint})
 
 
 def pointed(run: str, name: Literal["last", "best"]) -> str | None:
-    """The checkpoint, below the run, that its pointer names; None before there is one.
+    """Return the checkpoint that the run's pointer names, relative to the run; None if there is no pointer yet.
 
-    UserError if it names anything else: what a pointer has named may be deleted.
+    UserError if it names anything else: a checkpoint that loses its pointer is deleted, so the path must be safe.
     """
     url = storage.join(run, f"{name}.json")
     if not storage.exists(url):
         return None
     found = storage.read_json(url)["checkpoint"]
     if not isinstance(found, str) or not re.fullmatch(r"checkpoints/\d{8,}", found):
-        raise UserError(f"{url} names {found!r}, which is no checkpoint of this run")
+        raise UserError(f"{url} names {found!r}, which is not a checkpoint of this run")
     return found
 
 
 def resolve(url: str) -> str:
-    """The checkpoint folder of a URL that names one, or names a run (its best). UserError otherwise."""
+    """Return the checkpoint at a URL, or the best checkpoint if the URL is a run; UserError if it is neither."""
     if storage.exists(storage.join(url, "complete.json")):
         return url
     if (best := pointed(url, "best")) is not None:
         return storage.join(url, best)
-    raise UserError(f"{url} is neither a checkpoint nor a run with one (no complete.json, no best.json)")
+    raise UserError(
+        f"{url} is neither a checkpoint nor a run with a best one: it has no complete.json and no best.json"
+    )
 
 
 def _write_verified(url: str, value: Any) -> None:
-    """A few times, since half a pointer would be worse than an old one. OSError if it never reads back."""
+    """Write until it reads back, since a damaged pointer is worse than an old one; OSError after a few attempts."""
     data = storage.json_bytes(value)
     for _ in range(WRITE_ATTEMPTS):
         storage.write_bytes(url, data)
         if storage.exists(url) and storage.read_bytes(url) == data:
             return
-    raise OSError(f"{url} was written {WRITE_ATTEMPTS} times and reads back differently")
+    raise OSError(f"{url} was written {WRITE_ATTEMPTS} times and reads back differently each time")
 
 
 def _verified(url: str, names: list[str]) -> dict[str, bytes]:
+    """Read files of a checkpoint; UserError if one is missing or does not match ``complete.json``."""
     try:
         expected = storage.read_json(storage.join(url, "complete.json"))
     except FileNotFoundError as error:
-        raise UserError(f"{url} is not a whole checkpoint: it has no complete.json") from error
+        raise UserError(f"{url} is not a complete checkpoint: it has no complete.json") from error
     files = {}
     for name in names:
         if name not in expected:
-            raise UserError(f"the checkpoint {url} holds no {name}")
+            raise UserError(f"the checkpoint {url} has no {name}")
         files[name] = storage.read_bytes(storage.join(url, name))
         if storage.digest(files[name]) != expected[name]:
             raise UserError(
-                f"{storage.join(url, name)} is damaged: its size or hash is not what complete.json says"
+                f"{storage.join(url, name)} is damaged: its size or hash differs from complete.json"
             )
     return files

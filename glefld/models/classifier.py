@@ -1,8 +1,9 @@
-"""Classifiers on a ResNet: the one whose Grad-CAM guides SANL, and SANL's block within a classifier.
+"""ResNet classifiers: the one whose Grad-CAM guides SANL, and one with SANL's block inside.
 
-``resnet`` is torchvision's network with heads for the data set's labels. ``sanl-resnet`` is the paper's for birds and
-dishes: non-local blocks after layer3, with or without the attention of a ``resnet`` trained before. Where the
-paper puts the block is not known; after layer3 is where non-local networks have one (Wang et al. 2018).
+``resnet`` is torchvision's network with a head for one of the data set's labels. ``sanl-resnet`` follows the
+fine-grained classifier of SANL (Li et al., ICME 2019, https://arxiv.org/abs/1903.04104): non-local blocks, with or
+without the attention of a ``resnet`` trained beforehand. Where the paper places the block is not known. Here it
+follows layer3, as in non-local networks (Wang et al., CVPR 2018, https://arxiv.org/abs/1711.07971).
 """
 
 import dataclasses
@@ -23,14 +24,19 @@ Label = Literal["category", "garment_type", "attributes"]
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
+    """Options of ``resnet``."""
+
     backbone: ResNet = "resnet18"
-    """torchvision's ResNet."""
+    """ResNet from torchvision."""
     label: Label | None = None
-    """What is classified. Default: the category where the data set has any, else attributes, else garment type."""
+    """What to classify. Default: category if the data set has it, else attributes, else garment type."""
 
 
 class ResNetClassifier(Model):
-    """ResNet, mean over positions, one linear head."""
+    """A ResNet with global average pooling and one linear head.
+
+    UserError if the data set does not have the label.
+    """
 
     stride = 1
 
@@ -47,7 +53,7 @@ class ResNetClassifier(Model):
         load_features(self.features, state)
 
     def logits(self, features: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, n]: a logit a class; of attributes, the no's and yes's in turn"""
+        """[B, C, h, w] -> [B, n]: one logit per class, or for attributes a no and a yes logit each"""
         return self.head(features.mean(dim=(2, 3)))
 
     def answer(self, features: Tensor) -> Output:
@@ -62,7 +68,7 @@ class ResNetClassifier(Model):
         return self.answer(self.features(images))
 
     def attention(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> Grad-CAM of the most likely answer at strides 4, 8, 16, 32: each [B, 1, h, w] in [0, 1]"""
+        """[B, 3, H, W] -> Grad-CAM of the top answer at strides 4, 8, 16 and 32, each [B, 1, h, w] in [0, 1]"""
         stages = [self.features.get_submodule(f"layer{i}") for i in range(1, 5)]
 
         def score(features: Tensor) -> Tensor:
@@ -73,23 +79,24 @@ class ResNetClassifier(Model):
 
 
 def default_label(labels: Labels) -> Label:
+    """Return what to classify if nothing is given: category if there is one, else attributes, else garment type."""
     if labels.categories:
         return "category"
     return "attributes" if labels.attributes else "garment_type"
 
 
 def answers(label: Label, labels: Labels) -> tuple[str, ...]:
-    """The names of what is told apart. UserError if the data set has no such label."""
+    """Return the names of the classes or attributes; UserError if the data set does not have this label."""
     names = tuple(a.name for a in labels.attributes) if label == "attributes" else labels.classes(label)
     if not names:
         raise UserError(
-            f"the data set has no {label.replace('_', ' ')} to classify: give another --model.label"
+            f"the data set has no {label.replace('_', ' ')} to classify: choose another --model.label"
         )
     return names
 
 
 class Guide(nn.Module):
-    """A trained classifier that only tells where to look: frozen, in eval mode, in no optimizer, but in checkpoints."""
+    """A trained classifier used only for its attention: frozen, always in eval mode, and saved with the model."""
 
     def __init__(self, label: Label | None, labels: Labels) -> None:
         super().__init__()
@@ -98,11 +105,11 @@ class Guide(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "Guide":
-        """Always in eval mode: its batch norm must not drift."""
+        """Stay in eval mode, so that batch norm statistics do not change."""
         return super().train(False)
 
     def load(self, classifier: Model) -> None:
-        """Take a trained classifier's weights. UserError if it is another network or tells other classes apart."""
+        """Copy a trained classifier's weights; UserError if its network or its classes differ from this one's."""
         own = self.classifier
         if type(classifier) is not ResNetClassifier or classifier.features.channels != own.features.channels:
             raise UserError(
@@ -111,34 +118,36 @@ class Guide(nn.Module):
         told, expected = (answers(model.target, model.labels) for model in (classifier, own))
         if classifier.target != own.target or told != expected:
             raise UserError(
-                f"--classifier tells {len(told)} names of {classifier.target} apart, this model expects "
+                f"--classifier was trained on {len(told)} names of {classifier.target}, but this model expects "
                 f"{len(expected)} of {own.target}"
-                + (": set --model.label as it was trained with" if classifier.target != own.target else "")
+                + (": set --model.label to the classifier's" if classifier.target != own.target else "")
                 + (" with other names: train it on this data set" if len(told) == len(expected) else "")
             )
         own.load_state_dict(classifier.state_dict())
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> attention at strides 4, 8, 16, 32: each [B, 1, h, w] in [0, 1]"""
+        """[B, 3, H, W] -> attention at strides 4, 8, 16 and 32, each [B, 1, h, w] in [0, 1]"""
         return self.classifier.attention(images)
 
 
 @dataclasses.dataclass(frozen=True)
 class SANLResNetConfig(ResNetConfig):
+    """Options of ``sanl-resnet``. UserError for fewer than 1 block."""
+
     block: Literal["none", "nonlocal", "sanl"] = "sanl"
-    """none: the plain ResNet; nonlocal: with non-local blocks; sanl: guided by --classifier's attention."""
+    """none: the plain ResNet. nonlocal: with non-local blocks. sanl: blocks guided by --classifier's attention."""
     blocks: int = 1
-    """Blocks after layer3."""
+    """Number of blocks after layer3."""
 
     def __post_init__(self) -> None:
         if self.blocks < 1:
             raise UserError(
-                f"--model.blocks must be at least 1, not {self.blocks}: leave them out with --model.block none"
+                f"--model.blocks must be at least 1, not {self.blocks}: use --model.block none to leave the blocks out"
             )
 
 
 class SANLResNet(ResNetClassifier):
-    """A ResNet with SANL blocks after layer3."""
+    """A ResNet classifier with non-local or SANL blocks after layer3."""
 
     def __init__(self, config: SANLResNetConfig, labels: Labels) -> None:
         super().__init__(config, labels)
@@ -171,12 +180,12 @@ class SANLResNet(ResNetClassifier):
 
 
 def resnet_preset(name: Preset, dataset: str) -> tuple[ResNetConfig, Recipe]:
-    """Recipes are ours."""
+    """Return the preset's config and recipe. The recipes are this project's."""
     return ResNetConfig(), CLASSIFY if name == "paper" else SMALL
 
 
 def sanl_resnet_preset(name: Preset, dataset: str) -> tuple[SANLResNetConfig, Recipe]:
-    """Recipes are ours."""
+    """Return the preset's config and recipe. The recipes are this project's."""
     if name == "paper":
         return SANLResNetConfig("resnet50"), CLASSIFY
     return SANLResNetConfig(), SMALL

@@ -1,9 +1,11 @@
-"""DAFE: dual attention feature enhancement for fashion landmark detection (Chen et al. 2019).
+"""DAFE: dual attention feature enhancement.
 
-From the paper: (1) pixel-wise: low-level spatial detail is reused, guided by an attention matrix computed from
-high-level features; (2) channel-wise: long-range relations between channels re-weight the features that matter; built
-on a feature pyramid, squeeze-and-excitation and non-local ideas. Everything else is not known and so ours: the trunk
-(ResNet-50), the equations of both parts below, heads, widths and recipe.
+Chen et al., "Improving Fashion Landmark Detection by Dual Attention Feature Enhancement", ICCV Workshops 2019.
+
+From the paper: a feature pyramid with two kinds of attention. Pixel-wise, an attention matrix computed from high-level
+features selects the low-level spatial detail to reuse. Channel-wise, long-range relations between channels re-weight
+the important features. The details are not known, so these are this project's: the backbone (ResNet-50), the equations
+of both attentions, heads, widths and recipe.
 """
 
 import dataclasses
@@ -23,14 +25,16 @@ from glefld.schema import Labels
 
 @dataclasses.dataclass(frozen=True)
 class DAFEConfig:
+    """Options of ``dafe``. UserError for a width that is not a multiple of 8."""
+
     backbone: ResNet = "resnet50"
-    """The trunk."""
+    """Backbone of the feature pyramid."""
     pixel: bool = True
-    """Reuse low-level detail where high-level features point; without, the two are added, as in a plain pyramid."""
+    """Pixel-wise attention on low-level features. Without it the levels are added, as in a plain pyramid."""
     channel: bool = True
-    """Re-weight channels by their relations."""
+    """Channel-wise attention."""
     width: int = 256
-    """Channels of the pyramid."""
+    """Channels of the feature pyramid."""
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
@@ -38,7 +42,7 @@ class DAFEConfig:
 
 
 class PixelReuse(nn.Module):
-    """up(high) + A * low, A = sigmoid(conv(up(high))) in [0, 1]^(H x W): ours."""
+    """Pixel-wise attention: up(high) + A * low, with A = sigmoid(conv(up(high))), [H, W]. This project's equations."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -47,15 +51,16 @@ class PixelReuse(nn.Module):
         )
 
     def forward(self, high: Tensor, low: Tensor) -> Tensor:
-        """high [B, C, H, W], already at low's size, and low [B, C, H, W] -> [B, C, H, W]"""
+        """high and low [B, C, H, W], high already resized to low's size -> [B, C, H, W]"""
         return high + self.attention(high) * low
 
 
 class ChannelEnhancement(nn.Module):
-    """x * (1 + w): w [C] from each channel's mean and those of the channels that it is related to: ours.
+    """Channel-wise attention: x * (1 + w), with w [C] from each channel's mean and its related channels' means.
 
-    The relation of two channels is the cosine of their maps, softmax over channels with a learned sharpness; the
-    related channels' means and the own one then excite as in squeeze-and-excitation (Hu et al. 2018).
+    The relation of two channels is the cosine similarity of their maps, followed by a softmax over channels with a
+    learned sharpness. A channel's own mean and the weighted mean of the related ones then go through an excitation as
+    in squeeze-and-excitation (Hu et al., CVPR 2018, https://arxiv.org/abs/1709.01507). This project's equations.
     """
 
     def __init__(self, channels: int) -> None:
@@ -79,7 +84,7 @@ class ChannelEnhancement(nn.Module):
 
 
 class DAFE(Model):
-    """Heatmaps at stride 4, from a pyramid whose merges and levels the two parts enhance."""
+    """A feature pyramid with both attentions, and one heatmap per landmark at stride 4."""
 
     stride = 4
     codec = Codec("gaussian", width=8, stride=4)
@@ -114,7 +119,7 @@ class DAFE(Model):
 
 
 def preset(name: Preset, dataset: str) -> tuple[DAFEConfig, Recipe]:
-    """The schedule is not known: ours."""
+    """Return the preset's config and recipe. The paper's schedule is not known; the recipes are this project's."""
     if name == "paper":
         return DAFEConfig(), Recipe(batch_size=32, learning_rate=5e-4, schedule="cosine", weight_decay=0.01)
     return DAFEConfig("resnet18", width=64), SMALL

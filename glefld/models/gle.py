@@ -1,10 +1,13 @@
-"""GLE: a global-local embedding module for fashion landmark detection (Lee et al. 2019).
+"""GLE: global-local embedding.
 
-VGG16 to conv4_3, k modules (2 for DeepFashion, 3 for FLD in the paper), and Liu & Lu's landmark branch. A module is a
-non-local block, which relates every position to every other, and two 3x3 convolutions, which put that back in place.
+Lee et al., "A Global-Local Embedding Module for Fashion Landmark Detection", ICCV Workshops 2019
+(https://arxiv.org/abs/1908.10548).
 
-This is the paper. The code released with it differs: its module drops the non-local output and the first convolution.
-One thing is the released code's: the batch norm after the non-local block's w, which eq. 3 does not show.
+The network is VGG16 up to conv4_3, a number of modules (in the paper 2 for DeepFashion, 3 for FLD) and Liu & Lu's
+landmark branch. A module is a non-local block for global context, followed by two 3x3 convolutions for local context.
+
+This implements the paper, not the released code, whose module discards the output of the non-local block and of the
+first convolution. One detail is from the released code: the batch norm after the non-local block's w, missing in eq. 3.
 """
 
 import dataclasses
@@ -22,14 +25,16 @@ from glefld.schema import Labels
 
 @dataclasses.dataclass(frozen=True)
 class GLEConfig:
+    """Options of ``gle``. UserError for a negative number of modules or a width that is not a multiple of 4."""
+
     backbone: Stride8 = "vgg16"
-    """Features at stride 8: vgg16 to conv4_3 as in the paper, a narrow one for small machines, or resnet18's."""
+    """Backbone at stride 8: vgg16 as in the paper, vgg-small for small machines, or resnet18."""
     modules: int = 2
-    """Global-local embedding modules: the paper's 2 for DeepFashion, 3 for FLD; 0 leaves them out."""
+    """Number of global-local embedding modules. The paper has 2 for DeepFashion and 3 for FLD."""
     start: Literal["random", "identity"] = "random"
-    """How the modules start: from random weights, or so that each at first passes its input on (ours)."""
+    """Initial weights of the modules. random: as in the paper. identity: each module starts close to the identity."""
     width: int = 64
-    """Width of the landmark branch; the paper's is 64."""
+    """Channels of the landmark branch. The paper has 64."""
 
     def __post_init__(self) -> None:
         if self.modules < 0:
@@ -39,7 +44,7 @@ class GLEConfig:
 
 
 class GlobalLocalModule(nn.Module):
-    """One module: non-local block with residual, then two of {3x3 convolution, batch norm, ReLU}."""
+    """One module: a residual non-local block, then twice 3x3 convolution, batch norm and ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -58,19 +63,19 @@ class GlobalLocalModule(nn.Module):
         return self.local(self.non_local(x))
 
     def start_as_identity(self) -> None:
-        """Silence the non-local term and let the convolutions copy, so that depth costs nothing at first."""
+        """Start close to the identity: zero the non-local term and make the convolutions near copies."""
         self.non_local.start_as_identity()
         for layer in self.local:
             if isinstance(layer, nn.Conv2d):
                 noise = layer.weight.detach().clone()
                 nn.init.dirac_(layer.weight)
-                layer.weight.data.add_(noise, alpha=0.1)  # equal weights would stay alike
+                layer.weight.data.add_(noise, alpha=0.1)  # breaks the symmetry between weights
             elif isinstance(layer, nn.BatchNorm2d):
-                nn.init.ones_(layer.bias)  # centred features would lose their lower half in the ReLU
+                nn.init.ones_(layer.bias)  # the ReLU would cut off the lower half of centred features
 
 
 class GLE(Model):
-    """The whole network: one heatmap a landmark, at the input's size."""
+    """Backbone, modules and landmark branch: one heatmap per landmark, at the input's size."""
 
     def __init__(self, config: GLEConfig, labels: Labels) -> None:
         super().__init__(labels)
@@ -91,8 +96,11 @@ class GLE(Model):
 
 
 def preset(name: Preset, dataset: str) -> tuple[GLEConfig, Recipe]:
-    """The paper names only the mirror image as augmentation; its released code does not swap left and right."""
-    modules = 3 if dataset == "fld" else 2  # the paper's choice
+    """Return the preset's config and recipe for a data set.
+
+    The paper's only augmentation is mirroring. Unlike the released code, this one swaps left and right landmarks.
+    """
+    modules = 3 if dataset == "fld" else 2  # as in the paper
     if name == "paper":
         return GLEConfig(modules=modules), Recipe()
     return GLEConfig(backbone="vgg-small", modules=modules, start="identity"), SMALL

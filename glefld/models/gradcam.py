@@ -1,4 +1,8 @@
-"""Grad-CAM (Selvaraju et al. 2017): where a classifier looks, at each of its strides."""
+"""Grad-CAM: attention maps of a classifier, at each of its strides.
+
+Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017
+(https://arxiv.org/abs/1610.02391).
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -10,12 +14,12 @@ from torch import Tensor
 def grad_cam(
     stem: Tensor, stages: Sequence[Callable[[Tensor], Tensor]], score: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    """Maps of the stages' features, each [B, 1, H, W] in [0, 1]: 1 where the score owes most to a position.
+    """Return one map per stage, each [B, 1, H, W] in [0, 1]: 1 at the position that contributes most to the score.
 
-    stem [B, C, H, W] goes through the stages in turn; ``score`` turns the last one's features into [B, n] and the
-    largest of each row is explained. A map is relu(sum_c w_c A_c), w_c the gradient's mean over positions, divided by
-    its maximum; where nothing speaks for the score it is 1 everywhere. Nothing outside is differentiated: it works
-    within ``no_grad`` and leaves no gradient on parameters.
+    stem [B, C, H, W] passes through the stages in turn. ``score`` maps the last stage's features to [B, n], and the
+    largest score of each row is explained. A map is relu(sum_c w_c A_c) divided by its maximum, with w_c the mean of
+    the gradient over positions; if no position contributes, it is 1 everywhere. Gradients stay inside this function:
+    it works under ``no_grad`` and leaves none on the parameters.
     """
     with torch.enable_grad():
         x = stem.detach().requires_grad_()

@@ -1,7 +1,8 @@
-"""Landmark heatmaps: encode coordinates into targets, decode predictions into sub-pixel coordinates.
+"""Landmark heatmaps: encode coordinates as targets, decode predictions to sub-pixel coordinates, and the loss.
 
-B batch, K landmarks, H and W the map's size. Coordinates are continuous: the pixel in row i and column j has its
-centre at (j + 0.5, i + 0.5). A map may be smaller than the input by its stride; coordinates are always the input's.
+Coordinates are continuous: the pixel in row i and column j has its centre at (j + 0.5, i + 0.5). They are always in
+input pixels, also where the map is smaller than the input by its stride.
+Letters in shapes: B batch, K landmarks, H and W the map's size.
 """
 
 from dataclasses import dataclass
@@ -11,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: The input to which the widths of targets refer; at other sizes the peak covers the same part of the garment.
+#: Input size that peak widths refer to. At other sizes the width scales, so a peak covers the same part of the garment.
 PAPER_SIZE = 224
 LEAST_SCALE = 0.75
-#: How much the target's width weighs beside one pixel of value 1, when a Gaussian peak is fitted.
+#: Weight of the prior on a Gaussian peak's width in the fit, relative to one pixel of value 1.
 WIDTH_PRIOR = 1e-3
 
 
 @dataclass(frozen=True)
 class Codec:
-    """The shape of a peak: how coordinates become heatmaps, and heatmaps coordinates.
+    """The shape of a heatmap peak, which defines both encoding and decoding.
 
-    exponential: exp(-d / 2R), d the distance (not its square); Liu & Lu 2018 and GLE, R = 8 at an input of 224.
+    exponential: exp(-d / 2R), with d the distance, not its square. Liu & Lu and GLE use R = 8 for an input of 224.
     gaussian: exp(-d^2 / 2 sigma^2).
     """
 
@@ -30,14 +31,14 @@ class Codec:
     width: float = 8.0
     """R or sigma, in pixels of a 224-pixel input."""
     stride: int = 1
-    """Input pixels a map pixel."""
+    """Input pixels per map pixel."""
 
     def scale(self, side: int) -> float:
-        """R or sigma in pixels of a map of this side; not so narrow that a peak could pass between two pixels."""
+        """Return R or sigma in pixels of a map of this side, bounded below so that no peak falls between two pixels."""
         return max(self.width * side / PAPER_SIZE, LEAST_SCALE)
 
     def encode(self, landmarks: Tensor, side: int) -> Tensor:
-        """Targets for landmarks of the input: [B, K, 2] -> [B, K, side, side]; NaN coordinates give NaN maps."""
+        """Return target maps: [..., 2] (x, y in input pixels) -> [..., side, side]; NaN coordinates give NaN maps."""
         centres = torch.arange(side, device=landmarks.device, dtype=landmarks.dtype) + 0.5
         dx = centres - landmarks[..., 0, None] / self.stride  # [B, K, W]
         dy = centres - landmarks[..., 1, None] / self.stride  # [B, K, H]
@@ -47,12 +48,12 @@ class Codec:
         return square.div_(-2 * self.scale(side) ** 2).exp_()
 
     def decode(self, heatmaps: Tensor, window: int = 2) -> tuple[Tensor, Tensor]:
-        """Sub-pixel peaks and their heights: [B, K, H, W] -> [B, K, 2] (x, y in input pixels), [B, K].
+        """Return sub-pixel peaks and their heights: [B, K, H, W] -> [B, K, 2] (x, y in input pixels) and [B, K].
 
-        The logarithm of a peak of any height is linear in a few unknowns (``_system``), the landmark among them. A
-        least-squares fit over the (2 window + 1)^2 neighbours of the maximum, weighted by their values, gives it,
-        exactly for targets and without a bias where the border cuts the window. It is held within 1.5 pixels of the
-        maximum, beyond which a neighbour would have been the maximum.
+        The logarithm of a peak of any height gives equations linear in a few unknowns, the landmark among them
+        (``_system``). They are solved by least squares over the (2 window + 1)^2 neighbours of the maximum, weighted
+        by their values. The result is exact for targets and unbiased where the border cuts the window. It is clamped
+        to 1.5 pixels from the maximum, since a peak further away would have its maximum elsewhere.
         """
         b, k, h, w = heatmaps.shape
         maps = heatmaps.float().reshape(b * k, h * w)
@@ -71,10 +72,10 @@ class Codec:
         design, observed = self._system(value.log(), torch.stack([dx, dy], dim=-1).double(), h)
         gram = torch.einsum("np,npi,npj->nij", weight, design, design)
         moment = torch.einsum("np,npi,np->ni", weight, design, observed)
-        # A flat map has no solution of its own.
+        # A flat map makes the system singular.
         gram = gram + 1e-9 * torch.eye(4, device=gram.device, dtype=gram.dtype)
         if self.kind == "gaussian":
-            # In a corner a narrow peak covers too few pixels to tell its width: it then has the target's.
+            # In a corner a narrow peak covers too few pixels to determine its width: fall back on the target's.
             sharp = 1 / (2 * self.scale(h) ** 2)
             gram[:, 2, 2] += WIDTH_PRIOR / sharp**2
             moment[:, 2] += WIDTH_PRIOR / sharp
@@ -85,13 +86,14 @@ class Codec:
         return xy.float().reshape(b, k, 2), score.reshape(b, k)
 
     def _system(self, log: Tensor, p: Tensor, side: int) -> tuple[Tensor, Tensor]:
-        """The equations, linear in 4 unknowns, of the window's pixels: [N, P, 4] and [N, P].
+        """Return the window's equations, linear in 4 unknowns: coefficients [N, P, 4] and right-hand side [N, P].
 
-        log [N, P]: the values' logarithm; p [P, 2]: offsets from the maximum; c the landmark's.
-        exponential (ours): a map a exp(-d / 2R) tells distances up to its height: with u = 2R log(value) and
-        A = 2R log a, d = A - u, and d^2 = |p|^2 - 2 p.c + |c|^2 becomes u^2 - |p|^2 = -2 p.c + 2 A u + (|c|^2 - A^2).
-        gaussian (the idea of DARK, Zhang et al. 2020, whose Taylor series needs both neighbours of the maximum):
-        log(value) = 2 s p.c - s |p|^2 + constant, for a peak of any height and width.
+        log [N, P] is the logarithm of the values, p [P, 2] the pixels' offsets from the maximum, and c the landmark's.
+        exponential (this project's): in a map a exp(-d / 2R), let u = 2R log(value) and A = 2R log a. Then d = A - u,
+        and d^2 = |p|^2 - 2 p.c + |c|^2 becomes u^2 - |p|^2 = -2 p.c + 2 A u + (|c|^2 - A^2).
+        gaussian: log(value) = 2 s p.c - s |p|^2 + constant, for a peak of any height and width. Fitting the logarithm
+        is the idea of DARK (Zhang et al., CVPR 2020, https://arxiv.org/abs/1910.06278). DARK uses a Taylor expansion,
+        which needs a neighbour on both sides of the maximum.
         """
         p = p.expand(len(log), -1, -1)
         square, one = p.square().sum(-1), torch.ones_like(log)
@@ -101,23 +103,24 @@ class Codec:
         return torch.cat([2 * p, -square[..., None], one[..., None]], dim=-1), log
 
     def _centre(self, solution: Tensor) -> Tensor:
-        """[N, 4] unknowns to c [N, 2]."""
+        """Return the landmark's offset c [N, 2] from the unknowns [N, 4]."""
         if self.kind == "exponential":
             return solution[:, :2]
-        # A window that is no peak opens upwards (s <= 0): the maximum's own centre is then the best guess.
+        # A window without a peak has s <= 0: the centre of the maximum is then the best guess.
         s = solution[:, 2:3]
         return torch.where(s > 1e-6, solution[:, :2] / s.clamp(min=1e-6), 0.0)
 
 
 def loss(predicted: Tensor, landmarks: Tensor, weight: Tensor, codec: Codec, rows: int) -> Tensor:
-    """The papers' loss: mean over rows x K x H x W of (weight x (predicted - target))^2, as a scalar.
+    """Return the loss of Liu & Lu and GLE, a scalar: the mean over rows, K, H, W of (weight (predicted - target))^2.
 
-    predicted [B, K, H, W] on any device; on the host landmarks [B, K, 2] in input pixels and weight [B, K] (0 where a
-    landmark does not count; its coordinates may then be NaN). ``rows`` is the global batch's size, so that shares of it
-    add up to its mean.
+    predicted [B, K, H, W] may be on any device. On the host are landmarks [B, K, 2] in input pixels and weight [B, K];
+    where the weight is 0 the landmark is ignored and may be NaN. ``rows`` is the global batch size, so that the losses
+    of a batch's shares add up to the batch's mean.
     """
     _, k, h, w = predicted.shape
-    # Of DeepFashion2's 294 landmarks a garment has 8 to 39: the others' maps need no target. The host knows which.
+    # A garment has 8 to 39 of DeepFashion2's 294 landmarks: only those maps need a target. Indexing on the host avoids
+    # a device synchronisation.
     which = tuple(index.to(predicted.device, non_blocking=True) for index in weight.nonzero(as_tuple=True))
     landmarks, weight = (
         value[weight > 0].to(predicted.device, non_blocking=True) for value in (landmarks, weight)

@@ -1,7 +1,10 @@
-"""Liu & Lu 2018: fashion analysis with feature map upsampling and landmark-driven attention.
+"""Liu & Lu: landmark detection by feature map upsampling, and category and attributes with landmark-driven attention.
 
-The landmark branch alone (``liu2018``), or with the attention that its heatmaps drive, the category and the attributes
-(``liu2018-full``). Heads have the sizes of the data set's labels; one without labels is left out.
+Jingyuan Liu and Hong Lu, "Deep Fashion Analysis with Feature Map Upsampling and Landmark-driven Attention",
+ECCV Workshops 2018.
+
+``liu2018`` is the landmark branch alone. ``liu2018-full`` adds the attention and the heads for category and attributes.
+The data set's labels set the size of the heads; a head without labels is left out.
 """
 
 import dataclasses
@@ -22,12 +25,14 @@ from glefld.schema import Labels
 
 @dataclasses.dataclass(frozen=True)
 class Liu2018Config:
+    """Options of ``liu2018``."""
+
     backbone: Stride8 = "vgg16"
-    """Features at stride 8: vgg16 to conv4_3 as in the paper, a narrow one for small machines, or resnet18's."""
+    """Backbone at stride 8: vgg16 as in the paper, vgg-small for small machines, or resnet18."""
 
 
 class Liu2018(Model):
-    """Features and the landmark branch."""
+    """Backbone and landmark branch: one heatmap per landmark, at the input's size."""
 
     def __init__(self, config: Liu2018Config, labels: Labels) -> None:
         super().__init__(labels)
@@ -44,8 +49,10 @@ class Liu2018(Model):
 
 @dataclasses.dataclass(frozen=True)
 class Liu2018FullConfig(Liu2018Config):
+    """Options of ``liu2018-full``. UserError for a hidden layer without units."""
+
     hidden: int = 1024
-    """Width of the two heads' hidden layer; the paper's is 1024."""
+    """Units in the hidden layer of both heads. The paper has 1024."""
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
@@ -53,7 +60,10 @@ class Liu2018FullConfig(Liu2018Config):
 
 
 class Liu2018Full(Liu2018):
-    """The whole of the paper: landmarks, and the category and attributes of features that they draw attention in."""
+    """The full network: landmarks, and category and attributes from features weighted by landmark-driven attention.
+
+    UserError if the data set has neither categories nor attributes.
+    """
 
     objective = Objective(landmarks=10, classes=1, attributes=20)
 
@@ -61,7 +71,7 @@ class Liu2018Full(Liu2018):
         super().__init__(config, labels)
         if not labels.categories and not labels.attributes:
             raise UserError(
-                "liu2018-full predicts categories and attributes, and the data set has neither: use liu2018"
+                "liu2018-full needs categories or attributes, and the data set has neither: use liu2018"
             )
         self.attention = Attention(self.channels)
         self.conv5 = make_layers([self.channels] * 3, batch_norm=config.backbone != "vgg16")
@@ -72,13 +82,13 @@ class Liu2018Full(Liu2018):
                 nn.Linear(flat, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, outputs)
             )
 
-        # make_layers makes convolutions for pictures: three channels in.
+        # make_layers assumes three input channels.
         self.conv5[0] = nn.Conv2d(self.channels, self.channels, 3, padding=1)
         self.category = head(len(labels.categories)) if labels.categories else None
         self.attribute = head(2 * len(labels.attributes)) if labels.attributes else None
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """conv5 starts from VGG16's too, as in the paper."""
+        """Load VGG16's ImageNet weights, conv5's included, as in the paper; UserError if they do not fit."""
         super().load_backbone(state)
         if "features.24.weight" in state:
             names = {
@@ -92,7 +102,7 @@ class Liu2018Full(Liu2018):
         heatmaps = self.branch(features)
         attended = (1 + self.attention(features, heatmaps)) * features
         x = self.conv5(F.max_pool2d(attended, 2))
-        # At 224 pixels the paper's 2 x 2 max-pool; at others it keeps the heads' size.
+        # At 224 pixels this is the paper's 2 x 2 max-pool. At other sizes it keeps the heads' input size.
         x = F.adaptive_max_pool2d(x, 7).flatten(1)
         return Output(
             heatmaps,
@@ -102,7 +112,10 @@ class Liu2018Full(Liu2018):
 
 
 class Attention(nn.Module):
-    """A small U-Net (width 32, two downsamplings) over the features and the landmarks' heatmaps."""
+    """The attention: a small U-Net (width 32, two downsamplings) over the features and the landmark heatmaps.
+
+    The layers are this project's; the released code upsamples by transposed convolutions.
+    """
 
     def __init__(self, channels: int, width: int = 32) -> None:
         super().__init__()
@@ -127,21 +140,23 @@ class Attention(nn.Module):
         x0 = self.first(torch.cat([features, where], dim=1))
         x1 = self.down1(x0)
         x2 = self.down2(x1)
-        # Upsampling by interpolation rather than transposed convolution: sides need not divide by 4.
+        # Interpolation rather than transposed convolution, so that sides need not be divisible by 4.
         y1 = self.up1(torch.cat([F.interpolate(x2, x1.shape[2:], mode="bilinear"), x1], dim=1))
         y0 = self.up2(torch.cat([F.interpolate(y1, x0.shape[2:], mode="bilinear"), x0], dim=1))
         return torch.tanh(self.last(y0))
 
 
-#: Adam 1e-4, x0.8 an epoch, batch 16, 20 epochs, no augmentation.
+#: The paper's recipe: Adam 1e-4, x0.8 every epoch, batch 16, 20 epochs, no augmentation.
 PAPER = Recipe(epochs=20, batch_size=16, step_epochs=1, step_factor=0.8, augmentation=NO_AUGMENTATION)
 
 
 def landmarks_preset(name: Preset, dataset: str) -> tuple[Liu2018Config, Recipe]:
+    """Return the preset's config and recipe for the landmark branch alone."""
     return (Liu2018Config(), PAPER) if name == "paper" else (Liu2018Config("vgg-small"), SMALL)
 
 
 def full_preset(name: Preset, dataset: str) -> tuple[Liu2018FullConfig, Recipe]:
+    """Return the preset's config and recipe for the full network."""
     return (
         (Liu2018FullConfig(), PAPER)
         if name == "paper"

@@ -1,7 +1,7 @@
-"""A network that sees 31 pixels around each point and nothing else: what local appearance alone can tell.
+"""A reference network with a receptive field of 31 pixels: what local appearance alone can achieve.
 
-Not a published system but a ruler. A sleeve's end looks the same on the left and on the right, so this network must
-confuse the two wherever a system that takes in the whole garment need not (``left_right_confusion`` of an evaluation).
+Not a published system. The ends of the left and the right sleeve look alike, so this network must confuse them, while
+a system that sees the whole garment need not. An evaluation reports this as ``left_right_confusion``.
 """
 
 import dataclasses
@@ -13,12 +13,14 @@ from glefld.models.system import Model, Output, System
 from glefld.recipe import SMALL
 from glefld.schema import Labels
 
-#: Dilations of its 3x3 convolutions: 1 + 2 (1 + 1 + 2 + 4 + 7) = 31 pixels.
+#: Dilations of the 3x3 convolutions. The receptive field is 1 + 2 (1 + 1 + 2 + 4 + 7) = 31 pixels.
 DILATIONS = (1, 1, 2, 4, 7)
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalConfig:
+    """Options of ``local``. UserError for a width below 1."""
+
     width: int = 32
     """Channels of each layer."""
 
@@ -28,7 +30,7 @@ class LocalConfig:
 
 
 class Local(Model):
-    """Dilated convolutions at the input's own resolution, one heatmap a landmark out."""
+    """Dilated convolutions at the input's resolution, and one heatmap per landmark."""
 
     stride = 1
 

@@ -1,11 +1,15 @@
-"""SANL: spatial-aware non-local attention for fashion landmark detection (Li et al. 2019).
+"""SANL: spatial-aware non-local attention.
 
-A feature pyramid on a ResNet; at each of its strides 4, 8, 16 and 32 a non-local block guided by the Grad-CAM of a
-ResNet-18 that was trained to classify the garments; a CoarseNet that learns wide heatmaps and a FineNet that refines
-them with narrow ones.
+Li et al., "Spatial-Aware Non-Local Attention for Fashion Landmark Detection", ICME 2019
+(https://arxiv.org/abs/1903.04104).
 
-From the paper: the pyramid, the four blocks, Grad-CAM at the matching stride, coarse to fine. Not known, so ours: how
-attention enters a block (``blocks.NonLocal``), widths of the peaks (16 and 8 pixels at 224), channels, heads, recipe.
+The network is a feature pyramid on a ResNet, with a non-local block at each of the strides 4, 8, 16 and 32. The blocks
+are guided by the Grad-CAM of a ResNet-18 trained to classify the garments. CoarseNet predicts wide heatmaps, and
+FineNet refines them with narrow ones.
+
+From the paper: the pyramid, the four blocks, Grad-CAM at the matching stride, coarse to fine. The details are not
+known, so these are this project's: how attention enters a block (``blocks.NonLocal``), the peaks' widths (sigma 16 and
+8 pixels at 224), channels, heads and recipe.
 """
 
 import dataclasses
@@ -31,16 +35,18 @@ FINE = Codec("gaussian", width=8, stride=4)
 
 @dataclasses.dataclass(frozen=True)
 class SANLConfig:
+    """Options of ``sanl``. UserError for an odd width."""
+
     backbone: ResNet = "resnet101"
-    """The pyramid's trunk; the paper's is resnet101."""
+    """Backbone of the feature pyramid. The paper has resnet101."""
     attention: Literal["none", "nonlocal", "top", "matching"] = "matching"
-    """none: no blocks; nonlocal: blocks without attention; top: stride 32's at all; matching: each stride's own."""
+    """none: no blocks. nonlocal: blocks without maps. top: stride 32's map for all. matching: each stride's own map."""
     refine: bool = True
-    """Refine CoarseNet's heatmaps by FineNet; without, they are the answer."""
+    """Refine CoarseNet's heatmaps with FineNet. Without it CoarseNet's heatmaps are the output."""
     label: Label | None = None
-    """What --classifier tells apart. Default: the category where the data set has any, else attributes, else type."""
+    """Label that --classifier was trained on. Default: category if the data set has it, else attributes, else type."""
     width: int = 256
-    """Channels of the pyramid."""
+    """Channels of the feature pyramid."""
 
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
@@ -48,7 +54,7 @@ class SANLConfig:
 
 
 class SANL(Model):
-    """Heatmaps at stride 4; CoarseNet's are supervised too."""
+    """Feature pyramid, guided non-local blocks, CoarseNet and FineNet; heatmaps at stride 4, both supervised."""
 
     stride = 4
     coarse_codec = COARSE
@@ -108,7 +114,7 @@ class SANL(Model):
         return Output(self.fine(torch.cat([merged, coarse], dim=1)), coarse=coarse)
 
     def look(self, images: Tensor, levels: list[Tensor]) -> list[Tensor | None]:
-        """The attention [B, 1, h, w] of each level, None for the plain non-local block."""
+        """Return the attention map [B, 1, h, w] of each level, or None for plain non-local blocks."""
         if self.guide is None:
             return [None] * len(levels)
         maps: list[Tensor] = self.guide(images)
@@ -118,7 +124,7 @@ class SANL(Model):
 
 
 def preset(name: Preset, dataset: str) -> tuple[SANLConfig, Recipe]:
-    """The schedule is not known: ours."""
+    """Return the preset's config and recipe. The paper's schedule is not known; the recipes are this project's."""
     if name == "paper":
         return SANLConfig(), Recipe(batch_size=32, learning_rate=5e-4, schedule="cosine", weight_decay=0.01)
     return SANLConfig("resnet18", width=64), SMALL

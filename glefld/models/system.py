@@ -1,4 +1,4 @@
-"""What every system is: a module with an output, targets and an objective, and how it is trained."""
+"""The interface of a system: its module, output, heatmap targets, loss weights and presets."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,17 +16,17 @@ Task = Literal["landmarks", "classify"]
 
 
 class Output(NamedTuple):
-    """What a system says of B inputs; None where it has no such head. K landmarks, C classes, A attributes."""
+    """A system's output for B inputs, None for heads it does not have. K landmarks, C classes, A attributes."""
 
     heatmaps: Tensor | None = None  # [B, K, H, W]
-    coarse: Tensor | None = None  # [B, K, H, W], an earlier answer that is supervised too
+    coarse: Tensor | None = None  # [B, K, H, W], an intermediate prediction, also supervised
     classes: Tensor | None = None  # [B, C] logits
-    attributes: Tensor | None = None  # [B, A, 2] logits: no, yes
+    attributes: Tensor | None = None  # [B, A, 2] logits of no and yes
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The weight of each part of the loss; a part without the output it needs is left out."""
+    """The weight of each term of the loss. Terms whose output is None are left out."""
 
     landmarks: float = 1.0
     coarse: float = 1.0
@@ -35,14 +35,14 @@ class Objective:
 
 
 class Model(nn.Module):
-    """Base of the systems: images [B, 3, S, S], normalised RGB, to an ``Output``. S is a multiple of ``stride``."""
+    """Base class: normalised RGB images [B, 3, S, S], S a multiple of ``stride``, to an ``Output``."""
 
     stride: int = 8
     codec: Codec = Codec()
     coarse_codec: Codec = Codec()
     objective: Objective = Objective()
     label: ClassLabel = "category"
-    """What ``Output.classes`` tells apart."""
+    """The label that ``Output.classes`` predicts."""
 
     def __init__(self, labels: Labels) -> None:
         super().__init__()
@@ -50,28 +50,28 @@ class Model(nn.Module):
 
     @property
     def landmarks(self) -> int:
-        """K"""
+        """K, the number of landmarks."""
         return len(self.labels.landmark_set)
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Take ImageNet weights from a torchvision checkpoint. UserError if they do not fit."""
-        raise UserError("this system has no backbone that takes --weights")
+        """Load ImageNet weights from a torchvision checkpoint; UserError if they do not fit."""
+        raise UserError("this system has no backbone that takes --weights: leave --weights out")
 
     def load_classifier(self, classifier: "Model") -> None:
-        """Take the classifier whose attention guides this system. UserError if it does not fit."""
+        """Copy the classifier whose attention guides this system; UserError if it does not fit."""
         raise UserError("this system is not guided by a classifier: leave --classifier out")
 
     @property
     def guided_by(self) -> str | None:
-        """What the classifier that training must be given tells apart; None if it needs none."""
+        """The label of the classifier that training needs, or None if it needs none."""
         return None
 
 
 class System(NamedTuple):
-    """A line of ``MODELS``."""
+    """An entry of ``MODELS``."""
 
     task: Task
     config: type[Any]
     module: Callable[[Any, Labels], Model]
     preset: Callable[[Preset, str], tuple[Any, Recipe]]
-    """The config and recipe of a preset for a data set's name."""
+    """Returns the config and recipe of a preset, given the data set's name."""

@@ -26,14 +26,14 @@ from glefld.synthetic.render.photo import Photo, render_photo
 from glefld.synthetic.render.wardrobe import Product, sample_product
 from glefld.synthetic.vocabulary import CATEGORY_NUMBERS, coarse_attributes, fine_attributes
 
-Layout = Literal["fld", "deepfashion", "deepfashion-fine"]
+SyntheticLayout = Literal["fld", "deepfashion", "deepfashion-fine"]
 #: Rows of train, val and test in the benchmarks.
-SPLIT_SIZES: dict[Layout, tuple[int, int, int]] = {
+SPLIT_SIZES: dict[SyntheticLayout, tuple[int, int, int]] = {
     "fld": (83033, 19992, 19991),
     "deepfashion": (209222, 40000, 40000),
     "deepfashion-fine": (14000, 2000, 4000),
 }
-WRITERS: dict[Layout, Callable[[str, list[Row]], None]] = {
+WRITERS: dict[SyntheticLayout, Callable[[str, list[Row]], None]] = {
     "fld": write_fld,
     "deepfashion": write_deepfashion,
     "deepfashion-fine": write_deepfashion_fine,
@@ -76,7 +76,7 @@ class _Listed:
 
 def write_dataset(
     output: str,
-    layout: Layout,
+    layout: SyntheticLayout,
     count: int,
     *,
     seed: int = 0,
@@ -140,7 +140,7 @@ def write_dataset(
     )
 
 
-def list_photos(layout: Layout, count: int, seed: int) -> list[_Listed]:
+def list_photos(layout: SyntheticLayout, count: int, seed: int) -> list[_Listed]:
     """Name, split and product of each photo; the first n are the same for every count."""
     listed: list[_Listed] = []
     shares = np.array(SPLIT_SIZES[layout]) / sum(SPLIT_SIZES[layout])
@@ -193,7 +193,7 @@ def choose_planted(listed: list[_Listed], kinds: list[str], seed: int) -> dict[i
 
 
 def _planted_json(
-    layout: Layout, seed: int, count: int, listed: list[_Listed], planted: dict[int, tuple[str, int]]
+    layout: SyntheticLayout, seed: int, count: int, listed: list[_Listed], planted: dict[int, tuple[str, int]]
 ) -> dict[str, object]:
     rows = [
         {
@@ -231,7 +231,7 @@ def draw_one(task: tuple[int, int, int]) -> tuple[Photo, Product]:
     return render_photo(np.random.default_rng((seed, PHOTO, drawn)), item), item
 
 
-def _row(listed: _Listed, photo: Photo, item: Product, layout: Layout) -> Row:
+def _row(listed: _Listed, photo: Photo, item: Product, layout: SyntheticLayout) -> Row:
     attributes = fine_attributes(item) if layout == "deepfashion-fine" else coarse_attributes(item)
     return Row(
         name=listed.name,

@@ -87,7 +87,7 @@ def tracking_uri(root: str, on_cluster: bool) -> str:
             f"{where} MLflow's runs cannot be kept in a local SQLite file: set MLFLOW_TRACKING_URI to a "
             "tracking server (http://host:5000)"
         )
-    return f"sqlite:///{storage.filesystem(storage.absolute(root))[1]}/mlflow.db"
+    return f"sqlite:///{storage.local_path(storage.absolute(root))}/mlflow.db"
 
 
 def start_run(

@@ -10,7 +10,7 @@ import itertools
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,8 @@ from glefld.data.dataset import MANIFEST, open_dataset
 from glefld.data.photos import PICTURES, is_picture
 from glefld.errors import BadPhoto, UserError
 from glefld.schema import Split
-from pipelines.archives import ARCHIVES, MEMBERS, Archive, open_archive, public_url, read_index, read_members
+from glefld.storage import public_url
+from pipelines.archives import ARCHIVES, MEMBERS, Archive, open_archive, read_index, read_members
 
 #: What a row says of its garment; where its photo lies follows, as columns of MEMBERS or of STORED.
 GARMENTS = pa.schema([("uri", pa.string()), ("garment", pa.int32()), ("box", pa.list_(pa.float32(), 4))])
@@ -70,19 +71,17 @@ def open_input(url: str, boxes: str | None, split: Split | None, staging: str) -
     ``boxes`` names a Parquet or CSV file of the garments to look at; without it each photo is taken whole.
     UserError if there is nothing to predict.
     """
-    fs, path = storage.filesystem(url)
-    fs.invalidate_cache()
     if _is_dataset(url):
         if boxes is not None:
             raise UserError(f"{public_url(url)} is a data set, which has its own boxes: leave out --boxes")
         return _dataset_input(url, split)
     if split is not None:
         raise UserError(f"--split is for ingested data sets, and {public_url(url)} is none (no {MANIFEST})")
-    single = fs.isfile(path) and not url.lower().endswith(ARCHIVES)
-    if not single and not fs.exists(path):
+    single = storage.is_file(url) and not url.lower().endswith(ARCHIVES)
+    if not single and not storage.exists(url):
         raise UserError(f"{public_url(url)} does not exist: --input names a folder, an archive or a data set")
     archive = open_archive(posixpath.dirname(url) if single else url, staging)
-    members = _one_member(fs, path) if single else read_index(archive)
+    members = _one_member(url) if single else read_index(archive)
     found = members.filter(pa.array(map(is_picture, members["name"].to_pylist()), pa.bool_()))
     skipped = {"not a picture's name": len(members) - len(found)}
     if not len(found):
@@ -106,10 +105,10 @@ def _is_dataset(url: str) -> bool:
     return storage.exists(manifest) and "landmark_set" in storage.read_json(manifest)
 
 
-def _one_member(fs: Any, path: str) -> pa.Table:
-    size = fs.size(path)
+def _one_member(url: str) -> pa.Table:
+    size = storage.size(url)
     row = dict.fromkeys(MEMBERS.names) | {
-        "name": posixpath.basename(path),
+        "name": posixpath.basename(url),
         "start": 0,
         "stop": size,
         "stored": size,
@@ -211,8 +210,7 @@ def _dataset_input(url: str, split: Split | None) -> Input:
     for shard in manifest.shards:
         if split not in (None, shard.split):
             continue
-        fs, root = storage.filesystem(url)
-        with fs.open(storage.join(root, shard.path), "rb") as file:
+        with storage.open(storage.join(url, shard.path)) as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
                 table = parquet.read_row_group(group, columns=["source_uri", "box"])
@@ -247,14 +245,13 @@ ROWS = pa.schema([*GARMENTS, *STORED])
 def _read_dataset(root: str, rows: pa.Table) -> Iterator[Photo]:
     places = rows.select(STORED.names).to_pylist()
     for (shard, group), wanted in itertools.groupby(places, lambda p: (p["path"], p["group"])):
-        fs, path = storage.filesystem(storage.join(root, shard))
-        with fs.open(path, "rb", cache_type="readahead", block_size=8 << 20) as file:
+        with storage.open(storage.join(root, shard), cache_type="readahead", block_size=8 << 20) as file:
             table = pq.ParquetFile(file).read_row_group(group, columns=["image", "crop_box"])
         for place in wanted:
             x1, y1, _, _ = table["crop_box"][place["row"]].as_py()
             yield Photo(table["image"][place["row"]].as_py(), (x1, y1))
 
 
-def content_hash(url: str) -> str:
-    """Of a small file, to tell whether it is still the same."""
+def file_hash(url: str) -> str:
+    """Of a small file's content, which tells whether it has changed."""
     return hashlib.sha256(storage.read_bytes(url)).hexdigest()[:16]

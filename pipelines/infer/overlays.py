@@ -16,7 +16,7 @@ from glefld.data.photos import open_photo, to_rgb, upright
 from glefld.errors import BadPhoto
 from glefld.scoring.draw import contact_sheet, overlay
 from pipelines.infer.inputs import Photo
-from pipelines.infer.run import STAGING, InferOptions, Plan, make_plan, read_reports
+from pipelines.infer.run import InferencePlan, InferOptions, make_plan, output_at
 
 FOLDER = "overlays"
 COLUMNS = 5
@@ -33,11 +33,11 @@ def write_overlays(options: InferOptions, output: str, number: int) -> str | Non
     try:
         return _write_overlays(plan, output, number)
     finally:
-        storage.remove_tree(storage.join(output, STAGING))  # a compressed tar was unpacked there
+        storage.remove_tree(output_at(output).staging)  # a compressed tar was unpacked there
 
 
-def _write_overlays(plan: Plan, output: str, number: int) -> str | None:
-    read_reports(plan, output)
+def _write_overlays(plan: InferencePlan, output: str, number: int) -> str | None:
+    output_at(output).reports(plan.paths(), plan.key)
     tiles: list[tuple[Image.Image, str]] = []
     for i, (row, photo) in enumerate(itertools.islice(_predicted(plan, output), number)):
         picture, offset = _upright(photo)
@@ -60,11 +60,10 @@ def _write_overlays(plan: Plan, output: str, number: int) -> str | None:
     return url
 
 
-def _predicted(plan: Plan, output: str) -> Iterator[tuple[dict[str, Any], Photo]]:
+def _predicted(plan: InferencePlan, output: str) -> Iterator[tuple[dict[str, Any], Photo]]:
     """The rows without error, in order, with their photos."""
     for path, planned in plan.shards():
-        fs, file_path = storage.filesystem(storage.join(output, path))
-        with fs.open(file_path, "rb") as file:
+        with storage.open(storage.join(output, path)) as file:
             predictions = pq.read_table(file)
         ok = pc.equal(predictions["status"], "ok")
         photos = plan.input.photos.read(planned.filter(ok))

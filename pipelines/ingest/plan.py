@@ -7,19 +7,22 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import tyro
 
 from glefld.datasets import Dataset, read_annotations
 from glefld.datasets.lists import Annotations
-from glefld.errors import UserError
+from glefld.errors import UserError, require_between
 from glefld.schema import SCHEMA_VERSION, SPLITS
-from pipelines.archives import MEMBERS, Archive, public_url
-from pipelines.ingest.shard import REASONS, ROW_GROUP, reject, shard_path
+from glefld.storage import public_url
+from pipelines.archives import MEMBERS, Archive
+from pipelines.ingest.shard import REASONS, reject, shard_path
 from pipelines.ingest.source import Source, match_photos
+from pipelines.resumable import ROW_GROUP, to_bytes
 
 #: A small split is still cut into this many shards (of a row group each at least), for readers to share.
 MIN_SHARDS = 8
@@ -30,14 +33,29 @@ STORED_PER_PHOTO_BYTE = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class IngestOptions:
-    """What is read and all that decides what the data set holds; ``jobs.ingest`` explains each."""
+    """What is read, and everything that decides what the data set holds."""
 
     dataset: Dataset
+    """Layout of the raw data."""
     source: str
+    """Folder with the lists and img.zip (.tar, .tar.gz, unpacked img), or one archive of everything; path or URL.
+    deepfashion2: train and validation, unpacked or one zip each. image-folder: a folder or an archive with train/,
+    val/ and optionally test/, and in each one folder per class."""
     margin: float | Literal["full"] = 0.25
+    """What to store around the box, as a fraction of its size on each side; `full` stores the whole photo."""
     landmark_tolerance: float = 0.1
-    shard_mib: int = 256
+    """How far outside its box a landmark may lie before its row is rejected, as a fraction of the box's size."""
+    shard_mib: Annotated[int, tyro.conf.arg(metavar="MIB")] = 256
+    """Target size of one Parquet file of a large data set."""
     dedupe: bool = False
+    """Keep photos whose exact bytes are also in val or test out of train."""
+
+    def check(self) -> None:
+        """UserError for a value out of range."""
+        if self.margin != "full":
+            require_between("--margin", self.margin, 0, 10)
+        require_between("--landmark-tolerance", self.landmark_tolerance, 0)
+        require_between("--shard-mib", self.shard_mib, 1)
 
     def public(self) -> dict[str, Any]:
         """The options as the manifest keeps them: without credentials."""
@@ -56,15 +74,9 @@ class PlannedShard:
     def path(self) -> str:
         return shard_path(self.split, self.index)
 
-    def to_bytes(self) -> bytes:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, self.rows.schema) as writer:
-            writer.write_table(self.rows.combine_chunks())
-        return sink.getvalue().to_pybytes()
-
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class IngestPlan:
     """All shards, the rows turned away beforehand, and ``key``, a hash of what decides the content."""
 
     key: str
@@ -76,7 +88,7 @@ class Plan:
     source: dict[str, Any]
 
 
-def make_plan(options: IngestOptions, source: Source) -> Plan:
+def make_plan(options: IngestOptions, source: Source) -> IngestPlan:
     """Join the lists with the archive's index, turn away what needs no look at a photo, cut the rest.
 
     Rows go by split and by place in the archive. UserError if no row has both annotation and photo.
@@ -116,7 +128,7 @@ def make_plan(options: IngestOptions, source: Source) -> Plan:
             _cut(kept.filter(pc.equal(kept["split"], split)), options.shard_mib << 20)
         )
     )
-    return Plan(
+    return IngestPlan(
         key=_plan_key(options, annotations, shards, rejects),
         options=options,
         archive=source.archive,
@@ -175,5 +187,5 @@ def _plan_key(
     digest.update(json.dumps(facts, default=bytes.hex).encode())
     for shard in shards:
         digest.update(shard.path.encode())
-        digest.update(shard.to_bytes())
+        digest.update(to_bytes(shard.rows.combine_chunks()))
     return digest.hexdigest()

@@ -2,9 +2,7 @@
 
 import dataclasses
 import hashlib
-import json
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -20,6 +18,7 @@ from glefld.datasets.lists import ANNOTATIONS, unpack
 from glefld.errors import BadPhoto, BadRow
 from glefld.schema import REJECT_SCHEMA, LandmarkSet, sample_schema
 from pipelines.archives import MEMBERS, Archive, read_members
+from pipelines.resumable import ROW_GROUP, ShardedOutput, from_bytes
 
 #: Why a row is turned away. The first that applies, in this order, is its reason.
 REASONS = {
@@ -35,21 +34,18 @@ REASONS = {
     "no_landmarks": "no landmark of the garment has a position",
     "landmark_outside_box": "a landmark lies outside the box by more than --landmark-tolerance of its size",
 }
-#: Rows a Parquet row group, and so what a task holds of its output at a time.
-ROW_GROUP = 256
-FOOTER = b"glefld.ingest"
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardJob:
-    """What all tasks of one ingest share. ``plan`` names everything that decides the shards' content."""
+class ShardSettings:
+    """What all tasks of one ingest share; ``key`` is the plan's."""
 
     archive: Archive
-    output: str
+    output: ShardedOutput
     landmark_set: LandmarkSet
     margin: float | Literal["full"]
     landmark_tolerance: float
-    plan: str
+    key: str
 
 
 def shard_path(split: str, index: int) -> str:
@@ -60,46 +56,42 @@ def rejects_path(split: str, index: int) -> str:
     return f"_rejects/{split}-{index:05d}.parquet"
 
 
-def write_shard(row: dict[str, Any], job: ShardJob, held_out: frozenset[bytes]) -> int:
+def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozenset[bytes]) -> int:
     """Write one shard (``split``, ``index`` and ``rows``, an Arrow stream of annotations with their members).
 
-    ``held_out`` are the photo hashes that this shard must not hold. The rejects are put first and the shard
-    last, each whole or not at all, so a shard that is there is finished. Returns the number of rows read.
+    held_out: the photo hashes that this shard must not hold. The rejects are written before the shard, so a shard
+    that is there is finished. Returns the number of rows read.
     """
-    rows = pa.ipc.open_stream(row["rows"]).read_all()
-    schema = sample_schema(job.landmark_set)
-    digest = hashlib.sha256()
+    rows = from_bytes(row["rows"])
+    schema = sample_schema(settings.landmark_set)
     rejects: list[dict[str, Any]] = []
     kept = 0
-    # Unnamed, so that nothing is left behind by a task that is killed.
-    with tempfile.TemporaryFile() as file:
-        with pq.ParquetWriter(
-            file,
-            schema,
-            compression={name: "none" if name == "image" else "zstd" for name in schema.names},
-            use_dictionary=False,
-            write_statistics=False,
-        ) as writer:
-            for batch in _batches(rows, job, held_out, rejects):
-                table = pa.RecordBatch.from_pylist(batch, schema)
-                # Where a photo lies is not content: a zip and a folder of the same photos are the same data.
-                digest.update(table.drop_columns(["source_uri"]).serialize())
-                writer.write_batch(table, row_group_size=ROW_GROUP)
-                kept += len(batch)
-            assert kept + len(rejects) == len(rows), (kept, len(rejects), len(rows))
-            report = {
-                "plan": job.plan,
-                "rows_in": len(rows),
-                "rows": kept,
-                "rejects": dict(sorted(Counter(r["reason"] for r in rejects).items())),
-                "content_hash": digest.hexdigest(),
-            }
-            writer.add_key_value_metadata({FOOTER: json.dumps(report).encode()})
-        write_rejects(rejects, storage.join(job.output, rejects_path(row["split"], row["index"])))
-        file.flush()
-        storage.put(
-            f"/dev/fd/{file.fileno()}", storage.join(job.output, shard_path(row["split"], row["index"]))
-        )
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        nonlocal kept
+        for batch in _batches(rows, settings, held_out, rejects):
+            kept += len(batch)
+            yield pa.RecordBatch.from_pylist(batch, schema)
+
+    def report() -> dict[str, Any]:
+        assert kept + len(rejects) == len(rows), (kept, len(rejects), len(rows))
+        by_reason = dict(sorted(Counter(r["reason"] for r in rejects).items()))
+        return {"rows_in": len(rows), "rows": kept, "rejects": by_reason}
+
+    rejects_url = storage.join(settings.output.url, rejects_path(row["split"], row["index"]))
+    settings.output.write(
+        shard_path(row["split"], row["index"]),
+        settings.key,
+        batches(),
+        schema,
+        report,
+        # Where a photo lies is not content: a zip and a folder of the same photos are the same data.
+        unhashed=["source_uri"],
+        before=lambda: write_rejects(rejects, rejects_url),
+        compression={name: "none" if name == "image" else "zstd" for name in schema.names},
+        use_dictionary=False,
+        write_statistics=False,
+    )
     return len(rows)
 
 
@@ -126,7 +118,7 @@ def reject(
 
 
 def _batches(
-    rows: pa.Table, job: ShardJob, held_out: frozenset[bytes], rejects: list[dict[str, Any]]
+    rows: pa.Table, settings: ShardSettings, held_out: frozenset[bytes], rejects: list[dict[str, Any]]
 ) -> Iterator[list[dict[str, Any]]]:
     """The samples in batches of a row group; rows that are turned away go to ``rejects`` instead.
 
@@ -134,18 +126,18 @@ def _batches(
     """
     names = rows["name"].to_pylist()
     firsts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
-    photos = read_members(job.archive, rows.select(MEMBERS.names).take(firsts))
+    photos = read_members(settings.archive, rows.select(MEMBERS.names).take(firsts))
     name, photo = None, None
     samples: list[dict[str, Any]] = []
     for batch in rows.select(ANNOTATIONS.names).append_column("name", rows["name"]).to_batches(ROW_GROUP):
         for row in batch.to_pylist():
             if photo is None or row["name"] != name:
                 name, photo = row["name"], _open(next(photos), held_out)
-            uri = job.archive.uri(row["name"])
+            uri = settings.archive.uri(row["name"])
             try:
                 if not isinstance(photo.image, Image.Image):
                     raise photo.image
-                sample = _sample(row, photo.image, job)
+                sample = _sample(row, photo.image, settings)
                 samples.append(sample | {"source_uri": uri, "photo_hash": photo.hash})
             except (BadPhoto, BadRow) as bad:
                 rejects.append(reject(row, uri, bad.reason, bad.detail, photo.hash))
@@ -175,7 +167,7 @@ def _open(data: bytes | BadPhoto, held_out: frozenset[bytes]) -> _Photo:
         return _Photo(bad, photo_hash)
 
 
-def _sample(row: dict[str, Any], image: Image.Image, job: ShardJob) -> dict[str, Any]:
+def _sample(row: dict[str, Any], image: Image.Image, settings: ShardSettings) -> dict[str, Any]:
     """One row of the data set but for where it came from; BadRow if there is none in it."""
     x1, y1, x2, y2 = row["box"]
     if x2 <= x1 or y2 <= y1:
@@ -184,9 +176,9 @@ def _sample(row: dict[str, Any], image: Image.Image, job: ShardJob) -> dict[str,
     if box[2] <= box[0] or box[3] <= box[1]:
         raise BadRow("box_outside_photo", f"box {row['box']}, photo {image.width} x {image.height}")
     packed = np.array(row["landmarks"], np.float32).reshape(-1, 2), np.array(row["visibility"], np.int8)
-    points, visibility = unpack(*packed, row["garment_type"], job.landmark_set)
-    _check_landmarks(points, box, job)
-    crop = crop_box(box, image.width, image.height, job.margin)
+    points, visibility = unpack(*packed, row["garment_type"], settings.landmark_set)
+    _check_landmarks(points, box, settings)
+    crop = crop_box(box, image.width, image.height, settings.margin)
     return {
         **{
             name: row[name]
@@ -204,9 +196,11 @@ def _sample(row: dict[str, Any], image: Image.Image, job: ShardJob) -> dict[str,
     }
 
 
-def _check_landmarks(points: np.ndarray, box: tuple[float, float, float, float], job: ShardJob) -> None:
+def _check_landmarks(
+    points: np.ndarray, box: tuple[float, float, float, float], settings: ShardSettings
+) -> None:
     """BadRow unless some of ``points`` [K, 2], if K > 0, are there and all that are lie in the box or near it."""
-    if not len(job.landmark_set):
+    if not len(settings.landmark_set):
         return
     there = ~np.isnan(points).any(axis=1)
     if not there.any():
@@ -214,10 +208,10 @@ def _check_landmarks(points: np.ndarray, box: tuple[float, float, float, float],
     low, high = np.array(box[:2]), np.array(box[2:])
     outside = np.maximum(low - points, points - high).clip(0) / (high - low)
     worst = int(np.nanargmax(np.where(there, outside.max(axis=1), -1)))
-    if outside[worst].max() > job.landmark_tolerance:
+    if outside[worst].max() > settings.landmark_tolerance:
         raise BadRow(
             "landmark_outside_box",
-            f"{job.landmark_set.landmarks[worst]} at {points[worst].tolist()} is outside the box {list(box)} "
+            f"{settings.landmark_set.landmarks[worst]} at {points[worst].tolist()} is outside the box {list(box)} "
             f"by {outside[worst].max():.3f} of its size",
         )
 

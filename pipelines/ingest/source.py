@@ -4,7 +4,7 @@ import dataclasses
 import posixpath
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,15 +14,8 @@ from glefld.data.prefetch import ahead
 from glefld.datasets import PhotoPlace
 from glefld.datasets.lists import ListFiles
 from glefld.errors import BadPhoto, UserError
-from pipelines.archives import (
-    ARCHIVES,
-    Archive,
-    open_archive,
-    open_member,
-    public_url,
-    read_index,
-    read_members,
-)
+from glefld.storage import public_url
+from pipelines.archives import ARCHIVES, Archive, open_archive, open_member, read_index, read_members
 
 LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
 #: DeepFashion2's layout: a folder or zip a split, with the photos in ``image`` and a JSON for each in ``annos``.
@@ -55,13 +48,11 @@ def open_source(url: str, staging: str, place: PhotoPlace) -> Source:
 
     ``place`` says where in it the photos are. UserError if there is nothing to read, or if it holds no photos.
     """
-    fs, path = storage.filesystem(url)
-    fs.invalidate_cache()
-    if url.lower().endswith(ARCHIVES) and fs.isfile(path):
+    if url.lower().endswith(ARCHIVES) and storage.is_file(url):
         archive = open_archive(url, staging)
         members = read_index(archive)
         return _source(archive.name, _lists_inside(archive, members), archive, members, place)
-    if not fs.isdir(path):
+    if not storage.is_folder(url):
         raise UserError(f"{public_url(url)} is neither a folder nor one archive ({', '.join(ARCHIVES)})")
     entries = _entries(url)
     if place == "split-images":
@@ -115,49 +106,46 @@ def listed_names(names: pa.ChunkedArray, place: PhotoPlace) -> pa.ChunkedArray:
     return pc.binary_join_element_wise("img", pc.coalesce(listed, names), "/")
 
 
-def _entries(url: str) -> dict[str, dict[str, Any]]:
-    """What lies directly in a folder, by lower-cased name, with its URL: downloads differ in capitals."""
-    fs, path = storage.filesystem(url)
-    entries = {}
-    for entry in sorted(fs.ls(path, detail=True), key=lambda e: e["name"], reverse=True):
-        name = posixpath.basename(entry["name"].rstrip("/"))
-        entries[name.lower()] = {**entry, "url": storage.join(url, name)}
-    return entries
+def _entries(url: str) -> dict[str, storage.Entry]:
+    """What lies directly in a folder, by lower-cased name: downloads differ in capitals."""
+    return {entry.name.lower(): entry for entry in reversed(storage.entries(url))}
 
 
-def _by_split(url: str, entries: dict[str, dict[str, Any]]) -> Archive:
-    """The folder as an archive, which has a folder, or else a zip, a split."""
-    if any(entries.get(name, {}).get("type") == "directory" for name in SPLIT_FOLDERS):
+def _below(entries: dict[str, storage.Entry], name: str) -> dict[str, storage.Entry]:
+    """What lies in a folder of these entries; nothing if there is no such folder."""
+    entry = entries.get(name)
+    return _entries(entry.url) if entry is not None and entry.is_folder else {}
+
+
+def _by_split(url: str, entries: dict[str, storage.Entry]) -> Archive:
+    """The folder as an archive that has one folder, or else one zip, per split."""
+    if any(name in entries and entries[name].is_folder for name in SPLIT_FOLDERS):
         return Archive(url, public_url(url), "folder")
     if any(f"{name}.zip" in entries for name in SPLIT_FOLDERS):
         return Archive(url, public_url(url), "zips")
-    raise UserError(f"{public_url(url)} has no photos: a folder train or a train.zip was expected there")
+    raise UserError(f"{public_url(url)} has no photos: it needs a folder train/ or a file train.zip")
 
 
-def _find_photos(url: str, entries: dict[str, dict[str, Any]]) -> str:
+def _find_photos(url: str, entries: dict[str, storage.Entry]) -> str:
     """``img.zip`` (or a tar) in the source or in its ``Img/``, else the unpacked ``img/`` or ``Img/img/``."""
-    inner = _entries(entries["img"]["url"]) if entries.get("img", {}).get("type") == "directory" else {}
+    inner = _below(entries, "img")
     for folder in (entries, inner):
         for suffix in ARCHIVES:
             if (found := folder.get(f"img{suffix}")) is not None:
-                return found["url"]
-    if (unpacked := inner.get("img", entries.get("img"))) is not None and unpacked["type"] == "directory":
-        return unpacked["url"]
+                return found.url
+    if (unpacked := inner.get("img", entries.get("img"))) is not None and unpacked.is_folder:
+        return unpacked.url
     names = ", ".join(f"img{suffix}" for suffix in ARCHIVES)
-    raise UserError(f"{public_url(url)} has no photos: {names} or a folder img was expected there or in Img/")
+    raise UserError(f"{public_url(url)} has no photos: it or its folder Img/ needs {names} or a folder img/")
 
 
-def _lists_beside(entries: dict[str, dict[str, Any]]) -> dict[str, Callable[[], BinaryIO]]:
+def _lists_beside(entries: dict[str, storage.Entry]) -> dict[str, Callable[[], BinaryIO]]:
     files: dict[str, Callable[[], BinaryIO]] = {}
-    folders = {"": entries}
-    for name in LIST_FOLDERS:
-        if entries.get(name, {}).get("type") == "directory":
-            folders[name] = _entries(entries[name]["url"])
+    folders = {"": entries} | {name: _below(entries, name) for name in LIST_FOLDERS}
     for folder, below in folders.items():
         for name, entry in below.items():
-            if entry["type"] == "file" and name.endswith(".txt"):
-                fs, path = storage.filesystem(entry["url"])
-                files[f"{folder}/{name}"] = partial(fs.open, path, "rb")
+            if not entry.is_folder and name.endswith(".txt"):
+                files[f"{folder}/{name}"] = partial(storage.open, entry.url)
     return files
 
 

@@ -33,14 +33,16 @@ START_TRIES = 30
 
 
 @dataclasses.dataclass(frozen=True)
-class Workers:
+class WorkerGroup:
     """The worker group: a number of workers, or the least and most for elastic training; what each one takes."""
 
     least: int
     most: int
     cpus: int
     gpu: bool
-    max_failures: int
+    max_failures: int = 3
+    resize_seconds: float = 60.0
+    """How often elastic training checks for room for more workers; each resize restarts it from a checkpoint."""
 
     @property
     def count(self) -> int | tuple[int, int]:
@@ -59,7 +61,7 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 def train_and_score(
-    job: Job, workers: Workers, handle: RunHandle, registration: Registration | None = None
+    job: Job, workers: WorkerGroup, handle: RunHandle, registration: Registration | None = None
 ) -> tuple[str, Report, Baselines]:
     """Train a job, score its best checkpoint on val, and end its MLflow run: the checkpoint's URL and the scores.
 
@@ -67,12 +69,12 @@ def train_and_score(
     """
     with tracking.to_its_end(handle, job.run) as log:
         best = train(job, workers, handle)
-        scorer = evaluate.Workers(cpus=workers.cpus, gpu=workers.gpu)
+        scorer = evaluate.Tasks(cpus=workers.cpus, gpu=workers.gpu)
         report, baselines = score(best, job.data, log, scorer, registration)
     return best, report, baselines
 
 
-def train(job: Job, workers: Workers, handle: RunHandle) -> str:
+def train(job: Job, workers: WorkerGroup, handle: RunHandle) -> str:
     """Run the job to its end and return the URL of its best checkpoint. Raises what ended the workers for good."""
     trainer = TorchTrainer(
         _work,
@@ -81,12 +83,13 @@ def train(job: Job, workers: Workers, handle: RunHandle) -> str:
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpu,
+            elastic_resize_monitor_interval_s=workers.resize_seconds,
             resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
         ),
         run_config=ray.train.RunConfig(
             # Ray's own records. Checkpoints are ours: read back, hashed, and the same without Ray.
             name="ray",
-            storage_path=storage.filesystem(job.run)[1],
+            storage_path=storage.local_path(job.run),
             storage_filesystem=storage.arrow_filesystem(job.run),
             failure_config=ray.train.FailureConfig(
                 max_failures=workers.max_failures, controller_failure_limit=START_TRIES
@@ -125,7 +128,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def score(
-    best: str, data: str, log: RunLog, scorer: evaluate.Workers, registration: Registration | None
+    best: str, data: str, log: RunLog, scorer: evaluate.Tasks, registration: Registration | None
 ) -> tuple[Report, Baselines]:
     """Score the best checkpoint on val and put scores, tables, pictures and model into the run."""
     report = evaluate.evaluate_checkpoint(best, data, "val", scorer)

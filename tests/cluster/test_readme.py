@@ -1,4 +1,4 @@
-"""README's cluster section, word by word, on a host of its own."""
+"""The commands of docs/cluster.md for one machine, word for word, on a host of its own."""
 
 import re
 import shutil
@@ -27,7 +27,8 @@ python -c "import psutil; assert not {p.name() for p in psutil.process_iter()} &
 
 def commands() -> str:
     """The section's blocks: a new user's shell from the first line to the last."""
-    section = re.search(r"^## On a cluster$(.*?)^## ", (REPOSITORY / "README.md").read_text(), re.M | re.S)
+    text = (REPOSITORY / "docs" / "cluster.md").read_text()
+    section = re.search(r"^## Try it on one machine$(.*?)^## ", text, re.M | re.S)
     assert section is not None
     return "".join(re.findall(r"^```$(.*?)^```$", section[1], re.M | re.S))
 

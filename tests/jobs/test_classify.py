@@ -93,7 +93,7 @@ def test_mistakes_end_in_one_line(root: Path, capsys: pytest.CaptureFixture[str]
     """A classifier finds no landmarks, a data set of classes has none, and a guided block wants its guide."""
     guide = str(root / "runs" / "guide")
     photos = infer.Options(guide, str(root / "blots.zip"), output=str(root / "predictions"))
-    assert "is a classifier (resnet): give a checkpoint that finds landmarks" in one_line(
+    assert "is a classifier (resnet): give a checkpoint of a landmark model" in one_line(
         lambda: infer.run(photos), capsys
     )
     assert not (root / "predictions").exists()

@@ -137,7 +137,7 @@ WRONG = {
     "no value": ("gle:modules", "'modules' is not OPTION=VALUE"),
     "not a number": ("gle:modules=x", "modules cannot be 'x'"),
     "not a choice": ("sanl:attention=some", "attention cannot be 'some'"),
-    "not a switch": ("sanl:refine=perhaps", "refine is true or false"),
+    "not a switch": ("sanl:refine=perhaps", "refine cannot be 'perhaps'"),
     "the seed, which is counted": ("gle:seed=1", "'seed=1' is not OPTION=VALUE"),
     "a method": ("gle:from_json=1", "'from_json=1' is not OPTION=VALUE"),
     "out of range": ("gle:modules=-1", "must be 0 or more"),

@@ -19,7 +19,7 @@ from ray.util.state import list_actors
 from glefld.models import checkpoint
 from jobs import evaluate, train
 from pipelines import evaluate as evaluation
-from pipelines.train.run import Workers, parse_workers
+from pipelines.train.run import WorkerGroup, parse_workers
 from tests.dots import write_checkpoint
 from tests.ingested import write_dataset
 from tests.mistakes import one_line
@@ -95,7 +95,7 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
     # Evaluated again by three tasks, the checkpoint scores what it scored in the run.
     best = checkpoint.resolve(str(folder))
     report = evaluation.evaluate_checkpoint(
-        best, str(root / "data" / "fld"), "val", evaluation.Workers(number=3)
+        best, str(root / "data" / "fld"), "val", evaluation.Tasks(number=3)
     )
     assert report.ne == pytest.approx(run.data.metrics["best_ne"], abs=1e-6)
 
@@ -123,7 +123,7 @@ def test_workers_that_find_no_room_are_not_waited_for_for_ever(
     """More workers than the cluster ever has CPUs for: one line after some tries, and the run is marked as failed."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     monkeypatch.setattr("pipelines.train.run.START_TRIES", 2)
-    monkeypatch.setattr("jobs.train.choose_workers", lambda _: Workers(50, 50, 1, False, 0))
+    monkeypatch.setattr("jobs.train.choose_workers", lambda _: WorkerGroup(50, 50, 1, False, 0))
     with pytest.raises(ValueError, match="no room for 50 workers of 1 CPUs in 2 tries"):
         train.run(options(root, f"{TINY} --name crowded"))
     assert only_run(root).info.status == "FAILED"

@@ -11,8 +11,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from glefld.errors import BadPhoto
+from glefld.storage import public_url
 from pipelines import archives
-from pipelines.archives import open_archive, public_url, read_index, read_members
+from pipelines.archives import open_archive, read_index, read_members
 from tests.raw_layouts import write_archive
 
 

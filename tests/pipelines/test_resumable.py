@@ -7,10 +7,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import resumable as tasks
-from pipelines.infer.run import InferOptions, Workers, infer, make_plan
+from pipelines.infer.run import InferenceWorkers, InferOptions, infer, make_plan
 from pipelines.ingest.plan import IngestOptions
-from pipelines.ingest.run import run as ingest
+from pipelines.ingest.run import ingest, prepare
+from pipelines.resumable import RETRIES
 from tests import dots
 from tests.meanwhile import meanwhile
 from tests.raw_layouts import photos, rows, write_fld
@@ -38,11 +38,11 @@ def killing(*words: str) -> Iterator[Callable[[], int]]:
 def test_an_ingest_task_that_always_dies(tmp_path: Path) -> None:
     listed = rows(60)
     source = write_fld(tmp_path / "source", listed, photos(listed, width=600, height=800))
-    plan = ingest.prepare(IngestOptions("fld", str(source)), str(tmp_path / "data"))
-    with killing("ray::", "_write_or_tell") as killed, pytest.raises(ValueError, match="died 5 times"):
-        ingest.ingest(plan, str(tmp_path / "data"), lambda *_: None)
-    assert killed() > tasks.RETRIES
-    assert sum(ingest.ingest(plan, str(tmp_path / "data"), lambda *_: None).splits.values()) == 60
+    plan = prepare(IngestOptions("fld", str(source)), str(tmp_path / "data"))
+    with killing("ray::", "_write") as killed, pytest.raises(ValueError, match="died 5 times"):
+        ingest(plan, str(tmp_path / "data"), lambda *_: None)
+    assert killed() > RETRIES
+    assert sum(ingest(plan, str(tmp_path / "data"), lambda *_: None).splits.values()) == 60
 
 
 def test_an_inference_task_that_always_dies(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_an_inference_task_that_always_dies(tmp_path: Path) -> None:
     for name, data in photos(listed, width=600, height=800).items():
         (tmp_path / "photos" / Path(name).name).write_bytes(data)
     plan = make_plan(InferOptions(model, str(tmp_path / "photos")), str(tmp_path / "out"))
-    workers = Workers(number=1, threads=1, gpu=False, batch_size=4)
+    workers = InferenceWorkers(number=1, threads=1, gpu=False, batch_size=4)
     with killing("ray::", "ShardWriter", "submit") as killed, pytest.raises(ValueError, match="died 5 times"):
         infer(plan, str(tmp_path / "out"), workers, lambda *_: None)
-    assert killed() > tasks.RETRIES
+    assert killed() > RETRIES

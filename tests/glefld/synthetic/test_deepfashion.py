@@ -14,10 +14,10 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from glefld.schema import SPLITS, VIEWS
-from glefld.synthetic.deepfashion import SPLIT_SIZES, Layout, list_photos, write_dataset
+from glefld.synthetic.deepfashion import SPLIT_SIZES, SyntheticLayout, list_photos, write_dataset
 from glefld.synthetic.faults import KINDS, REJECTED
 
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+LAYOUTS: tuple[SyntheticLayout, ...] = get_args(SyntheticLayout)
 COUNT = 70
 LANDMARKS = {"1": 6, "2": 4, "3": 8}
 
@@ -60,7 +60,7 @@ def test_bytes_depend_on_the_seed_alone(roots: dict[str, Path], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_larger_count_goes_on(layout: Layout, roots: dict[str, Path], tmp_path: Path) -> None:
+def test_a_larger_count_goes_on(layout: SyntheticLayout, roots: dict[str, Path], tmp_path: Path) -> None:
     """The first photos of a larger data set are the smaller data set's, name, split and bytes."""
     write_dataset(str(tmp_path), layout, 12, seed=4)
     with zipfile.ZipFile(tmp_path / "img.zip") as few, zipfile.ZipFile(roots[layout] / "img.zip") as many:
@@ -70,7 +70,7 @@ def test_a_larger_count_goes_on(layout: Layout, roots: dict[str, Path], tmp_path
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_splits_are_the_benchmarks_in_proportion(layout: Layout) -> None:
+def test_splits_are_the_benchmarks_in_proportion(layout: SyntheticLayout) -> None:
     """No split is empty from ten photos on, and the shares are never off by more than a row."""
     for count in (10, 11, 37, 400):
         splits = Counter(row.split for row in list_photos(layout, count, 0))
@@ -81,7 +81,7 @@ def test_splits_are_the_benchmarks_in_proportion(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_archive_holds_the_listed_photos(layout: Layout, roots: dict[str, Path]) -> None:
+def test_archive_holds_the_listed_photos(layout: SyntheticLayout, roots: dict[str, Path]) -> None:
     """Names are unique, members stand in list order with a fixed time, and long sides are 300 pixels."""
     with zipfile.ZipFile(roots[layout] / "img.zip") as file:
         assert file.namelist() == [row.name for row in list_photos(layout, COUNT, 4)]

@@ -234,7 +234,7 @@ def test_a_pointer_that_leads_out_of_the_run_is_refused(
     """What a pointer has named is deleted when a better checkpoint comes."""
     run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=1))
     (tmp_path / "run" / "best.json").write_text(json.dumps({"checkpoint": foreign}))
-    with pytest.raises(ValueError, match=r"best\.json names .* no checkpoint of this run"):
+    with pytest.raises(ValueError, match=r"best\.json names .* not a checkpoint of this run"):
         run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=2))
 
 
@@ -332,7 +332,7 @@ def test_weights_are_torchvisions(data: str, tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no checkpoint")
     wrong = {
         "not a checkpoint of torchvision's": dataclasses.replace(job, weights=str(tmp_path / "text.pth")),
-        "does not hold this backbone's weights": dataclasses.replace(job, config=CONFIG),
+        "does not fit this backbone": dataclasses.replace(job, config=CONFIG),
         "has no backbone": dataclasses.replace(job, model="local", config={}),
         "multiple of 8": dataclasses.replace(job, recipe=dataclasses.replace(RECIPE, input_size=36)),
     }

@@ -18,17 +18,27 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from glefld.errors import UserError
 from glefld.predict import prediction_schema
 from pipelines.infer.overlays import write_overlays
-from pipelines.infer.run import InferOptions, Workers, find_finished, finish, infer, make_plan, read_reports
-from pipelines.infer.run import run as pipeline
+from pipelines.infer.run import (
+    InferenceWorkers,
+    InferOptions,
+    ShardWriter,
+    find_finished,
+    infer,
+    make_plan,
+    output_at,
+    writer_settings,
+)
 from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import ingest, prepare
+from pipelines.resumable import to_bytes
 from tests import dots
 from tests.raw_layouts import Row, write_fld
 
 WIDTH, HEIGHT = 120, 160
-WORKERS = Workers(number=2, threads=1, gpu=False, batch_size=4)
+WORKERS = InferenceWorkers(number=2, threads=1, gpu=False, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +84,11 @@ def write_tar(path: Path, files: dict[str, bytes], folder: Path) -> Path:
 def run_here(options: InferOptions, output: Path, batch_size: int = 4) -> dict[str, Any]:
     """The plan's shards in this process, by the writer that the workers run, and what holds of all predictions."""
     plan = make_plan(options, str(output))
-    writer = pipeline.ShardWriter(
-        pipeline.make_job(plan, str(output), dataclasses.replace(WORKERS, batch_size=batch_size))
-    )
+    workers = dataclasses.replace(WORKERS, batch_size=batch_size)
+    writer = ShardWriter(writer_settings(plan, output_at(str(output)), workers))
     for path, rows in plan.shards():
-        writer({"path": path, "rows": pipeline.to_bytes(rows)})
-    return check(finish(plan, str(output)), output)
+        writer({"path": path, "rows": to_bytes(rows)})
+    return check(infer(plan, str(output), workers, lambda *_: None), output)
 
 
 def check(manifest: dict[str, Any], output: Path) -> dict[str, Any]:
@@ -287,10 +296,11 @@ def test_a_lost_worker_and_missing_shards_are_made_good(model: str, tmp_path: Pa
             killed.append(alive[0]["Pid"])
             os.kill(killed[0], signal.SIGKILL)
 
-    infer(plan, str(output), WORKERS, progress)
+    assert (
+        check(infer(plan, str(output), WORKERS, progress), output)["content_hash"] == expected["content_hash"]
+    )
     assert killed
     assert seen[-1] == (43, 43)
-    assert check(finish(plan, str(output)), output)["content_hash"] == expected["content_hash"]
 
     parts = sorted(output.glob("part-*"))
     lost = {parts[int(i)] for i in np.random.default_rng(seed).choice(len(parts), 3, replace=False)}
@@ -299,8 +309,9 @@ def test_a_lost_worker_and_missing_shards_are_made_good(model: str, tmp_path: Pa
     lost.copy().pop().write_bytes(b"PAR1 and no more")  # as some clients of object stores leave a file
     (output / "_part-0123").write_bytes(b"PAR1")
     kept = {path: path.stat().st_ino for path in parts if path.exists() and path not in lost}
-    infer(plan, str(output), WORKERS, progress)
-    assert check(finish(plan, str(output)), output)["content_hash"] == expected["content_hash"]
+    assert (
+        check(infer(plan, str(output), WORKERS, progress), output)["content_hash"] == expected["content_hash"]
+    )
     assert {path: path.stat().st_ino for path in kept} == kept
 
 
@@ -322,8 +333,24 @@ def test_a_finished_output_is_left_alone(model: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"boxes '.*boxes\.csv@\w+' \(now"):
         find_finished(options, str(output))
     (output / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="which is not of this inference"):
-        read_reports(make_plan(options, str(output)), str(output))
+    with pytest.raises(UserError, match="which another infer run wrote"):
+        infer(make_plan(options, str(output)), str(output), WORKERS, lambda *_: None)
+
+
+def test_an_unpacked_tar_does_not_outlive_a_kill_after_the_manifest(model: str, tmp_path: Path) -> None:
+    """A compressed tar is unpacked below the output; killed before the clean-up, the next call removes it."""
+    files, _ = make_photos(4)
+    folder = write_folder(tmp_path / "input", files)
+    source = write_tar(tmp_path / "input.tar.gz", files, folder)
+    options, output = InferOptions(model, str(source)), tmp_path / "output"
+    run_here(options, output)
+    staged = output / "_staging" / "left.tar"
+    staged.parent.mkdir()
+    staged.write_bytes(b"unpacked")
+    (output / "_part-0123").write_bytes(b"PAR1")
+    assert find_finished(options, str(output)) is not None
+    assert not staged.parent.exists()
+    assert not list(output.glob("_part-*"))
 
 
 def empty(folder: Path) -> InferOptions:
@@ -414,5 +441,5 @@ def test_overlays_are_drawn_on_the_upright_photo(model: str, tmp_path: Path) -> 
     assert drawn == ["00000-000-0.jpg", "00001-002-0.jpg", "00002-004-0.jpg", "contact-sheet.jpg"]
     assert sheet == str(tmp_path / "output" / "overlays" / "contact-sheet.jpg")
     (source / "007.png").write_bytes(b"new")
-    with pytest.raises(ValueError, match="which is not of this inference"):
+    with pytest.raises(ValueError, match="which another infer run wrote"):
         write_overlays(options, str(tmp_path / "output"), 3)

@@ -18,11 +18,12 @@ from glefld.schema import Manifest
 from glefld.scoring import oks
 from glefld.scoring.evaluation import evaluation_json
 from glefld.synthetic.deepfashion2 import write_dataset
-from pipelines.evaluate import Workers, baselines, evaluate_checkpoint
+from pipelines.evaluate import Tasks, baselines, evaluate_checkpoint
 from pipelines.ingest.plan import IngestOptions, make_plan
-from pipelines.ingest.run import ingest, prepare
-from pipelines.ingest.shard import ShardJob, write_shard
+from pipelines.ingest.run import ingest, output_at, prepare
+from pipelines.ingest.shard import ShardSettings, write_shard
 from pipelines.ingest.source import open_source
+from pipelines.resumable import to_bytes
 from tests.dots import card
 from tests.raw_layouts import deepfashion2_files, deepfashion2_item, write_archive, write_files
 
@@ -56,12 +57,14 @@ def shards(source: str, output: Path, **options: Any) -> tuple[list[dict[str, An
     """All rows and rejects that the tasks of an ingest write."""
     chosen = IngestOptions("deepfashion2", source, **options)
     plan = make_plan(chosen, open_source(source, "", "split-images"))
-    job = ShardJob(plan.archive, str(output), LABELS.landmark_set, chosen.margin, 0.1, plan.key)
+    settings = ShardSettings(
+        plan.archive, output_at(str(output)), LABELS.landmark_set, chosen.margin, 0.1, plan.key
+    )
     rejects = list(plan.rejects)
     rows = []
     for shard in plan.shards:
-        row = {"split": shard.split, "index": shard.index, "rows": shard.to_bytes()}
-        write_shard(row, job, frozenset())
+        row = {"split": shard.split, "index": shard.index, "rows": to_bytes(shard.rows.combine_chunks())}
+        write_shard(row, settings, frozenset())
         rows += pq.ParquetFile(output / shard.path).read().to_pylist()
     for path in output.glob("_rejects/*"):
         rejects += pq.read_table(path).to_pylist()
@@ -98,7 +101,7 @@ def test_every_place_gives_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_a_photo_is_read_once_for_its_garments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines.ingest.run import shard as module
+    from pipelines.ingest import shard as module
 
     source = raw(tmp_path / "raw", "a zip a split", deepfashion2_files(PHOTOS))
     decoded: list[int] = []
@@ -176,7 +179,7 @@ def test_the_same_score_on_any_number_of_workers(synthesised: str, tmp_path: Pat
     checkpoint.save(
         url, build_model("gle", config, manifest.labels).eval(), card("gle", config, manifest.labels, 32)
     )
-    reports = [evaluate_checkpoint(url, synthesised, "train", Workers(number)) for number in (1, 2, 3)]
+    reports = [evaluate_checkpoint(url, synthesised, "train", Tasks(number)) for number in (1, 2, 3)]
     scores = [dataclasses.asdict(report.oks) for report in reports]
     assert scores[0] == scores[1] == scores[2]
     value = evaluation_json(

@@ -180,7 +180,7 @@ def test_a_shard_that_storage_has_lost_is_told(tmp_path: Path) -> None:
             (output / plan.shards[1].path).unlink(missing_ok=True)
 
     with pytest.raises(
-        OSError, match=r"1 shards, .* are not whole there: the same command writes them again"
+        OSError, match=r"1 shards .* are not complete there: the same command writes them again"
     ):
         ingest(plan, str(output), lose)
     assert not (output / "manifest.json").exists()
@@ -201,7 +201,7 @@ def test_a_finished_data_set_is_left_alone(tmp_path: Path) -> None:
         find_finished(other, str(output))
     assert files(output) == before
     (output / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="which is not of this ingest"):
+    with pytest.raises(ValueError, match="which another ingest run wrote"):
         ingest(prepare(other, str(output)), str(output), lambda done, total: None)
     with pytest.raises(ValueError, match="not a finished data set"):
         open_dataset(str(output))
@@ -223,7 +223,7 @@ def test_an_archive_that_goes_away_is_the_users_to_mend(tmp_path: Path) -> None:
     output = tmp_path / "output"
     plan = prepare(options, str(output))
     gone = dataclasses.replace(plan, archive=Archive(str(tmp_path / "gone.zip"), "gone.zip", "zip"))
-    with pytest.raises(ValueError, match=r"FileNotFoundError: .*gone\.zip"):
+    with pytest.raises(OSError, match=r"FileNotFoundError: .*gone\.zip"):
         ingest(gone, str(output), lambda done, total: None)
     assert not (output / "manifest.json").exists()
 

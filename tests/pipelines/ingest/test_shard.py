@@ -13,8 +13,9 @@ from PIL import Image
 
 from glefld.schema import FASHION8, REJECT_SCHEMA, sample_schema
 from pipelines.ingest.plan import IngestOptions, PlannedShard
-from pipelines.ingest.run import prepare
-from pipelines.ingest.shard import FOOTER, ROW_GROUP, ShardJob, crop_box, shard_path, write_shard
+from pipelines.ingest.run import output_at, prepare
+from pipelines.ingest.shard import ShardSettings, crop_box, shard_path, write_shard
+from pipelines.resumable import ROW_GROUP, to_bytes
 from tests.raw_layouts import Row, jpeg, write_fld
 
 
@@ -31,9 +32,11 @@ def shard(
     output = tmp_path / "output"
     plan = prepare(chosen, str(output))
     planned = PlannedShard("train", 0, pa.concat_tables(part.rows for part in plan.shards))
-    job = ShardJob(plan.archive, str(output), FASHION8, chosen.margin, chosen.landmark_tolerance, plan.key)
-    row = {"split": planned.split, "index": planned.index, "rows": planned.to_bytes()}
-    write_shard(row, job, held_out)
+    settings = ShardSettings(
+        plan.archive, output_at(str(output)), FASHION8, chosen.margin, chosen.landmark_tolerance, plan.key
+    )
+    row = {"split": planned.split, "index": planned.index, "rows": to_bytes(planned.rows.combine_chunks())}
+    write_shard(row, settings, held_out)
     rejects = list(plan.rejects)
     for path in output.glob("_rejects/*.parquet"):
         rejects += pq.read_table(path, schema=REJECT_SCHEMA).to_pylist()
@@ -184,5 +187,5 @@ def test_a_shard_is_as_the_schema_says(tmp_path: Path) -> None:
     assert [group.num_rows for group in groups] == [ROW_GROUP, 4]
     image = groups[0].column(file.schema_arrow.get_field_index("image"))
     assert (image.path_in_schema, image.compression) == ("image", "UNCOMPRESSED")
-    report = json.loads(file.metadata.metadata[FOOTER])
+    report = json.loads(file.metadata.metadata[b"glefld.ingest"])
     assert report["rows"] + sum(report["rejects"].values()) == report["rows_in"]
