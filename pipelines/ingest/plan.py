@@ -7,12 +7,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import tyro
 
 from glefld.datasets import Dataset, read_annotations
 from glefld.datasets.lists import Annotations
@@ -45,8 +44,8 @@ class IngestOptions:
     """What to store around the box, as a fraction of its size on each side; `full` stores the whole photo."""
     landmark_tolerance: float = 0.1
     """How far outside its box a landmark may lie before its row is rejected, as a fraction of the box's size."""
-    shard_mib: Annotated[int, tyro.conf.arg(metavar="MIB")] = 256
-    """Target size of one Parquet file of a large data set."""
+    shard_mib: int = 256
+    """Target size, in MiB, of one Parquet file of a large data set."""
     dedupe: bool = False
     """Keep photos whose exact bytes are also in val or test out of train."""
 
