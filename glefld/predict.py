@@ -65,7 +65,7 @@ def prepare(
         plain = (
             image.format == "JPEG"
             and image.mode in ("RGB", "L")
-            and image.info.get("adobe_transform") != 0  # RGB stored without YCbCr: not every decoder handles it
+            and image.info.get("adobe_transform") != 0  # RGB without YCbCr: few decoders expect it
             and is_whole_jpeg(data)
         )
         if not plain:

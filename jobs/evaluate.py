@@ -16,7 +16,8 @@ from glefld.datasets import Dataset
 from glefld.errors import UserError, require_between
 from glefld.schema import Split
 from glefld.scoring import evaluation
-from glefld.scoring.metrics import Baselines, Report
+from glefld.scoring.baselines import Baselines
+from glefld.scoring.metrics import Report
 from glefld.scoring.tables import oks_table, pose_lines, score_tables
 from jobs.cli import (
     Device,

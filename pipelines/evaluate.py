@@ -23,10 +23,11 @@ from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.models.system import Model
 from glefld.schema import ClassLabel, Split
-from glefld.scoring import draw, metrics, oks
+from glefld.scoring import draw, oks
+from glefld.scoring.baselines import Baselines, fit_and_score
 from glefld.scoring.evaluation import EVAL_BATCH, evaluate
 from glefld.scoring.examples import examples
-from glefld.scoring.metrics import Baselines, Counters, Report
+from glefld.scoring.metrics import Counters, Report
 from glefld.scoring.tables import as_text, score_tables
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
     """What answering the train split's mean positions and most frequent labels scores on a split."""
     manifest = open_dataset(data)
     parts = functools.partial(_truths, data)
-    return metrics.baselines(parts("train"), parts(split), manifest.labels, label)
+    return fit_and_score(parts("train"), parts(split), manifest.labels, label)
 
 
 def log_scores(

@@ -1,6 +1,6 @@
-"""What a sample is told before it becomes an input: random geometry and colour, drawn on the host, and affine maps.
+"""Data augmentation, drawn on the host as one affine map and colour factors per sample, and affine map helpers.
 
-K landmarks, S the square input's size. Frames: photo -> stored picture (a crop) -> input.
+Letters in shapes: K landmarks, S the square input's size. Frames: photo -> stored picture (a crop) -> input.
 """
 
 from dataclasses import dataclass
@@ -12,24 +12,26 @@ from glefld.errors import UserError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of the random affine map and colour; all zero leaves the picture as it is."""
+    """Ranges of the random geometry and colour; all zero leaves the picture unchanged. UserError if out of range."""
 
     mirror: float = 0.5
-    """Probability of a mirror image, with left and right landmarks swapped."""
+    """Probability of mirroring, which also swaps left and right landmarks."""
     rotate: float = 15.0
-    """Rotation, up to this many degrees either way."""
+    """Maximum rotation in degrees, in either direction."""
     scale: float = 0.2
-    """Size, up to this factor more or less."""
+    """Maximum relative change of size: 0.2 scales by up to 1.2, up or down."""
     shift: float = 0.1
-    """Shift, up to this part of the input's size either way."""
+    """Maximum shift as a fraction of the input's size, in either direction."""
     colour: float = 0.2
-    """Brightness, contrast and saturation, up to this factor more or less; hue up to 30 degrees times it."""
+    """Maximum relative change of brightness, contrast and saturation. Hue changes by up to 30 degrees times this."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mirror <= 1:
-            raise UserError(f"augmentation: mirror is a probability, not {self.mirror}")
+            raise UserError(f"augmentation: mirror is a probability from 0 to 1, not {self.mirror}")
         if not (0 <= self.scale < 1 and 0 <= self.colour < 1 and self.rotate >= 0 and self.shift >= 0):
-            raise UserError("augmentation: scale and colour must be in [0, 1), rotate and shift 0 or more")
+            raise UserError(
+                "augmentation: scale and colour must be at least 0 and below 1, rotate and shift at least 0"
+            )
 
 
 NO_AUGMENTATION = Augmentation(mirror=0, rotate=0, scale=0, shift=0, colour=0)
@@ -37,15 +39,15 @@ NO_AUGMENTATION = Augmentation(mirror=0, rotate=0, scale=0, shift=0, colour=0)
 
 @dataclass(frozen=True)
 class Draw:
-    """What one sample is told."""
+    """The augmentation drawn for one sample."""
 
-    affine: np.ndarray  # [2, 3], within the S x S input's frame
+    affine: np.ndarray  # [2, 3], in the S x S input's frame
     mirrored: bool
     colour: tuple[float, float, float, float]  # brightness, contrast, saturation, hue in degrees
 
 
 def draw_augmentation(augmentation: Augmentation, size: int, rng: np.random.Generator) -> Draw:
-    """Rotation, scale and shift about the input's centre, then perhaps a mirror."""
+    """Draw one sample's augmentation: rotation and scale about the input's centre, shift, perhaps mirroring, colour."""
     angle = np.deg2rad(rng.uniform(-augmentation.rotate, augmentation.rotate))
     scale = np.exp(rng.uniform(-1, 1) * np.log1p(augmentation.scale))
     shift = rng.uniform(-augmentation.shift, augmentation.shift, 2) * size
@@ -62,24 +64,24 @@ def draw_augmentation(augmentation: Augmentation, size: int, rng: np.random.Gene
 
 
 def compose(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """The affine map [2, 3] that does ``before``, then ``after``."""
+    """Return the affine map [2, 3] that applies ``before``, then ``after``."""
     linear = after[:, :2] @ before[:, :2]
     return np.concatenate([linear, (after[:, :2] @ before[:, 2] + after[:, 2])[:, None]], axis=1)
 
 
 def invert(affine: np.ndarray) -> np.ndarray:
-    """The inverse of affine maps [..., 2, 3]."""
+    """Return the inverses of affine maps [..., 2, 3]."""
     linear = np.linalg.inv(affine[..., :2])
     return np.concatenate([linear, -linear @ affine[..., 2:]], axis=-1)
 
 
 def transform(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Points [..., K, 2] through affine maps [..., 2, 3]."""
+    """Apply affine maps [..., 2, 3] to points [..., K, 2]."""
     return points @ np.swapaxes(affine[..., :2], -1, -2) + affine[..., None, :, 2]
 
 
 def box_to_input(box: np.ndarray, size: int) -> np.ndarray:
-    """The map that squashes a box (x1, y1, x2, y2 of the picture) to the S x S input, as the papers do: [2, 3]."""
+    """Return the map [2, 3] from a box x1 y1 x2 y2 to the S x S input; like the papers, it ignores the aspect ratio."""
     x1, y1, x2, y2 = np.asarray(box, np.float64)
     return np.array(
         [[size / (x2 - x1), 0, -x1 * size / (x2 - x1)], [0, size / (y2 - y1), -y1 * size / (y2 - y1)]]

@@ -1,9 +1,9 @@
-"""DALI: encoded bytes in, batches on the device out. One pipeline a worker, the same graph on CPU and GPU.
+"""The DALI input pipeline: encoded bytes to batches on the device, with the same graph on CPU and GPU.
 
-Decode, resize, affine, mirror, colour and normalise run in DALI. What they are told (matrix and colour of each sample)
-is drawn on the host from the seed, the epoch and the row's number, so a sample looks the same whoever loads it.
-
-b local batch, K landmarks, S the square input's size. Frames: photo -> stored picture (a crop) -> input.
+DALI decodes, resizes, warps, adjusts colour and normalises. The matrix and colour factors of each sample are drawn on
+the host from the seed, the epoch and the row number, so a sample does not depend on the worker that loads it.
+Letters in shapes: b local batch, K landmarks, S the square input's size.
+Frames: photo -> stored picture (a crop) -> input.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,34 +30,34 @@ from glefld.data.prefetch import ahead
 from glefld.data.truth import Truth
 from glefld.schema import Labels, Visibility
 
-#: ImageNet's channel statistics, which the papers' VGG16 expects. RGB, of 255.
+#: ImageNet's mean and standard deviation, RGB in 0 to 255, as torchvision's pretrained networks expect.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One encoded picture, and how it becomes an input."""
+    """One encoded picture and the transform that makes it an input."""
 
     encoded: np.ndarray  # uint8, the file's bytes
-    width: int  # as stored: the graph does not turn a picture by its EXIF tag
+    width: int  # as stored: the graph ignores the EXIF orientation
     height: int
-    to_input: np.ndarray  # [2, 3], affine, from the picture as stored
+    to_input: np.ndarray  # [2, 3], affine, from the stored picture
     colour: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 0.0)
 
 
 @dataclass
 class Batch:
-    """A rank's share of a batch. ``images`` is on the device, the rest on the host."""
+    """A rank's share of a global batch. ``images`` is on the device, everything else on the host."""
 
     images: Tensor  # [b, 3, S, S], normalised
-    landmarks: Tensor  # [b, K, 2] in the input's pixels, NaN where there is none
-    visibility: Tensor  # [b, K], swapped like the landmarks where the input is a mirror image
+    landmarks: Tensor  # [b, K, 2] in input pixels, NaN where missing
+    visibility: Tensor  # [b, K], swapped like the landmarks where mirrored
     to_photo: Tensor  # [b, 2, 3], affine, from the input to the photo
-    truth: Truth  # as annotated
+    truth: Truth  # ground truth, not augmented
 
     def weight(self, which: Literal["visible", "annotated"]) -> Tensor:
-        """[b, K]: 1 for the landmarks that train, visible (or also occluded) and within the input; else 0."""
+        """Return loss weights [b, K]: 1 for visible (or all annotated) landmarks inside the input, else 0."""
         size = self.images.shape[-1]
         within = ((self.landmarks >= 0) & (self.landmarks <= size)).all(dim=-1)  # False for NaN
         most = Visibility.VISIBLE if which == "visible" else Visibility.OCCLUDED
@@ -67,13 +67,13 @@ class Batch:
 class InputPipeline:
     """The DALI graph: lists of pictures in, [b, 3, S, S] tensors on the device out.
 
-    ``device_id`` None runs all of it on the CPU.
+    It runs on the GPU ``device_id``, or on the CPU if that is None.
     """
 
     def __init__(self, size: int, batch_size: int, device_id: int | None = None, threads: int = 2) -> None:
         self.size = size
         self.batch_size = batch_size
-        # Run by hand, one batch at a time: a prefetching pipeline would stall on a stream's last, smaller batch.
+        # Run one batch at a time: with prefetching, the pipeline would stall on the smaller last batch of a stream.
         self._pipeline: Pipeline = _graph(
             size=size,
             gpu=device_id is not None,
@@ -88,15 +88,15 @@ class InputPipeline:
         self._stream = torch.cuda.Stream(device_id) if device_id is not None else None
 
     def run(self, pictures: list[Picture]) -> Tensor:
-        """At most ``batch_size`` pictures to [b, 3, S, S]. RuntimeError if one of them cannot be decoded."""
+        """Load at most ``batch_size`` pictures as [b, 3, S, S]; RuntimeError if one of them cannot be decoded."""
         assert 0 < len(pictures) <= self.batch_size
         self._feed(pictures)
         (output,) = self._pipeline.run()
         images = torch.from_dlpack(output.as_tensor())
-        # The pipeline's buffer is used again by the next run, so the batch is copied out of it.
+        # The next run reuses the pipeline's buffer, so copy the batch out of it.
         if self._stream is None:
             return images.clone()
-        # Beside the training step's own work, which the copy must not wait for, and to its end.
+        # On its own stream the copy does not wait for the training step. Synchronise before the buffer is reused.
         with torch.cuda.stream(self._stream):
             copy = images.clone()
         self._stream.synchronize()
@@ -106,7 +106,7 @@ class InputPipeline:
     def _feed(self, pictures: list[Picture]) -> None:
         sizes, matrices = [], []
         for picture in pictures:
-            # Shrinking goes through an antialiased resize; the affine map that follows then works near scale 1.
+            # Shrink with an antialiased resize first, so that the affine map works near scale 1 and does not alias.
             scale = np.minimum(1, np.linalg.norm(picture.to_input[:, :2], axis=0))
             width = max(1, round(picture.width * scale[0]))
             height = max(1, round(picture.height * scale[1]))
@@ -146,7 +146,7 @@ def _graph(size: int, gpu: bool) -> object:
 
 
 class BatchLoader:
-    """Tables of samples to batches: the host's side of the geometry, and the DALI pipeline behind it."""
+    """Turns tables of samples into batches: computes the geometry on the host and runs the DALI pipeline."""
 
     def __init__(self, labels: Labels, pipeline: InputPipeline) -> None:
         self.labels = labels
@@ -156,9 +156,10 @@ class BatchLoader:
     def run(
         self, tables: Iterable[pa.Table], augmentation: Augmentation, seeds: Iterable[tuple[int, ...]] = ()
     ) -> Iterator[Batch]:
-        """Batches for tables of the sample schema; ``seeds`` gives each row, in order, its random stream's seed.
+        """Yield one batch per table of the sample schema, loaded ahead by a thread.
 
-        Without seeds the augmentation must be ``NO_AUGMENTATION``.
+        ``seeds`` gives the seed of each row's random stream, in row order. Without seeds the augmentation must be
+        ``NO_AUGMENTATION``.
         """
         streams = iter(seeds)
 
@@ -182,11 +183,11 @@ class BatchLoader:
         squash = np.stack([box_to_input(box, size) for box in truth.box.numpy()])
         to_input = np.stack(
             [compose(d.affine, s) for d, s in zip(draws, squash, strict=True)]
-        )  # from the photo
+        )  # from the photo, [b, 2, 3]
         mirrored = np.array([d.mirrored for d in draws])[:, None]
         names = np.where(
             mirrored, self.mirror, np.arange(len(self.mirror))
-        )  # whose coordinates each slot takes
+        )  # the landmark that each slot takes its coordinates from, [b, K]
         moved = transform(truth.points.numpy(), to_input)
         batch = Batch(
             images=torch.empty(0),
@@ -212,5 +213,5 @@ class BatchLoader:
 
 
 def to_photo(points: Tensor, affine: Tensor) -> Tensor:
-    """Points [b, K, 2] of the input through [b, 2, 3] to the photo, in float64."""
+    """Map points [b, K, 2] of the input to the photo by affine maps [b, 2, 3], in float64."""
     return points.double() @ affine[..., :2].transpose(-1, -2) + affine[:, None, :, 2]

@@ -1,4 +1,4 @@
-"""An iterator that works ahead of its consumer."""
+"""Prefetching an iterator in a thread."""
 
 import queue
 import threading
@@ -17,9 +17,9 @@ _END = object()
 
 
 def ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
-    """The same items, in order, made by a thread that stays up to ``count`` of them ahead.
+    """Yield the items in order while a thread produces up to ``count`` of them ahead.
 
-    An error of the iterable is raised here, in its turn. When this iterator is closed, the thread ends.
+    An error of the iterable is raised here, after the items before it. Closing this iterator ends the thread.
     """
     full: queue.Queue[object] = queue.Queue(maxsize=count)
     stopped = threading.Event()

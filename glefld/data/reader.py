@@ -1,7 +1,7 @@
-"""Rows of an ingested data set in a seeded order, as a rank's share of each global batch.
+"""Reading an ingested data set in a seeded order, as each rank's share of the global batches.
 
-The order comes from the seed and the epoch alone: not from timing, and not from how many workers there are. So any
-number of workers sees the same global batches, and a run goes on from a step without looking at what came before.
+The order depends only on the seed and the epoch, not on timing or the number of workers. Any number of workers
+therefore sees the same global batches, and a run resumes at any step without reading the rows before it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ from glefld.data.prefetch import ahead
 from glefld.errors import UserError
 from glefld.schema import Manifest, Split
 
-#: Rows shuffled together. Row groups are permuted over the whole split first, so this bounds memory, not mixing.
+#: Rows shuffled together. Row groups are first permuted over the whole split, so this limits memory more than mixing.
 WINDOW_ROWS = 16_384
 
 
 def shuffled(group_rows: Sequence[int], seed: int, epoch: int, window_rows: int = WINDOW_ROWS) -> np.ndarray:
-    """A permutation of all rows (int64, [sum of group_rows]) that stays within ``window_rows`` or so of a group order.
+    """Return a permutation of all rows, int64 [sum of group_rows], that reads only a window of row groups at a time.
 
-    Row groups are permuted, joined into windows of at least ``window_rows``, and rows are permuted in each window.
+    Row groups are permuted and joined into windows of at least ``window_rows`` rows; each window's rows are permuted.
     """
     rng = np.random.default_rng([seed, epoch])
     starts = np.concatenate([[0], np.cumsum(group_rows)]).astype(np.int64)
@@ -43,23 +43,25 @@ def shuffled(group_rows: Sequence[int], seed: int, epoch: int, window_rows: int 
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Steps that cover each row once in global batches of at most ``batch_size``."""
+    """Return the number of global batches of at most ``batch_size`` rows that cover each row once."""
     return -(-rows // batch_size)
 
 
 def global_batch(rows: int, batch_size: int, step: int) -> tuple[int, int]:
-    """First row and end of a step's global batch. Sizes differ by at most one, so no step is a small remainder."""
+    """Return the first row and the end of a step's global batch; batch sizes differ by at most one row."""
     steps = steps_per_epoch(rows, batch_size)
     return rows * step // steps, rows * (step + 1) // steps
 
 
 def share(first: int, end: int, rank: int, world: int) -> tuple[int, int]:
-    """A rank's contiguous part of rows [first, end); the parts of all ranks differ by at most one row."""
+    """Return a rank's contiguous share of rows [first, end); the shares differ by at most one row."""
     return first + (end - first) * rank // world, first + (end - first) * (rank + 1) // world
 
 
 @dataclass(frozen=True)
 class RowGroup:
+    """One row group of a Parquet shard."""
+
     url: str
     index: int
     rows: int
@@ -68,7 +70,7 @@ class RowGroup:
 class SplitReader:
     """The rows of one split of a data set, addressed by their number in shard order.
 
-    UserError if the data set has no such split. Footers are read once, here.
+    The Parquet footers are read once, on construction. UserError if the split has no rows.
     """
 
     def __init__(self, root: str, manifest: Manifest, split: Split, limit: int | None = None) -> None:
@@ -93,16 +95,16 @@ class SplitReader:
         self._starts = np.cumsum([0] + [group.rows for group in self.groups])
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """The epoch's order of the split's rows, [rows]."""
+        """Return the epoch's order of the split's rows, int64 [rows]."""
         order = shuffled([group.rows for group in self.groups], seed, epoch)
         return order[order < self.rows]
 
     def read(self, batches: Sequence[np.ndarray]) -> Iterator[pa.Table]:
-        """Tables of the given row numbers, in their order; a thread reads a few batches ahead."""
+        """Yield one table per batch of row numbers, rows in the given order; a thread reads a few batches ahead."""
         return ahead(self._read(batches), 4)
 
     def tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Some columns of all rows, in shard order, a row group at a time."""
+        """Yield some columns of all rows, in shard order, one row group at a time."""
         left = self.rows
         for group in self.groups:
             table = _read_group(group, columns).slice(0, left)
@@ -111,7 +113,7 @@ class SplitReader:
 
     def _read(self, batches: Sequence[np.ndarray]) -> Iterator[pa.Table]:
         group_of = [np.searchsorted(self._starts, rows, side="right") - 1 for rows in batches]
-        # A row group is kept from the batch that first needs it to the one that last does.
+        # Keep each row group from the first batch that needs it to the last one.
         last_use = {int(g): i for i, groups in enumerate(group_of) for g in np.unique(groups)}
         held: dict[int, pa.Table] = {}
         for i, (rows, groups) in enumerate(zip(batches, group_of, strict=True)):

@@ -1,6 +1,6 @@
-"""What is annotated of garments, as tensors in the photo's frame.
+"""Ground truth as tensors, in pixels of the photo.
 
-B rows, K landmarks, A attributes, T garment types of the landmark set.
+Letters in shapes: B rows, K landmarks, A attributes, T garment types of the landmark set.
 """
 
 import math
@@ -15,18 +15,18 @@ from glefld.schema import VIEWS, ClassLabel, Labels
 
 
 class Truth(NamedTuple):
-    """What is annotated of B garments, in photo pixels."""
+    """Ground truth of B garments, in photo pixels."""
 
-    points: Tensor  # [B, K, 2] float64, NaN where there is none
+    points: Tensor  # [B, K, 2] float64, NaN where missing
     visibility: Tensor  # [B, K] int64, codes of schema.Visibility
     box: Tensor  # [B, 4] float64, x1 y1 x2 y2
-    garment_type: Tensor  # [B] int64, code of the landmark set's type, -1 unknown
-    view: Tensor  # [B] int64, index into schema.VIEWS, -1 unknown
-    category: Tensor  # [B] int64, index into the categories, -1 unknown
-    attributes: Tensor  # [B, A] float32, 1 yes, 0 no, NaN unknown
+    garment_type: Tensor  # [B] int64, code of the garment type, -1 if unknown
+    view: Tensor  # [B] int64, index into schema.VIEWS, -1 if unknown
+    category: Tensor  # [B] int64, index into the categories, -1 if unknown
+    attributes: Tensor  # [B, A] float32, 1 yes, 0 no, NaN if unknown
 
     def label(self, label: ClassLabel, labels: Labels) -> Tensor:
-        """[B] int64: the index of each garment's class among ``labels.classes(label)``, -1 unknown."""
+        """Return each garment's index into ``labels.classes(label)``: [B] int64, -1 if unknown."""
         if label == "category":
             return self.category
         codes = torch.tensor([t.code for t in labels.landmark_set.garment_types])
@@ -35,7 +35,7 @@ class Truth(NamedTuple):
 
     @classmethod
     def from_arrow(cls, table: pa.Table, labels: Labels) -> Self:
-        """Of stored samples (schema.sample_schema, the images are not needed), moved from crop to photo."""
+        """Convert stored samples (``schema.sample_schema``, images optional), moving landmarks from crop to photo."""
 
         def numbers(name: str, *shape: int) -> Tensor:
             flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -58,7 +58,7 @@ class Truth(NamedTuple):
 
 
 def _many_hot(rows: list[list[int] | None], count: int) -> Tensor:
-    """[B, A]: lists of indices as ones among zeros, NaN for a row without a list."""
+    """Return lists of indices as rows of ones and zeros, [B, A]; a row without a list is NaN."""
     result = torch.zeros(len(rows), count)
     for row, indices in zip(result, rows, strict=True):
         if indices is None:
@@ -69,6 +69,6 @@ def _many_hot(rows: list[list[int] | None], count: int) -> Tensor:
 
 
 def type_slot(garment_type: Tensor, codes: Tensor) -> Tensor:
-    """[B] type codes -> [B] places among the T codes [T]; T for an unknown type."""
+    """Return the position of each garment type [B] among the T codes [T]; T if unknown."""
     known = garment_type[:, None] == codes
     return torch.cat([known, ~known.any(dim=1, keepdim=True)], dim=1).int().argmax(dim=1)

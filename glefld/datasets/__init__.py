@@ -1,4 +1,4 @@
-"""Raw layouts to one Arrow table of annotations: one file a layout, chosen by name."""
+"""Readers of raw data set layouts. Each layout has its own file and becomes one Arrow table of annotations."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -7,13 +7,13 @@ from glefld.datasets import deepfashion, deepfashion2, deepfashion_fine, fld, im
 from glefld.datasets.lists import Annotations, ListFiles
 
 Dataset = Literal["fld", "deepfashion", "deepfashion-fine", "deepfashion2", "image-folder"]
-#: Where a layout has its photos, and from where on it names them: an ``img`` archive or folder, the splits' folders, or
-#: ``image`` in each split's, whose ``annos`` has a JSON a photo.
+#: Where a layout keeps its photos. img: an ``img`` archive or folder. splits: one folder per split. split-images:
+#: ``image`` inside each split's folder, next to ``annos`` with one JSON file per photo.
 PhotoPlace = Literal["img", "splits", "split-images"]
 
 
 class Layout(NamedTuple):
-    """A line of ``LAYOUTS``."""
+    """An entry of ``LAYOUTS``: the reader of the lists, and where the photos are."""
 
     read: Callable[[ListFiles], Annotations]
     photos: PhotoPlace = "img"
@@ -29,5 +29,5 @@ LAYOUTS: dict[Dataset, Layout] = {
 
 
 def read_annotations(dataset: Dataset, lists: ListFiles) -> Annotations:
-    """Every row of the data set's lists; UserError names a missing list or the line that cannot be read."""
+    """Read all rows of a data set's lists; UserError names the missing list or the line that cannot be read."""
     return LAYOUTS[dataset].read(lists)

@@ -1,4 +1,7 @@
-"""DeepFashion-C (Category and Attribute Prediction), coarse: landmark lists, a category, 1,000 attributes."""
+"""DeepFashion's Category and Attribute Prediction benchmark, coarse lists: landmarks, category, 1,000 attributes.
+
+Liu et al., "DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich Annotations", CVPR 2016.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +23,9 @@ ATTRIBUTE_TYPES = ("texture", "fabric", "shape", "part", "style")
 
 
 def read(lists: ListFiles) -> Annotations:
-    """The benchmark's rows; category and attributes are null where their lists are absent.
+    """Read the benchmark's rows. Category and attributes are null if their lists are missing.
 
-    UserError names a missing list or the line that cannot be read.
+    UserError names the missing required list or the line that cannot be read.
     """
     attributes = attribute_names(lists.find("list_attr_cloth.txt", FOLDERS))
     extra = []
@@ -39,27 +42,31 @@ def read(lists: ListFiles) -> Annotations:
 
 
 def used_categories(table: pa.Table, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The categories up to the largest label: the list's last ones were merged into Dress and label no photo."""
+    """Return the categories up to the largest label in use: the last ones of the list were merged into Dress."""
     largest = pc.max(table["category"]).as_py()
     return names[: largest or 0]
 
 
 def attribute_names(file: ListFile | None) -> tuple[Attribute, ...]:
+    """Read ``list_attr_cloth.txt``: the attributes and their types; empty without the file."""
     return tuple(Attribute(name, type_) for name, type_ in name_and_type(file)) if file is not None else ()
 
 
 def categories_and_types(lists: ListFiles, folders: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
-    """The 50 categories and the garment type of each; empty without their list."""
+    """Read ``list_category_cloth.txt``: the 50 categories and the garment type of each; empty without the list.
+
+    UserError if it names an unknown garment type.
+    """
     if (file := lists.find("list_category_cloth.txt", folders)) is None:
         return ()
     categories = name_and_type(file)
     if unknown := {type_ for _, type_ in categories} - {garment.code for garment in FASHION8.garment_types}:
-        raise UserError(f"{file.path}: garment types {sorted(unknown)} are unknown")
+        raise UserError(f"{file.path}: unknown garment types {sorted(unknown)}")
     return categories
 
 
 def category_list(file: ListFile) -> pa.Table:
-    """``list_category_img.txt``: photo and its 1-based category."""
+    """Read ``list_category_img.txt``: photo and its 1-based category."""
     photos, categories = [], []
     for number, line in file.rows():
         photo, *tokens = line.split()
@@ -69,14 +76,14 @@ def category_list(file: ListFile) -> pa.Table:
 
 
 def attribute_list(file: ListFile, count: int) -> pa.Table:
-    """``list_attr_img.txt``: photo and the indices of the attributes with value 1 (-1 is no, 0 unknown)."""
+    """Read ``list_attr_img.txt``: photo and the indices of its attributes with value 1 (-1 is no, 0 is unknown)."""
     photos, attributes = [], []
     for number, line in file.rows():
         photo, _, values = line.strip().partition(" ")
         present = np.fromstring(values, np.int8, sep=" ")
         if len(present) != count:
             raise file.error(
-                number, f"{count} values were expected (list_attr_cloth.txt), not {len(present)}"
+                number, f"expected {count} values, one per row of list_attr_cloth.txt, got {len(present)}"
             )
         photos.append(photo)
         attributes.append(np.flatnonzero(present == 1).astype(np.int16))

@@ -1,16 +1,20 @@
-"""DeepFashion2: one JSON a photo with several garments, each with its category's landmarks and its mask's polygons.
+"""DeepFashion2: one JSON file per photo with several garments, each with landmarks and mask polygons.
 
-``train/annos/000001.json`` belongs to ``train/image/000001.jpg``, likewise ``validation`` and, should somebody have
-it, ``test``. What is made of a garment (``item1``, ``item2``, ...):
+Ge et al., "DeepFashion2: A Versatile Benchmark for Detection, Pose Estimation, Segmentation and Re-Identification of
+Clothing Images", CVPR 2019 (https://arxiv.org/abs/1901.07973).
 
-- Visibility v 2 is visible and 1 occluded. v 0 (not labelled) becomes cut off: a landmark that the garment's category
-  has but this annotation does not place, mostly because it is out of the picture; absent (3) stays for the other
-  categories' slots.
-- Category and garment type are both its ``category_id``.
-- Viewpoint 2 is the front; 3 is the side or the back and 1 a garment that nobody wears, so they say no view.
-- The area is its polygons', whose parts do not overlap; null where there are none.
+``train/annos/000001.json`` annotates ``train/image/000001.jpg``; ``validation`` and, if present, ``test`` are alike.
+A garment (``item1``, ``item2``, ...) is converted as follows:
 
-Half a million garments of 294 slots would fill gigabytes: landmarks are packed, as ``lists.ANNOTATIONS`` allows.
+- Visibility: v 2 is visible and v 1 occluded. v 0 (not labelled) becomes cut off, since such a landmark is mostly
+  outside the picture. Absent (3) is for the landmarks of the other categories.
+- Category and garment type are both the ``category_id``.
+- View: viewpoint 2 is the front. Viewpoint 3 is the side or the back and 1 a garment that is not worn, so their view
+  is null.
+- Area: the sum over the polygons, which do not overlap; null without polygons.
+
+Landmarks are stored packed (see ``lists.ANNOTATIONS``): with all 294 slots, half a million garments would take
+gigabytes.
 """
 
 import dataclasses
@@ -37,19 +41,19 @@ from glefld.datasets.lists import (
 from glefld.errors import UserError
 from glefld.schema import Labels, Visibility
 
-#: The folders, and the splits that they are.
+#: The split that each folder holds.
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 LABELS = Labels(DEEPFASHION2, tuple(name for name, _ in CATEGORIES))
 VISIBILITY = {2: Visibility.VISIBLE, 1: Visibility.OCCLUDED, 0: Visibility.CUT_OFF}
 FRONTAL = 2
-CHUNK = 8192  # rows made at a time
+CHUNK = 8192  # rows per table
 _ITEM = re.compile(r"item(\d+)")
 _PLACE = re.compile(rf"(?:^|.*[/:])({'|'.join(SPLITS)})/annos/([^/]+)\.json", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Garment:
-    """One row: ``sample_id`` ends in the garment's number in its photo, from 0."""
+    """One row. ``sample_id`` ends in the garment's number in its photo, from 0. n landmarks of its category."""
 
     sample_id: str
     photo: str
@@ -58,12 +62,12 @@ class Garment:
     category: int
     view: str | None
     area: float | None
-    landmarks: NDArray[np.float32]  # [2n] x, y in the photo of its category's n, NaN where there is none
+    landmarks: NDArray[np.float32]  # [2n] x, y in photo pixels, NaN where missing
     visibility: NDArray[np.int8]  # [n]
 
 
 def read(lists: ListFiles) -> Annotations:
-    """A row for each item of each photo's JSON; UserError names the file that cannot be read."""
+    """Read one row per item of each photo's JSON; UserError names the file that cannot be read."""
     seen: set[str] = set()
     tables = []
     garments = itertools.chain.from_iterable(read_photo(name, data) for name, data in lists.documents())
@@ -75,22 +79,22 @@ def read(lists: ListFiles) -> Annotations:
         tables.append(_table(chunk, duplicates))
     if not tables:
         raise UserError(
-            f"{lists.source}: no annotation was found: train/annos/000001.json or validation/annos/... was expected"
+            f"{lists.source}: no annotations found. Expected files such as train/annos/000001.json"
         )
     return Annotations(pa.concat_tables(tables), LABELS)
 
 
 def read_photo(name: str, data: bytes) -> Iterator[Garment]:
-    """The garments of one photo from its JSON file; UserError names the file and the item that is wrong."""
+    """Yield the garments of one photo's JSON file; UserError names the file and the item that is wrong."""
     if (place := _PLACE.fullmatch(name)) is None:
-        raise UserError(f"{name}: train/annos/NAME.json or validation/annos/NAME.json was expected")
+        raise UserError(f"{name}: expected train/annos/NAME.json or validation/annos/NAME.json")
     folder, stem = place[1].lower(), place[2]
     try:
         content = json.loads(data)
-    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8 or of brackets without end
-        raise UserError(f"{name} is not JSON ({error}): get it again") from error
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or nesting too deep
+        raise UserError(f"{name} is not JSON ({error}): download it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{name}: an object with item1, item2, ... was expected")
+        raise UserError(f"{name}: expected an object with item1, item2, ...")
     photo = f"{folder}/image/{stem}.jpg"
     for key, item in content.items():
         if (number := _ITEM.fullmatch(key)) is None:
@@ -104,7 +108,7 @@ def read_photo(name: str, data: bytes) -> Iterator[Garment]:
 
 
 def _garment(item: dict[str, Any], photo: str, split: str, number: int) -> Garment:
-    """KeyError, TypeError or UserError for an item that does not say what it must."""
+    """Convert one item; KeyError, TypeError or ValueError (UserError included) if it is incomplete or malformed."""
     if item["category_id"] not in range(1, len(CATEGORIES) + 1):
         raise UserError(f"category_id must be 1 to {len(CATEGORIES)}, not {item['category_id']!r}")
     category = int(item["category_id"])
@@ -139,7 +143,7 @@ def _numbers(values: Any, key: str, count: int) -> list[float]:
 
 
 def mask_area(polygons: Sequence[Sequence[float]]) -> float | None:
-    """Square pixels within polygons x1 y1 x2 y2 ...; None where nothing is within any, or a corner is not finite."""
+    """Return the area in square pixels of polygons x1 y1 x2 y2 ...; None if it is 0 or a coordinate is not finite."""
     total = 0.0
     for polygon in polygons:
         x, y = np.array(polygon[: len(polygon) // 2 * 2], np.float64).reshape(-1, 2).T

@@ -1,6 +1,7 @@
-"""DeepFashion2's 13 categories and their 294 landmarks: one output space, of which a garment fills its category's part.
+"""DeepFashion2's 13 categories and 294 landmarks. Each category has its own slots among the 294.
 
-Counts and order are the data set's (Ge et al. 2019), the sigmas those of its challenge's evaluation code.
+Counts and order are those of the data set (Ge et al., CVPR 2019, https://arxiv.org/abs/1901.07973). The sigmas are
+those of its challenge's evaluation code.
 """
 
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from itertools import accumulate
 
 from glefld.schema import GarmentType, LandmarkSet
 
-#: Name and number of landmarks; a category's id is its place here, counted from 1.
+#: Name and number of landmarks of each category. A category's id is its 1-based position here.
 CATEGORIES: tuple[tuple[str, int], ...] = (
     ("short sleeve top", 25),
     ("long sleeve top", 33),
@@ -24,7 +25,7 @@ CATEGORIES: tuple[tuple[str, int], ...] = (
     ("vest dress", 19),
     ("sling dress", 19),
 )
-#: In object keypoint similarity: how far annotators differ at each landmark, in parts of the root of the area.
+#: Sigmas for object keypoint similarity: annotators' spread at each landmark, relative to the square root of the area.
 SIGMAS: tuple[float, ...] = (
     # short sleeve top
     0.012, 0.0158, 0.0169, 0.0165, 0.0169, 0.0158, 0.0298, 0.0329, 0.0321, 0.0323, 0.034, 0.0388, 0.0452,
@@ -69,10 +70,12 @@ SIGMAS: tuple[float, ...] = (
     0.0244, 0.0297, 0.0244, 0.0208, 0.0244, 0.0297, 0.0173, 0.0616, 0.0659, 0.0712, 0.0707, 0.0685, 0.0339,
     0.0685, 0.0707, 0.0712, 0.0659, 0.0616, 0.0173,
 )  # fmt: skip
-NECK = 6  # landmarks round the neck of an upper or full-body garment; a lower one has its waist's 3
+NECK = (
+    6  # upper and full-body garments start with 6 landmarks around the neck, lower ones with 3 at the waist
+)
 WAIST = 3
 LOWER = ("shorts", "trousers", "skirt")
-#: The outwear's two front edges, which lie side by side in the middle: slots, counted from 1, and their mirror.
+#: Outwear's two front edges, side by side in the middle: 1-based slots of one edge to those of the other.
 FRONT_EDGES = {
     "short sleeve outwear": {4: 26, 16: 29, 27: 30, 28: 31},
     "long sleeve outwear": {4: 34, 20: 37, 35: 38, 36: 39},
@@ -80,11 +83,11 @@ FRONT_EDGES = {
 
 
 def _mirror(category: str, count: int) -> Iterator[int]:
-    """The mirror slot of each of a category's slots, both counted from 1.
+    """Yield the mirror slot of each of a category's slots, both 1-based.
 
-    A garment's outline is numbered round it: a run from its left to its right is turned round in a mirror. The
-    pairs of the front edges are those that the sigmas' symmetry shows; a public table has 2-6 and 4-26 of the
-    short sleeve outwear and 9-13 of the vest otherwise.
+    Landmarks are numbered around the outline from one side to the other, so mirroring reverses the order. The pairs of
+    the front edges follow from the symmetry of the sigmas. A public table of pairs differs for 2-6 and 4-26 of short
+    sleeve outwear and 9-13 of the vest.
     """
     pairs = FRONT_EDGES.get(category, {})
     pairs = pairs | {b: a for a, b in pairs.items()}

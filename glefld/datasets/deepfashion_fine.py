@@ -1,4 +1,7 @@
-"""DeepFashion-C, fine-grained: row-aligned files without header, landmarks packed by garment type."""
+"""DeepFashion's Category and Attribute Prediction benchmark, fine-grained lists.
+
+The files have no header and are aligned line by line. Landmarks are packed by garment type.
+"""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -21,7 +24,7 @@ from glefld.errors import UserError
 from glefld.schema import FASHION8, VIEWS, Labels, Visibility
 
 FOLDERS = ("Anno_fine", "Anno", "")
-#: A photo listed in two splits keeps its first row: the evaluation splits stay what the benchmark made them.
+#: A photo listed in several splits keeps its first row, so the evaluation splits stay as published.
 ORDER = ("val", "test", "train")
 ATTRIBUTE_TYPES = ("texture", "sleeve", "length", "neckline", "fabric", "fit")
 
@@ -29,10 +32,10 @@ Row = TypeVar("Row")
 
 
 def read(lists: ListFiles) -> Annotations:
-    """Train, and the other splits whose ``{split}.txt`` is there.
+    """Read train, and val and test if their ``{split}.txt`` exists.
 
-    ``_bbox`` and ``_landmards`` (the benchmark's spelling) are required for it; ``_cate``, ``_attr`` and
-    ``_view`` are optional. UserError names a missing list or the line that cannot be read.
+    A split needs ``_bbox`` and ``_landmards`` (the benchmark's spelling); ``_cate``, ``_attr`` and ``_view`` are
+    optional. UserError names the missing list or the line that cannot be read.
     """
     lists.require("train.txt", FOLDERS)
     categories = categories_and_types(lists, (*FOLDERS, "Anno_coarse"))
@@ -95,8 +98,8 @@ def _read_split(
 def _aligned(rows: list[Row], file: ListFile, photos: list[str], photo_file: ListFile) -> list[Row]:
     if len(rows) != len(photos):
         raise UserError(
-            f"{file.path} has {len(rows)} rows and {photo_file.path} has {len(photos)}: "
-            "they belong together line by line"
+            f"{file.path} has {len(rows)} rows and {photo_file.path} has {len(photos)}, but both need one line per "
+            "photo: download them again"
         )
     return rows
 
@@ -104,7 +107,7 @@ def _aligned(rows: list[Row], file: ListFile, photos: list[str], photo_file: Lis
 def _garment_type(
     points: Sequence[tuple[float, float]], category: int | None, category_types: Sequence[int]
 ) -> int:
-    """The category's type; without one, or with more slots in use than it has, by the last slot in use."""
+    """Return the category's garment type, or the smallest type with enough slots if that is unknown or too small."""
     used = max((i + 1 for i, point in enumerate(points) if point != (0, 0)), default=0)
     if category is not None and 1 <= category <= len(category_types):
         type_ = category_types[category - 1]

@@ -1,4 +1,4 @@
-"""A folder a class, as torchvision's ImageFolder reads it: ``{train,val,test}/<class>/<any depth>/photo``, no lists."""
+"""One folder per class, as in torchvision's ImageFolder: ``{train,val,test}/<class>/<any depth>/photo``, no lists."""
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +12,15 @@ LAYOUT = "{split}/<class>/<photo> is the layout"
 
 
 def read(lists: ListFiles) -> Annotations:
-    """Each photo is a row: the box is all of it, the category its folder's place among the sorted names, from 1.
+    """Read one row per photo. The box is the whole photo, the category the 1-based rank of its class by name.
 
-    UserError if train or val has no photos, a photo is in no class, or a class is not in train.
+    UserError if train or val has no photos, a photo is in no class folder, or a class has no photos in train.
     """
     photos = [photo for photo in lists.photos if is_picture(photo) and not _hidden(photo)]
     for photo in photos:
         if photo.count("/") < 2:
             expected = LAYOUT.format(split=photo.split("/")[0])
-            raise UserError(f"{lists.source}: {photo} is in no class's folder ({expected})")
+            raise UserError(f"{lists.source}: {photo} is not in a class folder ({expected})")
     splits, classes = zip(*(photo.split("/")[:2] for photo in photos), strict=True) if photos else ((), ())
     found = {split: {c for s, c in zip(splits, classes, strict=True) if s == split} for split in SPLITS}
     for split in ("train", "val"):
@@ -49,5 +49,5 @@ def read(lists: ListFiles) -> Annotations:
 
 
 def _hidden(photo: str) -> bool:
-    """Whether some program's own folder holds it (``.ipynb_checkpoints``), which would pass for a class."""
+    """Return whether a hidden folder holds the photo: ``.ipynb_checkpoints``, for example, is not a class."""
     return any(part.startswith(".") for part in photo.split("/"))

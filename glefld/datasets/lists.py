@@ -1,4 +1,4 @@
-"""What the benchmarks' list files have in common: the count on line 1, the column names on line 2, then rows.
+"""Reading the benchmarks' list files: the row count on line 1, the column names on line 2, then the rows.
 
 Letters in shapes: N rows, K landmarks of the set.
 """
@@ -19,17 +19,17 @@ import pyarrow.compute as pc
 from glefld.errors import UserError
 from glefld.schema import SPLITS, VIEWS, Labels, LandmarkSet, Visibility
 
-#: A box is clipped to its photo, so this one is the whole of any: what layouts without boxes give.
+#: Boxes are clipped to their photo, so this one covers all of it. Used by layouts without boxes.
 WHOLE_PHOTO = (-math.inf, -math.inf, math.inf, math.inf)
-#: One row a listed garment. Null is what its lists do not say; coordinates are continuous photo pixels. Landmarks and
-#: visibility are of all K landmarks or, packed, of the garment type's own in its order (``unpack``).
+#: One row per listed garment. A value that is not in the lists is null. Coordinates are continuous photo pixels.
+#: Landmarks and visibility hold either all K landmarks or, packed, only those of the garment type (``unpack``).
 ANNOTATIONS = pa.schema(
     [
         ("sample_id", pa.string()),
         ("photo", pa.string()),
         ("split", pa.string()),
-        ("duplicate", pa.bool_()),  # the photo was listed before
-        ("box", pa.list_(pa.float32(), 4)),  # WHOLE_PHOTO where there is none to annotate
+        ("duplicate", pa.bool_()),  # a row with the same photo came before
+        ("box", pa.list_(pa.float32(), 4)),  # WHOLE_PHOTO if the layout has no boxes
         ("garment_type", pa.int8()),
         ("variation", pa.int8()),
         ("category", pa.int16()),
@@ -44,7 +44,7 @@ ANNOTATIONS = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """A data set's lists: ``table`` is as ``ANNOTATIONS``; the names are empty where no list gives them."""
+    """A data set's annotations: ``table`` has the schema ``ANNOTATIONS``; names that no list gives are empty."""
 
     table: pa.Table
     labels: Labels
@@ -52,21 +52,21 @@ class Annotations:
 
 @dataclasses.dataclass(frozen=True)
 class ListFiles:
-    """What a source says of its photos: text files, by their lower-cased ``folder/name`` (``/name`` beside the photos).
+    """The annotation files of a source: text files by their lower-cased ``folder/name`` (``/name`` at the top).
 
-    ``photos`` are the paths of all that lies where photos do, for layouts whose folders are their only list;
-    ``documents`` reads the name and bytes of each JSON of a photo, for layouts that have one.
+    ``photos`` are the paths of all files where the layout keeps its photos, for layouts that have folders instead of
+    lists. ``documents`` yields the name and bytes of each photo's JSON file, for layouts that have them.
     """
 
     source: str
     files: Mapping[str, Callable[[], BinaryIO]]
     photos: Sequence[str] = ()
     documents: Callable[[], Iterable[tuple[str, bytes]]] = tuple
-    #: What was looked for in vain, for the user to see.
+    #: Names that ``find`` did not find, for the report to the user.
     absent: list[str] = dataclasses.field(default_factory=list, compare=False)
 
     def find(self, name: str, folders: Sequence[str]) -> "ListFile | None":
-        """The file in the first of these folders that has it; downloads differ in where they put a list."""
+        """Return the file from the first of these folders that has it, or None. Releases differ in their folders."""
         for folder in folders:
             if (opened := self.files.get(f"{folder}/{name}".lower())) is not None:
                 return ListFile(f"{folder}/{name}".lstrip("/"), opened)
@@ -74,76 +74,80 @@ class ListFiles:
         return None
 
     def require(self, name: str, folders: Sequence[str]) -> "ListFile":
-        """As ``find``; UserError names the list if it is in none of them."""
+        """Like ``find``, but raise UserError if no folder has the file."""
         if (found := self.find(name, folders)) is None:
             places = ", ".join(f"{folder}/" if folder else "the source itself" for folder in folders)
             raise UserError(f"{self.source}: the list {name} is missing (looked in {places})")
         return found
 
 
-#: A longer line is no list's: those of 1,000 attributes have some 3,000 characters.
+#: Longer lines are rejected. The longest real ones, with 1,000 attributes, have about 3,000 characters.
 MAX_LINE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class ListFile:
-    """One list file; its methods stream it, so that a list of a gigabyte takes no memory."""
+    """One list file. It is streamed, so that a list of a gigabyte takes no memory."""
 
     path: str
     open: Callable[[], BinaryIO]
 
     def error(self, line: int, what: str) -> UserError:
+        """Return an error that names the file and the line."""
         return UserError(f"{self.path}, line {line}: {what}")
 
     def lines(self) -> Iterator[tuple[int, str]]:
-        """Line number and text of each line that has any; UserError if the file is not text, or damaged."""
+        """Yield number and text of each non-empty line; UserError if the file is damaged or not text."""
         with self.open() as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
             try:
                 for number, line in enumerate(iter(partial(file.readline, MAX_LINE), ""), 1):
                     if len(line) == MAX_LINE:
-                        raise self.error(number, f"longer than {MAX_LINE} characters: get the list again")
+                        raise self.error(
+                            number, f"longer than {MAX_LINE} characters: download the list again"
+                        )
                     if line.strip():
                         yield number, line
             except (UnicodeDecodeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-                raise UserError(f"{self.path} cannot be read ({error}): get the list again") from error
+                raise UserError(f"{self.path} cannot be read ({error}): download the list again") from error
 
     def rows(self) -> Iterator[tuple[int, str]]:
-        """The lines after the two of the header; UserError if they are not as many as line 1 says."""
+        """Yield the lines after the two header lines; UserError if their number differs from line 1."""
         lines = self.lines()
         number, first = next(lines, (1, ""))
         try:
             count = int(first)
         except ValueError:
-            raise self.error(number, f"the number of rows was expected, not {first.strip()!r}") from None
+            raise self.error(number, f"expected the number of rows, got {first.strip()!r}") from None
         next(lines, None)
         seen = 0
         for seen, row in enumerate(lines, 1):  # noqa: B007
             yield row
         if seen != count:
             raise UserError(
-                f"{self.path}: line 1 promises {count} rows and {seen} follow: get the list again"
+                f"{self.path}: line 1 says {count} rows, but {seen} follow: download the list again"
             )
 
     def numbers(self, line: int, tokens: Sequence[str], count: int) -> list[float]:
-        """These tokens as numbers; UserError names the line if they are not, or not ``count``."""
+        """Parse ``count`` finite numbers; UserError names the line if the tokens are anything else."""
         if len(tokens) != count:
-            raise self.error(line, f"{count} numbers were expected, not {len(tokens)}")
+            raise self.error(line, f"expected {count} numbers, got {len(tokens)}")
         try:
             values = [float(token) for token in tokens]
         except ValueError as error:
             raise self.error(line, str(error)) from None
         if not all(map(math.isfinite, values)):
-            raise self.error(line, "finite numbers were expected")
+            raise self.error(line, "expected finite numbers")
         return values
 
     def choice(self, line: int, value: str, choices: Sequence[str]) -> str:
+        """Return the value if it is one of the choices; UserError names the line otherwise."""
         if value not in choices:
-            raise self.error(line, f"one of {', '.join(choices)} was expected, not {value!r}")
+            raise self.error(line, f"expected one of {', '.join(choices)}, got {value!r}")
         return value
 
 
 def name_and_type(file: ListFile) -> tuple[tuple[str, int], ...]:
-    """``list_category_cloth.txt``, ``list_attr_cloth.txt``: names may contain spaces, the type comes last."""
+    """Read ``list_category_cloth.txt`` or ``list_attr_cloth.txt``: a name, which may contain spaces, then its type."""
     pairs = []
     for number, line in file.rows():
         name, *rest = line.strip().rsplit(None, 1)
@@ -154,10 +158,10 @@ def name_and_type(file: ListFile) -> tuple[tuple[str, int], ...]:
 def spread(
     points: Sequence[tuple[float, float]], codes: Sequence[int], slots: Sequence[int], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A garment's own annotated pixels in the set's common order: [2K] float32 points, [K] int8 visibility.
+    """Put a garment's annotated pixels into K slots: [2K] float32 points and [K] int8 visibility.
 
-    An annotated pixel x is the point x + 0.5. Cut-off and absent landmarks have no point (NaN). ``0 0`` with
-    another code than cut off is absent: it is what the benchmarks write where nothing was annotated.
+    An annotated pixel x becomes the point x + 0.5. Cut-off and absent landmarks have no point (NaN). The benchmarks
+    write ``0 0`` where nothing was annotated, so ``0 0`` means absent unless its code is cut off.
     """
     landmarks = np.full(2 * k, np.nan, np.float32)
     visibility = np.full(k, Visibility.ABSENT, np.int8)
@@ -173,11 +177,11 @@ def spread(
 def unpack(
     points: np.ndarray, codes: np.ndarray, garment_type: int | None, landmark_set: LandmarkSet
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points [n, 2] and visibility [n] of a row, of all K landmarks or packed, as [K, 2] and [K]."""
+    """Return points [n, 2] and visibility [n] of a row, packed or not, as [K, 2] and [K]."""
     k = len(landmark_set)
     if len(codes) == k:
         return points, codes
-    assert garment_type is not None, "only a known garment type's landmarks can be packed"
+    assert garment_type is not None, "packed landmarks need a garment type"
     slots = list(landmark_set.garment_type(garment_type).landmarks)
     all_points = np.full((k, 2), np.nan, np.float32)
     all_codes = np.full(k, Visibility.ABSENT, np.int8)
@@ -186,7 +190,7 @@ def unpack(
 
 
 def landmark_list(file: ListFile, landmark_set: LandmarkSet) -> pa.Table:
-    """``list_landmarks.txt``: photo, garment_type, variation (null without such a column) and landmarks."""
+    """Read ``list_landmarks.txt``: photo, garment_type, variation (null without that column) and landmarks."""
     k = len(landmark_set)
     types = {garment.code: garment for garment in landmark_set.garment_types}
     photos: list[str] = []
@@ -197,8 +201,8 @@ def landmark_list(file: ListFile, landmark_set: LandmarkSet) -> pa.Table:
         photo, *tokens = line.split()
         garment = types.get(int(tokens[0])) if tokens and tokens[0].isdigit() else None
         if garment is None:
-            raise file.error(number, f"the garment's type must be one of {sorted(types)}")
-        # The benchmark's readme names a variation_type column that not every release has.
+            raise file.error(number, f"the garment type must be one of {sorted(types)}")
+        # Not every release has the variation_type column that the benchmark's readme names.
         varied = len(tokens) == 2 + 3 * len(garment.landmarks)
         values = file.numbers(number, tokens[1:], varied + 3 * len(garment.landmarks))
         triples = np.array(values[varied:]).reshape(-1, 3)
@@ -223,7 +227,7 @@ def landmark_list(file: ListFile, landmark_set: LandmarkSet) -> pa.Table:
 
 
 def box_list(file: ListFile) -> pa.Table:
-    """``list_bbox.txt``: photo and box, [N, 4]."""
+    """Read ``list_bbox.txt``: photo and box [N, 4]."""
     photos, boxes = [], []
     for number, line in file.rows():
         photo, *tokens = line.split()
@@ -233,7 +237,7 @@ def box_list(file: ListFile) -> pa.Table:
 
 
 def word_list(file: ListFile, column: str, choices: Sequence[str]) -> pa.Table:
-    """``list_eval_partition.txt`` and ``list_view.txt``: photo and one of the given words."""
+    """Read ``list_eval_partition.txt`` or ``list_view.txt``: photo and one of the given words."""
     photos, words = [], []
     for number, line in file.rows():
         photo, word, *_ = (*line.split(), "")
@@ -243,11 +247,12 @@ def word_list(file: ListFile, column: str, choices: Sequence[str]) -> pa.Table:
 
 
 def box_array(boxes: Sequence[Sequence[float]]) -> pa.Array:
+    """Return boxes [N, 4] as an Arrow array of float32 lists of 4."""
     return pa.FixedSizeListArray.from_arrays(np.asarray(boxes, np.float32).ravel(), 4)
 
 
 def list_array(rows: Sequence[np.ndarray], type_: pa.DataType) -> pa.Array:
-    """Rows of any lengths as an Arrow list array."""
+    """Return rows of any lengths as an Arrow list array."""
     offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
     values = np.concatenate(rows) if rows else np.zeros(0)
     return pa.ListArray.from_arrays(offsets, pa.array(values, type_, from_pandas=False))
@@ -256,7 +261,10 @@ def list_array(rows: Sequence[np.ndarray], type_: pa.DataType) -> pa.Array:
 def read_benchmark(
     dataset: str, lists: ListFiles, landmark_set: LandmarkSet, folders: Sequence[str], *extra: pa.Table
 ) -> pa.Table:
-    """Landmarks, boxes and partition (all required) joined by photo, ``extra`` where it has the photo."""
+    """Read a benchmark's landmarks, boxes and partition and join them by photo; ``extra`` tables may lack photos.
+
+    UserError names the missing list or the line that cannot be read.
+    """
     tables = [
         landmark_list(lists.require("list_landmarks.txt", folders), landmark_set),
         box_list(lists.require("list_bbox.txt", folders)),
@@ -268,10 +276,10 @@ def read_benchmark(
 
 
 def join(dataset: str, tables: Sequence[pa.Table], extra: Sequence[pa.Table] = ()) -> pa.Table:
-    """One row a photo listed in any of ``tables``, as ``ANNOTATIONS``; null is what its lists lack.
+    """Join tables by photo into ``ANNOTATIONS``: one row per photo in any of ``tables``, null where a table lacks it.
 
-    The second listing of a photo meets the second one of the other lists, and so on; all but the first are
-    marked as duplicates.
+    A photo listed several times is joined by occurrence, the second with the second. All but the first are marked as
+    duplicates.
     """
     keys = pa.concat_arrays([_keys(table) for table in tables]).unique()
     columns: dict[str, pa.Array] = {}
@@ -292,7 +300,7 @@ def join(dataset: str, tables: Sequence[pa.Table], extra: Sequence[pa.Table] = (
 
 
 def _keys(table: pa.Table) -> pa.Array:
-    """``n photo`` for each photo's row number n, from 0, among its own; lists are split on the space."""
+    """Return the key ``n photo`` of each row: n, from 0, counts the earlier rows of the same photo."""
     photos = table["photo"].combine_chunks()
     codes = photos.dictionary_encode().indices.to_numpy()
     order = np.argsort(codes, kind="stable")

@@ -1,4 +1,4 @@
-"""Systems trained alike, side by side: what each cost and scored, and which differences can be told from chance."""
+"""Comparing systems trained with the same recipe: scores, cost, and which differences exceed the spread over seeds."""
 
 import dataclasses
 import statistics
@@ -9,19 +9,20 @@ import matplotlib.figure
 import rich.box
 import rich.table
 
+from glefld.scoring.baselines import Baselines
 from glefld.scoring.cost import Cost
 from glefld.scoring.evaluation import EVAL_BATCH
-from glefld.scoring.metrics import Baselines, Report
+from glefld.scoring.metrics import Report
 from glefld.scoring.published import note, published
 from glefld.scoring.tables import MOST_COLUMNS, cell, short_name
 
-#: Scores beside NE, each a column where a system has it.
+#: Scores other than NE. Each gets a column if a system has it.
 BESIDE = {
     "oks_ap": "AP over\nOKS",
     "accuracy_top3": "category\ntop-3",
     "recall_at3/all": "attri-\nbutes at 3",
 }
-#: So many seeds are needed before a difference is called one.
+#: Seeds needed per system before a difference counts.
 SEEDS = 3
 
 
@@ -31,7 +32,7 @@ class Result:
 
     system: str
     seed: int
-    error: float  # what it was chosen by: NE, or what its accuracy lacks
+    error: float  # what the best checkpoint was selected by: NE, or 1 - accuracy
     ne: float | None
     ne_by_landmark: dict[str, float | None]
     numbers: dict[str, float]  # all scores, ``Report.numbers``
@@ -40,7 +41,8 @@ class Result:
 
     @classmethod
     def of(cls, report: Report, **facts: Any) -> "Result":
-        assert report.error is not None, "training has chosen a checkpoint by its error"
+        """Build a result from a report and the remaining fields."""
+        assert report.error is not None, "training selects checkpoints by the error"
         return cls(
             error=report.error,
             ne=report.ne,
@@ -52,7 +54,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One system over its seeds."""
+    """One system with the results of all its seeds."""
 
     system: str
     results: tuple[Result, ...]
@@ -60,29 +62,30 @@ class Row:
 
     @property
     def ne(self) -> float:
-        """The mean over seeds."""
+        """Mean NE over seeds."""
         return statistics.fmean(self._values())
 
     @property
     def span(self) -> tuple[float, float]:
-        """The least and the largest of the seeds."""
+        """Lowest and highest NE over seeds."""
         return min(self._values()), max(self._values())
 
     def landmark(self, name: str) -> float | None:
-        """The mean over seeds of a landmark's NE; None where it was never visible."""
+        """Return the mean over seeds of a landmark's NE; None if it was never visible."""
         values = [v for r in self.results if (v := r.ne_by_landmark[name]) is not None]
         return statistics.fmean(values) if values else None
 
     def score(self, name: str) -> float | None:
-        """The mean over seeds of one of ``Report.numbers``; None where the system has no such score."""
+        """Return the mean over seeds of one of ``Report.numbers``; None if the system does not have it."""
         values = [r.numbers[name] for r in self.results if name in r.numbers]
         return statistics.fmean(values) if values else None
 
     def differs(self, other: "Row") -> bool:
-        """Whether the nearest seeds of the two are further apart than either's own spread, with ``SEEDS`` of each.
+        """Return whether the gap between the two systems' closest seeds exceeds the spread of either one.
 
-        Two equal systems with three normal seeds each are then called different 0.7 times in 100, and one of twelve
-        equal ones worse than the best of them in 15 tables of 100.
+        Always False with fewer than ``SEEDS`` seeds each. For two equal systems with three normally distributed seeds
+        each, the false positive rate is 0.7 %. Of twelve equal systems, at least one is called worse than the best in
+        15 % of tables.
         """
         if min(len(self.results), len(other.results)) < SEEDS:
             return False
@@ -94,30 +97,30 @@ class Row:
 
 
 def rows(results: Sequence[Result], costs: Mapping[str, Cost]) -> list[Row]:
-    """The landmark systems in the order they are first met; classifiers have no NE and stand elsewhere."""
+    """Group results by system, in order of first appearance. Classifiers are left out, since they have no NE."""
     names = dict.fromkeys(r.system for r in results if r.ne is not None)
     return [Row(name, tuple(r for r in results if r.system == name), costs[name]) for name in names]
 
 
 def verdict(row: Row, best: Row) -> str:
-    """How a row stands to the best one, in a word or two."""
+    """Return how a row compares to the best one, in a few words."""
     if row is best:
         return "lowest"
     if row.differs(best):
         return "worse"
-    return "not told apart"
+    return "no clear difference"
 
 
 def table(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines) -> rich.table.Table:
-    """NE by landmark, cost and verdict of each system, beside the mean positions and the published figures."""
+    """Return a table of each system's NE by landmark, cost and verdict, with the baselines and the published figures."""
     first = compared[0].results[0]
     names = tuple(first.ne_by_landmark)
     columns = names if len(names) <= MOST_COLUMNS else ()
     seeds = max(len(row.results) for row in compared)
     result = rich.table.Table(
         title=f"normalised error on {dataset}, {split} (lower is better), {seeds} seed{'s' if seeds > 1 else ''}",
-        caption=f"worse: by more than the spread of either's seeds, of {SEEDS} or more. Parameters and multiply-adds "
-        "with what guides a system; images a second: forward, by the hardware's best precision, "
+        caption=f"worse: by more than the spread over either's seeds, with at least {SEEDS} seeds. Parameters and "
+        "multiply-adds include a system's guide. Images per second: forward pass in the hardware's best precision, "
         f"batches of {EVAL_BATCH}",
         box=rich.box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -131,9 +134,9 @@ def table(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines
     beside = [name for name in BESIDE if any(row.score(name) is not None for row in compared)]
     for name in beside:
         result.add_column(BESIDE[name], justify="right")
-    for head in ("M para-\nmeters", "G multi-\nply-adds", "images\na second"):
+    for head in ("M para-\nmeters", "G multi-\nply-adds", "images\nper second"):
         result.add_column(head, justify="right")
-    result.add_column("beside\nthe lowest")
+    result.add_column("against\nthe lowest")
     result.add_row("measured here", style="italic")
     for label, scores in (
         ("mean position", baseline.mean_position),
@@ -166,7 +169,7 @@ def table(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines
 
 
 def chart(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines) -> matplotlib.figure.Figure:
-    """Each system's mean NE and the span of its seeds, with the published averages beneath."""
+    """Return a chart of each system's mean NE and its span over seeds, with the published averages below."""
     systems = published(dataset, tuple(compared[0].results[0].ne_by_landmark))
     figure = matplotlib.figure.Figure(
         figsize=(8, 1.6 + 0.3 * (len(compared) + len(systems))), dpi=130, layout="constrained"
@@ -202,7 +205,7 @@ def chart(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("normalised error, mean and span of the seeds (lower is better)")
-    axes.set_title(f"{dataset}, {split}: systems trained alike", fontsize=10)
+    axes.set_title(f"{dataset}, {split}: systems trained with the same recipe", fontsize=10)
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

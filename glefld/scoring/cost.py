@@ -1,4 +1,4 @@
-"""What a system costs: parameters, multiply-adds, images a second."""
+"""The cost of a system: parameters, multiply-adds, images per second."""
 
 import dataclasses
 import statistics
@@ -10,35 +10,36 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glefld.models.system import Model
 
-#: Batches timed, after as many that are not.
+#: Batches timed, after as many warm-up batches.
 TIMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a model, on the machine it was measured on."""
+    """A model's cost, on the machine it was measured on."""
 
-    parameters: int  # frozen ones too
-    multiply_adds: int  # of one input
-    images_per_second: float  # forward
+    parameters: int  # including frozen ones
+    multiply_adds: int  # per input, forward
+    images_per_second: float  # forward pass
 
 
 def measure(model: Model, size: int, batch_size: int, dtype: torch.dtype) -> Cost:
+    """Measure a model's cost for inputs of ``size`` pixels, on the device the model is on."""
     return Cost(
         parameters(model), multiply_adds(model, size), images_per_second(model, size, batch_size, dtype)
     )
 
 
 def parameters(model: Model) -> int:
-    """All of them, a frozen guide's too."""
+    """Return the number of parameters, a frozen guide's included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @torch.no_grad()
 def multiply_adds(model: Model, size: int) -> int:
-    """Of one input of this size, forward; a guide's Grad-CAM with its backward pass."""
+    """Return the multiply-adds of one input's forward pass, including the backward pass of a guide's Grad-CAM."""
     device = next(model.parameters()).device
-    # The fused attention kernels of a CPU are not counted; the plain products are.
+    # The counter does not see the CPU's fused attention kernels, so use the plain ones.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model.eval()(torch.zeros(1, 3, size, size, device=device))
     return counter.get_total_flops() // 2
@@ -46,7 +47,7 @@ def multiply_adds(model: Model, size: int) -> int:
 
 @torch.no_grad()
 def images_per_second(model: Model, size: int, batch_size: int, dtype: torch.dtype) -> float:
-    """Inputs a second, forward, in channels-last order: the median of ``TIMED`` batches."""
+    """Return inputs per second of the forward pass, channels-last: the median over ``TIMED`` batches."""
     device = next(model.parameters()).device
     model = model.eval().to(memory_format=torch.channels_last)
     images = torch.zeros(batch_size, 3, size, size, device=device).contiguous(

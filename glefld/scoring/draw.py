@@ -1,8 +1,8 @@
-"""Pictures of landmarks: overlays, contact sheets and the chart of NE by landmark. Arrays in, pictures out.
+"""Pictures of landmarks: overlays, contact sheets and the chart of NE by landmark.
 
-The garment's right side is red, its left yellow, what has no side blue. Truth is a ring (broken where
-occluded), a prediction a filled dot, and a thin line leads from one to the other. Every mark has a dark rim,
-so that it can be seen on any cloth.
+Landmarks on the garment's right side are red, those on the left yellow, those in the middle blue. Ground truth is a
+ring (broken if occluded), a prediction a filled dot, and a thin line joins the two. Every mark has a dark rim, so that
+it is visible on any cloth.
 """
 
 import math
@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from glefld.schema import LandmarkSet, Visibility
-from glefld.scoring.metrics import Baselines, Report
+from glefld.scoring.baselines import Baselines
+from glefld.scoring.metrics import Report
 from glefld.scoring.published import note, published
 from glefld.scoring.tables import MOST_COLUMNS, short_name
 
@@ -28,11 +29,11 @@ RIM = (20, 20, 20)
 PAPER = (250, 250, 250)
 INK = (30, 30, 30)
 MARKERS = "v^<>Dsp"
-SMOOTH = 4  # marks are drawn this much larger and shrunk: Pillow does not smooth edges
+SMOOTH = 4  # supersampling factor of marks, since Pillow does not antialias
 
 
 def sides(landmark_set: LandmarkSet) -> list[Side]:
-    """Each landmark's side: middle if it is its own mirror, else by name, else a pair's first is left."""
+    """Return each landmark's side: middle if it is its own mirror, else by its name, else the first of a pair is left."""
     result: list[Side] = []
     for i, (name, partner) in enumerate(zip(landmark_set.landmarks, landmark_set.mirror, strict=True)):
         if partner == i:
@@ -56,15 +57,15 @@ def overlay(
     names: bool = False,
     long_side: int = 512,
 ) -> Image.Image:
-    """The picture, scaled to ``long_side`` pixels, with its landmarks.
+    """Draw landmarks on a picture scaled to ``long_side`` pixels.
 
-    image: PIL, or [H, W, 3] uint8. predicted, truth: [K, 2] pixels of the picture as given; NaN is not drawn.
-    visibility: [K] codes, without which all of the truth is visible; predictions are drawn only where the
-    truth is visible or occluded. score: [K] 0 to 1, fades what the model doubts. box: x1 y1 x2 y2.
+    image: PIL, or [H, W, 3] uint8. predicted, truth: [K, 2] in pixels of the given picture; NaN is not drawn.
+    visibility: [K] codes; landmarks that are neither visible nor occluded are not drawn. None draws all as visible.
+    score: [K], 0 to 1; predictions with a low score are faded. box: x1 y1 x2 y2. names: write the landmarks' names.
     """
     picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
     scale = long_side / max(picture.size)
-    # A side may round by half a pixel: marks follow the picture as it became.
+    # Rounding changes each side by up to half a pixel, so scale the marks to the actual size.
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     to_marks = np.array(size) / picture.size * SMOOTH
     picture = picture.resize(size, Image.Resampling.LANCZOS)
@@ -81,7 +82,7 @@ def overlay(
 
     marks = Image.new("RGBA", (size[0] * SMOOTH, size[1] * SMOOTH))
     draw = ImageDraw.Draw(marks)
-    unit = SMOOTH * max(1.0, long_side / 256)  # a mark's size follows the picture's
+    unit = SMOOTH * max(1.0, long_side / 256)  # marks scale with the picture
     if box is not None:
         corners = [*(np.array(box[:2]) * to_marks), *(np.array(box[2:]) * to_marks)]
         draw.rectangle(corners, outline=(*RIM, 160), width=round(2.5 * unit))
@@ -117,9 +118,10 @@ def contact_sheet(
     title: str = "",
     legend: Literal["truth", "predictions", "none"] = "truth",
 ) -> Image.Image:
-    """Captioned pictures, row by row in squares of ``tile`` pixels, under a title and over a legend.
+    """Lay out captioned pictures in rows of square tiles, with a title above and a legend below.
 
-    The legend explains predictions beside the truth, predictions alone, or there is none.
+    tile: side of a tile in pixels. legend: explains predictions and ground truth, predictions only, or is left out.
+    ValueError without pictures or columns.
     """
     if not tiles or columns < 1:
         raise ValueError("a contact sheet needs at least one picture and one column")
@@ -148,7 +150,7 @@ def contact_sheet(
 
 
 def ne_chart(dataset: str, report: Report, baseline: Baselines | None = None) -> matplotlib.figure.Figure:
-    """NE by landmark and on average as bars, with the baselines' and the published figures as marks."""
+    """Return a bar chart of NE by landmark and on average, with the baselines and published figures as marks."""
     names = list(report.ne_by_landmark)
     few = len(names) <= MOST_COLUMNS
     places = np.arange(len(names) + 1)
@@ -158,7 +160,7 @@ def ne_chart(dataset: str, report: Report, baseline: Baselines | None = None) ->
     bars = axes.bar(places, ours, 0.62, color="#9db8d9", edgecolor="#3b5b83", label="this run", zorder=2)
     handles: list[Any] = [bars]
     if few:
-        # At the bars' feet, below every mark.
+        # At the foot of the bars, where no mark hides them.
         for place, value in zip(places[~np.isnan(ours)], ours[~np.isnan(ours)], strict=True):
             foot = axes.annotate(f"{value:.3f}", (place, 0), (0, 3), textcoords="offset points")
             foot.set(fontsize=8, fontweight="bold", horizontalalignment="center")
@@ -196,7 +198,7 @@ def ne_chart(dataset: str, report: Report, baseline: Baselines | None = None) ->
 
 
 def _column(report: Report) -> np.ndarray:
-    """[K + 1]: NE by landmark and the average, NaN where nothing was counted."""
+    """Return NE by landmark and the average, [K + 1]; NaN where nothing was counted."""
     return np.array([math.nan if v is None else v for v in (*report.ne_by_landmark.values(), report.ne)])
 
 
@@ -207,7 +209,7 @@ def _disc(draw: ImageDraw.ImageDraw, at: np.ndarray, radius: float, colour: tupl
 def _ring(
     draw: ImageDraw.ImageDraw, at: np.ndarray, unit: float, colour: tuple[int, ...], broken: bool
 ) -> None:
-    """A coloured circle between two dark ones; in four pieces where broken."""
+    """Draw a coloured ring with dark edges, or four arcs of it if broken."""
     pieces = [(start + 12, start + 78) for start in range(0, 360, 90)] if broken else [(0, 360)]
     for radius, width, ink in ((6.0, 3.2, RIM), (5.2, 1.6, colour)):
         for start, end in pieces:
@@ -222,7 +224,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _fitted(caption: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The caption, its end cut off with an ellipsis where it is wider than the tile."""
+    """Return the caption, shortened with an ellipsis if it is wider than the tile."""
     if font.getlength(caption) <= width:
         return caption
     while caption and font.getlength(caption + "…") > width:
@@ -231,7 +233,7 @@ def _fitted(caption: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def _legend(width: int, font: ImageFont.FreeTypeFont, truth: bool) -> Image.Image:
-    """What the marks mean, in as many lines as a sheet of this width needs."""
+    """Return the legend, wrapped to a sheet of this width."""
     grey = (150, 150, 150)
     entries = [("left", COLOURS["left"], "disc"), ("right", COLOURS["right"], "disc")]
     if truth:

@@ -1,4 +1,4 @@
-"""A model over the rows of a split, in fp32: counters of what it got right."""
+"""Evaluating a model on a split, in fp32."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,10 @@ from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.data.loader import Batch, BatchLoader, to_photo
 from glefld.data.reader import SplitReader
 from glefld.models.system import Model, Output
-from glefld.scoring.metrics import Baselines, Counters, Report
+from glefld.scoring.baselines import Baselines
+from glefld.scoring.metrics import Counters, Report
 
-#: Rows of a batch. Fixed, so that the same rows share a batch on any number of workers.
+#: Batch size. It is fixed, so that the same rows share a batch on any number of workers.
 EVAL_BATCH = 32
 
 
@@ -26,10 +27,10 @@ def evaluate(
     world: int,
     on_landmarks: Callable[[Batch, Tensor, Tensor], object] = lambda batch, points, heights: None,
 ) -> Counters:
-    """Counters of a rank's batches of the split; those of all ranks add up to the split's, each row once.
+    """Evaluate a rank's share of the split; the counters of all ranks add up to those of the split.
 
-    Ranks take whole batches in turn, so a row's prediction does not depend on how many ranks there are.
-    ``on_landmarks`` gets each batch with its predicted points [b, K, 2], in the photo, and their peaks' heights [b, K].
+    Ranks take whole batches in turn, so a row's prediction does not depend on the number of ranks. ``on_landmarks`` is
+    called with each batch, its predicted points [b, K, 2] in photo pixels and their peak heights [b, K].
     """
     was_training = model.training
     model.eval()
@@ -48,23 +49,24 @@ def evaluate(
 
 
 def count_labels(counters: Counters, model: Model, output: Output, batch: Batch) -> None:
-    """Score what the model says of a batch's classes and attributes."""
+    """Add the scores of a batch's predicted classes and attributes to the counters."""
     if output.classes is not None:
         target = batch.truth.label(model.label, model.labels)
         counters.add_classes(output.classes.float().cpu(), target)
     if output.attributes is not None:
-        # The released code ranks by the logit of yes; softmax over no and yes would rank alike for equal no's only.
+        # Rank by the logit of yes, as Liu & Lu's released code does. A softmax over no and yes would rank differently.
         counters.add_attributes(output.attributes[..., 1].float().cpu(), batch.truth.attributes)
 
 
 def run_model(model: Model, batch: Batch) -> Output:
-    # cuDNN's convolutions would round fp32 to TF32 by default, and choose their algorithm by the moment.
+    """Run the model on a batch's images, deterministically and in full fp32."""
+    # By default cuDNN's convolutions round fp32 to TF32, and their algorithm can vary between runs.
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         return model(batch.images.contiguous(memory_format=torch.channels_last))
 
 
 def predicted_points(model: Model, heatmaps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """[b, K, 2] in the photo's pixels, float64, and the peaks' heights [b, K], on the host."""
+    """Decode heatmaps to points [b, K, 2] in photo pixels, float64, and peak heights [b, K], both on the host."""
     landmarks, heights = model.codec.decode(heatmaps)
     return to_photo(landmarks.cpu(), batch.to_photo), heights.cpu()
 
@@ -72,9 +74,9 @@ def predicted_points(model: Model, heatmaps: Tensor, batch: Batch) -> tuple[Tens
 def evaluation_json(
     report: Report, *, dataset: str, split: str, checkpoint: str, baseline: Baselines | None
 ) -> dict[str, Any]:
-    """What ``jobs.evaluate`` writes; None (JSON null) where nothing was counted or there is no baseline.
+    """Return the JSON value that ``jobs.evaluate`` writes; None where nothing was counted or without a baseline.
 
-    ``oks_ap`` is there where the score is defined.
+    ``oks_ap`` is present only if that score is defined for the data set.
     """
     return {
         "dataset": dataset,

@@ -1,4 +1,4 @@
-"""Pictures of what a model predicts beside the truth."""
+"""Example pictures with predictions and ground truth."""
 
 import io
 
@@ -20,7 +20,7 @@ from glefld.scoring.metrics import Counters
 def examples(
     model: Model, rows: SplitReader, loader: BatchLoader, number: int
 ) -> list[tuple[Image.Image, str]]:
-    """Captioned pictures of what is predicted beside the truth: up to ``EVAL_BATCH`` rows all over the split."""
+    """Return captioned pictures with predictions and ground truth, of up to ``EVAL_BATCH`` rows spread over the split."""
     chosen = np.unique(np.linspace(0, rows.rows - 1, min(number, EVAL_BATCH)).astype(np.int64))
     (table,) = rows.read([chosen])
     (batch,) = loader.run([table], NO_AUGMENTATION)
@@ -53,7 +53,7 @@ def examples(
 
 
 def _classified(model: Model, output: Output, batch: Batch) -> list[str]:
-    """What the classifier says of each row, and the truth where it differs."""
+    """Return each row's predicted label as text, with the true one if it differs."""
     if output.classes is not None:
         names = model.labels.classes(model.label)
         target = batch.truth.label(model.label, model.labels).tolist()

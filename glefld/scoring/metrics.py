@@ -1,4 +1,4 @@
-"""The scores: counters that add up across batches and ranks, their report, and baselines that see no picture.
+"""The scores: counters that add up across batches and ranks, and their report.
 
 B rows, K landmarks, T garment types of the landmark set, V views. Points and boxes are in the original
 photo's pixels; sums are float64, so that any split of the rows over batches and ranks gives the same report.
@@ -12,7 +12,6 @@ positive logits, over all true attributes of the type; over all types, their sum
 """
 
 import dataclasses
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from glefld.data.truth import Truth, type_slot
 from glefld.errors import UserError
-from glefld.schema import VIEWS, ClassLabel, Labels, LandmarkSet, Visibility
+from glefld.schema import VIEWS, ClassLabel, Labels, Visibility
 
 if TYPE_CHECKING:
     from glefld.scoring.oks import OksScores
@@ -79,7 +78,7 @@ class Report:
         return {name: value for name, value in flat.items() if value is not None}
 
 
-class _Sums:
+class Sums:
     """Named float64 sums that add up."""
 
     sums: dict[str, Tensor]
@@ -100,7 +99,7 @@ class _Sums:
         return self
 
 
-class Counters(_Sums):
+class Counters(Sums):
     """What the scores of a data set's labels are made of, counted on the CPU."""
 
     def __init__(self, labels: Labels, label: ClassLabel = "category") -> None:
@@ -248,104 +247,3 @@ def _mean_over_landmarks(total: Tensor, count: Tensor) -> float | None:
     """[K] sums and counts: the plain mean of the landmarks' means, of those that were counted at all."""
     any_ = count > 0
     return float((total[any_] / count[any_]).mean()) if any_.any() else None
-
-
-class MeanPosition(_Sums):
-    """The mean place in the box of each visible landmark, over all rows and by garment type.
-
-    Predicting it is the baseline that a model has to beat: it has never looked at a picture.
-    """
-
-    def __init__(self, landmark_set: LandmarkSet) -> None:
-        k, types = len(landmark_set), landmark_set.garment_types
-        self._codes = torch.tensor([t.code for t in types]).long()
-        self.sums = {
-            "place": torch.zeros(len(types) + 1, k, 2, dtype=torch.float64),
-            "visible": torch.zeros(len(types) + 1, k, dtype=torch.float64),
-        }
-
-    def update(self, truth: Truth) -> None:
-        """Count B rows of the train split."""
-        points, box = truth.points.double(), truth.box.double()
-        size = box[:, 2:] - box[:, :2]
-        place = (points - box[:, None, :2]) / size[:, None]
-        visible = truth.visibility == Visibility.VISIBLE
-        slot = type_slot(truth.garment_type, self._codes)
-        self.sums["place"].index_add_(0, slot, torch.where(visible[..., None], place, place.new_zeros(())))
-        self.sums["visible"].index_add_(0, slot, visible.double())
-
-    def predict(self, box: Tensor, garment_type: Tensor, *, by_type: bool) -> Tensor:
-        """[B, K, 2] photo pixels for boxes [B, 4] and type codes [B].
-
-        By type, where that type has shown the landmark, else over all rows; the box's middle for one
-        never seen.
-        """
-        place, visible = self.sums["place"], self.sums["visible"]
-        # 0 / 0 is NaN: nothing seen.
-        overall = (place.sum(dim=0) / visible.sum(dim=0)[:, None]).nan_to_num(0.5)
-        mean = overall.expand(len(box), -1, -1)
-        if by_type:
-            own = (place / visible[..., None])[type_slot(garment_type, self._codes)]
-            mean = torch.where(own.isnan(), mean, own)
-        size = box[:, 2:] - box[:, :2]
-        return box[:, None, :2] + mean * size[:, None]
-
-
-class MostFrequent(_Sums):
-    """How many rows have each class and each attribute: the mean position's counterpart for labels.
-
-    Answering every row with the classes, and of each type the attributes, that most rows have.
-    """
-
-    def __init__(self, labels: Labels, label: ClassLabel) -> None:
-        self._labels, self._label = labels, label
-        self.sums = {
-            "classes": torch.zeros(len(labels.classes(label)), dtype=torch.float64),
-            "attributes": torch.zeros(len(labels.attributes), dtype=torch.float64),
-        }
-
-    def update(self, truth: Truth) -> None:
-        """Count B rows of the train split."""
-        target, classes = truth.label(self._label, self._labels), self.sums["classes"]
-        if len(classes):
-            classes += torch.bincount(target[target >= 0], minlength=len(classes))
-        self.sums["attributes"] += (truth.attributes == 1).sum(dim=0)
-
-    def score(self, counters: Counters, truth: Truth) -> None:
-        """Count in ``counters`` what this answer is worth for B rows."""
-        # As ranks, so that no two are equal: among equals the first one is answered.
-        classes, attributes = (
-            -count.argsort(descending=True, stable=True).argsort().expand(len(truth.box), -1)
-            for count in self.sums.values()
-        )
-        counters.add_rows(len(truth.box))
-        if classes.shape[1]:
-            counters.add_classes(classes, truth.label(self._label, self._labels))
-        counters.add_attributes(attributes, truth.attributes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Baselines:
-    """What the train split's mean positions, and its most frequent labels, score on the evaluated one."""
-
-    mean_position: Report
-    mean_position_by_type: Report
-    most_frequent: Report
-
-
-def baselines(
-    train: Iterable[Truth], evaluated: Iterable[Truth], labels: Labels, label: ClassLabel
-) -> Baselines:
-    """Fit the baselines on one split, score them on another; both are read once, piece by piece."""
-    means, frequent = MeanPosition(labels.landmark_set), MostFrequent(labels, label)
-    for truth in train:
-        means.update(truth)
-        frequent.update(truth)
-    overall, by_type, labelled = Counters(labels), Counters(labels), Counters(labels, label)
-    for truth in evaluated:
-        frequent.score(labelled, truth)
-        for counters, split_by_type in ((overall, False), (by_type, True)):
-            counters.add_rows(len(truth.box))
-            predicted = means.predict(truth.box, truth.garment_type, by_type=split_by_type)
-            counters.add_landmarks(predicted, truth)
-    return Baselines(overall.report(), by_type.report(), labelled.report())

@@ -8,7 +8,8 @@ import rich.console
 import rich.table
 
 from glefld.datasets.deepfashion2_landmarks import DEEPFASHION2
-from glefld.scoring.metrics import RECALL_AT, TOP, Baselines, Report
+from glefld.scoring.baselines import Baselines
+from glefld.scoring.metrics import RECALL_AT, TOP, Report
 from glefld.scoring.oks import OksScores
 from glefld.scoring.published import LABELS, POSE, note, published
 

@@ -18,7 +18,8 @@ from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.scoring import evaluation
-from glefld.scoring.metrics import Baselines, Report
+from glefld.scoring.baselines import Baselines
+from glefld.scoring.metrics import Report
 from glefld.tracking import Registration, RunHandle, RunLog
 from glefld.training import loop
 from glefld.training.loop import EpochReport, Job, Mistake

@@ -11,7 +11,6 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from glefld.errors import BadPhoto
-from glefld.storage import public_url
 from pipelines import archives
 from pipelines.archives import open_archive, read_index, read_members
 from tests.raw_layouts import write_archive
@@ -234,16 +233,3 @@ def test_another_download_is_not_taken_for_the_staged_one(tmp_path: Path) -> Non
     staging = str(tmp_path / "staging")
     for name, data in (("one.tar.gz", b"1"), ("two.tar.gz", b"2")):
         assert contents(str(write_archive(tmp_path / name, {"a": data})), staging) == {"a": data}
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("/data/img.zip", "/data/img.zip"),
-        ("s3://bucket/img.zip", "s3://bucket/img.zip"),
-        ("s3://key:secret@bucket/img.zip", "s3://bucket/img.zip"),
-        ("https://host/img.zip?X-Amz-Signature=abc", "https://host/img.zip"),
-    ],
-)
-def test_public_url_has_no_credentials(url: str, expected: str) -> None:
-    assert public_url(url) == expected

@@ -57,7 +57,7 @@ WRONG = {
     "nothing at all": ((), "birds has no photos in train/ .train/<class>/<photo> is the layout"),
     "no val": (("train/wren/1.jpg", "test/wren/1.jpg"), "birds has no photos in val/"),
     "no train": (("val/wren/1.jpg",), "birds has no photos in train/"),
-    "a photo without a class": ((*PHOTOS, "val/6.jpg"), "val/6.jpg is in no class's folder .val/<class>/"),
+    "a photo without a class": ((*PHOTOS, "val/6.jpg"), "val/6.jpg is not in a class folder .val/<class>/"),
     "a class without train photos": (
         (*PHOTOS, "test/kestrel/6.jpg"),
         "the class 'kestrel' has no photos in train/",

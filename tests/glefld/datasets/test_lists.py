@@ -63,7 +63,7 @@ def test_landmarks_spread_into_the_common_order(varied: bool) -> None:
 
 
 BROKEN = {
-    "promised rows are missing": ("Anno/list_bbox.txt", "2\nh\nimg/1.jpg 1 2 3 4\n", "promises 2 rows"),
+    "promised rows are missing": ("Anno/list_bbox.txt", "2\nh\nimg/1.jpg 1 2 3 4\n", "says 2 rows"),
     "no count": ("Anno/list_bbox.txt", "image_name x\n", "line 1"),
     "an empty list": ("Anno/list_bbox.txt", "", "line 1"),
     "a box of three": ("Anno/list_bbox.txt", "1\nh\nimg/1.jpg 1 2 3\n", "line 3"),
@@ -123,7 +123,7 @@ def test_deepfashion_reads_categories_attributes_and_views() -> None:
     assert [(a.name, a.type) for a in annotations.labels.attributes][1] == ("abstract chevron", 1)
 
     files["Anno_coarse/list_attr_img.txt"] = listing("name labels", ["img/A/1.jpg 1 1"])
-    with pytest.raises(ValueError, match="3 values were expected"):
+    with pytest.raises(ValueError, match="expected 3 values"):
         read_annotations("deepfashion", list_files(files))
 
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from glefld.schema import FASHION8, Labels, LandmarkSet, Visibility
+from glefld.scoring.baselines import Baselines
 from glefld.scoring.draw import COLOURS, contact_sheet, ne_chart, overlay, sides
-from glefld.scoring.metrics import Baselines, Counters, Report
+from glefld.scoring.metrics import Counters, Report
 from glefld.scoring.published import FLD
 
 K = len(FASHION8)

@@ -9,8 +9,9 @@ import torch
 
 from glefld.data.truth import Truth
 from glefld.schema import FASHION8, NO_LANDMARKS, VIEWS, Attribute, Labels, sample_schema
+from glefld.scoring.baselines import fit_and_score
 from glefld.scoring.evaluation import evaluation_json
-from glefld.scoring.metrics import Counters, baselines
+from glefld.scoring.metrics import Counters
 
 LABELS = Labels(FASHION8, categories=("Blouse", "Jeans", "Robe", "Skirt", "Tee", "Top"))
 
@@ -59,7 +60,7 @@ def test_a_data_set_of_classes_alone():
     report = counters.report()
     assert report.ne is None
     assert report.error == pytest.approx(1 / 3)
-    baseline = baselines([truth], [truth], labels, "category")
+    baseline = fit_and_score([truth], [truth], labels, "category")
     assert baseline.most_frequent.accuracy["top1"] == pytest.approx(2 / 3)
     value = evaluation_json(report, dataset="image-folder", split="val", checkpoint="c", baseline=baseline)
     assert value == json.loads(json.dumps(value, allow_nan=False))

@@ -21,14 +21,9 @@ from glefld.schema import (
     Visibility,
     sample_schema,
 )
+from glefld.scoring.baselines import Baselines, MeanPosition, fit_and_score
 from glefld.scoring.evaluation import evaluation_json
-from glefld.scoring.metrics import (
-    Baselines,
-    Counters,
-    MeanPosition,
-    Report,
-    baselines,
-)
+from glefld.scoring.metrics import Counters, Report
 
 K = len(FASHION8)
 LABELS = Labels(
@@ -303,7 +298,7 @@ def test_evaluation_json_keys():
     """The file's keys are a contract."""
     predicted, truth = random_rows(seed=3, rows=50)
     report = report_of((predicted, truth))
-    baseline = baselines([truth], [truth], LABELS, "category")
+    baseline = fit_and_score([truth], [truth], LABELS, "category")
     assert baseline.mean_position_by_type.rows == 50
     value = evaluation_json(report, dataset="fld", split="val", checkpoint="there", baseline=baseline)
     assert value == json.loads(json.dumps(value, allow_nan=False))
@@ -362,7 +357,7 @@ def fine_grained(split: str) -> Truth:
 @pytest.mark.skipif(not ANNO_FINE.exists(), reason="the real photos' lists are not at ../shared/data")
 def test_mean_position_of_the_real_annotations():
     """An independent computation of the same baselines on the same lists gave .177 and .149."""
-    result = baselines([fine_grained("train")], [fine_grained("val")], Labels(FASHION8), "category")
+    result = fit_and_score([fine_grained("train")], [fine_grained("val")], Labels(FASHION8), "category")
     assert isinstance(result, Baselines)
     assert result.mean_position.ne == pytest.approx(0.177, abs=5e-4)
     assert result.mean_position_by_type.ne == pytest.approx(0.149, abs=5e-4)
@@ -411,7 +406,7 @@ def test_most_frequent_labels_by_hand():
     # Of type 1, attributes 0 and 2: half of the rows have 2, none has 0.
     train = truth([4, 4, 4, 1, 1, -1], [[0, 0, 1, 0]] * 3 + [[0, 0, 0, 0]] * 2 + [[math.nan] * 4])
     val = truth([4, 1, 1, 0, 5, -1], [[0, 0, 1, 0]] * 6)
-    result = baselines([train], [val], LABELS, "category").most_frequent
+    result = fit_and_score([train], [val], LABELS, "category").most_frequent
     assert (result.rows, result.label, result.ne) == (6, "category", None)
     # In order: 4, 1, and then 0, 2, 3, 5, which nobody has.
     assert result.accuracy == {"top1": 0.2, "top3": 0.8, "top5": 0.8}

@@ -7,7 +7,8 @@ import rich.console
 import torch
 
 from glefld.schema import FASHION8, NO_LANDMARKS, Attribute, ClassLabel, Labels, LandmarkSet
-from glefld.scoring.metrics import Baselines, Counters, Report
+from glefld.scoring.baselines import Baselines
+from glefld.scoring.metrics import Counters, Report
 from glefld.scoring.published import DEEPFASHION, FLD, Published, published
 from glefld.scoring.published import LABELS as PUBLISHED_LABELS
 from glefld.scoring.tables import pose_lines, score_tables

@@ -129,7 +129,7 @@ def test_broken_and_locked_annotations_are_named(tmp_path: Path) -> None:
 
 def test_a_folder_without_annotations_says_so(tmp_path: Path) -> None:
     files = {k: v for k, v in deepfashion2_files(PHOTOS).items() if k.endswith(".jpg")}
-    with pytest.raises(ValueError, match="no annotation was found"):
+    with pytest.raises(ValueError, match="no annotations found"):
         shards(raw(tmp_path, "folders", files), tmp_path / "output")
 
 
