@@ -1,4 +1,4 @@
-"""Comparing systems trained with the same recipe: scores, cost, and which differences exceed the spread over seeds."""
+"""Comparing systems trained on the same data: scores, cost, and which differences exceed the spread over seeds."""
 
 import dataclasses
 import statistics
@@ -112,7 +112,7 @@ def verdict(row: Row, best: Row) -> str:
 
 
 def table(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines) -> rich.table.Table:
-    """Return a table of each system's NE by landmark, cost and verdict, with the baselines and the published figures."""
+    """Return a table of each system's NE by landmark, cost and verdict, with the baselines and published figures."""
     first = compared[0].results[0]
     names = tuple(first.ne_by_landmark)
     columns = names if len(names) <= MOST_COLUMNS else ()
@@ -205,7 +205,7 @@ def chart(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("normalised error, mean and span of the seeds (lower is better)")
-    axes.set_title(f"{dataset}, {split}: systems trained with the same recipe", fontsize=10)
+    axes.set_title(f"{dataset}, {split}: systems compared", fontsize=10)
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

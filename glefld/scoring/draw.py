@@ -33,7 +33,7 @@ SMOOTH = 4  # supersampling factor of marks, since Pillow does not antialias
 
 
 def sides(landmark_set: LandmarkSet) -> list[Side]:
-    """Return each landmark's side: middle if it is its own mirror, else by its name, else the first of a pair is left."""
+    """Return each landmark's side: middle if it is its own mirror, else by its name, else left for a pair's first."""
     result: list[Side] = []
     for i, (name, partner) in enumerate(zip(landmark_set.landmarks, landmark_set.mirror, strict=True)):
         if partner == i:

@@ -20,7 +20,7 @@ from glefld.scoring.metrics import Counters
 def examples(
     model: Model, rows: SplitReader, loader: BatchLoader, number: int
 ) -> list[tuple[Image.Image, str]]:
-    """Return captioned pictures with predictions and ground truth, of up to ``EVAL_BATCH`` rows spread over the split."""
+    """Return captioned pictures with predictions and ground truth of up to ``EVAL_BATCH`` rows across the split."""
     chosen = np.unique(np.linspace(0, rows.rows - 1, min(number, EVAL_BATCH)).astype(np.int64))
     (table,) = rows.read([chosen])
     (batch,) = loader.run([table], NO_AUGMENTATION)

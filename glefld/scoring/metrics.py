@@ -1,14 +1,17 @@
-"""The scores: counters that add up across batches and ranks, and their report.
+"""Scores: counters that add up over batches and ranks, and their report.
 
-B rows, K landmarks, T garment types of the landmark set, V views. Points and boxes are in the original
-photo's pixels; sums are float64, so that any split of the rows over batches and ranks gives the same report.
+Points and boxes are in pixels of the original photo. Sums are float64, so that the report does not depend on how rows
+are divided over batches and ranks.
 
-NE of a landmark: sqrt((dx / box width)^2 + (dy / box height)^2), averaged over the rows in which it is
-visible; the average NE is the plain mean over the landmarks that are visible anywhere (what the released
-codes of GLE and of Liu & Lu compute). PCK, AUC and EPE count occluded landmarks too, as mmpose defines them.
+NE (normalised error) of a landmark is sqrt((dx / box width)^2 + (dy / box height)^2), averaged over the rows where it
+is visible. The average NE is the plain mean over the landmarks that are visible in at least one row, as computed by the
+released code of GLE and of Liu & Lu. PCK, AUC and EPE also count occluded landmarks, as defined by mmpose.
 
-Attribute recall at k (Liu & Lu 2018): of an attribute type, the true attributes found among the type's k highest
-positive logits, over all true attributes of the type; over all types, their sums' ratio.
+Attribute recall at k, from Liu & Lu, "Deep Fashion Analysis with Feature Map Upsampling and Landmark-driven Attention",
+ECCV Workshops 2018: the true attributes of a type that are among the type's k highest positive logits, divided by all
+true attributes of the type. For all types together, both counts are summed over the types.
+
+Letters in shapes: B rows, K landmarks, T garment types of the landmark set, V views.
 """
 
 import dataclasses
@@ -24,7 +27,7 @@ from glefld.schema import VIEWS, ClassLabel, Labels, Visibility
 if TYPE_CHECKING:
     from glefld.scoring.oks import OksScores
 
-PCK_THRESHOLD = 0.2  # of the box's longer side
+PCK_THRESHOLD = 0.2  # relative to the longer side of the box
 AUC_PIXELS = 30.0
 AUC_STEPS = 20
 TOP = (1, 3, 5)
@@ -33,30 +36,30 @@ RECALL_AT = (3, 5)
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The scores of one evaluation. None where nothing was counted."""
+    """The scores of one evaluation; None where nothing was counted."""
 
     rows: int
-    ne: float | None  # mean over the landmarks that are visible anywhere
+    ne: float | None  # mean over the landmarks that are visible in at least one row
     ne_by_landmark: dict[str, float | None]
-    ne_by_type: dict[str, float | None]  # the average NE over the rows of one garment type
+    ne_by_type: dict[str, float | None]  # average NE over the rows of one garment type
     ne_by_view: dict[str, float | None]
-    ne_occluded: float | None  # the average NE over occluded landmarks instead of visible ones
-    counted: dict[str, int]  # visible, by landmark
+    ne_occluded: float | None  # average NE over occluded instead of visible landmarks
+    counted: dict[str, int]  # number of rows where each landmark is visible
     pck: float | None
     auc: float | None
     epe: float | None  # pixels
     left_right_confusion: (
         float | None
-    )  # share of visible, mirror-paired landmarks found nearer to their partner
-    label: ClassLabel  # what ``accuracy`` is of
-    accuracy: dict[str, float | None]  # of the class, "top1", "top3", "top5"
-    recall: dict[str, dict[str, float | None]]  # of attributes, "at3", "at5": by type and "all"
-    attributes_by_type: dict[str, int]  # how many there are: recall at as many or more is 1
-    oks: "OksScores | None" = None  # where the score is defined: no sum over rows, so no counter has it
+    )  # share of visible, mirror-paired landmarks predicted nearer to their partner
+    label: ClassLabel  # what ``accuracy`` refers to
+    accuracy: dict[str, float | None]  # classification accuracy: "top1", "top3", "top5"
+    recall: dict[str, dict[str, float | None]]  # attribute recall "at3" and "at5", by type and for "all"
+    attributes_by_type: dict[str, int]  # attributes per type; recall at k >= this number is always 1
+    oks: "OksScores | None" = None  # if defined; it is not a sum over rows, so counters leave it None
 
     @property
     def error(self) -> float | None:
-        """What the best checkpoint has least of: NE, else 1 - top-1 accuracy, else 1 - recall at 3."""
+        """What selects the best checkpoint, the lower the better: NE, else 1 - top-1 accuracy, else 1 - recall at 3."""
         if self.ne is not None:
             return self.ne
         for score in (self.accuracy["top1"], self.recall["at3"]["all"]):
@@ -65,7 +68,7 @@ class Report:
         return None
 
     def numbers(self) -> dict[str, float]:
-        """All scores that were counted, flat, by names such as ``ne``, ``ne/left_collar``, ``recall_at3/all``."""
+        """Return all counted scores as a flat dict, with names like ``ne``, ``ne/left_collar``, ``recall_at3/all``."""
         flat: dict[str, float | None] = {
             name: getattr(self, name)
             for name in ("ne", "ne_occluded", "pck", "auc", "epe", "left_right_confusion")
@@ -79,16 +82,16 @@ class Report:
 
 
 class Sums:
-    """Named float64 sums that add up."""
+    """Named float64 sums that can be added and all-reduced."""
 
     sums: dict[str, Tensor]
 
     def vector(self) -> Tensor:
-        """[N] float64, all sums in one piece: what an all-reduce adds up."""
+        """Return all sums as one vector, [N] float64, for an all-reduce."""
         return torch.cat([s.flatten() for s in self.sums.values()])
 
     def load_vector(self, vector: Tensor) -> None:
-        """Replace the sums with those of a ``vector()`` of the same landmark set."""
+        """Replace the sums by those of a ``vector()`` of the same labels."""
         pieces = vector.split([s.numel() for s in self.sums.values()])
         for total, piece in zip(self.sums.values(), pieces, strict=True):
             total.copy_(piece.view_as(total))
@@ -100,10 +103,10 @@ class Sums:
 
 
 class Counters(Sums):
-    """What the scores of a data set's labels are made of, counted on the CPU."""
+    """The sums from which the scores of a data set's labels are computed, on the CPU."""
 
     def __init__(self, labels: Labels, label: ClassLabel = "category") -> None:
-        """``label`` is what the classes are that ``add_classes`` is given."""
+        """``label`` says what the classes given to ``add_classes`` are."""
         self.labels = labels
         self.label = label
         landmark_set = labels.landmark_set
@@ -114,7 +117,7 @@ class Counters(Sums):
         self._attribute_types = names
         self._codes = torch.tensor([t.code for t in landmark_set.garment_types]).long()
         self._mirror = torch.tensor(landmark_set.mirror).long()
-        # One more type and view than there are: the unknown.
+        # One more type and view for unknown ones.
         groups = (len(landmark_set.garment_types) + 1, len(VIEWS) + 1)
         shapes = {
             "rows": (1,),
@@ -137,11 +140,11 @@ class Counters(Sums):
         self.sums = {name: torch.zeros(s, dtype=torch.float64) for name, s in shapes.items()}
 
     def add_rows(self, rows: int) -> None:
-        """Count rows as evaluated, whatever is known of them."""
+        """Count evaluated rows, with or without labels."""
         self.sums["rows"] += rows
 
     def add_landmarks(self, predicted: Tensor, truth: Truth) -> None:
-        """Score the landmarks of B rows; predicted [B, K, 2] in photo pixels."""
+        """Score the landmarks of B rows; predicted is [B, K, 2] in photo pixels."""
         predicted, points, box = predicted.double(), truth.points.double(), truth.box.double()
         size = box[:, 2:] - box[:, :2]
         visible = truth.visibility == Visibility.VISIBLE
@@ -160,7 +163,7 @@ class Counters(Sums):
         paired = visible & scored[:, self._mirror] & has_partner
         nearer_to_partner = (predicted - partner).norm(dim=-1) < distance
 
-        # where() rather than a product: what is not counted may be NaN.
+        # where() rather than a product, since values that do not count may be NaN.
         zero = ne.new_zeros(())
         view = torch.where(truth.view >= 0, truth.view, len(VIEWS))
         group = type_slot(truth.garment_type, self._codes) * (len(VIEWS) + 1) + view
@@ -176,9 +179,9 @@ class Counters(Sums):
         self.sums["confused"] += (nearer_to_partner & paired).sum(dim=0)
 
     def add_classes(self, logits: Tensor, target: Tensor) -> None:
-        """Score the classes of B rows: logits [B, C], target [B] with -1 for unknown."""
+        """Score the classes of B rows: logits [B, C], target [B] with -1 if unknown."""
         known = target >= 0
-        # Ranked as torch.topk ranks, but ties never count in favour: the true class comes last among its equals.
+        # Ranks as torch.topk gives them, except that ties count against: the true class ranks last among equals.
         own = logits.gather(1, target.clamp(min=0)[:, None])
         rank = (logits >= own).sum(dim=1) - 1
         self.sums["not_finite"] += (~logits.isfinite()).sum()
@@ -186,25 +189,25 @@ class Counters(Sums):
         self.sums["top"] += torch.stack([((rank < k) & known).sum() for k in TOP])
 
     def add_attributes(self, logits: Tensor, target: Tensor) -> None:
-        """Score the attributes of B rows: positive logits [B, A], target [B, A] of 1, 0, NaN for unknown."""
+        """Score the attributes of B rows: positive logits [B, A], target [B, A] of 1, 0, or NaN if unknown."""
         self.sums["not_finite"] += (~logits.isfinite()).sum()
         for type_ in range(len(self._attribute_types)):
             own = self._attribute_type == type_
             row, attribute = (target[:, own] == 1).nonzero(as_tuple=True)
             found = logits[:, own][row]
-            # As for classes, ties never count in favour.
+            # As for classes, ties count against.
             rank = (found >= found.gather(1, attribute[:, None])).sum(dim=1) - 1
             self.sums["true_attributes"][type_] += len(row)
             for i, k in enumerate(RECALL_AT):
                 self.sums["recalled"][i, type_] += (rank < k).sum()
 
     def report(self) -> Report:
-        """The scores of all rows counted so far; UserError if a prediction was not a number."""
+        """Return the scores of all rows counted so far; UserError if a prediction or a landmark is not finite."""
         s = self.sums
         if s["not_finite"] > 0 or not self.vector().isfinite().all():
             raise UserError(
-                "predictions or annotated landmarks are not finite: training has diverged (lower the learning rate), "
-                "or the data set was not written by ingest"
+                "predictions or annotated landmarks are not finite: either training has diverged (lower the learning "
+                "rate), or the data set was not written by ingest"
             )
         ne, visible = s["ne"].sum(dim=(0, 1)), s["visible"].sum(dim=(0, 1))
         landmark_set = self.labels.landmark_set
@@ -244,6 +247,6 @@ def _ratio(total: Tensor, count: Tensor) -> float | None:
 
 
 def _mean_over_landmarks(total: Tensor, count: Tensor) -> float | None:
-    """[K] sums and counts: the plain mean of the landmarks' means, of those that were counted at all."""
+    """Return the plain mean of the landmarks' means from [K] sums and counts, over landmarks with a count."""
     any_ = count > 0
     return float((total[any_] / count[any_]).mean()) if any_.any() else None

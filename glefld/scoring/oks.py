@@ -1,18 +1,19 @@
-"""DeepFashion2's landmark score: COCO's average precision over object keypoint similarity (OKS), by pycocotools.
+"""DeepFashion2's landmark score: COCO's average precision (AP) over object keypoint similarity (OKS), by pycocotools.
 
-OKS of a garment: exp(-d^2 / (2 (2 sigma)^2 area)), averaged over its labelled landmarks; d is the distance in photo
-pixels, sigma the landmark's. A prediction is right at a threshold that its OKS reaches; AP is the mean precision over
-recalls, thresholds (.50 to .95 by .05) and categories.
+The OKS of a garment is exp(-d^2 / (2 (2 sigma)^2 area)), averaged over its labelled landmarks, with d the distance in
+photo pixels and sigma the landmark's constant. A prediction is correct at a threshold if its OKS reaches it. AP is the
+mean precision over recalls, thresholds (.50 to .95 in steps of .05) and categories. The benchmark is by Ge et al.,
+"DeepFashion2", CVPR 2019 (https://arxiv.org/abs/1901.07973).
 
-Ours is AP with true boxes and categories: a garment's landmarks are predicted in its annotated box, and its category
-says which landmarks count. The challenge's entries had to detect garments first, so its figures are not comparable.
-A prediction's confidence is the mean height of its heatmaps' peaks.
+Here ground truth boxes and categories are given: landmarks are predicted in the annotated box, and the category selects
+the landmarks that count. Entries of the challenge had to detect garments first, so their scores are not comparable.
+The confidence of a prediction is the mean peak height of its heatmaps.
 
-Two things are read in two ways, and both are scored. *Area*: COCO's is the mask's, while the data set's own converter
-(``deepfashion2_to_coco.py``, from which the challenge's files were made) writes the box's, which is more lenient.
-*Landmarks*: the data set's benchmark lists visible ones alone, and visible and occluded ones.
+Two definitions are ambiguous, and both readings are scored. *Area*: COCO uses the mask's. The data set's converter
+``deepfashion2_to_coco.py``, which made the challenge's files, writes the box's, which is more lenient. *Landmarks*: the
+benchmark reports scores over visible landmarks, and over visible and occluded ones.
 
-N garments, J landmarks of the largest category.
+Letters in shapes: N garments, J landmarks of the largest category.
 """
 
 import contextlib
@@ -33,25 +34,25 @@ MOST = max(len(garment.landmarks) for garment in DEEPFASHION2.garment_types)  # 
 
 
 class Found(NamedTuple):
-    """What a model says of N garments, each in the slots of its own category; NaN after its category's last."""
+    """Predictions for N garments, in the slots of each garment's category; NaN after the category's last slot."""
 
     points: NDArray[np.float64]  # [N, J, 2] photo pixels
     score: NDArray[np.float64]  # [N]
 
 
 class Annotated(NamedTuple):
-    """What is known of N garments, slots as in ``Found``."""
+    """Ground truth of N garments, in the same slots as ``Found``."""
 
-    photo: NDArray[np.int64]  # [N] which photo: equal numbers are one
-    category: NDArray[np.int64]  # [N] the landmark set's garment type
-    points: NDArray[np.float64]  # [N, J, 2] photo pixels, NaN where there is none
-    visibility: NDArray[np.int64]  # [N, J] codes of schema.Visibility, ABSENT after the category's last
+    photo: NDArray[np.int64]  # [N] number of the photo
+    category: NDArray[np.int64]  # [N] code of the garment type
+    points: NDArray[np.float64]  # [N, J, 2] photo pixels, NaN where missing
+    visibility: NDArray[np.int64]  # [N, J] codes of schema.Visibility, ABSENT after the last slot
     box: NDArray[np.float64]  # [N, 4] x1 y1 x2 y2
-    area: NDArray[np.float64]  # [N] pixels of the mask, of the box where there is no mask
+    area: NDArray[np.float64]  # [N] of the mask in photo pixels, or of the box without a mask
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Self:
-        """Of stored samples of ``DEEPFASHION2`` (the columns of ``COLUMNS``), moved from crop to photo."""
+        """Convert stored samples of ``DEEPFASHION2`` with the columns ``COLUMNS``, moving points from crop to photo."""
 
         def numbers(name: str, *shape: int) -> NDArray[np.float64]:
             flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -81,30 +82,30 @@ COLUMNS = ["source_uri", "garment_type", "box", "crop_box", "area", "landmarks",
 
 @dataclasses.dataclass(frozen=True)
 class AveragePrecision:
-    """AP of one reading of area and landmarks; None where there is no garment to score."""
+    """AP for one reading of area and landmarks; None if there is no garment to score."""
 
-    ap: float | None  # mean over OKS .50, .55 ... .95
+    ap: float | None  # mean over OKS thresholds .50, .55 ... .95
     ap50: float | None
     ap75: float | None
-    oks: float | None  # mean similarity
+    oks: float | None  # mean OKS over garments
     by_category: dict[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class OksScores:
-    """Visible and occluded landmarks over the mask's area, and the challenge's readings, over the box's."""
+    """AP with the mask's area, and with the box's area as in the challenge, over all or only visible landmarks."""
 
     mask_area: AveragePrecision
     box_area: AveragePrecision
     box_area_visible: AveragePrecision
 
     def to_json(self) -> dict[str, Any]:
-        """``mask_area``'s own fields, and the other readings by their names."""
+        """Return the fields of ``mask_area``, and the other readings under their names."""
         others = {name: dataclasses.asdict(getattr(self, name)) for name in ("box_area", "box_area_visible")}
         return dataclasses.asdict(self.mask_area) | others
 
     def numbers(self) -> dict[str, float]:
-        """All that were counted, flat, by names such as ``oks_ap`` and ``oks_ap/trousers``."""
+        """Return all counted scores as a flat dict, with names like ``oks_ap`` and ``oks_ap/trousers``."""
         flat: dict[str, float | None] = {}
         for reading, prefix in ((self.mask_area, "oks"), (self.box_area, "oks_box_area")):
             flat |= {f"{prefix}_{name}": getattr(reading, name) for name in ("ap", "ap50", "ap75")}
@@ -115,7 +116,7 @@ class OksScores:
 
 
 def own_slots(category: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N, J]: which of the 294 each slot of a garment of these categories [N] is; -1 after its last."""
+    """Return which of the 294 landmarks each slot of these categories [N] is: [N, J], -1 after the last slot."""
     table = np.full((len(DEEPFASHION2.garment_types) + 1, MOST), -1)
     for garment in DEEPFASHION2.garment_types:
         table[garment.code, : len(garment.landmarks)] = garment.landmarks
@@ -123,7 +124,7 @@ def own_slots(category: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def take_own(values: NDArray[np.float64], own: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[N, 294, ...] and ``own_slots`` [N, J] to [N, J, ...], NaN after a category's last."""
+    """Select ``own_slots`` [N, J] from values [N, 294, ...]: [N, J, ...], NaN after the last slot."""
     shape = (*own.shape, *[1] * (values.ndim - 2))
     taken = np.take_along_axis(values, own.clip(0).reshape(shape), axis=1)
     return np.where((own >= 0).reshape(shape), taken, np.nan)
@@ -132,7 +133,10 @@ def take_own(values: NDArray[np.float64], own: NDArray[np.int64]) -> NDArray[np.
 def oks(
     found: Found, truth: Annotated, area: NDArray[np.float64], labelled: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """[N]: the similarity of each garment's own prediction; NaN where none of its landmarks is labelled [N, J]."""
+    """Return the OKS of each garment's prediction, [N]; NaN if none of its landmarks is labelled [N, J].
+
+    area [N] is in square photo pixels.
+    """
     sigma = take_own(np.broadcast_to(SIGMAS, (len(area), len(SIGMAS))), own_slots(truth.category))
     square = np.square(found.points - truth.points).sum(axis=-1)
     similarity = np.exp(-square / (2 * np.square(2 * sigma) * area[:, None]))
@@ -142,7 +146,7 @@ def oks(
 
 
 def score(found: Found, truth: Annotated) -> OksScores:
-    """AP of one prediction for each garment, in each of the readings."""
+    """Return AP in all readings, for one prediction per garment."""
     visible = truth.visibility == Visibility.VISIBLE
     labelled = visible | (truth.visibility == Visibility.OCCLUDED)
     box = (truth.box[:, 2] - truth.box[:, 0]) * (truth.box[:, 3] - truth.box[:, 1])
@@ -156,17 +160,17 @@ def score(found: Found, truth: Annotated) -> OksScores:
 def average_precision(
     found: Found, truth: Annotated, area: NDArray[np.float64], labelled: NDArray[np.bool_]
 ) -> AveragePrecision:
-    """pycocotools' AP of these predictions, category by category, of the landmarks that are labelled [N, J].
+    """Return pycocotools' AP over the labelled landmarks [N, J], computed category by category.
 
-    COCO's mean is over categories too, so scoring each by itself, with its own landmarks instead of all 294 (of
-    which the others would be unlabelled), gives the same and takes a tenth of the memory.
+    COCO averages over categories as well, so scoring each category with only its own landmarks gives the same result
+    as all 294 at once, and takes a tenth of the memory.
     """
     precision = {}
     for garment in DEEPFASHION2.garment_types:
         rows = np.flatnonzero(truth.category == garment.code)
         if len(rows):
             precision[garment.name] = _precision(garment.landmarks, rows, found, truth, area, labelled)
-    # [categories, thresholds]; -1 is pycocotools' word for a category without a labelled garment.
+    # [categories, thresholds]; pycocotools returns -1 for a category without labelled garments.
     scored = np.array([p for p in precision.values() if (p >= 0).all()]).reshape(-1, 10)
 
     def mean(values: NDArray[np.float64]) -> float | None:
@@ -195,7 +199,7 @@ def _precision(
     area: NDArray[np.float64],
     labelled: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
-    """[10]: one category's precision, averaged over recalls, at each OKS threshold; -1 without labelled garments."""
+    """Return one category's precision, averaged over recalls, at each OKS threshold: [10], -1 without labels."""
     n = len(slots)
     annotations, results = [], []
     for number, row in enumerate(rows.tolist(), 1):
@@ -205,7 +209,7 @@ def _precision(
         annotations.append(
             {
                 **garment,
-                "id": number,  # from 1: pycocotools takes 0 for unmatched
+                "id": number,  # 1-based, since pycocotools uses 0 for unmatched
                 "iscrowd": 0,
                 "num_keypoints": int(counted.sum()),
                 "keypoints": _keypoints(truth.points[row, :n], counted),
@@ -221,10 +225,10 @@ def _precision(
                 "score": float(found.score[row]),
             }
         )
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells of its progress
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         coco = COCO()
         coco.dataset = {
-            "info": {},  # which older releases ask for
+            "info": {},  # required by older releases
             "images": [{"id": photo} for photo in np.unique(truth.photo[rows]).tolist()],
             "categories": [{"id": 1}],
             "annotations": annotations,
@@ -239,10 +243,10 @@ def _precision(
 
 
 def _keypoints(points: NDArray[np.float64], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """[3n]: x, y and 2 for each counted point [n, 2], 0 0 0 for any other."""
+    """Return keypoints [3n]: x, y, 2 for each counted point of [n, 2], and 0, 0, 0 for the others."""
     return np.where(counted[:, None], np.column_stack([points, np.full(len(points), 2.0)]), 0).ravel()
 
 
 def applies(landmark_set: LandmarkSet) -> bool:
-    """Whether the score is defined: for DeepFashion2's landmarks, whose sigmas are known."""
+    """Return whether the score is defined: only DeepFashion2's landmarks have known sigmas."""
     return landmark_set == DEEPFASHION2

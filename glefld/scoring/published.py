@@ -1,7 +1,6 @@
-"""Published scores. None of them was measured here.
+"""Published scores, none of them measured by this project.
 
-Each figure is a paper's, on the real benchmark's test split: it compares with a run only if that was evaluated on the
-same photos.
+Each score is a paper's, on the benchmark's test split. It is comparable only to runs evaluated on the same photos.
 """
 
 import dataclasses
@@ -12,7 +11,7 @@ from glefld.schema import FASHION8
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One system's NE: the average, and by landmark in FASHION8's order (None where the paper has none)."""
+    """One system's NE: the average, and by landmark in FASHION8's order (None if the paper does not report it)."""
 
     system: str
     source: str
@@ -22,7 +21,7 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedLabels:
-    """One system's labels: by column, the share of the true ones among the k likeliest, for each k that it gives."""
+    """One system's label scores: for each reported k, top-k accuracy or recall at k by column."""
 
     system: str
     source: str
@@ -59,7 +58,7 @@ DEEPFASHION = (
     Published("SANL (second hand)", _SANL, 0.0299),
 )
 _COARSE = ("category", "texture", "fabric", "shape", "part", "style", "all")
-#: By data set, top-k accuracy of the category and recall of the attributes at k.
+#: By data set: top-k accuracy of the category, and attribute recall at k.
 LABELS = {
     "deepfashion": (
         PublishedLabels(
@@ -72,8 +71,8 @@ LABELS = {
         ),
     )
 }
-#: By data set, PCK@0.2, AUC and EPE of HRNet-w48-UDP as mmpose gives them: a model a garment type, 256 x 192 pixels,
-#: ImageNet weights, 210 epochs.
+#: By data set: PCK@0.2, AUC and EPE of HRNet-w48-UDP as reported by mmpose. One model per garment type, input
+#: 256 x 192 pixels, ImageNet weights, 210 epochs.
 POSE: dict[str, dict[str, tuple[float, float, float]]] = {
     "fld": {"upper": (0.961, 0.609, 15.1), "lower": (0.978, 0.761, 8.9), "full": (0.983, 0.673, 11.7)}
 }
@@ -81,14 +80,14 @@ _BY_DATASET = {"fld": FLD, "deepfashion": DEEPFASHION, "deepfashion-fine": DEEPF
 
 
 def published(dataset: str, landmarks: Sequence[str]) -> tuple[Published, ...]:
-    """The systems published for a data set; none where its landmarks are not the benchmarks' eight."""
+    """Return the systems published for a data set; none if its landmarks are not the benchmarks' eight."""
     return _BY_DATASET.get(dataset, ()) if tuple(landmarks) == FASHION8.landmarks else ()
 
 
 def note(dataset: str) -> str:
-    """What must stand beside published figures wherever they are shown."""
+    """Return the note to print wherever published figures are shown."""
     if dataset == "deepfashion-fine":
-        # Its lists annotate a part of DeepFashion's photos anew: these figures are the nearest there are.
+        # The fine lists re-annotate some of DeepFashion's photos. There are no closer published figures.
         return (
             "published: the papers' figures on DeepFashion's coarse lists (other photos and splits), not ours"
         )

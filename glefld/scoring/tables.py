@@ -1,4 +1,4 @@
-"""Tables of scores for a terminal: what was measured here beside the published figures."""
+"""Tables of scores for the terminal, next to the published figures."""
 
 import io
 from collections.abc import Mapping
@@ -13,20 +13,20 @@ from glefld.scoring.metrics import RECALL_AT, TOP, Report
 from glefld.scoring.oks import OksScores
 from glefld.scoring.published import LABELS, POSE, note, published
 
-#: More columns than this no terminal shows: then only the average is printed.
+#: With more landmarks than fit a terminal, only the average is printed.
 MOST_COLUMNS = 16
-OKS_NOTE = "true boxes and categories given: not comparable with entries that detect garments"
+OKS_NOTE = "with ground truth boxes and categories: not comparable to entries that detect garments"
 
 
 def score_tables(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.console.Group:
-    """The table of NE, of labels, or both: of what was scored."""
+    """Return the tables of what was scored: NE, labels or both."""
     labels = _label_columns(report)
     tables = [ne_table(dataset, report, baseline)] if report.ne is not None or not labels else []
     return rich.console.Group(*tables, *([label_table(dataset, report, baseline)] if labels else []))
 
 
 def ne_table(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.table.Table:
-    """NE by landmark in 80 columns: the published systems, then the mean-position baselines and this run."""
+    """Return the table of NE by landmark: published systems, mean-position baselines and this run. Fits 80 columns."""
     names = tuple(report.ne_by_landmark)
     columns = names if len(names) <= MOST_COLUMNS else ()
     result = _table(f"normalised error on {dataset}, {report.rows:,} garments (lower is better)")
@@ -55,7 +55,7 @@ def ne_table(dataset: str, report: Report, baseline: Baselines | None = None) ->
 
 
 def label_table(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.table.Table:
-    """Top-k accuracy of the class and recall of the attributes at k in 80 columns, in the same order."""
+    """Return the table of top-k accuracy and attribute recall at k, in the same order of rows. Fits 80 columns."""
     columns = _label_columns(report)
     kinds = ["accuracy"] * (report.label in columns) + ["recall"] * ("all" in columns)
     result = _table(f"top-k {' and '.join(kinds)} on {dataset}, {report.rows:,} rows (higher is better)")
@@ -76,7 +76,7 @@ def label_table(dataset: str, report: Report, baseline: Baselines | None = None)
     if always := [
         n for n, size in report.attributes_by_type.items() if size <= max(RECALL_AT) and n in columns
     ]:
-        notes.append(f"always found at {max(RECALL_AT)}, being no more: {', '.join(always)}")
+        notes.append(f"always 1 at {max(RECALL_AT)}, having no more attributes: {', '.join(always)}")
     result.caption = "\n".join(notes) or None
     if systems:
         result.add_row("published", style="italic")
@@ -90,7 +90,7 @@ def label_table(dataset: str, report: Report, baseline: Baselines | None = None)
 
 
 def _table(title: str) -> rich.table.Table:
-    # No narrower than its title, which would be folded.
+    # At least as wide as the title, which would be wrapped otherwise.
     result = rich.table.Table(
         title=title, box=rich.box.SIMPLE_HEAD, padding=0, show_edge=False, min_width=len(title)
     )
@@ -99,19 +99,19 @@ def _table(title: str) -> rich.table.Table:
 
 
 def _found(report: Report) -> dict[int, dict[str, float | None]]:
-    """By k and column: the accuracy under its label's name, recall under its attribute type's and ``all``."""
+    """Return scores by k and column: accuracy under the label's name, recall under each attribute type and ``all``."""
     return {k: {report.label: report.accuracy.get(f"top{k}")} | report.recall.get(f"at{k}", {}) for k in TOP}
 
 
 def _label_columns(report: Report) -> list[str]:
-    """The columns of labels that were scored."""
+    """Return the columns of the labels that were scored."""
     found = _found(report)
     names = dict.fromkeys(name for by_column in found.values() for name in by_column)
     return [name for name in names if any(found[k].get(name) is not None for k in TOP)]
 
 
 def pose_lines(dataset: str) -> list[str]:
-    """The published PCK, AUC and EPE for a data set, a line a garment type; none where there are none."""
+    """Return the published PCK, AUC and EPE of a data set, one line per garment type; empty if there are none."""
     return [
         f"{'published, HRNet ' + name:24s} pck {pck:.3f} auc {auc:.3f} epe {epe:.1f} (not ours; a model for this type)"
         for name, (pck, auc, epe) in POSE.get(dataset, {}).items()
@@ -119,7 +119,7 @@ def pose_lines(dataset: str) -> list[str]:
 
 
 def oks_table(scores: OksScores) -> rich.table.Table:
-    """AP by category in each reading."""
+    """Return the table of AP by category, in each reading of area and landmarks."""
     readings = {"mask area": scores.mask_area, "box area": scores.box_area}
     readings |= {"box area, visible only": scores.box_area_visible}
     result = rich.table.Table(
@@ -145,17 +145,18 @@ def oks_table(scores: OksScores) -> rich.table.Table:
 
 
 def as_text(result: rich.console.RenderableType, width: int = 120) -> str:
-    """A table, or several, as plain text of this width."""
+    """Render one or several tables as plain text of this width."""
     console = rich.console.Console(file=io.StringIO(), width=width, record=True)
     console.print(result)
     return console.export_text()
 
 
 def short_name(landmark: str) -> str:
-    """``left_waistline`` -> ``L waist``."""
+    """Abbreviate a landmark's name: ``left_waistline`` -> ``L waist``."""
     short = landmark.replace("left_", "L ").replace("right_", "R ").replace("_", " ")
     return short.replace("waistline", "waist")
 
 
 def cell(value: float | None) -> str:
+    """Format a score for a table cell: ``.0123``, or ``-`` for None."""
     return "-" if value is None else f"{value:.4f}".removeprefix("0")

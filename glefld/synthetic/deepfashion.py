@@ -1,8 +1,8 @@
-"""Rendered data sets in the benchmarks' exact raw layouts, byte for byte the same for a seed.
+"""Rendered data sets in the raw layouts of FLD and DeepFashion, byte for byte reproducible from a seed.
 
-Photo i comes from (seed, i) alone, so a larger count starts with the smaller one's photos. Two things are
-ours, not the benchmarks': ``list_view.txt`` (``{split}_view.txt`` in the fine layout) says front, side or
-back, and ``planted.json`` names the rows that were made irregular.
+Photo i depends only on (seed, i), so a larger data set starts with the photos of a smaller one. Two files are not in
+the benchmarks: ``list_view.txt`` (``{split}_view.txt`` in the fine layout) gives the view, front, side or back, and
+``planted.json`` names the rows with planted faults.
 """
 
 import dataclasses
@@ -40,10 +40,10 @@ WRITERS: dict[SyntheticLayout, Callable[[str, list[Row]], None]] = {
 }
 Task = TypeVar("Task")
 Drawn = TypeVar("Drawn")
-#: What each random stream of a seed is for; a photo's and a product's number is appended.
+#: The random streams of a seed. The number of the photo or product is appended.
 PHOTO, PRODUCT, FOLDER, PLANT, OUTFIT = range(5)
 WINDOW = 512  # photos held in memory at a time
-SMALL = 64  # below so many photos starting processes takes longer than drawing
+SMALL = 64  # with fewer photos, starting processes takes longer than drawing
 _FOLDER_WORDS = (
     "Amber", "Aspen", "Birch", "Canyon", "Cedar", "Clover", "Coral", "Dune", "Ember", "Fern", "Garden",
     "Harbor", "Hazel", "Indigo", "Ivory", "Juniper", "Linen", "Lunar", "Maple", "Marble", "Meadow", "Misty",
@@ -54,7 +54,7 @@ _FOLDER_WORDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What was written: rows by split, by view, by planted kind and by category, and the archives' size."""
+    """What was written: rows by split, view, planted kind and category, and the size of the archives."""
 
     photos: int
     splits: dict[str, int]
@@ -66,12 +66,12 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class _Listed:
-    """One row of the lists before it is drawn."""
+    """One row of the lists, before its photo is drawn."""
 
     name: str
     split: Split
-    product: int  # the number of the product that photo ``drawn`` shows
-    drawn: int  # the number of the photo to draw: another row's for a photo that stands in two splits
+    product: int  # number of the product in photo ``drawn``
+    drawn: int  # number of the photo to draw: another row's if the photo is in two splits
 
 
 def write_dataset(
@@ -84,10 +84,10 @@ def write_dataset(
     processes: int = 1,
     on_photo: Callable[[], object] = lambda: None,
 ) -> Summary:
-    """Write ``count`` photos to a path or URL, ``irregularities`` of each of ``faults.KINDS`` among them.
+    """Write ``count`` photos to a path or URL, with ``irregularities`` rows of each of ``faults.KINDS`` among them.
 
-    The archive is written last: without ``img.zip`` a data set is not whole. UserError for a count that is
-    too small, FileExistsError if there already is an archive.
+    The archive is written last, so a data set without ``img.zip`` is incomplete. ``on_photo`` is called after each
+    photo. UserError if ``count`` is too small, FileExistsError if there is an archive already.
     """
     if count < 1 or irregularities < 0:
         raise UserError(
@@ -101,7 +101,7 @@ def write_dataset(
         )
     archive = storage.join(output, "img.zip")
     if storage.exists(archive):
-        raise FileExistsError(f"{archive} is there already: name another output or remove it")
+        raise FileExistsError(f"{archive} already exists: choose another output or remove it")
     listed = list_photos(layout, count, seed)
     planted = choose_planted(listed, kinds, seed)
     for index, (kind, twin) in planted.items():
@@ -119,7 +119,7 @@ def write_dataset(
                     rng = np.random.default_rng((seed, PLANT, index))
                     plant(planted[index][0], row, rng)
                 if row.photo is not None:
-                    # A fixed time: the archive's bytes depend on the seed alone.
+                    # A fixed time, so that the archive's bytes depend only on the seed.
                     file.writestr(zipfile.ZipInfo(row.member, (2016, 1, 1, 0, 0, 0)), row.photo)
                 row.photo = None
                 rows.append(row)
@@ -141,18 +141,19 @@ def write_dataset(
 
 
 def list_photos(layout: SyntheticLayout, count: int, seed: int) -> list[_Listed]:
-    """Name, split and product of each photo; the first n are the same for every count."""
+    """Return the name, split and product of each photo; the first n do not depend on ``count``."""
     listed: list[_Listed] = []
     shares = np.array(SPLIT_SIZES[layout]) / sum(SPLIT_SIZES[layout])
     given = np.zeros(3)
     number, product, folder = 0, -1, ""
     for index in range(count):
         chance = np.random.default_rng((seed, FOLDER, index)).random(2)
-        # The split that lacks most gets the next photo: proportional at every count, none empty from ten on.
+        # The next photo goes to the split furthest below its share. So every count is proportional, and no split is
+        # empty from ten photos on.
         split = int(np.argmax(shares * (index + 1) - given))
         given[split] += 1
         if layout == "fld":
-            # Ids have gaps in the benchmark: 123,016 photos are numbered up to 123,059.
+            # The benchmark's ids have gaps: 123,016 photos are numbered up to 123,059.
             number += 1 + int(chance[0] < 0.03) * (1 + int(chance[1] * 2))
             product, name = index, f"img/img_{number:08d}.jpg"
         else:
@@ -167,7 +168,7 @@ def list_photos(layout: SyntheticLayout, count: int, seed: int) -> list[_Listed]
 
 
 def _folder(seed: int, product: int) -> str:
-    """A product's folder, as ``Sheer_Pleated-Front_Blouse``; no two products share one."""
+    """Return a product's folder name, unique and in the style of ``Sheer_Pleated-Front_Blouse``."""
     item = sample_product(np.random.default_rng((seed, PRODUCT, product)))
     words: list[str] = []
     base, rest = len(_FOLDER_WORDS), product
@@ -179,7 +180,10 @@ def _folder(seed: int, product: int) -> str:
 
 
 def choose_planted(listed: list[_Listed], kinds: list[str], seed: int) -> dict[int, tuple[str, int]]:
-    """Row number to (kind, twin), at random; a photo in two splits repeats its twin, another split's."""
+    """Choose random rows for the kinds: row number to (kind, twin).
+
+    For a photo in two splits the twin is the row of another split whose photo is repeated; else it is the row itself.
+    """
     order = np.random.default_rng((seed, PLANT)).permutation(len(listed)).tolist()
     chosen, free = order[: len(kinds)], order[len(kinds) :]
     planted = {}
@@ -209,23 +213,23 @@ def _planted_json(
 
 
 def draw(listed: list[_Listed], seed: int, processes: int) -> Iterator[tuple[Photo, Product]]:
-    """The photos in order, drawn by so many processes; which one draws a photo does not matter to it."""
+    """Draw the photos in order, with this many processes; the result does not depend on their number."""
     return in_processes(draw_one, [(seed, row.product, row.drawn) for row in listed], processes)
 
 
 def in_processes(function: Callable[[Task], Drawn], tasks: list[Task], processes: int) -> Iterator[Drawn]:
-    """What a function makes of each task, in order, by so many processes; a few tasks are done in this one."""
+    """Yield the function's result for each task, in order, from a process pool; few tasks run in this process."""
     if processes == 1 or len(tasks) < SMALL:
         yield from map(function, tasks)
         return
-    # Not forked: the caller may have threads, whose locks a fork would copy as they are.
+    # Spawn, not fork: the caller may have threads, and a fork would copy their locks while held.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for start in range(0, len(tasks), WINDOW):
             yield from pool.map(function, tasks[start : start + WINDOW], chunksize=16)
 
 
 def draw_one(task: tuple[int, int, int]) -> tuple[Photo, Product]:
-    """Photo number ``drawn`` of a product, from (seed, product, drawn)."""
+    """Draw one photo of a product, given (seed, product, drawn), and return it with the product."""
     seed, product, drawn = task
     item = sample_product(np.random.default_rng((seed, PRODUCT, product)))
     return render_photo(np.random.default_rng((seed, PHOTO, drawn)), item), item

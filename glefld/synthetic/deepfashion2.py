@@ -1,7 +1,7 @@
-"""Rendered photos in DeepFashion2's raw layout: a zip a split, with a JSON of several garments beside each photo.
+"""Rendered data sets in DeepFashion2's raw layout: one zip per split, one JSON file of several garments per photo.
 
-Photo i of a seed comes from (seed, i) alone, so a larger count begins with the smaller one's photos. Unlike the real
-downloads the zips have no password, and there is no test split: the real one's annotations were never published.
+Photo i depends only on (seed, i), so a larger data set starts with the photos of a smaller one. Unlike the real
+downloads, the zips have no password, and there is no test split, since its annotations were never published.
 """
 
 import contextlib
@@ -21,12 +21,13 @@ from glefld.errors import UserError
 from glefld.synthetic.deepfashion import OUTFIT, Summary, in_processes
 from glefld.synthetic.render.outfit import OCCLUDED, UNLABELLED, OutfitPhoto, WornGarment, render_outfits
 
-#: Photos of the benchmark's splits.
+#: Photos per split in the benchmark.
 SPLIT_SIZES = {"train": 390_884, "validation": 33_669}
 CATEGORY_IDS = {name: number for number, (name, _) in enumerate(CATEGORIES, 1)}
-#: Shares at which ``scale`` (of the photo, the box's) and ``occlusion`` (of the landmarks) go from 1 to 2 and 3.
+#: Thresholds between the codes 1, 2 and 3: of ``scale`` the box's share of the photo, of ``occlusion`` the share of
+#: occluded landmarks.
 SCALES, OCCLUSIONS = (0.1, 0.4), (0.2, 0.5)
-ZOOM_IN = {4: 2, 5: 3}  # by FLD's variation_type
+ZOOM_IN = {4: 2, 5: 3}  # FLD's variation_type to zoom_in
 
 
 def write_dataset(
@@ -37,15 +38,16 @@ def write_dataset(
     processes: int = 1,
     on_photo: Callable[[], object] = lambda: None,
 ) -> Summary:
-    """Write ``count`` photos to a path or URL as ``train.zip`` and ``validation.zip``, each whole or not at all.
+    """Write ``count`` photos to a path or URL as ``train.zip`` and ``validation.zip``, each atomically.
 
-    The summary counts garments. UserError for a count below 1, FileExistsError if there already is an archive.
+    The summary counts garments. ``on_photo`` is called after each photo. UserError for a count below 1,
+    FileExistsError if there is an archive already.
     """
     if count < 1:
         raise UserError(f"count must be at least 1, not {count}")
     archives = {split: storage.join(output, f"{split}.zip") for split in SPLIT_SIZES}
     if there := [url for url in archives.values() if storage.exists(url)]:
-        raise FileExistsError(f"{there[0]} is there already: name another output or remove it")
+        raise FileExistsError(f"{there[0]} already exists: choose another output or remove it")
     splits: Counter[str] = Counter()
     views: Counter[str] = Counter()
     categories: Counter[str] = Counter()
@@ -62,7 +64,7 @@ def write_dataset(
                 f"annos/{name}.json": annotation(photo, written[split]),
             }
             for member, data in members.items():
-                # A fixed time: the archive's bytes depend on the seed alone.
+                # A fixed time, so that the archive's bytes depend only on the seed.
                 files[split].writestr(zipfile.ZipInfo(f"{split}/{member}", (2019, 1, 1, 0, 0, 0)), data)
             splits[split] += len(photo.garments)
             views.update(garment.view for garment in photo.garments)
@@ -83,7 +85,7 @@ def write_dataset(
 
 
 def list_splits(count: int) -> list[str]:
-    """The split of each photo, in the benchmark's proportion at every count."""
+    """Return the split of each photo, in the benchmark's proportion at every count."""
     shares = np.array(list(SPLIT_SIZES.values())) / sum(SPLIT_SIZES.values())
     given = np.zeros(len(shares))
     names = []
@@ -95,13 +97,13 @@ def list_splits(count: int) -> list[str]:
 
 
 def draw_one(task: tuple[int, int]) -> OutfitPhoto:
-    """Photo number ``index`` of a seed, from (seed, index)."""
+    """Draw one photo, given (seed, index)."""
     seed, index = task
     return render_outfits(np.random.default_rng((seed, OUTFIT, index)))
 
 
 def annotation(photo: OutfitPhoto, number: int) -> bytes:
-    """The photo's JSON, its keys as the benchmark has them; each photo is a pair id of its own."""
+    """Return the photo's JSON file with the benchmark's keys; each photo gets its own pair id."""
     items = {f"item{i}": _item(garment, photo) for i, garment in enumerate(photo.garments, 1)}
     return json.dumps({**items, "source": "shop", "pair_id": number}).encode()
 

@@ -1,4 +1,4 @@
-"""Irregularities to plant in a rendered data set: what real archives hold, what a bad download does."""
+"""Faults to plant in a rendered data set: irregularities of the real archives, and damage from bad downloads."""
 
 import dataclasses
 import io
@@ -9,12 +9,12 @@ from PIL import Image
 
 from glefld.schema import Split, Visibility
 
-LARGEST = 999  # three digits are what the lists have room for
+LARGEST = 999  # the lists hold three digits per coordinate
 
 
 @dataclasses.dataclass
 class Row:
-    """One row of the lists and the file that goes with it; the photo is None where the archive lacks it."""
+    """One row of the lists and its photo's file, None if the archive lacks it; ``member`` is its name there."""
 
     name: str
     member: str
@@ -34,41 +34,41 @@ class Row:
 
 
 def unreadable_photo(row: Row, rng: np.random.Generator) -> None:
-    """Bytes that are no picture."""
+    """Replace the photo by random bytes."""
     row.photo = rng.bytes(2000)
 
 
 def truncated_photo(row: Row, rng: np.random.Generator) -> None:
-    """A download that broke off: some decoders fill the rest with grey and say nothing."""
+    """Cut the file short, as a broken download does. Some decoders silently fill the rest with grey."""
     assert row.photo is not None
     row.photo = row.photo[: int(len(row.photo) * rng.uniform(0.5, 0.8))]
 
 
 def missing_photo(row: Row, rng: np.random.Generator) -> None:
-    """Listed, but not in the archive."""
+    """Leave the photo out of the archive."""
     row.photo = None
 
 
 def empty_box(row: Row, rng: np.random.Generator) -> None:
-    """A box without width, or with its corners changed over."""
+    """Make the box zero pixels wide, or swap its corners."""
     x1, y1, x2, y2 = row.box
     row.box = (x1, y1, x1, y2) if rng.random() < 0.5 else (x2, y2, x1, y1)
 
 
 def box_outside_photo(row: Row, rng: np.random.Generator) -> None:
-    """A box that begins to the right of the photo."""
+    """Move the box to the right of the photo."""
     x1, y1, x2, y2 = row.box
     moved = row.width + int(rng.integers(5, 50))
     row.box = (moved, y1, moved + x2 - x1, y2)
 
 
 def no_landmarks(row: Row, rng: np.random.Generator) -> None:
-    """Every landmark cut off: nothing to learn from."""
+    """Cut off every landmark."""
     row.visibility[row.visibility != Visibility.ABSENT] = Visibility.CUT_OFF
 
 
 def landmark_outside_box(row: Row, rng: np.random.Generator) -> None:
-    """A landmark more than the box's own size away from it."""
+    """Move a landmark away from the box by more than the box's size."""
     x1, y1, x2, y2 = row.box
     slot = rng.choice(np.flatnonzero(row.visibility < Visibility.CUT_OFF))
     far = (x2 + int(1.5 * (x2 - x1)), y2 + int(1.5 * (y2 - y1)))
@@ -76,43 +76,43 @@ def landmark_outside_box(row: Row, rng: np.random.Generator) -> None:
 
 
 def as_listed(row: Row, rng: np.random.Generator) -> None:
-    """Nothing of the row itself changes: it is listed a second time, or shows another split's photo."""
+    """Leave the row unchanged; the caller lists it twice, or gives it another split's photo."""
 
 
 def grey(row: Row, rng: np.random.Generator) -> None:
-    """A JPEG of one channel."""
+    """Encode the photo as a greyscale JPEG."""
     row.photo = _encoded(_decoded(row).convert("L"), "JPEG")
 
 
 def cmyk(row: Row, rng: np.random.Generator) -> None:
-    """A JPEG of four channels."""
+    """Encode the photo as a CMYK JPEG."""
     row.photo = _encoded(_decoded(row).convert("CMYK"), "JPEG")
 
 
 def png(row: Row, rng: np.random.Generator) -> None:
-    """A PNG under a name that ends in .jpg."""
+    """Encode the photo as a PNG, under a name that ends in .jpg."""
     row.photo = _encoded(_decoded(row), "PNG")
 
 
 def exif_orientation(row: Row, rng: np.random.Generator) -> None:
-    """A tag that asks for a turn; the annotation is in stored pixels, so ingest must not obey it."""
+    """Add an EXIF orientation. Annotations are in stored pixels, so ingest must ignore it."""
     exif = Image.Exif()
     exif[0x0112] = int(rng.integers(2, 9))
     row.photo = _encoded(_decoded(row), "JPEG", exif=exif)
 
 
 def box_beyond_edge(row: Row, rng: np.random.Generator) -> None:
-    """A box that reaches a little further than the photo: to be clipped, not turned away."""
+    """Extend the box slightly beyond the photo; ingest must clip it, not reject it."""
     x1, y1, _, y2 = row.box
     row.box = (x1, y1, row.width + int(rng.integers(2, 12)), y2)
 
 
 def folder_capitals(row: Row, rng: np.random.Generator) -> None:
-    """A folder whose capitals in the archive are not the lists'."""
+    """Write the folder in lower case in the archive, unlike in the lists."""
     row.member = row.name.lower()
 
 
-#: The first eight are for ingest to turn away, each under the reason of this name.
+#: Faults that ingest must reject, by the reason it must give.
 REJECTED: dict[str, Callable[[Row, np.random.Generator], None]] = {
     "unreadable_photo": unreadable_photo,
     "truncated_photo": truncated_photo,
@@ -123,6 +123,7 @@ REJECTED: dict[str, Callable[[Row, np.random.Generator], None]] = {
     "landmark_outside_box": landmark_outside_box,
     "duplicate_id": as_listed,
 }
+#: Irregularities that ingest must accept.
 KEPT: dict[str, Callable[[Row, np.random.Generator], None]] = {
     "two_splits": as_listed,
     "grey": grey,
@@ -136,7 +137,7 @@ KINDS = (*REJECTED, *KEPT)
 
 
 def plant(kind: str, row: Row, rng: np.random.Generator) -> None:
-    """Make a row irregular in one of ``KINDS``."""
+    """Apply one of ``KINDS`` to a row."""
     (REJECTED | KEPT)[kind](row, rng)
 
 

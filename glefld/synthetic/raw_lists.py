@@ -1,4 +1,4 @@
-"""Writes the benchmarks' list files: row counts, column names, padding and codes as the official ones have them."""
+"""Writing the benchmarks' list files, with the row counts, column names, padding and codes of the originals."""
 
 import dataclasses
 import tempfile
@@ -11,24 +11,25 @@ from glefld.schema import FASHION8, SPLITS, Attribute, Visibility
 from glefld.synthetic.faults import Row
 from glefld.synthetic.vocabulary import CATEGORIES, COARSE_ATTRIBUTES, FINE_ATTRIBUTES
 
-UNKNOWN_ATTRIBUTES = 6  # how many of a row's 1,000 the lists call unknown
+UNKNOWN_ATTRIBUTES = 6  # attributes per row, of 1,000, that are marked unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class ListWriter:
-    """Writes lists below a path or URL, each whole or not at all."""
+    """Writes lists below a path or URL, each atomically."""
 
     output: str
 
     def lines(self, name: str, lines: Iterable[str]) -> None:
-        # Streamed through a local file: the attributes of a full-sized data set are most of a gigabyte.
+        """Write a file of these lines."""
+        # Stream through a local file: the attribute list of a full-sized data set is nearly a gigabyte.
         with tempfile.NamedTemporaryFile("w", encoding="ascii", newline="\n", prefix="glefld-list-") as file:
             file.writelines(f"{line}\n" for line in lines)
             file.flush()
             storage.put(file.name, storage.join(self.output, name))
 
     def table(self, name: str, columns: str, count: int, rows: Iterable[str]) -> None:
-        """A list with the two header lines: how many rows follow, and the names of the columns."""
+        """Write a list with its two header lines: the number of rows and the column names."""
 
         def lines() -> Iterable[str]:
             yield str(count)
@@ -39,12 +40,12 @@ class ListWriter:
 
 
 def write_fld(output: str, rows: Sequence[Row]) -> None:
-    """FLD's ``list_landmarks`` (with variation_type), ``list_bbox`` and partition, and our ``list_view``."""
+    """Write FLD's ``list_landmarks`` (with variation_type), ``list_bbox`` and partition, and a ``list_view``."""
     _write_common(ListWriter(output), rows, [row.name for row in rows], variation=True)
 
 
 def write_deepfashion(output: str, rows: Sequence[Row]) -> None:
-    """DeepFashion-C's coarse lists, and our ``list_view``; here names are padded to a column of 70."""
+    """Write DeepFashion's coarse lists, with names padded to 70 characters, and a ``list_view``."""
     writer, names = ListWriter(output), [row.name.ljust(70) for row in rows]
     _write_common(writer, rows, names, variation=False)
     _write_vocabulary(writer, "Anno", COARSE_ATTRIBUTES)
@@ -64,7 +65,7 @@ def write_deepfashion(output: str, rows: Sequence[Row]) -> None:
 
 
 def write_deepfashion_fine(output: str, rows: Sequence[Row]) -> None:
-    """DeepFashion-C's fine lists: a file a column and split, aligned by line, without header; and our ``_view``."""
+    """Write DeepFashion's fine lists: one file without header per column and split, and a ``_view`` file."""
     writer = ListWriter(output)
     columns: dict[str, Callable[[Row], str]] = {
         "": lambda row: row.name,
@@ -123,7 +124,7 @@ def _padded(values: Iterable[int]) -> str:
 
 
 def _landmark_tokens(row: Row) -> str:
-    """Visibility, x and y of each landmark of the garment's type; ``2 000 000`` where it is cut off."""
+    """Return visibility, x and y of each landmark of the garment type; ``2 000 000`` if it is cut off."""
     tokens = []
     for slot in FASHION8.garment_type(row.garment_type).landmarks:
         code = int(row.visibility[slot])
@@ -132,7 +133,7 @@ def _landmark_tokens(row: Row) -> str:
 
 
 def _packed_landmarks(row: Row) -> str:
-    """16 integers: the type's landmarks in its order, ``0 0`` for what is cut off and after the last."""
+    """Return 16 integers: the garment type's landmarks in its order, ``0 0`` if cut off and after the last."""
     tokens = []
     for slot in FASHION8.garment_type(row.garment_type).landmarks:
         cut_off = row.visibility[slot] == Visibility.CUT_OFF
@@ -141,7 +142,7 @@ def _packed_landmarks(row: Row) -> str:
 
 
 def _attribute_tokens(row: Row) -> str:
-    """1 has it, -1 has it not, 0 unknown, each two characters wide."""
+    """Return each attribute's value, two characters wide: 1 yes, -1 no, 0 unknown."""
     tokens = ["-1"] * len(COARSE_ATTRIBUTES)
     for index in np.random.default_rng(row.number).integers(0, len(tokens), UNKNOWN_ATTRIBUTES):
         tokens[index] = " 0"

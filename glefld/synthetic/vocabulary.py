@@ -1,8 +1,7 @@
 """Categories and attributes of the rendered data sets.
 
-The 50 categories and their clothes types are DeepFashion's. The attributes are our own, as many of each type
-as the benchmark has, so that what reads the real lists reads these: 1,000 for the coarse layout, 26 for the
-fine one.
+The 50 categories and their clothes types are DeepFashion's. The attributes are invented, with as many of each type as
+in the benchmark: 1,000 in the coarse layout, 26 in the fine one.
 """
 
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ _LOWER = (
 _FULL = (
     "Caftan Cape Coat Coverup Dress Jumpsuit Kaftan Kimono Nightdress Onesie Robe Romper Shirtdress Sundress"
 )
-#: (name, clothes_type) in the benchmark's order; a category's number is its place here, counted from 1.
+#: (name, clothes_type) in the benchmark's order. A category's number is its 1-based position here.
 CATEGORIES: tuple[tuple[str, int], ...] = tuple(
     (name, code) for code, names in ((1, _UPPER), (2, _LOWER), (3, _FULL)) for name in names.split()
 )
@@ -90,7 +89,7 @@ _PARTS = sorted(
     {*SLEEVES.values(), *NECKLINES.values(), "button front", "zip front", "belted", "graphic print"}
 )
 
-#: By name, as DeepFashion lists its 1,000: 156 of texture, 218 fabric, 180 shape, 216 part, 230 style.
+#: The coarse layout's 1,000, sorted by name as in DeepFashion: 156 texture, 218 fabric, 180 shape, 216 part, 230 style.
 COARSE_ATTRIBUTES: tuple[Attribute, ...] = tuple(
     sorted(
         [
@@ -103,7 +102,7 @@ COARSE_ATTRIBUTES: tuple[Attribute, ...] = tuple(
         key=lambda attribute: attribute.name,
     )
 )  # fmt: skip
-#: The fine layout's 26: 7 of texture, 3 of sleeve, 3 of length, 4 of neckline, 6 of fabric, 3 of fit.
+#: The fine layout's 26: 7 texture, 3 sleeve, 3 length, 4 neckline, 6 fabric, 3 fit.
 FINE_ATTRIBUTES: tuple[Attribute, ...] = (
     *(Attribute(name, 1) for name in PATTERNS),
     *(Attribute(name, 2) for name in ("long_sleeve", "short_sleeve", "sleeveless")),
@@ -122,7 +121,7 @@ def _fit(item: Product) -> str:
 
 
 def coarse_attributes(item: Product) -> list[int]:
-    """Which of COARSE_ATTRIBUTES a product has, 0-based and ascending."""
+    """Return the ascending 0-based indices of a product's attributes among COARSE_ATTRIBUTES."""
     garment = item.garment
     length = "maxi" if garment.hem > 4.6 else "midi" if garment.hem > 3.9 else "mini"
     if garment.code == 1:
@@ -155,7 +154,7 @@ def coarse_attributes(item: Product) -> list[int]:
 
 
 def fine_attributes(item: Product) -> list[int]:
-    """Which of FINE_ATTRIBUTES a product has, 0-based and ascending: one of each type."""
+    """Return the ascending 0-based indices of a product's attributes among FINE_ATTRIBUTES, one of each type."""
     garment = item.garment
     neckline = {"crew": "crew", "scoop": "crew", "v": "v", "square": "square"}.get(garment.neckline, "no")
     if garment.code == 2:

@@ -1,1 +1,1 @@
-"""Drawn photos of garments with their annotation; ``photo.render_photo`` is the way in."""
+"""Rendering photos of garments with their annotations. The entry points are in ``photo`` and ``outfit``."""

@@ -1,9 +1,8 @@
-"""The person in a rendered photo: measures, pose, and how a point of the body comes to the picture.
+"""The person in a rendered photo: proportions, pose, and the projection of body points to the picture.
 
-Lengths are in head heights. x runs to the right of a frontal picture, y down from the base of the neck, z
-towards the viewer of a frontal picture; ``yaw`` turns the person about y (0 front, +-90 degrees side, 180
-degrees back). Side 0 is the one that a frontal picture shows on its left, which the benchmarks call left;
-side 1 is the other.
+Lengths are in head heights. In a frontal picture x points right, y down from the base of the neck, and z towards the
+viewer. ``yaw`` rotates the person about y: 0 is the front, +-90 degrees a side, 180 degrees the back. Side 0 is on the
+left of a frontal picture, and is what the benchmarks call left. Side 1 is the other.
 """
 
 import dataclasses
@@ -35,7 +34,7 @@ HAIRS: tuple[Colour, ...] = (
 )
 HAIR_STYLES = ("short", "bob", "long", "bun", "ponytail")
 
-#: Directions of upper arm and forearm: x outwards from the body, y down, z forwards.
+#: Directions of upper arm and forearm: x away from the body, y down, z forwards.
 ARM_POSES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "relaxed": ((0.20, 0.97, 0.0), (0.08, 0.98, 0.12)),
     "bent": ((0.32, 0.94, -0.05), (-0.10, 0.95, 0.25)),
@@ -45,7 +44,7 @@ ARM_POSES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float
     "lifted": ((0.25, 0.95, 0.15), (0.05, -0.75, 0.65)),
     "raised": ((0.72, -0.68, 0.10), (-0.45, -0.88, 0.0)),
 }
-#: The arm poses of each FLD variation_type: 1 normal, 2 medium pose, 3 large pose, 4 and 5 zoomed in.
+#: Arm poses by FLD variation_type: 1 normal, 2 medium pose, 3 large pose, 4 and 5 zoom-in.
 ARM_CHOICES: dict[int, tuple[str, ...]] = {
     1: ("relaxed", "relaxed", "relaxed", "bent", "bent", "on_hip"),
     2: ("bent", "on_hip", "on_hip", "out", "across"),
@@ -57,7 +56,7 @@ ARM_CHOICES: dict[int, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Body:
-    """Half widths of the torso, its depth over its width, and looks."""
+    """Half widths of the torso, its depth relative to its width, and skin and hair."""
 
     shoulder: float
     chest: float
@@ -71,13 +70,13 @@ class Body:
     shoes: Colour
 
     def half_width(self, y: Points) -> Points:
-        """The torso's half width at each height; below the hips it stays the hips'."""
+        """Return the torso's half width at each height; below the hips it is the hips'."""
         rows = (0.55, 0.8, WAIST_Y, HIP_Y)
         widths = (self.chest * 0.97, self.chest, self.waist, self.hip)
         return np.asarray(np.interp(y, rows, widths))
 
     def shoulder_line(self, x: float) -> float:
-        """The height of the shoulder at a distance from the neck's axis."""
+        """Return the height of the shoulder at a distance from the neck's axis."""
         return -0.03 + 0.22 * max(x - 0.19, 0) / (self.shoulder - 0.19)
 
 
@@ -102,7 +101,7 @@ def sample_body(rng: np.random.Generator) -> Body:
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """Where the person faces and how torso and limbs are held; limb arrays are [side, xyz], unit vectors."""
+    """The person's orientation, torso and limbs; limb arrays hold unit vectors, [side, xyz]."""
 
     yaw: float
     lean: float
@@ -114,7 +113,7 @@ class Pose:
 
 
 def sample_pose(rng: np.random.Generator, view: str, variation: int) -> Pose:
-    """A pose for one of ``schema.VIEWS`` and an FLD variation_type (2 and 3 are the strongly posed ones)."""
+    """Draw a random pose for one of ``schema.VIEWS`` and an FLD variation_type; 2 and 3 have stronger poses."""
     turn = float(np.clip(rng.normal(0, 13), -32, 32))
     if view == "side":
         turn = rng.uniform(68, 108) * rng.choice(SIDES)
@@ -148,7 +147,7 @@ def sample_pose(rng: np.random.Generator, view: str, variation: int) -> Pose:
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """A similarity from the turned body's x, y (head heights) to continuous photo pixels."""
+    """A similarity transform from x, y of the rotated body, in head heights, to continuous photo pixels."""
 
     scale: float = 1.0
     angle: float = 0.0
@@ -157,7 +156,7 @@ class Camera:
 
 
 class Figure:
-    """A body in a pose before a camera: joints in space, and the way from space to the picture."""
+    """A posed body in front of a camera: the joints in space, and the projection to the picture."""
 
     def __init__(self, body: Body, pose: Pose, camera: Camera) -> None:
         self.body, self.pose, self.camera = body, pose, camera
@@ -175,36 +174,36 @@ class Figure:
         self.legs = np.stack([hips, knees, knees + SHIN * pose.shins], axis=1)
 
     def shift(self, y: Points) -> Points:
-        """How far lean and sway move the body's axis sideways at each height."""
+        """Return how far lean and sway move the body's axis sideways at each height."""
         sway = self.pose.sway * np.sin(np.pi * np.clip(y / HIP_Y, 0, 1))
         return sway + self.pose.lean * np.maximum(HIP_Y - y, 0)
 
     def depth(self, points: Points) -> Points:
-        """Towards the viewer, of points [..., 3] in space."""
+        """Return the depth towards the viewer of points [..., 3] in space."""
         return -points[..., 0] * self.sin + points[..., 2] * self.cos
 
     def project(self, points: Points) -> Points:
-        """Points [..., 3] in space to photo pixels [..., 2]."""
+        """Project points [..., 3] in space to photo pixels [..., 2]."""
         x = points[..., 0] * self.cos + points[..., 2] * self.sin
         return np.stack([x, points[..., 1]], axis=-1) @ self._affine + self._offset
 
     def at(self, x: float, y: float, z: float = 0.0) -> Points:
-        """One point of the torso, which lean and sway have moved, in photo pixels [2]."""
+        """Return a torso point, moved by lean and sway, in photo pixels [2]."""
         return self.project(np.array([x + float(self.shift(np.asarray(y))), y, z]))
 
     def outline(self, side: float, y: Points, width: Points, depth: Points) -> Points:
-        """The picture's left (-1) or right (+1) outline [n, 2], photo pixels, of sections at heights y."""
+        """Return the torso's outline [n, 2] in photo pixels at heights y, on the picture's left (-1) or right (+1)."""
         half = np.hypot(width * self.cos, depth * self.sin)
         x = self.shift(y) * self.cos + side * half
         return np.stack([x, y], axis=-1) @ self._affine + self._offset
 
     def px(self, length: float) -> float:
-        """A length in photo pixels."""
+        """Convert a length from head heights to photo pixels."""
         return length * self.camera.scale
 
 
 def draw_leg(canvas: Canvas, figure: Figure, side: int) -> None:
-    """One bare leg with its shoe."""
+    """Draw a bare leg and its shoe."""
     body, px = figure.body, figure.px
     joints = figure.project(figure.legs[side])
     thigh = limb(joints, [px(body.hip * 0.48), px(0.19), px(0.11)])
@@ -212,7 +211,7 @@ def draw_leg(canvas: Canvas, figure: Figure, side: int) -> None:
     canvas.fill(ellipse(joints[1], px(0.18), px(0.2)), body.skin)
     first, second = np.split(thigh, 2)
     canvas.shade(np.concatenate([second, first * 0.3 + second[::-1] * 0.7]), -26)
-    # A foot points where the person looks: down in the picture from the front, away from behind.
+    # Feet point forwards: down in the picture in front view, up in back view.
     ankle = figure.legs[side, 2]
     toe = ankle + np.array([SIDES[side] * 0.10, 0.0, 0.42])
     flat = figure.project(np.stack([ankle, toe]))
@@ -225,7 +224,7 @@ def draw_leg(canvas: Canvas, figure: Figure, side: int) -> None:
 
 
 def draw_arm(canvas: Canvas, figure: Figure, side: int) -> None:
-    """One bare arm with its hand."""
+    """Draw a bare arm and its hand."""
     skin, px = figure.body.skin, figure.px
     joints = figure.project(figure.arms[side])
     edge = darker(skin, 0.86)
@@ -239,7 +238,7 @@ def draw_arm(canvas: Canvas, figure: Figure, side: int) -> None:
 
 
 def draw_torso(canvas: Canvas, figure: Figure) -> None:
-    """Bare neck, shoulders and trunk."""
+    """Draw the bare neck, shoulders and trunk."""
     body = figure.body
     ys = np.array([0.2, 0.35, 0.8, WAIST_Y, HIP_Y, CROTCH_Y])
     widths = body.half_width(ys)
@@ -255,7 +254,7 @@ def draw_torso(canvas: Canvas, figure: Figure) -> None:
 
 
 def draw_neck(canvas: Canvas, figure: Figure, bottom: float) -> None:
-    """The neck from the head down to a height, in the head's shadow."""
+    """Draw the neck from the head down to a height, in the shadow of the head."""
     ys = np.array([-0.55, -0.15, bottom])
     left, right = (figure.outline(p, ys, np.array([0.2, 0.185, 0.2]), np.full(3, 0.19)) for p in SIDES)
     canvas.fill(np.concatenate([left, right[::-1]]), figure.body.skin)
@@ -263,7 +262,7 @@ def draw_neck(canvas: Canvas, figure: Figure, bottom: float) -> None:
 
 
 def draw_back_hair(canvas: Canvas, figure: Figure) -> None:
-    """What of the hair hangs behind a person seen from the front: drawn before the torso."""
+    """Draw the hair behind the shoulders in front view; call this before the torso is drawn."""
     body = figure.body
     if figure.cos < -0.3 or body.hair_style not in ("long", "bob"):
         return
@@ -272,7 +271,7 @@ def draw_back_hair(canvas: Canvas, figure: Figure) -> None:
 
 
 def draw_head(canvas: Canvas, figure: Figure) -> None:
-    """Head and the hair before it: a face from the front, hair alone from behind, both from the side."""
+    """Draw the head and the hair over it: a face in front view, only hair in back view, both in side view."""
     body, px, sin, cos = figure.body, figure.px, figure.sin, figure.cos
     turn = -figure.camera.angle
     bulk = {"short": 0.03, "bun": 0.02, "ponytail": 0.02}.get(body.hair_style, 0.07)
@@ -293,7 +292,7 @@ def draw_head(canvas: Canvas, figure: Figure) -> None:
             length = body.hair_length if body.hair_style == "long" else -0.02
             _hair_curtain(canvas, figure, -0.75, length, 0.45)
     elif body.hair_style == "long" and abs(sin) < 0.9:
-        # Strands before the shoulders, which now and then cover a collar.
+        # Strands in front of the shoulders, which sometimes cover a collar.
         for g in SIDES:
             tip = min(body.hair_length, 1.0)
             middle = (tip - 0.5) / 2
@@ -314,7 +313,7 @@ def _draw_face(canvas: Canvas, figure: Figure, turn: float) -> None:
             [figure.at(0.0, -0.74, 0.40), figure.at(0.0, -0.60, 0.50), figure.at(0.0, -0.54, 0.36)]
         )
         canvas.fill(nose, body.skin)
-    # The fringe: the face's upper part goes under hair again, with a parting.
+    # The fringe: hair with a parting covers the upper part of the face.
     brow = [
         figure.at(x, y, 0.15)
         for x, y in ((-0.37, -0.72), (-0.22, -0.98), (0.02, -1.04), (0.22, -0.97), (0.37, -0.72))
@@ -339,7 +338,7 @@ def _draw_face(canvas: Canvas, figure: Figure, turn: float) -> None:
 def _hair_curtain(
     canvas: Canvas, figure: Figure, top: float, bottom: float, half: float, back: float = 0.2
 ) -> None:
-    """Hair that hangs behind the head from one height to another."""
+    """Draw hair hanging behind the head from one height to another."""
     ys = np.array([top, (top + bottom) / 2, bottom])
     sides = [
         np.stack([figure.at(g * half * w, y, -back) for y, w in zip(ys, (1.0, 1.08, 0.85), strict=True)])

@@ -1,9 +1,8 @@
-"""How garments are drawn on a figure, with their landmarks.
+"""Drawing garments on a figure, with their landmarks.
 
-A landmark is a point of the garment in space, so it turns with the person: in a frontal view the left collar
-is on the picture's left, from behind on its right. What is drawn at a landmark and at its mirror partner is
-the same but mirrored: only what is elsewhere (face or hair, neckline, placket, fly, pockets, feet) tells a
-front from a back, and so the sides.
+Landmarks are points of the garment in space, so they turn with the person: the left collar is on the picture's left in
+front view, and on its right in back view. A landmark and its mirror partner look alike, mirrored. Front and back, and
+so left and right, can only be told from other cues: face or hair, neckline, placket, fly, pockets, feet.
 """
 
 import numpy as np
@@ -23,12 +22,12 @@ COLLAR, SLEEVE, WAISTLINE, HEM = (
 
 
 def shoulder_tip(g: Garment, body: Body) -> float:
-    """How far from the neck's axis an upper or full-body garment ends on the shoulder."""
+    """Return the distance from the neck's axis to where an upper or full-body garment ends on the shoulder."""
     return body.shoulder * g.strap + (0.04 if g.sleeve != "none" else 0.0)
 
 
 def draw_bodice(cloth: Cloth) -> None:
-    """Torso (and skirt) of an upper or full-body garment with neckline and closure, without sleeves."""
+    """Draw torso, skirt, neckline and closure of an upper or full-body garment, without sleeves."""
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
     end = WAIST_Y + 0.12 if g.legs else g.hem
     tip = shoulder_tip(g, body)
@@ -57,7 +56,7 @@ def draw_bodice(cloth: Cloth) -> None:
     if g.neckline == "turtle":
         cloth.mark_pair(COLLAR, 0.2, -0.16)
     else:
-        # On the shoulder beside the neckline, in the middle of what is there where a strap is narrow.
+        # On the shoulder beside the neckline, closer to it on a narrow strap.
         x = g.neck_width + min(0.05, (tip - g.neck_width) / 3)
         cloth.mark_pair(COLLAR, x + 0.035, slope(x) + 0.045)
     if g.code == 3:
@@ -71,7 +70,7 @@ def draw_bodice(cloth: Cloth) -> None:
 
 
 def _draw_waist(cloth: Cloth) -> None:
-    """Belt or waist seam of a full-body garment, and its waistline landmarks."""
+    """Draw the belt or waist seam of a full-body garment, and place its waistline landmarks."""
     g = cloth.garment
     upper, lower = cloth.band(WAIST_Y - 0.07, WAIST_Y + 0.07)
     if g.belt:
@@ -82,7 +81,7 @@ def _draw_waist(cloth: Cloth) -> None:
 
 
 def sleeve_shape(g: Garment, f: Figure, side: int) -> tuple[Points, list[float]]:
-    """The joints [n, 3] in space that a sleeve of any length goes along, and its half width at each."""
+    """Return the joints [n, 3] in space along a sleeve, and its half width at each."""
     length = SLEEVE_LENGTHS[g.sleeve]
     shoulder, elbow, wrist = f.arms[side]
     start = 0.205 * float(np.sqrt(g.ease))
@@ -93,7 +92,7 @@ def sleeve_shape(g: Garment, f: Figure, side: int) -> tuple[Points, list[float]]
 
 
 def draw_sleeve(cloth: Cloth, side: int) -> None:
-    """One sleeve along its arm, with the landmark in the middle of its end."""
+    """Draw a sleeve along its arm, with the landmark in the middle of its end."""
     g, f = cloth.garment, cloth.figure
     length = SLEEVE_LENGTHS[g.sleeve]
     if length == 0:
@@ -107,7 +106,7 @@ def draw_sleeve(cloth: Cloth, side: int) -> None:
     edges = limb(joints, [f.px(r) for r in radii])
     first, second = np.split(edges, 2)
     second = second[::-1]
-    # The shoulder is round and has no outline, so that sleeve and torso are one piece of cloth there.
+    # The shoulder has no outline, so that sleeve and torso look like one piece of cloth.
     cloth.canvas.fill(ellipse(joints[0], f.px(start), f.px(start)), g.colour, cloth.part(part))
     cloth.cover(edges, part, float(np.arctan2(-along[0], along[1])), joints[0])
     if length > 1:
@@ -127,16 +126,16 @@ def draw_sleeve(cloth: Cloth, side: int) -> None:
 
 
 def seat_shape(g: Garment, body: Body, top: float) -> tuple[Points, Points]:
-    """Heights [6] of trousers from the waistband to the legs, and the half width at each."""
+    """Return heights [6] of trousers from the waistband to the legs, and the half width at each."""
     ys = np.linspace(top, CROTCH_Y, 6)
-    # The seat is a little slimmer than a skirt, and as wide as the legs where it meets them.
+    # Slightly slimmer than a skirt, and as wide as the legs where they meet.
     widths = g.half_width(body, ys) * np.linspace(1, 0.95, 6)
     widths[-1] = body.hip * (0.49 + 0.48 * g.ease)
     return ys, widths
 
 
 def leg_shape(g: Garment, f: Figure, side: int) -> tuple[Points, list[float]]:
-    """The joints [n, 3] in space that a trouser leg goes along, and its half width at each."""
+    """Return the joints [n, 3] in space along a trouser leg, and its half width at each."""
     hip, knee, ankle = f.legs[side]
     thigh = f.body.hip * 0.5 * g.ease
     if g.legs <= 1:
@@ -147,7 +146,7 @@ def leg_shape(g: Garment, f: Figure, side: int) -> tuple[Points, list[float]]:
 
 
 def draw_trousers(cloth: Cloth) -> None:
-    """Trousers or shorts, alone or below the bodice of a jumpsuit; the further leg first."""
+    """Draw trousers or shorts, alone or as the lower part of a jumpsuit, with the further leg first."""
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
     top = g.top if g.code == 2 else WAIST_Y
     for side in np.argsort(f.depth(f.legs[:, 1])).tolist():
@@ -183,7 +182,7 @@ def _draw_trouser_leg(cloth: Cloth, side: int, origin: Points) -> None:
 
 
 def draw_skirt(cloth: Cloth) -> None:
-    """A skirt with waistband; a zip behind, now and then buttons in front."""
+    """Draw a skirt with its waistband, a zip at the back and sometimes buttons in front."""
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
     ys = np.linspace(g.top, g.hem, 9)
     widths = g.half_width(body, ys)
@@ -199,7 +198,7 @@ def draw_skirt(cloth: Cloth) -> None:
     if not cloth.front:
         cloth.stitch(np.stack([f.at(0.0, y, -z) for y in (g.top, g.top + 0.8)]), 0.08, cloth.mark)
     else:
-        # The pockets that a skirt has in front only.
+        # Pockets, in front only.
         for side in SIDES:
             slant = [f.at(side * body.hip * x, g.top + y, z * 0.6) for x, y in ((0.45, 0.2), (0.8, 0.6))]
             cloth.stitch(np.stack(slant), 0.06, cloth.mark)
@@ -218,7 +217,7 @@ def _draw_waistband(cloth: Cloth) -> None:
 
 
 def extent(g: Garment, f: Figure) -> Points:
-    """Points [n, 2] that a garment on a figure reaches to, without drawing it."""
+    """Return points [n, 2] in photo pixels that span a garment on a figure, without drawing it."""
     points = []
     if g.code == 2:
         points += [f.at(side * f.body.hip, g.top) for side in SIDES]

@@ -1,8 +1,8 @@
-"""One rendered photo of a garment, with its annotation in the benchmarks' terms.
+"""Rendering one photo of a garment, annotated as in FLD and DeepFashion.
 
-Three garment types, seen from the front, the side and the back, worn by a posed person or laid out alone, in
-front of plain and cluttered backgrounds, partly covered or cut off. Everything is drawn (Pillow and numpy);
-nothing is a photograph.
+There are three garment types, seen from the front, the side and the back. They are worn by a posed person or laid out
+flat, before plain or cluttered backgrounds, and may be partly occluded or cut off. Everything is drawn with Pillow and
+numpy; no photographs are used.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ from glefld.synthetic.render.scene import background, develop, put_in_the_way, t
 from glefld.synthetic.render.wardrobe import Product, sample_product
 
 VIEW_SHARES = (0.65, 0.10, 0.25)
-#: FLD variation_type: 1 normal, 2 medium pose, 3 large pose, 4 medium zoom-in, 5 large zoom-in.
+#: Shares of FLD's variation types: 1 normal, 2 medium pose, 3 large pose, 4 medium zoom-in, 5 large zoom-in.
 VARIATION_SHARES = (0.50, 0.16, 0.12, 0.14, 0.08)
-#: How large a zoomed-in garment is, of the largest that the picture holds.
+#: Size of a zoomed-in garment, relative to the largest size that fits the picture.
 ZOOM = {4: (1.05, 1.35), 5: (1.4, 1.9)}
 LONG_SIDE = 300
 ASPECTS = (0.66, 0.75, 0.75, 0.8, 1.0, 1.2)
-#: The parts of the one garment that is annotated.
+#: The parts of the annotated garment.
 PARTS = range(TORSO, OTHER_GARMENT)
 BACKGROUNDS, BACKGROUND_SHARES = ("studio", "wall", "room", "street"), (0.38, 0.2, 0.27, 0.15)
 
@@ -59,7 +59,7 @@ class Photo:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """All that a photo shows, but for the camera's place; ``other`` is what else the person wears."""
+    """The content of a photo, without the camera; ``other`` is the garment the person wears besides the product."""
 
     product: Product
     other: Product
@@ -72,7 +72,7 @@ class Scene:
 
 
 def render_photo(rng: np.random.Generator, product: Product, view: str | None = None) -> Photo:
-    """Photograph a product once, from one of ``schema.VIEWS`` or, if none is given, from any of them."""
+    """Render one photo of a product from one of ``schema.VIEWS``, by default a random one."""
     view = view or str(rng.choice(VIEWS, p=VIEW_SHARES))
     variation = int(rng.choice((1, 2, 3, 4, 5), p=VARIATION_SHARES))
     code = product.garment.code
@@ -82,7 +82,7 @@ def render_photo(rng: np.random.Generator, product: Product, view: str | None = 
         body=sample_body(rng),
         pose=sample_pose(rng, view, variation),
         variation=variation,
-        # A garment laid out without a person shows its side to nobody.
+        # A garment laid out flat has no side view.
         worn=bool(view == "side" or rng.random() < 0.88),
         tucked=bool(rng.random() < 0.8),
         light=float(rng.uniform(-1, 1)),
@@ -115,7 +115,7 @@ def render_photo(rng: np.random.Generator, product: Product, view: str | None = 
 
 
 def cloth_texture(product: Product, scale: float) -> Pixels:
-    """What its cloth adds to a product's colour; scale is pixels a head height."""
+    """Return a product's texture, which is added to its colour; scale is in pixels per head height."""
     rng = np.random.default_rng(product.texture_seed)
     garment = product.garment
     return texture(rng, product.pattern, product.fabric, garment.colour, garment.accent, scale)
@@ -124,9 +124,9 @@ def cloth_texture(product: Product, scale: float) -> Pixels:
 def draw_scene(
     canvas: Canvas, scene: Scene, camera: Camera, bases: tuple[int | None, int | None] = (0, None)
 ) -> tuple[Cloth, Cloth]:
-    """Draw the person and what they wear, furthest first: the scene's product and the other garment.
+    """Draw the person and both garments back to front; return the product's cloth and the other garment's.
 
-    ``bases`` number the parts of each, as in ``Cloth``.
+    ``bases`` are the part number bases of the two garments, as in ``Cloth``.
     """
     figure = Figure(scene.body, scene.pose, camera)
     shown, other = (
@@ -187,7 +187,7 @@ def _dress_legs(bottom: Cloth) -> None:
 
 
 def place_camera(rng: np.random.Generator, scene: Scene, width: int, height: int) -> Camera:
-    """Where the camera stands: the whole garment somewhere in the picture, or for a zoom-in a part of it."""
+    """Place the camera so that the whole garment is in the picture, or only a part of it when zoomed in."""
     angle = float(rng.normal(0, 0.05 if scene.variation == 3 else 0.025))
     figure = Figure(scene.body, scene.pose, Camera(angle=angle))
     reach = extent(scene.product.garment, figure)
@@ -196,7 +196,7 @@ def place_camera(rng: np.random.Generator, scene: Scene, width: int, height: int
     margin = 0.02 * LONG_SIDE
     scale = float(np.min(picture / size)) * rng.uniform(*ZOOM.get(scene.variation, (0.5, 0.95)))
     while True:
-        # Where the garment is larger than the picture, what is cut off is left to chance.
+        # If the garment is larger than the picture, chance decides what is cut off.
         room = picture - size * scale
         corner = rng.uniform(np.minimum(room - margin, margin), np.maximum(room - margin, margin))
         offset = corner - low * scale
@@ -209,7 +209,7 @@ def place_camera(rng: np.random.Generator, scene: Scene, width: int, height: int
 def annotate(
     canvas: Canvas, landmarks: Landmarks, present: tuple[int, ...]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Whole-pixel landmarks [8, 2] and their visibility [8], read from what was painted last at each."""
+    """Return landmarks [8, 2] in whole pixels and their visibility [8], from the owner of the pixel at each."""
     owners = canvas.owners()
     points = np.zeros((8, 2), dtype=np.int64)
     visibility = np.full(8, Visibility.ABSENT, dtype=np.int64)
@@ -229,7 +229,7 @@ def annotate(
 def bounding_box(
     rng: np.random.Generator, canvas: Canvas, points: NDArray[np.int64], parts: range
 ) -> tuple[int, int, int, int]:
-    """The box round what shows of the garment and its landmarks [n, 2], as loose as an annotator's."""
+    """Return the box around the visible garment and its landmarks [n, 2], as loose as an annotator's."""
     owners = canvas.owners()
     garment = (owners >= parts.start) & (owners < parts.stop)
     rows, columns = np.flatnonzero(garment.any(1)), np.flatnonzero(garment.any(0))
