@@ -76,7 +76,7 @@ def prepare(
     to_upright = compose(_moved(*origin), orient(upright, width, height))
     corners = (
         to_upright[:, :2] @ np.array([[0, width], [0, height]]) + to_upright[:, 2:]
-    )  # [2, 2]: x, y of two
+    )  # [2, 2]: x and y of two opposite corners
     low, high = corners.min(axis=1), corners.max(axis=1)
     box = (*low, *high) if box is None else box
     x1, y1, x2, y2 = (float(v) for v in box)

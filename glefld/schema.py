@@ -144,13 +144,14 @@ def sample_schema(landmark_set: LandmarkSet) -> pa.Schema:
             _field("variation", pa.int8(), "FLD variation_type, 1..5", nullable=True),
             _field("category", pa.int16(), "1-based index into the data set's categories", nullable=True),
             _field(
-                "attributes", pa.list_(pa.int16()), "0-based indices of the garment's attributes", nullable=True
+                "attributes",
+                pa.list_(pa.int16()),
+                "0-based indices of the garment's attributes",
+                nullable=True,
             ),
             _field("view", pa.string(), "front, side or back", nullable=True),
             _field("area", pa.float32(), "of the garment's mask, photo pixels", nullable=True),
-            _field(
-                "landmarks", pa.list_(pa.float32()), "2K: x y in the stored picture, NaN where missing"
-            ),
+            _field("landmarks", pa.list_(pa.float32()), "2K: x y in the stored picture, NaN where missing"),
             _field("visibility", pa.list_(pa.int8()), "K: 0 visible, 1 occluded, 2 cut off, 3 absent"),
         ],
         metadata={

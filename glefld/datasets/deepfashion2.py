@@ -3,7 +3,8 @@
 Ge et al., "DeepFashion2: A Versatile Benchmark for Detection, Pose Estimation, Segmentation and Re-Identification of
 Clothing Images", CVPR 2019 (https://arxiv.org/abs/1901.07973).
 
-``train/annos/000001.json`` annotates ``train/image/000001.jpg``; ``validation`` and, if present, ``test`` are alike.
+``train/annos/000001.json`` annotates ``train/image/000001.jpg``. ``validation`` and, if present, ``test`` have the same
+layout.
 A garment (``item1``, ``item2``, ...) is converted as follows:
 
 - Visibility: v 2 is visible and v 1 occluded. v 0 (not labelled) becomes cut off, since such a landmark is mostly

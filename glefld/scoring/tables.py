@@ -76,7 +76,7 @@ def label_table(dataset: str, report: Report, baseline: Baselines | None = None)
     if always := [
         n for n, size in report.attributes_by_type.items() if size <= max(RECALL_AT) and n in columns
     ]:
-        notes.append(f"always 1 at {max(RECALL_AT)}, having no more attributes: {', '.join(always)}")
+        notes.append(f"always 1 at {max(RECALL_AT)} (no more attributes than that): {', '.join(always)}")
     result.caption = "\n".join(notes) or None
     if systems:
         result.add_row("published", style="italic")
@@ -113,7 +113,7 @@ def _label_columns(report: Report) -> list[str]:
 def pose_lines(dataset: str) -> list[str]:
     """Return the published PCK, AUC and EPE of a data set, one line per garment type; empty if there are none."""
     return [
-        f"{'published, HRNet ' + name:24s} pck {pck:.3f} auc {auc:.3f} epe {epe:.1f} (not ours; a model for this type)"
+        f"{'published, HRNet ' + name:24s} pck {pck:.3f} auc {auc:.3f} epe {epe:.1f} (not ours; one model per type)"
         for name, (pck, auc, epe) in POSE.get(dataset, {}).items()
     ]
 

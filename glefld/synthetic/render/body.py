@@ -56,7 +56,7 @@ ARM_CHOICES: dict[int, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Body:
-    """Half widths of the torso, its depth relative to its width, and skin and hair."""
+    """Half widths of the torso, its depth relative to its width, and the appearance."""
 
     shoulder: float
     chest: float
@@ -81,6 +81,7 @@ class Body:
 
 
 def sample_body(rng: np.random.Generator) -> Body:
+    """Draw a random body."""
     build = rng.uniform(0.92, 1.14)
     style = HAIR_STYLES[rng.integers(len(HAIR_STYLES))]
     tone = rng.uniform(0.9, 1.05)

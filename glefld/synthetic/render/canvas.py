@@ -1,8 +1,7 @@
-"""What rendered photos are drawn on: a supersampled picture, who owns each pixel of it, and soft light and
-shade.
+"""The canvas of rendered photos: a supersampled picture, the owner of each pixel, and soft shading.
 
-Every coordinate is in continuous photo pixels, pixel i covering [i, i + 1). The owner of a pixel is the
-garment part, person or thing painted there last: whether a landmark is visible is read from it, not guessed.
+All coordinates are in continuous photo pixels: pixel i covers [i, i + 1). The owner of a pixel is the garment part,
+person or object painted there last. It determines whether a landmark is visible.
 """
 
 from collections.abc import Sequence
@@ -19,39 +18,39 @@ SUPERSAMPLING = 2
 BACKGROUND, TORSO, LEFT_SLEEVE, RIGHT_SLEEVE, LEFT_LEG, RIGHT_LEG, OTHER_GARMENT, PERSON = range(8)
 SLEEVES = (LEFT_SLEEVE, RIGHT_SLEEVE)
 LEGS = (LEFT_LEG, RIGHT_LEG)
-#: Numbers of a garment's parts lie so far apart from another garment's, where several are told apart in a photo.
+#: Offset between the part numbers of two garments, where a photo distinguishes several.
 GARMENT = 8
-#: Added to a part's number where a button, a seam or a print lies on it: its texture does not run over those.
+#: Added to a part's number under a button, seam or print, which the part's texture must not cover.
 DETAIL = 64
 
 _CIRCLE = np.stack([np.cos(t := np.linspace(0, 2 * np.pi, 33)), np.sin(t)], axis=-1)
 _STEPS = np.linspace(0, 1, 6, endpoint=False)
-# Catmull-Rom: four neighbouring points to six points of the stretch between the middle two.
+# Catmull-Rom spline: four neighbouring points to six points between the middle two.
 _SPLINE = np.stack([_STEPS**3, _STEPS**2, _STEPS, np.ones_like(_STEPS)], axis=-1) @ (
     np.array([[-1, 3, -3, 1], [2, -5, 4, -1], [-1, 0, 1, 0], [0, 2, 0, 0]]) / 2
 )
 
 
 def darker(colour: Colour, factor: float) -> Colour:
-    """The colour times a factor; above 1 it grows lighter."""
+    """Scale a colour's brightness; a factor above 1 lightens it."""
     return tuple(min(255, int(v * factor)) for v in colour)
 
 
 def spline(points: Points) -> Points:
-    """A smooth open curve [m, 2] through points [n, 2]."""
+    """Return a smooth open curve [m, 2] through points [n, 2]."""
     padded = np.concatenate([points[:1], points, points[-1:]])
     windows = np.stack([padded[i : len(padded) - 3 + i] for i in range(4)], axis=1)
     return np.concatenate([(_SPLINE @ windows).reshape(-1, 2), points[-1:]])
 
 
 def ellipse(centre: Points, rx: float, ry: float, angle: float = 0.0) -> Points:
-    """An ellipse [33, 2], clockwise in the picture from its right end, turned by an angle in radians."""
+    """Return an ellipse [33, 2], clockwise in the picture from its right end, rotated by an angle in radians."""
     c, s = np.cos(angle), np.sin(angle)
     return (_CIRCLE * [rx, ry]) @ np.array([[c, s], [-s, c]]) + centre
 
 
 def limb(joints: Points, radii: Sequence[float]) -> Points:
-    """The outline [2m, 2] of a limb through joints [n, 2] with their radii: one side down, the other up."""
+    """Return the outline [2m, 2] of a limb through joints [n, 2] with radii: down one side and up the other."""
     along = np.diff(joints, axis=0)
     along /= np.hypot(along[:, :1], along[:, 1:]) + 1e-9
     along = np.concatenate([along[:1], (along[:-1] + along[1:]) / 2, along[-1:]])
@@ -61,7 +60,7 @@ def limb(joints: Points, radii: Sequence[float]) -> Points:
 
 
 class Canvas:
-    """A picture under construction on a given, supersampled background."""
+    """A picture being drawn on a supersampled background."""
 
     def __init__(self, background: Image.Image) -> None:
         self._image = background
@@ -71,13 +70,13 @@ class Canvas:
         self._draw = ImageDraw.Draw(self._image)
         self._draw_owner = ImageDraw.Draw(self._owner)
         self._draw_shade = ImageDraw.Draw(self._shade)
-        #: For each textured part the point [2] and the angle (radians) that its texture hangs on.
+        #: The origin [2] and angle (radians) of each textured part's texture.
         self.frames: dict[int, tuple[Points, float]] = {}
 
     def fill(
         self, points: Points, colour: Colour, part: int = PERSON, *, outline: Colour | None = None
     ) -> None:
-        """Paint a polygon [n, 2]; what was shaded below it is gone."""
+        """Paint a polygon [n, 2]; it replaces the shading below it."""
         fine = _flat(points * SUPERSAMPLING)
         self._draw.polygon(fine, fill=colour)
         self._draw_owner.polygon(fine, fill=part)
@@ -86,7 +85,7 @@ class Canvas:
             self._draw.line([*fine, *fine[:2]], fill=outline, width=2)
 
     def line(self, points: Points, colour: Colour, width: float, part: int | None = None) -> None:
-        """Draw an open line [n, 2]; without a part the pixels keep their owner."""
+        """Draw an open line [n, 2]; without ``part`` the pixels keep their owner."""
         fine = _flat(points * SUPERSAMPLING)
         thick = max(1, round(width * SUPERSAMPLING))
         self._draw.line(fine, fill=colour, width=thick, joint="curve")
@@ -94,18 +93,18 @@ class Canvas:
             self._draw_owner.line(fine, fill=part, width=thick)
 
     def shade(self, points: Points, level: int) -> None:
-        """Lighten or darken a polygon softly: -128 is black, 0 changes nothing."""
+        """Softly lighten or darken a polygon [n, 2]; level -128 is black, 0 has no effect."""
         self._draw_shade.polygon(_flat(points), fill=128 + level)
 
     def owners(self) -> NDArray[np.uint8]:
-        """Who owns each supersampled pixel, [height * 2, width * 2], details counted to their parts."""
+        """Return the owner of each supersampled pixel, [height * 2, width * 2]; details count as their part."""
         return np.bitwise_and(np.asarray(self._owner), np.uint8(DETAIL - 1))
 
     def finish(self, textures: dict[int, Pixels], softness: float) -> Pixels:
-        """The picture [height, width, 3], 0..255, antialiased, with shade and the parts' textures.
+        """Return the antialiased picture [height, width, 3], 0 to 255, with shading and textures.
 
-        A texture is a seamless tile [size, size, 3] of what it adds to the plain colour; softness is the
-        shade's blur.
+        textures: by part, a seamless tile [size, size, 3] that is added to the plain colour. softness: the blur of the
+        shading.
         """
         picture = np.asarray(self._image.reduce(SUPERSAMPLING), dtype=np.float32)
         owner = np.asarray(self._owner)
@@ -119,7 +118,7 @@ class Canvas:
 
 
 def _lay(picture: Pixels, owned: NDArray[np.bool_], texture: Pixels, origin: Points, angle: float) -> None:
-    """Add a texture, hung on a point and turned by an angle, where a supersampled mask says."""
+    """Add a texture with the given origin and angle inside a supersampled mask."""
     rows, columns = np.flatnonzero(owned.any(1)), np.flatnonzero(owned.any(0))
     if not len(rows):
         return
@@ -139,11 +138,11 @@ def _lay(picture: Pixels, owned: NDArray[np.bool_], texture: Pixels, origin: Poi
 
 
 def _coverage(owned: NDArray[np.bool_]) -> Pixels:
-    """How much of each photo pixel, 0..1, a supersampled mask covers."""
+    """Return the fraction of each photo pixel, 0 to 1, that a supersampled mask covers."""
     reduced = Image.fromarray(owned.astype(np.uint8) * np.uint8(255)).reduce(SUPERSAMPLING)
     return np.asarray(reduced, dtype=np.float32) / np.float32(255)
 
 
 def _flat(points: Points) -> list[float]:
-    # Pillow counts pixel centres as whole numbers, continuous coordinates count them as halves.
+    # Pixel centres are integers in Pillow, and halves in continuous coordinates.
     return (points - 0.5).ravel().tolist()

@@ -1,4 +1,4 @@
-"""One garment while it is drawn on a figure: ownership of pixels, texture, seams, shade, landmarks."""
+"""One garment being drawn on a figure: pixel ownership, texture, seams, shading and landmarks."""
 
 import dataclasses
 
@@ -11,22 +11,22 @@ from glefld.synthetic.render.wardrobe import Garment
 
 @dataclasses.dataclass
 class Landmarks:
-    """The 8 landmarks: photo pixels [8, 2], whether their side faces the viewer, which part they are on."""
+    """The 8 landmarks: photo pixels [8, 2], whether each faces the viewer, and the part each is on."""
 
     points: Points = dataclasses.field(default_factory=lambda: np.full((8, 2), np.nan))
     facing: list[bool] = dataclasses.field(default_factory=lambda: [False] * 8)
     part: list[int] = dataclasses.field(default_factory=lambda: [0] * 8)
 
     def put(self, index: int, point: Points, facing: bool, part: int) -> None:
+        """Set one landmark."""
         self.points[index], self.facing[index], self.part[index] = point, facing, part
 
 
 class Cloth:
-    """A garment on its figure. Its parts own their pixels by name, beginning at ``base``, or without one all as
-    OTHER_GARMENT.
+    """A garment on its figure.
 
-    ``light`` is where light comes from, -1 left to 1 right; ``worn`` is whether a person is in the garment. A
-    target is shown in any case, any other garment only where it is worn.
+    base: its parts own their pixels under numbers from ``base`` on; None owns all as OTHER_GARMENT. light: where the
+    light comes from, -1 left to 1 right. worn: whether a person wears the garment. target: draw it even if not worn.
     """
 
     def __init__(
@@ -45,57 +45,58 @@ class Cloth:
         self.landmarks = Landmarks()
         self.edge = darker(garment.colour, 0.66)
         self.seam = darker(garment.colour, 0.76)
-        # Fronts and backs are told apart by lines that must show on a dark cloth too.
+        # Lines distinguish front from back, so they must be visible on dark cloth too.
         dark = sum(garment.colour) < 3 * 95
         self.mark = tuple(v + 75 for v in garment.colour) if dark else darker(garment.colour, 0.5)
         self.front = figure.cos > -0.2
 
     def part(self, named: int) -> int:
+        """Return the number under which a named part owns its pixels."""
         return OTHER_GARMENT if self.base is None else self.base + named
 
     def cover(
         self, points: Points, named: int, angle: float, origin: Points, outline: Colour | None = None
     ) -> None:
-        """Paint a part and hang its texture on a point, turned by an angle."""
+        """Paint a part's polygon [n, 2], with its texture's origin and angle."""
         part = self.part(named)
         self.canvas.fill(points, self.garment.colour, part, outline=outline)
         self.canvas.frames[part] = origin, angle
 
     def detail(self, points: Points, colour: Colour, outline: Colour | None = None) -> None:
-        """Paint something of the torso that its texture does not run over."""
+        """Paint a detail of the torso, which its texture does not cover."""
         self.canvas.fill(points, colour, self.part(TORSO) + DETAIL, outline=outline)
 
     def stitch(self, points: Points, width: float = 0.025, colour: Colour | None = None) -> None:
-        """A line on the torso, its width in head heights."""
+        """Draw a line on the torso; width in head heights."""
         part = self.part(TORSO) + DETAIL
         self.canvas.line(points, colour or self.seam, self.figure.px(width), part)
 
     def faces(self, side: int, tolerance: float = 0.6) -> bool:
-        """Whether a side faces the viewer, or turns away by no more than the tolerance (a sine)."""
+        """Return whether a side faces the viewer, or turns away by at most the tolerance (a sine)."""
         return -SIDES[side] * self.figure.sin > -tolerance
 
     def mark_pair(self, pair: tuple[int, ...], x: float, y: float) -> None:
-        """A pair of landmarks on the torso's side seams, a little inside the outline."""
+        """Place a pair of landmarks on the torso's side seams, slightly inside the outline."""
         for side, index in enumerate(pair):
             point = self.figure.at(SIDES[side] * (x - 0.035), y)
             self.landmarks.put(index, point, self.faces(side), self.part(TORSO))
 
     def hem_curve(self, left: Points, right: Points, flare: float) -> Points:
-        """A lower edge from the picture's left to its right: sagging, and wavy where there is much cloth."""
+        """Return a hem's curve from the picture's left to its right: sagging, and wavy with a large flare."""
         t = np.linspace(0, 1, 15)[1:-1, None]
         sag = self.figure.px(0.06 + 0.05 * min(flare, 1.0)) * (1 - (2 * t - 1) ** 2)
         wave = self.figure.px(0.05 * min(flare * 1.5, 1.0)) * np.sin(t * np.pi * 7)
         return left + (right - left) * t + np.concatenate([np.zeros_like(t), sag + wave], axis=1)
 
     def side_seam(self, ys: Points, widths: Points) -> None:
-        """The seam that shows where a side faces the viewer."""
+        """Draw the side seam if a side faces the viewer."""
         for side in (0, 1):
             if self.faces(side, -0.45):
                 seam = [self.figure.at(SIDES[side] * w, y) for w, y in zip(widths, ys, strict=True)]
                 self.stitch(np.stack(seam))
 
     def round_off(self, left: Points, right: Points, share: float = 0.18) -> None:
-        """Shade a part, its outlines given from top to bottom, on the side that the light does not reach."""
+        """Shade a part on the side away from the light; its outlines run from top to bottom."""
         dark, bright = (right, left) if self.light < 0 else (left, right)
         across = bright - dark
         strength = abs(self.light)
@@ -104,7 +105,7 @@ class Cloth:
         self.canvas.shade(_strip(bright - across * 0.34, bright - across * 0.24), int(6 + 12 * strength))
 
     def fold(self, left: Points, right: Points, hem: Points) -> None:
-        """Folds that open towards the hem; a pleated garment has many."""
+        """Shade folds that widen towards the hem; a pleated garment has many."""
         count = self.garment.pleats or 3
         start = len(left) * 5 // 8
         width = self.figure.px(0.05 + 0.06 * (self.garment.ease - 1) + 0.08 * min(self.garment.flare, 1))
@@ -116,7 +117,7 @@ class Cloth:
             self.canvas.shade(wedge, -26 if i % 2 else -18)
 
     def band(self, top: float, bottom: float) -> tuple[Points, Points]:
-        """The upper and the lower edge [n, 2] of a band round the torso between two heights."""
+        """Return the upper and lower edges [n, 2] of a band around the torso between two heights."""
         ys = np.array([top, bottom])
         widths = self.garment.half_width(self.figure.body, ys) * 1.01
         depth = widths * self.figure.body.depth

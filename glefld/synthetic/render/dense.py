@@ -1,12 +1,12 @@
-"""DeepFashion2's landmarks of a rendered garment: where its category's 8 to 39 points lie, in the data set's order.
+"""DeepFashion2's landmarks of a rendered garment: its category's 8 to 39 points, in the data set's order.
 
-An upper or full-body garment begins at the middle of the neck behind and goes round it, then down one shoulder, round
-sleeve, armpit and side to the hem and up the other side; a lower one goes along the waist, then down one leg, over the
-crotch and up the other. Outwear has the front's two edges besides. That is the reading which numbers, mirror pairs
-and sigmas agree with; the exact places between (how far down a sleeve) are ours.
+On upper and full-body garments the order starts at the back of the neck and goes around it, then from one shoulder
+around sleeve, armpit and side to the hem, and up the other side. On lower garments it follows the waist, then one leg
+down, the crotch, and the other leg up. Outwear also has the two front edges. The counts, mirror pairs and sigmas of the
+data set agree with this order. Exact positions along an edge, such as on a sleeve, are this project's choice.
 
-Each is a point of the garment in space, as in ``garment``: the first side is the garment's own left, which a frontal
-picture shows on its left. A landmark and its mirror partner come from one line of code with the side as its argument.
+Each landmark is a point of the garment in space, as in ``garment``. The first side is the one on the left of a frontal
+picture. A landmark and its mirror partner are computed by the same code, with the side as an argument.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from glefld.synthetic.render.wardrobe import Garment
 
 OUTWEAR = ("Jacket", "Cardigan", "Coat")
 SHORT_SLEEVES = ("cap", "short", "elbow")
-#: A top held by narrower straps (head heights) is a sling, else a vest.
+#: A top with straps narrower than this, in head heights, is a sling; otherwise it is a vest.
 SLING_STRAP = 0.14
-#: How far inside the drawn outline a landmark lies, in head heights: it is on the cloth, not on what is beside it.
+#: Distance of a landmark from the drawn outline, in head heights, so that its pixel belongs to the cloth.
 INSET = 0.035
-EDGE = 0.06  # a front edge's distance from the middle
-#: Where on a sleeve or a leg a landmark lies, in parts of its length.
+EDGE = 0.06  # distance of a front edge from the middle, in head heights
+#: Positions of landmarks along a sleeve or leg, as fractions of its length.
 END = 0.97
 OUTER = {"short": (0.5,), "long": (0.25, 0.5, 0.75)}
 INNER = {"short": (0.65,), "long": (0.8, 0.65, 0.5)}  # from the cuff up to the armpit
@@ -36,7 +36,7 @@ SIDE_POINTS = {"top": 2, "dress": 4, "vest": 1, "vest dress": 3}
 
 
 class Spot(NamedTuple):
-    """One landmark: photo pixels [2], whether it faces the viewer, and the parts on which it may be seen."""
+    """One landmark: photo pixels [2], whether it faces the viewer, and the parts that may show it."""
 
     point: Points
     facing: bool
@@ -44,7 +44,7 @@ class Spot(NamedTuple):
 
 
 def category_of(garment: Garment, body: Body) -> str | None:
-    """The DeepFashion2 category's name of a garment on a body; None for one that has none, such as a jumpsuit."""
+    """Return the DeepFashion2 category of a garment on a body; None if it has none, such as a jumpsuit."""
     length = "short" if garment.sleeve in SHORT_SLEEVES else "long"
     if garment.code == 2:
         return "skirt" if not garment.legs else "shorts" if garment.legs < 1 else "trousers"
@@ -61,7 +61,7 @@ def category_of(garment: Garment, body: Body) -> str | None:
 
 
 def dense_landmarks(cloth: Cloth, category: str) -> list[Spot]:
-    """The landmarks of a garment of this category, in DeepFashion2's order."""
+    """Return the landmarks of a garment of this category, in DeepFashion2's order."""
     spots = _lower(cloth, category) if cloth.garment.code == 2 else _upper(cloth, category)
     assert len(spots) == dict(CATEGORIES)[category], (category, len(spots))
     return spots
@@ -94,7 +94,7 @@ def _parts(cloth: Cloth, *named: int) -> tuple[int, ...]:
 
 
 def _neck(cloth: Cloth) -> list[Spot]:
-    """Six round the neck: the middle behind, shoulder and rim on one side, the middle in front, the other side."""
+    """Return the six around the neck: the back, one side's shoulder and rim, the front, and the other side's two."""
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
     w, neck_y = g.neck_width, body.shoulder_line(g.neck_width)
     chest = body.chest * body.depth
@@ -131,7 +131,7 @@ def _neck(cloth: Cloth) -> list[Spot]:
 
 
 def _upper_side(cloth: Cloth, category: str, side: int) -> list[Spot]:
-    """From the shoulder round the sleeve, if there is one, down to the hem's corner."""
+    """Return those from the shoulder around the sleeve, if any, down to the corner of the hem."""
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
     tip = shoulder_tip(g, body)
     below, inside = (0.05, 0.07) if g.sleeve != "none" else (0.07, min(0.045, (tip - g.neck_width) / 3))
@@ -159,7 +159,7 @@ def _upper_side(cloth: Cloth, category: str, side: int) -> list[Spot]:
 
 
 def _seam(cloth: Cloth, side: int, y: float) -> Spot:
-    """On the side seam of torso or skirt at a height."""
+    """Return the point on the side seam of torso or skirt at a height."""
     x = float(cloth.garment.half_width(cloth.figure.body, np.array(y))) - INSET
     return Spot(cloth.figure.at(SIDES[side] * x, y), cloth.faces(side), _parts(cloth, TORSO))
 
@@ -171,9 +171,9 @@ def _hem_corner(cloth: Cloth, side: int) -> Spot:
 
 
 def _hem_middle(cloth: Cloth) -> Spot:
-    """The middle of the hem in front, or behind where that is what the viewer sees."""
+    """Return the middle of the hem, at the front or at the back, whichever faces the viewer."""
     g, body = cloth.garment, cloth.figure.body
-    # As ``Cloth.hem_curve`` has it in its middle.
+    # The middle of ``Cloth.hem_curve``.
     flare = 0.0 if g.legs else g.flare
     sag = 0.06 + 0.05 * min(flare, 1.0) - 0.05 * min(flare * 1.5, 1.0)
     z = float(g.half_width(body, np.array(g.hem))) * body.depth
@@ -185,7 +185,7 @@ def _middle(cloth: Cloth, y: float, z: float) -> Spot:
 
 
 def _front_edge(cloth: Cloth, side: int) -> list[Spot]:
-    """Four down one edge of an outwear's front, from the neckline to the hem."""
+    """Return the four along one front edge of outwear, from the neckline to the hem."""
     g, f = cloth.garment, cloth.figure
     top = g.neck_depth + (0.15 if g.neckline in ("v", "shirt") else 0.02) + INSET
     z = f.body.chest * f.body.depth * g.ease
@@ -199,13 +199,13 @@ def _waist(cloth: Cloth, side: int) -> Spot:
 
 
 def _waist_middle(cloth: Cloth) -> Spot:
-    """The waistband's upper edge sags in its middle, as ``Cloth.band`` draws it."""
+    """Return the middle of the waistband's upper edge, which sags as in ``Cloth.band``."""
     g, body = cloth.garment, cloth.figure.body
     return _middle(cloth, g.top + 0.06 + INSET, float(g.half_width(body, np.array(g.top))) * body.depth)
 
 
 def _leg(cloth: Cloth, category: str, side: int) -> list[Spot]:
-    """From the hip down the outside of a trouser leg and up its inside."""
+    """Return those from the hip down the outside of a trouser leg and up its inside."""
     g, f = cloth.garment, cloth.figure
     path, radii = leg_shape(g, f, side)
     leg = _parts(cloth, LEGS[side])
@@ -228,12 +228,12 @@ def _on_limb(
     part_of_length: float,
     parts: tuple[int, ...],
 ) -> Spot:
-    """On the outer (``outwards`` 1) or inner (-1) edge of a sleeve or leg along joints [n, 3], as ``limb`` draws it."""
+    """Return a point on the outer (``outwards`` 1) or inner (-1) edge of a sleeve or leg along joints [n, 3]."""
     along = np.diff(path, axis=0)[:, :2]
     along /= np.hypot(along[:, :1], along[:, 1:]) + 1e-9
     along = np.concatenate([along[:1], (along[:-1] + along[1:]) / 2, along[-1:]])
     along /= np.hypot(along[:, :1], along[:, 1:]) + 1e-9
-    # Across the limb, away from the body where it hangs down.
+    # Perpendicular to the limb; away from the body if the limb hangs down.
     across = SIDES[side] * outwards * np.stack([along[:, 1], -along[:, 0], np.zeros(len(path))], axis=-1)
     edge = path + across * (np.asarray(radii)[:, None] - INSET)
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])

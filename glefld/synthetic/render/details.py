@@ -1,4 +1,4 @@
-"""What tells a garment's front from its back: necklines, closures, prints, flies and pockets."""
+"""Details that distinguish a garment's front from its back: necklines, closures, prints, flies and pockets."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from glefld.synthetic.render.cloth import Cloth
 
 
 def draw_neckline(cloth: Cloth) -> None:
-    """The opening at the neck with its rim, and a collar, hood or roll."""
+    """Draw the neck opening with its rim, and a collar, hood or roll."""
     g, f = cloth.garment, cloth.figure
     if g.neckline == "turtle":
         _draw_roll(cloth)
@@ -41,7 +41,7 @@ def draw_neckline(cloth: Cloth) -> None:
 
 
 def _draw_roll(cloth: Cloth) -> None:
-    """A turtleneck's roll round the neck."""
+    """Draw a turtleneck's roll."""
     f = cloth.figure
     ys, widths = np.array([-0.3, -0.05, 0.12]), np.array([0.235, 0.25, 0.33])
     left, right = (f.outline(p, ys, widths, widths * 0.9) for p in SIDES)
@@ -51,7 +51,7 @@ def _draw_roll(cloth: Cloth) -> None:
 
 
 def _draw_collar(cloth: Cloth, neck_y: float) -> None:
-    """A shirt's collar: two flaps in front, one band behind."""
+    """Draw a shirt collar: two flaps at the front, one band at the back."""
     f, w = cloth.figure, cloth.garment.neck_width
     colour = darker(cloth.garment.colour, 1.06)
     if not cloth.front:
@@ -71,7 +71,7 @@ def _draw_collar(cloth: Cloth, neck_y: float) -> None:
 
 
 def _draw_hood(cloth: Cloth) -> None:
-    """A hood's bag on the back, its cords in front."""
+    """Draw a hood: the bag at the back, the cords at the front."""
     f = cloth.figure
     if cloth.front:
         for g in SIDES:
@@ -85,7 +85,7 @@ def _draw_hood(cloth: Cloth) -> None:
 
 
 def draw_closure(cloth: Cloth, end: float) -> None:
-    """Placket, zip, pouch and print in front down to a height; a yoke or a seam behind."""
+    """Draw placket, zip, pouch and print at the front, down to a height, or a yoke or seam at the back."""
     g, f = cloth.garment, cloth.figure
     if abs(f.cos) < 0.2:
         return
@@ -116,7 +116,7 @@ def draw_closure(cloth: Cloth, end: float) -> None:
 
 
 def _draw_print(cloth: Cloth, z: float) -> None:
-    """A print on the chest: a ring, a row of bars or a diamond."""
+    """Draw a print on the chest: a ring, a row of bars or a diamond."""
     g, f = cloth.garment, cloth.figure
     centre = f.at(0.0, 0.95, z)
     wide, high = f.px(0.3) * abs(f.cos), f.px(0.32)
@@ -135,7 +135,7 @@ def _draw_print(cloth: Cloth, z: float) -> None:
 
 
 def draw_fly(cloth: Cloth, top: float) -> None:
-    """Trousers from the waistband down: fly and slanted pockets in front, two patches and a seam behind."""
+    """Draw the fly and slanted pockets at the front of trousers, or two patch pockets and a seam at the back."""
     f, hip = cloth.figure, cloth.figure.body.hip
     z = hip * f.body.depth
     if cloth.front:

@@ -1,7 +1,7 @@
-"""One rendered photo of one or two people, each garment annotated in DeepFashion2's terms.
+"""Rendering one photo of one or two people, with each garment annotated as in DeepFashion2.
 
-All 13 categories are drawn: a sling is a sleeveless top or dress with its straps narrowed, short sleeve outwear a
-jacket with its sleeves shortened. Of a person in a dress only that is annotated, else upper and lower garment.
+All 13 categories occur. Slings are sleeveless tops or dresses with narrower straps, and short sleeve outwear is made
+from jackets by shortening the sleeves. A person has either a dress or an upper and a lower garment annotated.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from glefld.synthetic.render.scene import background, develop, put_in_the_way
 from glefld.synthetic.render.wardrobe import Product, sample_product
 
 TWO_PEOPLE, WIDE = 0.2, 1.25
-#: The least that an annotator marks: pixels of the mask, and landmarks in the picture.
+#: Smaller garments are not annotated: minimum pixels of the mask, and minimum landmarks in the picture.
 LEAST_PIXELS, LEAST_LANDMARKS = 200, 3
 VISIBLE, OCCLUDED, UNLABELLED = 2, 1, 0
 CLOSED = 79  # contourpy's code of a polygon's last point
@@ -40,7 +40,7 @@ CLOSED = 79  # contourpy's code of a polygon's last point
 
 @dataclasses.dataclass(frozen=True)
 class WornGarment:
-    """One annotated garment: n landmarks of its category, polygons x1 y1 x2 y2 ... round what shows of it."""
+    """One annotated garment: the n landmarks of its category, and polygons x1 y1 x2 y2 ... of its visible mask."""
 
     category: str
     box: tuple[int, int, int, int]
@@ -54,7 +54,7 @@ class WornGarment:
 
 @dataclasses.dataclass(frozen=True)
 class OutfitPhoto:
-    """A JPEG and its garments."""
+    """A JPEG and its annotated garments."""
 
     jpeg: bytes
     width: int
@@ -63,7 +63,7 @@ class OutfitPhoto:
 
 
 def render_outfits(rng: np.random.Generator) -> OutfitPhoto:
-    """Photograph one person or, side by side, two, until there is something to annotate."""
+    """Render one person or two side by side; repeat until at least one garment can be annotated."""
     while not (photo := _render(rng)).garments:
         pass
     return photo
@@ -79,7 +79,7 @@ def _render(rng: np.random.Generator) -> OutfitPhoto:
     scale = 0.0
     for person in range(people):
         view = str(rng.choice(VIEWS, p=VIEW_SHARES))
-        # Two people are not zoomed in on.
+        # No zoom-ins with two people.
         variation = int(rng.choice((1, 2, 3, 4, 5), p=VARIATION_SHARES)) if people == 1 else 1
         scene = _sample_scene(rng, view, variation)
         camera = place_camera(rng, scene, width // people, height)
@@ -112,7 +112,7 @@ def _sample_scene(rng: np.random.Generator, view: str, variation: int) -> Scene:
         body=body,
         pose=sample_pose(rng, view, variation),
         variation=variation,
-        # A garment laid out without a person shows its side to nobody.
+        # A garment laid out flat has no side view.
         worn=bool(view == "side" or rng.random() < 0.93),
         tucked=bool(rng.random() < 0.8),
         light=float(rng.uniform(-1, 1)),
@@ -120,7 +120,7 @@ def _sample_scene(rng: np.random.Generator, view: str, variation: int) -> Scene:
 
 
 def sample_worn(rng: np.random.Generator, body: Body, code: int | None = None) -> Product:
-    """A product of a clothes_type, or of any, that is of one of the 13 categories on this body."""
+    """Draw a random product, of a clothes_type if given, that has one of the 13 categories on this body."""
     while True:
         product = sample_product(rng, code)
         garment = product.garment
@@ -146,7 +146,7 @@ def _parts(cloth: Cloth) -> range:
 def _annotate(
     rng: np.random.Generator, canvas: Canvas, cloth: Cloth, scene: Scene, view: str, spots: list[Spot]
 ) -> WornGarment | None:
-    """What an annotator says of a garment; None if too little of it is in the picture."""
+    """Return a garment's annotation; None if too little of it is visible."""
     owners = canvas.owners()
     parts = _parts(cloth)
     mask = (owners >= parts.start) & (owners < parts.stop)
@@ -168,7 +168,7 @@ def _annotate(
 def _label(
     canvas: Canvas, owners: NDArray[np.uint8], spots: list[Spot]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Whole-pixel landmarks [n, 2] and their labels [n], read from what was painted last at each."""
+    """Return landmarks [n, 2] in whole pixels and their labels [n], from the owner of the pixel at each."""
     points = np.floor([spot.point for spot in spots]).astype(np.int64)
     labels = np.full(len(spots), OCCLUDED)
     inside: NDArray[np.bool_] = np.all((points >= 1) & (points < (canvas.width, canvas.height)), axis=1)
@@ -184,16 +184,16 @@ def _label(
 
 
 def outline_polygons(mask: NDArray[np.bool_]) -> list[list[float]]:
-    """Polygons x1 y1 x2 y2 ..., in annotated pixels, round a supersampled mask; holes in it are not cut out."""
+    """Return polygons x1 y1 x2 y2 ... around a supersampled mask, in annotated pixels; holes are filled."""
     s = SUPERSAMPLING
     height, width = mask.shape
     cover = mask.astype(np.float64).reshape(height // s, s, width // s, s).mean(axis=(1, 3))
-    # Beyond the picture there is nothing: every contour closes.
+    # Pad with background, so that every contour closes.
     generator = contour_generator(z=np.pad(cover, 1), fill_type=FillType.OuterCode)
     polygons = []
     for points, codes in zip(*generator.filled(0.5, 2.0), strict=True):
         outer = points[: int((codes == CLOSED).argmax())] - 1
-        # Every third point is enough: neighbours are about half a pixel apart.
+        # Neighbouring points are about half a pixel apart, so every third is enough.
         thinned = outer[::3].round(1)
         if len(thinned) >= 3:
             polygons.append(thinned.ravel().tolist())

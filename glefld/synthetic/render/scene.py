@@ -1,4 +1,4 @@
-"""What surrounds a rendered garment: cloth, backgrounds, things in the way, and the camera's faults."""
+"""Textures, backgrounds, occluding objects and camera effects of rendered photos."""
 
 import io
 
@@ -41,10 +41,10 @@ COLOURS: dict[str, Colour] = {
 def texture(
     rng: np.random.Generator, pattern: str, fabric: str, colour: Colour, accent: Colour, scale: float
 ) -> Pixels:
-    """A seamless tile [TILE, TILE, 3] of what a cloth adds to its colour; scale is pixels a head height."""
+    """Return a seamless texture [TILE, TILE, 3] to add to the colour; scale is in pixels per head height."""
     y, x = (np.asarray(axis / TILE) for axis in np.ogrid[0:TILE, 0:TILE])
     repeats = int(np.clip(round(TILE / (scale * rng.uniform(0.16, 0.5))), 2, 24))
-    soft = TILE / repeats / 2  # pixels in half a period: edges are one pixel wide
+    soft = TILE / repeats / 2  # pixels per half period, so that edges are one pixel wide
     wave_x, wave_y = (np.abs((v * repeats) % 1 - 0.5) * 4 - 1 for v in (x, y))
 
     def step(value: Points | Pixels) -> Points:
@@ -80,7 +80,7 @@ def texture(
 
 
 def _flowers(rng: np.random.Generator, repeats: int) -> Points:
-    """How much of each pixel [TILE, TILE] belongs to a flower."""
+    """Return the fraction of each pixel [TILE, TILE] that is covered by a flower."""
     tile = Image.new("L", (TILE * 2, TILE * 2))
     draw = ImageDraw.Draw(tile)
     cell = 2 * TILE / repeats
@@ -100,7 +100,7 @@ def _flowers(rng: np.random.Generator, repeats: int) -> Points:
 
 
 def background(rng: np.random.Generator, width: int, height: int, kind: str) -> Image.Image:
-    """A supersampled background of width x height photo pixels: studio, wall, room or street."""
+    """Draw a supersampled background of width x height photo pixels; kind is studio, wall, room or street."""
     w, h = width * SUPERSAMPLING, height * SUPERSAMPLING
     tone = rng.uniform(0.82, 1.0) * 255 if kind == "studio" else rng.uniform(0.4, 0.92) * 255
     top = np.clip(tone + rng.normal(0, 4 if kind == "studio" else 14, 3), 20, 255)
@@ -126,13 +126,13 @@ def _near(rng: np.random.Generator, colour: Points, spread: float) -> Colour:
 
 
 def _any(rng: np.random.Generator) -> Colour:
-    """A colour of the clothes' own range: the surroundings must not differ from them by colour."""
+    """Return a random colour from the clothes' range, so that colour does not separate clothes from the background."""
     colour = np.array(list(COLOURS.values())[rng.integers(len(COLOURS))])
     return _near(rng, colour * rng.uniform(0.75, 1.1), 8)
 
 
 def _furnish(rng: np.random.Generator, draw: ImageDraw.ImageDraw, w: int, floor: int) -> None:
-    """Frames, doors, shelves and clothes on hangers: edges that could be a garment's."""
+    """Draw frames, doors, shelves and clothes on hangers, whose edges resemble a garment's."""
     for _ in range(int(rng.integers(2, 6))):
         x, width = rng.uniform(-0.1, 0.9) * w, rng.uniform(0.12, 0.35) * w
         kind = rng.integers(4)
@@ -176,7 +176,7 @@ def _furnish(rng: np.random.Generator, draw: ImageDraw.ImageDraw, w: int, floor:
 
 
 def _street(rng: np.random.Generator, draw: ImageDraw.ImageDraw, w: int, floor: int) -> None:
-    """House fronts with windows, and round greenery."""
+    """Draw house fronts with windows, and bushes."""
     x = -rng.uniform(0, 0.2) * w
     while x < w:
         width = rng.uniform(0.2, 0.45) * w
@@ -196,7 +196,7 @@ def _street(rng: np.random.Generator, draw: ImageDraw.ImageDraw, w: int, floor: 
 
 
 def put_in_the_way(rng: np.random.Generator, canvas: Canvas, near: Points, size: float) -> None:
-    """Hide part of the garment: a bag, a plant's leaves or a plain thing, of a size in photo pixels."""
+    """Occlude part of the garment with a bag, leaves or a plain object, of the given size in photo pixels."""
     colour = _any(rng)
     centre = near + rng.normal(0, size * 0.35, 2)
     kind = rng.integers(3)
@@ -225,7 +225,7 @@ def put_in_the_way(rng: np.random.Generator, canvas: Canvas, near: Points, size:
 
 
 def develop(rng: np.random.Generator, picture: Pixels) -> bytes:
-    """Light from one side, a colour cast, noise, some blur, JPEG of a random quality; the picture is used up."""
+    """Add lighting from one side, a colour cast, noise and blur, and encode as JPEG. Overwrites ``picture``."""
     height, width = picture.shape[:2]
     slope_x, slope_y = rng.uniform(-0.14, 0.14, 2)
     light = 1 + slope_x * np.linspace(-1, 1, width)[None, :] + slope_y * np.linspace(-1, 1, height)[:, None]

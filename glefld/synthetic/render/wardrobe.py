@@ -1,4 +1,4 @@
-"""What a rendered garment is, and which there are: cuts of some of the benchmark's categories."""
+"""Rendered garments and how they are sampled: cuts for some of DeepFashion's categories."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from glefld.synthetic.render.body import HIP_Y, WAIST_Y, Body
 from glefld.synthetic.render.canvas import Colour, Points, darker
 from glefld.synthetic.render.scene import COLOURS, FABRICS, PATTERNS
 
-#: Sleeve lengths: 1 is the elbow, 2 the wrist.
+#: Sleeve lengths: 1 reaches the elbow, 2 the wrist.
 SLEEVE_LENGTHS = {
     "none": 0.0,
     "cap": 0.36,
@@ -22,33 +22,33 @@ SLEEVE_LENGTHS = {
 
 @dataclasses.dataclass(frozen=True)
 class Garment:
-    """One garment; heights are the figure's y in head heights."""
+    """One garment. Lengths are in head heights, and heights are the figure's y."""
 
     category: str
     code: int  # clothes_type: 1 upper, 2 lower, 3 full body
     colour: Colour
     accent: Colour
     sleeve: str
-    cuff: float  # the sleeve's half width at its end
+    cuff: float  # half width of the sleeve's end
     neckline: str
     neck_width: float
     neck_depth: float
     back_depth: float
-    strap: float  # where the shoulder ends, of the body's
+    strap: float  # where the shoulder ends, relative to the body's
     closure: str
-    graphic: int  # which print is on the chest, 0 none
-    ease: float  # width over the body's
+    graphic: int  # number of the print on the chest, 0 for none
+    ease: float  # width relative to the body's
     waisted: bool  # follows the waist
-    flare: float  # how much wider it grows on the way down, a head height
+    flare: float  # increase of the half width per head height downwards
     hem: float
-    top: float  # of a lower garment: where its waistband is
-    legs: float  # length of trouser legs: 1 is the knee, 2 the ankle; 0 is no trousers
-    leg_width: float  # half width at the end
+    top: float  # height of a lower garment's waistband
+    legs: float  # length of trouser legs: 1 reaches the knee, 2 the ankle, 0 for no trousers
+    leg_width: float  # half width of a leg's end
     belt: bool
     pleats: int
 
     def half_width(self, body: Body, y: Points) -> Points:
-        """The half width of torso and skirt at each height."""
+        """Return the half width of torso and skirt at each height."""
         width = body.half_width(y) * self.ease
         fitted = self.waisted or self.code == 2
         if not fitted:
@@ -59,7 +59,7 @@ class Garment:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """The ranges that a category's garments are drawn from; lengths as in ``Garment``."""
+    """The ranges that a category's garments are sampled from; lengths as in ``Garment``."""
 
     category: str
     code: int
@@ -232,7 +232,7 @@ NECK_DEPTHS = {"v": (0.5, 0.95), "scoop": (0.4, 0.65), "square": (0.4, 0.6), "sh
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A garment and its cloth: what several photos of one product have in common."""
+    """A garment and its fabric, shared by all photos of one product."""
 
     garment: Garment
     colour: str
@@ -242,7 +242,7 @@ class Product:
 
 
 def sample_product(rng: np.random.Generator, code: int | None = None) -> Product:
-    """A product of a clothes_type, or of any: 45 % upper, 20 % lower, 35 % full body."""
+    """Draw a random product, of a clothes_type if given; else 45 % are upper, 20 % lower and 35 % full-body."""
     if code is None:
         code = int(rng.choice((1, 2, 3), p=(0.45, 0.2, 0.35)))
     cuts = [cut for cut in CUTS if cut.code == code]

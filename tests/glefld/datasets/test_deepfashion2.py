@@ -134,7 +134,7 @@ def test_a_broken_file_is_named(case: str) -> None:
 
 
 def test_no_annotation_at_all_is_said() -> None:
-    with pytest.raises(ValueError, match="no annotations found.*train/annos"):
+    with pytest.raises(ValueError, match=r"no annotations found.*train/annos"):
         read_annotations("deepfashion2", ListFiles("raw", {}))
 
 

@@ -137,5 +137,5 @@ def test_the_reader_reads_it(root: Path) -> None:
 def test_mistakes_are_told(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         write_dataset(str(tmp_path / "raw"), 0)
-    with pytest.raises(FileExistsError, match=r"train\.zip is there already"):
+    with pytest.raises(FileExistsError, match=r"train\.zip already exists"):
         write_dataset(str(root), 3)
