@@ -10,7 +10,8 @@ import torch
 from mlflow import MlflowClient
 
 from glefld.data.dataset import open_dataset
-from glefld.training.loop import Job, loop
+from glefld.training import loop
+from glefld.training.loop import Job
 from jobs import evaluate, infer, ingest, train
 from tests.blots import COLOURS, image_folder
 from tests.mistakes import one_line

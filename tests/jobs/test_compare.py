@@ -82,7 +82,7 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
     assert all(a["ne"] != b["ne"] for a, b in zip(other["results"], value["results"], strict=True))
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
     other = dataclasses.replace(options, recipe=dataclasses.replace(TINY, epochs=2))
-    with pytest.raises(ValueError, match="begun with other options"):
+    with pytest.raises(ValueError, match="started with other options"):
         run(other)
 
 
