@@ -33,7 +33,7 @@ PACKAGES = ("glefld", "pipelines", "jobs")
 #: What of this process's environment a job gets. Anyone who may see the cluster's dashboard reads it there, so keys,
 #: passwords and tokens are not among it: they belong into the environment that the cluster itself was started in.
 PASSED = re.compile(
-    "GLEFLD_ROOT|MLFLOW_TRACKING_URI|AWS_ENDPOINT_URL(_S3)?|AWS_REGION|AWS_DEFAULT_REGION|AWS_RETRY_MODE"
+    "GLEFLD_ROOT|GLEFLD_DEBUG|MLFLOW_TRACKING_URI|AWS_ENDPOINT_URL(_S3)?|AWS_REGION|AWS_DEFAULT_REGION|AWS_RETRY_MODE"
     "|AWS_MAX_ATTEMPTS|AWS_REQUEST_CHECKSUM_CALCULATION|GLOO_SOCKET_IFNAME|NCCL_.*"
 )
 #: Names in a URL's query that carry a secret: X-Amz-Signature, sig, access_token, password.
