@@ -1,8 +1,10 @@
-"""Files by URL: a local path and ``s3://bucket/key`` take the same code (fsspec).
+"""Files by URL: the same functions for local paths and ``s3://bucket/key``, on top of fsspec.
 
 Credentials and the endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL).
-A file is either whole or not there: local files are renamed into place, objects appear when their upload ends.
-Requests that fail, stall or are throttled are retried with growing pauses by botocore and s3fs.
+Writes are atomic: local files are renamed into place, and an object appears only when its upload is complete.
+botocore and s3fs retry requests that fail, stall or are throttled, with exponential back-off.
+
+Functions raise OSError or a botocore error when the storage fails, and UserError for a URL with an unknown scheme.
 """
 
 import contextlib
@@ -33,14 +35,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from glefld.errors import UserError
 
-#: A URL within a text; another one that follows without a space is its own.
+#: Matches a URL within a text. Two URLs without a space between them are two matches.
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://(?:(?![a-z][a-z0-9+.-]*://)\S)+", re.IGNORECASE)
 
 
 def s3_options() -> dict[str, Any]:
-    """How object storage is asked: s3fs' options, with a user's own (fsspec's configuration, ``FSSPEC_S3``) on top.
+    """Return the options for s3fs. The user's fsspec configuration (such as ``FSSPEC_S3``) takes precedence.
 
-    s3fs tries broken reads and throttled requests five times beyond botocore's retries.
+    On top of botocore's retries, s3fs retries broken reads and throttled requests five times.
     """
     config = {
         "retries": {
@@ -48,8 +50,8 @@ def s3_options() -> dict[str, Any]:
             "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "6")),
         },
         "connect_timeout": 5,
-        "read_timeout": 15,  # a stalled connection is given up and tried again
-        # The checksums that newer clients add by themselves are refused by several servers (HTTP 411).
+        "read_timeout": 15,  # a stalled request is then retried
+        # Several servers reject the checksums that newer clients add by default (HTTP 411).
         "request_checksum_calculation": os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
     }
     own = conf.get("s3", {})
@@ -61,7 +63,7 @@ def is_s3(url: str) -> bool:
 
 
 def arrow_filesystem(url: str) -> pyarrow.fs.FileSystem:
-    """The same file system for libraries that want pyarrow's."""
+    """Return the URL's filesystem as a pyarrow filesystem."""
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(_split(url)[0]))
 
 
@@ -70,9 +72,9 @@ def is_local(url: str) -> bool:
 
 
 def require_access(url: str) -> None:
-    """UserError, in one line that says what to do, unless a URL's bucket on S3 can be listed.
+    """Raise UserError unless the bucket of an S3 URL can be listed.
 
-    Other places are not checked. Nothing but the bucket needs to exist yet.
+    Only the bucket needs to exist, not the key. Other kinds of URL are not checked.
     """
     fs, path = _split(url)
     if not is_s3(url):
@@ -83,12 +85,12 @@ def require_access(url: str) -> None:
         fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
     except FileNotFoundError as error:
         raise UserError(
-            f"there is no bucket {bucket} at {endpoint}: make it, or check its name and AWS_ENDPOINT_URL"
+            f"there is no bucket {bucket} at {endpoint}: create it, or check its name and AWS_ENDPOINT_URL"
         ) from error
     except PermissionError as error:
         raise UserError(
-            f"{endpoint} refuses access to the bucket {bucket} ({error}): check AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, and what they may do"
+            f"{endpoint} refuses access to the bucket {bucket} ({error}): check AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY and the permissions of that key"
         ) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise UserError(
@@ -107,12 +109,12 @@ def join(url: str, *parts: str) -> str:
 
 
 def absolute(url: str) -> str:
-    """The same place, named so that it means the same in every working directory."""
+    """Return a local path as an absolute path, with ``~`` expanded. URLs are returned unchanged."""
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def local_path(url: str) -> str:
-    """The path within the URL's filesystem: of a local URL, the file's absolute path."""
+    """Return the path within the URL's filesystem. For a local URL this is the absolute path."""
     return _split(url)[1]
 
 
@@ -132,13 +134,13 @@ def is_folder(url: str) -> bool:
 
 
 def size(url: str) -> int:
-    """Bytes of a file; FileNotFoundError if there is none."""
+    """Return the size of a file in bytes. Raises FileNotFoundError if it does not exist."""
     fs, path = _fresh(url)
     return fs.size(path)
 
 
 class Entry(NamedTuple):
-    """What lies directly in a folder."""
+    """A file or folder directly inside a folder."""
 
     name: str
     url: str
@@ -147,7 +149,7 @@ class Entry(NamedTuple):
 
 
 def entries(url: str) -> list[Entry]:
-    """What lies directly in a folder, by name; nothing if the folder is not there."""
+    """List a folder, not recursively, sorted by name. Empty if the folder does not exist."""
     fs, path = _fresh(url)
     if not fs.isdir(path):
         return []
@@ -159,7 +161,7 @@ def entries(url: str) -> list[Entry]:
 
 
 def find(url: str) -> dict[str, int]:
-    """Path below the URL and size in bytes of every file at any depth; nothing if the folder is not there."""
+    """Return the size in bytes of every file below the URL, by path relative to it. Empty if it does not exist."""
     fs, path = _fresh(url)
     if not fs.exists(path):
         return {}
@@ -167,36 +169,39 @@ def find(url: str) -> dict[str, int]:
 
 
 def open(url: str, **options: Any) -> BinaryIO:
-    """A file to read, as a context manager. ``options`` are those of fsspec's ``open``."""
+    """Open a file for reading. ``options`` are passed to fsspec's ``open``."""
     fs, path = _split(url)
     return cast(BinaryIO, fs.open(path, "rb", **options))
 
 
 def read_bytes(url: str) -> bytes:
     fs, path = _split(url)
-    # s3fs repeats a read that breaks off, but not where it reads the parts of a large object side by side.
+    # s3fs retries an interrupted read, but not when it fetches the parts of a large object concurrently.
     return fs.cat_file(path, **({"max_concurrency": 1} if is_s3(url) else {}))
 
 
 def read_ranges(
     urls: Sequence[str], starts: Sequence[int], stops: Sequence[int]
 ) -> list[bytes | BaseException]:
-    """Bytes [start, stop) of each file, fetched side by side, or what went wrong. All on one filesystem."""
+    """Fetch bytes [start, stop) of each file concurrently. A failed range is returned as its exception.
+
+    All URLs must be on the same filesystem.
+    """
     fs = _split(urls[0])[0]
     paths = [_split(url)[1] for url in urls]
     return fs.cat_ranges(paths, list(starts), list(stops), on_error="return")
 
 
 def read_json(url: str) -> Any:
-    """UserError if the file is not JSON."""
+    """Read a JSON file. Raises UserError if it is not valid JSON."""
     try:
         return json.loads(read_bytes(url))
     except json.JSONDecodeError as error:
-        raise UserError(f"{url} is damaged: {error}") from error
+        raise UserError(f"{url} is not valid JSON: {error}") from error
 
 
 def put(local: str | Path, url: str) -> None:
-    """Copy a finished local file to a URL, so that it is there whole or not at all."""
+    """Copy a local file to a URL atomically."""
     fs, path = _split(url)
     if isinstance(fs, LocalFileSystem):
         with _part(path) as part:
@@ -207,14 +212,14 @@ def put(local: str | Path, url: str) -> None:
 
 
 def put_file(file: IO[bytes], url: str) -> None:
-    """As ``put``, for an open file that may have no name (``tempfile.TemporaryFile``)."""
+    """Like ``put``, for an open file, which may be unnamed (``tempfile.TemporaryFile``)."""
     file.flush()
-    # fsspec uploads files by name; this one is every open file's.
+    # fsspec uploads files by name, and every open file has one under /dev/fd.
     put(f"/dev/fd/{file.fileno()}", url)
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file atomically."""
     fs, path = _split(url)
     if isinstance(fs, LocalFileSystem):
         with _part(path) as part:
@@ -226,9 +231,9 @@ def write_bytes(url: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _part(path: str) -> Iterator[Path]:
-    """A new file beside a local path, renamed to it at the block's end."""
+    """Yield a temporary path in the same folder, and rename it to ``path`` when the block succeeds."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # The leading underscore hides the file from readers of the folder if the process dies before the rename.
+    # If the process dies before the rename, readers of the folder skip the file for its leading underscore.
     part = Path(path).with_name(f"_part-{uuid.uuid4().hex}")
     try:
         yield part
@@ -238,16 +243,16 @@ def _part(path: str) -> Iterator[Path]:
 
 
 def remove_unfinished(url: str) -> None:
-    """Delete what killed processes had begun to write below a folder. Object storage keeps no such beginnings."""
+    """Delete the temporary files that killed processes left below a local folder. Object storage keeps none."""
     if is_local(url):
         for part in Path(local_path(url)).glob("**/_part-*"):
             part.unlink(missing_ok=True)
 
 
 def put_verified(local: str | Path, url: str) -> dict[str, Any]:
-    """As ``put``; returns the file's ``digest``.
+    """Like ``put``, but read the file back and return its ``digest``.
 
-    OSError if it reads back differently: some clients lose a failed write silently.
+    Raises OSError if the content differs: some clients lose a failed write silently.
     """
     put(local, url)
     expected = digest(Path(local).read_bytes())
@@ -257,12 +262,12 @@ def put_verified(local: str | Path, url: str) -> dict[str, Any]:
 
 
 def digest(data: bytes) -> dict[str, Any]:
-    """Size and SHA-256."""
+    """Return the size in bytes and the SHA-256 hash."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def json_bytes(value: Any) -> bytes:
-    """A JSON file's content, indented for people."""
+    """Serialise to indented JSON."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
@@ -271,26 +276,26 @@ def write_json(url: str, value: Any) -> None:
 
 
 def remove_tree(url: str) -> None:
-    """Delete a folder and everything below it; nothing happens if it is not there."""
+    """Delete a folder and everything below it, if it exists."""
     fs, path = _fresh(url)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
 
 def public_url(url: str) -> str:
-    """The URL without user name, password, query and fragment, each of which may hold a secret."""
+    """Return the URL without user name, password, query and fragment, any of which may hold a secret."""
     if "://" not in url:
         return url
     scheme = url.partition("://")[0]
     try:
         parts = urlsplit(url)
-    except ValueError:  # not a URL, and so not known where a password would stand
+    except ValueError:  # malformed, so a password could be anywhere
         return f"{scheme}://..."
     return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def redacted(value: Any) -> Any:
-    """The same value with every URL in its texts replaced by its ``public_url``."""
+    """Return a copy of a nested value with every URL in its strings replaced by its ``public_url``."""
     if isinstance(value, dict):
         return {key: redacted(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -301,7 +306,7 @@ def redacted(value: Any) -> Any:
 
 
 def _split(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of a URL and the path in it; UserError for a scheme that fsspec does not know."""
+    """Return the URL's filesystem and the path within it. Raises UserError for a scheme that fsspec cannot open."""
     try:
         fs, path = fsspec.core.url_to_fs(os.fspath(url), **(s3_options() if is_s3(url) else {}))
     except (ImportError, ValueError) as error:
@@ -310,7 +315,7 @@ def _split(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _fresh(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """As ``_split``, without what the filesystem remembers of its listings: others write there too."""
+    """Like ``_split``, with the filesystem's cached listings dropped: other processes write there too."""
     fs, path = _split(url)
     fs.invalidate_cache()
     return fs, path

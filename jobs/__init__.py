@@ -1,1 +1,1 @@
-"""What is submitted to a cluster: a file a job, which parses options, makes one call and prints what came of it."""
+"""Command-line entry points, one module per job: parse the options, call a pipeline, print the results."""

@@ -1,4 +1,4 @@
-"""What every job shares: options from a dataclass, one line for a user's mistake, the root, and a running Ray."""
+"""Shared by all jobs: option parsing, one-line error messages, the root folder, and starting Ray."""
 
 import contextlib
 import dataclasses
@@ -28,32 +28,31 @@ Options = TypeVar("Options")
 Root = Annotated[
     str | None,
     tyro.conf.arg(
-        help="Where data sets and runs live, a path or URL. Default: $GLEFLD_ROOT, else ./glefld-data."
+        help="Folder of data sets and runs, path or URL. Default: $GLEFLD_ROOT, else ./glefld-data."
     ),
 ]
 
-#: What is told in one line: what the user can mend, and what files, disks, networks and object storage answer.
-#: Anything else is a bug of ours and keeps its traceback.
+#: Errors reported in one line: mistakes that the user can fix, and failures of disks, networks and object storage.
+#: Any other error is a bug and keeps its traceback.
 ONE_LINE = (UserError, OSError, BotoCoreError, ClientError)
-#: Set to 1 to see the traceback of any error.
+#: Environment variable; 1 shows the traceback of every error.
 DEBUG = "GLEFLD_DEBUG"
-#: Where a job computes.
 Device = Annotated[
-    Literal["auto", "cpu", "gpu"], tyro.conf.arg(help="Where to compute. auto: on GPUs if there are any.")
+    Literal["auto", "cpu", "gpu"], tyro.conf.arg(help="Device to compute on. auto: GPUs if there are any.")
 ]
 
 
 def main(options_type: type[Options], run: Callable[[Options], None]) -> None:
-    """Parse the options (exit status 2 if they are wrong) and run the job."""
+    """Parse the command line (exit status 2 if it is wrong) and run the job."""
     description = sys.modules[options_type.__module__].__doc__
-    # Within the guard: options check their own values as they are made.
+    # Parse inside the guard: options may check their values when they are constructed.
     guard(lambda: run(tyro.cli(options_type, description=description)))
 
 
 def guard(action: Callable[[], None]) -> None:
-    """End the errors of ``ONE_LINE`` in one line on stderr with exit status 1, Ctrl-C with 130.
+    """Run ``action``, printing errors of ``ONE_LINE`` as one line on stderr.
 
-    With GLEFLD_DEBUG=1 every error keeps its traceback.
+    The exit status is 1 for such an error and 130 for Ctrl-C. With GLEFLD_DEBUG=1 every error keeps its traceback.
     """
     try:
         action()
@@ -62,8 +61,8 @@ def guard(action: Callable[[], None]) -> None:
         if cause is None or os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
         message = storage.redacted(" ".join(str(cause).split())) or type(cause).__name__
-        # Of an error that this program has not worded itself, the place may tell more than the words.
-        hint = "" if isinstance(cause, UserError) else f" ({DEBUG}=1 shows where)"
+        # The message of an error from a library may not be enough to find the cause.
+        hint = "" if isinstance(cause, UserError) else f" ({DEBUG}=1 shows the traceback)"
         print(f"error: {message}{hint}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
@@ -72,7 +71,7 @@ def guard(action: Callable[[], None]) -> None:
 
 
 def user_error(error: BaseException) -> BaseException | None:
-    """The user's mistake behind an error, looked for through Ray's wrappers; None if there is none."""
+    """Return the error of ``ONE_LINE`` that is inside Ray's wrappers, or None if there is none."""
     if isinstance(error, ray.exceptions.RayTaskError):
         return user_error(error.cause) if error.cause is not None else None
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
@@ -85,24 +84,24 @@ def user_error(error: BaseException) -> BaseException | None:
 
 
 def on_cluster() -> bool:
-    """Whether a cluster was named: RAY_ADDRESS is set by the user or, in a submitted job, by Ray."""
+    """Return whether RAY_ADDRESS names a cluster. It is set by the user or, in a submitted job, by Ray."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def resolve_root(root: str | None) -> str:
-    """The root as an absolute path or URL; UserError for a relative one on a cluster, where it would be lost."""
+    """Return the root folder as an absolute path or URL. Raises what ``resolve_url`` raises."""
     chosen = root or os.environ.get("GLEFLD_ROOT") or "./glefld-data"
     return resolve_url(chosen, "--root (or GLEFLD_ROOT)")
 
 
 def resolve_url(url: str, option: str) -> str:
-    """The same place as an absolute path or URL.
+    """Return a path or URL as an absolute one, and check access if it is on object storage.
 
-    UserError for a relative path on a cluster, OSError for a place on object storage that cannot be asked for.
+    Raises UserError for a relative path on a cluster and for a bucket that cannot be accessed.
     """
     if on_cluster() and "://" not in url and not os.path.isabs(os.path.expanduser(url)):
         raise UserError(
-            f"{option} is the relative path {url!r}, which each machine of the cluster would take for its own: "
+            f"{option} is the relative path {url!r}, which differs on each machine of the cluster: "
             "give a URL (s3://bucket/prefix) or an absolute path that all of them share"
         )
     place = storage.absolute(url)
@@ -111,11 +110,12 @@ def resolve_url(url: str, option: str) -> str:
 
 
 def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
-    """The checkpoint folder that an option names: one, a run (its best), or a model in MLflow, copied below the root.
+    """Return the URL of the checkpoint that an option names: a checkpoint, a run (its best one) or an MLflow model.
 
-    UserError in one line if there is none. So workers need nothing but the storage that they share.
+    An MLflow model is copied below the root, so that workers need only the shared storage.
+    Raises UserError if there is no such checkpoint.
     """
-    # MLflow takes seconds to import, and a place needs none of it.
+    # MLflow takes seconds to import, and is not needed for a path or URL.
     if not given.startswith(("models:/", "runs:/")):
         return checkpoint.resolve(resolve_url(given, option))
     from glefld import tracking
@@ -126,27 +126,30 @@ def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
 
 
 def open_data(data: str | None, root: str, dataset: str) -> tuple[str, Manifest]:
-    """The ingested data set's URL, by default <root>/data/<dataset>, and its manifest.
+    """Return the URL of an ingested data set, by default <root>/data/<dataset>, and its manifest.
 
-    UserError if it is not finished or is another data set.
+    Raises UserError if it is not finished, or is not ``dataset``.
     """
     url = resolve_url(data, "--data") if data else storage.join(root, "data", dataset)
     manifest = open_dataset(url)
     if manifest.dataset != dataset:
-        raise UserError(f"{url} holds the data set {manifest.dataset!r}, not {dataset!r}")
+        raise UserError(
+            f"{url} holds the data set {manifest.dataset!r}, not {dataset!r}: check --data and --dataset"
+        )
     return url, manifest
 
 
 def base_options(options: Any, base: type[Options], **changes: Any) -> Options:
-    """The part of a job's options that belongs to the dataclass they extend, with some values changed."""
+    """Return a job's options as the dataclass ``base`` that they extend, with some values changed."""
     own = {field.name: getattr(options, field.name) for field in dataclasses.fields(base)}  # type: ignore[arg-type]
     return base(**own | changes)
 
 
 def start_ray(*, dashboard: bool = False, **local: Any) -> None:
-    """Use the cluster that RAY_ADDRESS names, else start Ray on this machine with the given resources.
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine.
 
-    ``dashboard`` also starts its state API, which Ray Train asks about the actors of a lost worker group.
+    dashboard: start the dashboard too; Ray Train needs its state API to clean up after a lost worker group.
+    local: passed to ``ray.init`` on this machine, such as its resources.
     """
     if ray.is_initialized():
         return
@@ -155,7 +158,7 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
         ray.init()
         return
     ray_private.listen_on_loopback()
-    # Parts of Ray Train look their own cluster up by its address, in vain where a second one runs on this machine.
+    # Parts of Ray Train find their cluster by its address, which fails if a second cluster runs on this machine.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -170,18 +173,18 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
 
 
 def use_gpu(device: Device) -> bool:
-    """Whether to work on GPUs: as asked for, else where there are any. UserError if this machine has none.
+    """Return whether to use GPUs. Raises UserError for ``gpu`` on a single machine that has none.
 
-    A cluster may add machines with GPUs when they are asked for, so there they are believed in.
+    A cluster is not checked, as it may add machines with GPUs on demand.
     """
     available = ray.cluster_resources().get("GPU", 0) >= 1
     if device == "gpu" and not available and not on_cluster():
-        raise UserError("--device gpu: Ray has no GPU here; leave it out to work on CPUs")
+        raise UserError("--device gpu: Ray has no GPU here; omit --device to use CPUs")
     return available if device == "auto" else device == "gpu"
 
 
 class RowBar(contextlib.AbstractContextManager["RowBar"]):
-    """A bar of rows as they are done, and their rate: those that an earlier, stopped run had done do not count."""
+    """Progress bar of rows, and their rate. The rate excludes rows that an earlier, stopped run had finished."""
 
     def __init__(self, console: Console, name: str) -> None:
         self._bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
@@ -198,7 +201,7 @@ class RowBar(contextlib.AbstractContextManager["RowBar"]):
         self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that so many rows of all are done."""
+        """Show that ``done`` of ``total`` rows are finished."""
         self._first = done if self._first is None else self._first
         self._done = done
         self._bar.update(self._task, completed=done, total=total)
@@ -208,7 +211,7 @@ class RowBar(contextlib.AbstractContextManager["RowBar"]):
 
 
 def show_own_progress() -> None:
-    """Let a job's bar of rows stand alone: Ray Data's own bars, and the lines it logs of each graph, are silenced."""
+    """Silence Ray Data's progress bars and execution logs, which would disturb the job's own progress bar."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger(ray_private.DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)
     logging.getLogger(ray_private.DATA_EXECUTION_LOGGER).setLevel(logging.WARNING)

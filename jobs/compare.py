@@ -1,4 +1,4 @@
-"""Train several systems on the same data with the same recipe, and put them in one table and chart."""
+"""Train several systems on the same data with the same recipe, and compare them in a table and a chart."""
 
 import dataclasses
 import datetime
@@ -40,45 +40,45 @@ ALL = tuple(name for name, system in MODELS.items() if system.task == "landmarks
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which systems, on what, and how."""
+    """Options of the comparison job."""
 
     dataset: Dataset
-    """Which data set."""
+    """Data set to train and score on."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = SMALL
     models: tuple[str, ...] = ()
-    """Systems, each NAME or NAME:OPTION=VALUE,... with options of its config or of the recipe: gle:modules=0
-    sanl:attention=none,landmarks=annotated. Default: all that suit the data set's labels."""
+    """Systems to compare, each NAME or NAME:OPTION=VALUE,... with options of its config or of the recipe, such as
+    gle:modules=0 or sanl:attention=none,landmarks=annotated. Default: all that the data set's labels allow."""
     backbone: str | None = None
-    """The same features for all, such as resnet18. Default: each system's own of the preset."""
+    """Backbone of all systems that have one, such as resnet18. Default: each system's own, from the preset."""
     preset: Preset = "small"
-    """Whose configs the systems start from; the recipe is given by the options below, whatever the preset."""
+    """Preset of the systems' configs. It does not change the recipe, which the options below set."""
     seeds: int = 1
-    """Repeat with so many seeds, from --seed on; a difference is called one from three on."""
+    """Number of seeds, counting up from --seed. Differences between systems are judged from 3 seeds on."""
     split: Split = "val"
-    """Scored on this split. Choose on val; test is for the last word."""
+    """Split to score on. Use val to choose between systems, and test only for final results."""
     data: str | None = None
-    """The ingested data set, path or URL. Default: <root>/data/<dataset>."""
+    """Ingested data set, path or URL. Default: <root>/data/<dataset>."""
     root: Root = None
     name: str | None = None
-    """Name of the comparison, which is kept in <root>/runs/<name>; given again, it goes on. Default: by time."""
+    """Name of the comparison, stored in <root>/runs/<name>. An existing name resumes it. Default: a timestamp."""
     rows: int | None = None
-    """Train on the first so many rows only."""
+    """Train on the first N rows only."""
     weights: tuple[str, ...] = ()
-    """ImageNet weights by backbone, BACKBONE=FILE_OR_URL each: torchvision's checkpoints. resnet18's also starts what
-    guides SANL."""
+    """ImageNet weights, each BACKBONE=FILE_OR_URL of a torchvision checkpoint. Those of resnet18 also initialise the
+    classifiers that guide SANL."""
     random_weights: bool = False
-    """Let --preset paper start from random weights where none are given."""
+    """Allow --preset paper to start backbones without --weights from random weights."""
     classifier: str | None = None
-    """The classifier that guides SANL, for all seeds. Default: one a seed, trained first with the same recipe."""
+    """Classifier that guides SANL, for all seeds. Default: first train one per seed with the same recipe."""
     num_workers: int = 1
-    """Workers of each training run."""
+    """Workers per training run."""
     cpus_per_worker: int | None = None
-    """CPUs a worker takes. Default on one machine: all of them, shared out; on a cluster: 1."""
+    """CPUs per worker. Default: on one machine all CPUs, divided among the workers; on a cluster 1."""
     device: Device = "auto"
     max_failures: int = 3
-    """How often a worker group is started again after a loss."""
+    """How often to restart a worker group after a failure."""
     parallel: int = 1
-    """Runs at the same time, if the cluster has room for them."""
+    """Number of training runs at the same time, if the cluster has room."""
     experiment: str | None = None
     """MLflow experiment. Default: glefld-<dataset>."""
 
@@ -91,7 +91,7 @@ def run(options: Options) -> None:
     entries = [parse_entry(text, options) for text in options.models or suiting(options, manifest.labels)]
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
-        raise UserError("--models names a system twice with the same options")
+        raise UserError("--models names a system twice with the same options: remove one of them")
     weights = parse_weights(options, entries)
     classifier = resolve_checkpoint(options.classifier, "--classifier", root) if options.classifier else None
     uri = tracking.tracking_uri(root, on_cluster())
@@ -153,7 +153,7 @@ def run(options: Options) -> None:
 
 
 def suiting(options: Options, labels: Labels) -> list[str]:
-    """The systems that can be trained on these labels."""
+    """Return the systems that can be trained on these labels, and print why the others are left out."""
     found = []
     for system in ALL:
         try:
@@ -166,13 +166,17 @@ def suiting(options: Options, labels: Labels) -> list[str]:
 
 
 def parse_weights(options: Options, entries: list[Entry]) -> dict[str, str]:
-    """``BACKBONE=FILE_OR_URL`` to absolute places by backbone. UserError if one is not so, of no use, or missing."""
+    """Parse --weights to absolute paths or URLs by backbone.
+
+    Raises UserError for a malformed item, for a backbone that no system has, and for missing weights with
+    ``--preset paper``.
+    """
     weights = {}
     backbones = {entry.config.backbone: entry.name for entry in entries if hasattr(entry.config, "backbone")}
     for text in options.weights:
         backbone, equals, place = text.partition("=")
         if not equals:
-            raise UserError(f"--weights {text}: give BACKBONE=FILE_OR_URL, such as vgg16=vgg16.pth")
+            raise UserError(f"--weights {text}: must be BACKBONE=FILE_OR_URL, such as vgg16=vgg16.pth")
         if backbone not in {*backbones, "resnet18"}:
             raise UserError(f"--weights {text}: no system of the comparison has the backbone {backbone!r}")
         weights[backbone] = resolve_url(place, "--weights")
@@ -180,16 +184,19 @@ def parse_weights(options: Options, entries: list[Entry]) -> dict[str, str]:
     if options.preset == "paper" and missing and not options.random_weights:
         raise UserError(
             f"--preset paper starts from ImageNet weights: give --weights {missing[0]}=FILE_OR_URL "
-            f"(for {backbones[missing[0]]}), or --random-weights to go without"
+            f"(for {backbones[missing[0]]}), or --random-weights to start without them"
         )
     return weights
 
 
 def parse_entry(text: str, options: Options) -> Entry:
-    """``NAME:OPTION=VALUE,...`` with options of the system's config or of the recipe. UserError if it is not so."""
+    """Parse ``NAME:OPTION=VALUE,...``, with options of the system's config or of the recipe.
+
+    Raises UserError for an unknown system or option, or a value that cannot be parsed.
+    """
     system, _, rest = text.partition(":")
     if system not in MODELS or MODELS[system].task != "landmarks":
-        raise UserError(f"--models: {system!r} is none of {', '.join(ALL)}")
+        raise UserError(f"--models: {system!r} is not one of {', '.join(ALL)}")
     config = MODELS[system].preset(options.preset, options.dataset)[0]
     recipe = options.recipe
     if options.backbone and hasattr(config, "backbone"):
@@ -210,7 +217,7 @@ def parse_entry(text: str, options: Options) -> Entry:
 
 
 def with_option(value: Any, name: str, text: str, entry: str) -> Any:
-    """A dataclass with one field parsed from text by its type. UserError if it cannot be."""
+    """Return a copy of a dataclass with one field parsed from text. Raises UserError if the text does not parse."""
     kind = get_type_hints(type(value))[name]
     try:
         parsed = TypeAdapter(kind).validate_strings(text)
@@ -220,13 +227,17 @@ def with_option(value: Any, name: str, text: str, entry: str) -> Any:
 
 
 def choose_workers(options: Options) -> WorkerGroup:
-    """Each run's worker group, on the resources that are there."""
+    """Choose the worker group of each run from the options and Ray's resources.
+
+    Raises UserError if this machine has too few CPUs.
+    """
     cpus = int(ray.cluster_resources().get("CPU", 1))
     share = options.num_workers * options.parallel
     each = options.cpus_per_worker or (1 if on_cluster() else max(1, cpus // share))
     if not on_cluster() and options.num_workers * each > cpus:
         raise UserError(
-            f"{options.num_workers} workers of {each} CPUs are more than this machine's {cpus}: lower --num-workers"
+            f"{options.num_workers} workers of {each} CPUs need more than this machine's {cpus} CPUs: "
+            "lower --num-workers or --cpus-per-worker"
         )
     gpu = use_gpu(options.device)
     return WorkerGroup(options.num_workers, options.num_workers, each, gpu, options.max_failures)

@@ -1,6 +1,6 @@
-"""Score a checkpoint on a split beside the published figures: NE, PCK, AUC, EPE, classes, attributes, AP over OKS.
+"""Score a checkpoint on a split: NE, PCK, AUC, EPE, classification and AP over OKS, beside published figures.
 
-The scores are printed as tables, written as JSON and put into an MLflow run.
+The scores are printed as tables, logged to an MLflow run and optionally written as JSON.
 """
 
 import dataclasses
@@ -36,23 +36,23 @@ from pipelines.evaluate import Tasks, baselines, evaluate_checkpoint, log_scores
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to score, and on what."""
+    """Options of the evaluation job."""
 
     dataset: Dataset
-    """Which data set."""
+    """Data set to score on."""
     checkpoint: str
-    """A checkpoint's folder, or a run's (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID)."""
+    """Folder of a checkpoint, or of a run (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID)."""
     split: Split
-    """Which split."""
+    """Split to score on."""
     data: str | None = None
-    """The ingested data set, path or URL. Default: <root>/data/<dataset>."""
+    """Ingested data set, path or URL. Default: <root>/data/<dataset>."""
     output: str | None = None
-    """JSON file to write, path or URL."""
+    """JSON file to write the scores to, path or URL. Default: none."""
     root: Root = None
     num_workers: int = 1
-    """Tasks that share the split; the scores do not depend on it."""
+    """Number of tasks that share the split. The scores do not depend on it."""
     cpus_per_worker: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """CPUs a task takes."""
+    """CPUs per task."""
     device: Device = "auto"
     experiment: str | None = None
     """MLflow experiment. Default: glefld-<dataset>."""
@@ -69,7 +69,9 @@ def run(options: Options) -> None:
     start_ray()
     cpus = int(ray.cluster_resources().get("CPU", 1))
     if options.cpus_per_worker > cpus and not on_cluster():
-        raise UserError(f"--cpus-per-worker {options.cpus_per_worker}, but this machine has {cpus}")
+        raise UserError(
+            f"--cpus-per-worker {options.cpus_per_worker} is more than this machine's {cpus} CPUs: lower it"
+        )
     tasks = Tasks(options.num_workers, options.cpus_per_worker, use_gpu(options.device))
     handle = tracking.start_run(
         uri,
@@ -87,7 +89,7 @@ def run(options: Options) -> None:
         scores = evaluation.evaluation_json(
             report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baseline
         )
-        # First what needs no server.
+        # Print and write the scores before logging, which can fail with the MLflow server.
         tell(options, report, baseline, seconds)
         if output is not None:
             storage.write_json(output, scores)
@@ -98,17 +100,17 @@ def run(options: Options) -> None:
 
 
 def tell(options: Options, report: Report, baseline: Baselines, seconds: float) -> None:
-    """The scores as tables and lines."""
+    """Print the scores."""
     console = Console()
     console.print(score_tables(options.dataset, report, baseline))
     if report.oks is not None:
         console.print(oks_table(report.oks))
     for name, value in report.numbers().items():
-        if not name.startswith(("ne/", "recall")):  # which the tables show
+        if not name.startswith(("ne/", "recall")):  # these are in the tables
             console.print(f"{name:24s} {value:.4f}")
     for line in pose_lines(options.dataset):
         console.print(line, soft_wrap=True)
-    console.print(f"{'garments a second':24s} {report.rows / seconds:.0f}")
+    console.print(f"{'garments per second':24s} {report.rows / seconds:.0f}")
 
 
 if __name__ == "__main__":

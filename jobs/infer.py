@@ -1,4 +1,4 @@
-"""Landmarks of photos with a trained checkpoint, to Parquet. Killed and started again, it goes on."""
+"""Predict landmarks in photos and write them to Parquet. If killed, run it again to continue."""
 
 import dataclasses
 import os
@@ -33,18 +33,18 @@ from pipelines.infer.run import InferenceWorkers, InferOptions, find_finished, i
 
 @dataclasses.dataclass(frozen=True)
 class Options(InferOptions):
-    """Which photos, which model, and where the predictions go."""
+    """Options of the inference job."""
 
     output: str | None = None
-    """Folder to write, path or URL. Default: <root>/predictions/<name of the input>."""
+    """Output folder, path or URL. Default: <root>/predictions/<name of the input>."""
     root: Root = None
     overlays: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Draw the first N predictions, and a contact sheet of them, into <output>/overlays."""
+    """Draw the first N predictions and a contact sheet of them to <output>/overlays."""
     num_workers: int | None = None
-    """Workers, each with its own model. Default: one per GPU, or one per machine."""
+    """Number of workers, each with its own copy of the model. Default: one per GPU, or one per machine without GPUs."""
     device: Device = "auto"
     threads: int | None = None
-    """Threads that each worker decodes and computes with. Default: this machine's CPUs, shared out."""
+    """Threads per worker, for decoding and computing. Default: this machine's CPUs, divided among its workers."""
     batch_size: int = 32
     """Garments per batch."""
 
@@ -76,7 +76,7 @@ def run(options: Options) -> None:
     console = Console()
     rate = None
     if (manifest := find_finished(chosen, output)) is not None:
-        console.print(f"{output} is finished already: nothing was predicted", soft_wrap=True)
+        console.print(f"{output} is already finished: nothing to predict", soft_wrap=True)
     else:
         plan = make_plan(chosen, output)
         start_ray()
@@ -93,20 +93,20 @@ def run(options: Options) -> None:
 
 
 def choose_workers(options: Options) -> InferenceWorkers:
-    """As asked for, else what this machine and the cluster have. UserError for more GPU workers than GPUs."""
+    """Choose the workers from the options and Ray's resources. Raises UserError for more GPU workers than GPUs."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    # A cluster whose workers have yet to be added has neither machines nor GPUs now.
+    # An autoscaling cluster may have no worker machines yet.
     machines = max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes()))
     gpu = use_gpu(options.device)
     number = options.num_workers or max(1, gpus if gpu else machines)
     if gpu and number > gpus and not on_cluster():
-        raise UserError(f"--num-workers {number}, but the cluster has {gpus} GPUs: ask for {gpus} at most")
+        raise UserError(f"--num-workers {number}, but this machine has {gpus} GPUs: lower --num-workers")
     threads = options.threads or max(1, (os.cpu_count() or 1) // -(-number // machines))
     return InferenceWorkers(number, threads, gpu, options.batch_size)
 
 
 def summary(manifest: dict[str, Any], rows_per_second: float | None) -> Table:
-    """What came in and what became of it."""
+    """Return a table of the photos, garments, errors and skipped files."""
     table = Table("", Column("number", justify="right"), title=f"model {manifest['model']}")
     table.add_row("photos", f"{manifest['photos']:,}")
     table.add_row("garments", f"{manifest['rows']:,}", end_section=True)
@@ -119,7 +119,7 @@ def summary(manifest: dict[str, Any], rows_per_second: float | None) -> Table:
             table.add_row(f"skipped: {what}", f"{files:,}")
     table.add_row("shards", f"{len(manifest['shards']):,}")
     if rows_per_second is not None:
-        table.add_row("garments a second", f"{rows_per_second:,.1f}")
+        table.add_row("garments per second", f"{rows_per_second:,.1f}")
     table.add_row("content", manifest["content_hash"][:16])
     return table
 

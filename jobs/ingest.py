@@ -1,4 +1,4 @@
-"""Raw archives of a data set to Parquet shards with a manifest. Killed and started again, it goes on."""
+"""Ingest raw archives into a data set of Parquet shards with a manifest. If killed, run it again to continue."""
 
 import dataclasses
 
@@ -14,10 +14,10 @@ from pipelines.ingest.run import find_finished, ingest, prepare
 
 @dataclasses.dataclass(frozen=True)
 class Options(IngestOptions):
-    """Where the raw data is and how it is stored."""
+    """Options of the ingest job."""
 
     output: str | None = None
-    """Folder to write, path or URL. Default: <root>/data/<dataset>."""
+    """Output folder, path or URL. Default: <root>/data/<dataset>."""
     root: Root = None
 
 
@@ -31,7 +31,7 @@ def run(options: Options) -> None:
     chosen = base_options(options, IngestOptions, source=resolve_url(options.source, "--source"))
     console = Console()
     if (manifest := find_finished(chosen, output)) is not None:
-        console.print(f"{output} is finished already: nothing was done", soft_wrap=True)
+        console.print(f"{output} is already finished: nothing to do", soft_wrap=True)
         console.print(summary(manifest))
         return
     plan = prepare(chosen, output)
@@ -44,7 +44,7 @@ def run(options: Options) -> None:
 
 
 def summary(manifest: Manifest, rows_per_second: float | None = None) -> Table:
-    """What came in and what became of it."""
+    """Return a table of the rows listed, accepted and rejected."""
     table = Table(Column(), Column(justify="right"), title=manifest.dataset, show_header=False)
     table.add_row("listed", f"{manifest.rows_in:,}", end_section=True)
     for split, rows in manifest.splits.items():
@@ -54,9 +54,7 @@ def summary(manifest: Manifest, rows_per_second: float | None = None) -> Table:
         table.add_row(f"rejected: {reason}", f"{rows:,}")
     table.add_row("rejected", f"{sum(manifest.rejects.values()):,}", end_section=True)
     if manifest.source["absent_lists"]:
-        table.add_row(
-            "lists that are not there", "\n".join(manifest.source["absent_lists"]), end_section=True
-        )
+        table.add_row("missing lists", "\n".join(manifest.source["absent_lists"]), end_section=True)
     table.add_row("photos in several splits", f"{len(manifest.photos_in_several_splits):,}")
     table.add_row("shards", f"{len(manifest.shards):,}")
     table.add_row("MiB", f"{sum(shard.bytes for shard in manifest.shards) / 2**20:,.1f}")

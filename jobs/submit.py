@@ -1,4 +1,4 @@
-"""Run a job on a Ray cluster: submit it with this code, follow its log, end with its exit status."""
+"""Run a job on a Ray cluster: submit it with this code, follow its log and exit with its exit status."""
 
 import argparse
 import asyncio
@@ -30,19 +30,19 @@ from pipelines import ray_private
 JOBS = ("synthesize", "ingest", "train", "compare", "evaluate", "infer")
 PACKAGES = ("glefld", "pipelines", "jobs")
 
-#: What of this process's environment a job gets. Anyone who may see the cluster's dashboard reads it there, so keys,
-#: passwords and tokens are not among it: they belong into the environment that the cluster itself was started in.
+#: Environment variables that are passed on to the job. Everyone with access to the cluster's dashboard can read them,
+#: so keys, passwords and tokens are not among them: those belong in the environment that the cluster is started with.
 PASSED = re.compile(
     "GLEFLD_ROOT|GLEFLD_DEBUG|MLFLOW_TRACKING_URI|AWS_ENDPOINT_URL(_S3)?|AWS_REGION|AWS_DEFAULT_REGION|AWS_RETRY_MODE"
     "|AWS_MAX_ATTEMPTS|AWS_REQUEST_CHECKSUM_CALCULATION|GLOO_SOCKET_IFNAME|NCCL_.*"
 )
-#: Names in a URL's query that carry a secret: X-Amz-Signature, sig, access_token, password.
+#: Matches names of URL query parameters that carry a secret: X-Amz-Signature, sig, access_token, password.
 SECRET = re.compile("sig|secret|token|key|password|credential", re.IGNORECASE)
-#: A stopped job is interrupted rather than terminated: it ends its MLflow run, for which it gets this long.
-#: It may have to wait for MLflow (``runlog.END_SECONDS``) and to keep what that does not take.
+#: Stop jobs with SIGINT rather than SIGTERM, and give them time to end their MLflow run: they may wait up to
+#: ``glefld.tracking.log.END_SECONDS`` for MLflow, and then store what it did not accept.
 STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "100"}
 
-IDLE_SECONDS = 60.0  # of a log that says nothing, after which the cluster is asked whether it is still there
+IDLE_SECONDS = 60.0  # without a line in the log, after which the job's status is polled
 RECONNECT_SECONDS = 60.0
 TOKEN = (
     "RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN, or its file's path in RAY_AUTH_TOKEN_PATH"
@@ -51,11 +51,11 @@ TOKEN = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to submit, and where to."""
+    """Options of a submission."""
 
     job: str
     arguments: list[str]
-    """The job's own options."""
+    """Command-line arguments of the job."""
     address: str | None
     stop_on_interrupt: bool
 
@@ -73,8 +73,10 @@ def run(options: Options) -> None:
                 entrypoint=shlex.join(["python", "-m", f"jobs.{options.job}", *options.arguments]),
                 runtime_env={"working_dir": folder, "env_vars": environment},
             )
-        except RuntimeError as error:  # Ray's SDK has no other for an answer like "no agent is there yet"
-            raise ConnectionError(f"the cluster took no job: {' '.join(str(error).split())[:300]}") from None
+        except RuntimeError as error:  # what Ray's SDK raises if, for example, no agent has started yet
+            raise ConnectionError(
+                f"the cluster did not accept the job: {' '.join(str(error).split())[:300]}"
+            ) from None
     print(f"job        {job_id}", flush=True)
     at = f" --address {options.address}" if options.address else ""
     try:
@@ -85,48 +87,48 @@ def run(options: Options) -> None:
 
 
 def parse(argv: list[str]) -> Options:
-    """Our options are taken from wherever they stand, the rest is the job's. Exits with 2 if they are wrong."""
+    """Parse the command line (exit status 2 if it is wrong). Options that are not ours are the job's."""
     parser = argparse.ArgumentParser(
         prog="python -m jobs.submit",
         description=__doc__,
-        epilog="All other options are the job's own: `python -m jobs.submit JOB --help` explains them. "
-        f"What the job's environment gets of this one: {PASSED.pattern.replace('|', ', ')}. Secrets never: they "
-        "belong into the cluster's own environment. List, follow and stop jobs with `ray job list`, "
-        "`ray job logs --follow ID`, `ray job stop ID`.",
+        epilog="All other options are the job's own: see `python -m jobs.submit JOB --help`. "
+        f"Environment variables passed to the job: {PASSED.pattern.replace('|', ', ')}. Secrets are never passed: "
+        "set them in the cluster's own environment. List, follow and stop jobs with `ray job list`, "
+        "`ray job logs --follow ID` and `ray job stop ID`.",
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("job", nargs="?", choices=JOBS, help="Which job.")
+    parser.add_argument("job", nargs="?", choices=JOBS, help="Job to run.")
     parser.add_argument(
         "--address",
         metavar="URL",
-        help="The cluster's dashboard, http://host:8265. Default: $RAY_API_SERVER_ADDRESS, else $RAY_ADDRESS.",
+        help="URL of the cluster's dashboard, http://HEAD:8265. Default: $RAY_API_SERVER_ADDRESS, else $RAY_ADDRESS.",
     )
     parser.add_argument(
         "--stop-on-interrupt",
         action="store_true",
-        help="Ctrl-C stops the job too. Without it the job goes on, and only its log is followed no more.",
+        help="Make Ctrl-C stop the job. Default: Ctrl-C only stops following the log, and the job keeps running.",
     )
     ours, others = parser.parse_known_args(argv)
     if ours.job is None:
         if {"-h", "--help"} & set(others):
             parser.print_help()
             raise SystemExit(0)
-        parser.error(f"which job: {', '.join(JOBS)}?")
+        parser.error(f"name the job to run: {', '.join(JOBS)}")
     return Options(ours.job, others, ours.address, ours.stop_on_interrupt)
 
 
 def check(job: str, arguments: list[str]) -> None:
-    """Read a job's options as it will itself. Exits with 2 if they are wrong, and with 0 after ``--help``."""
+    """Parse a job's options before submitting it. Exits with 2 if they are wrong, and with 0 after ``--help``."""
     module = importlib.import_module(f"jobs.{job}")
-    if hasattr(module, "parse"):  # the defaults depend on what is chosen
+    if hasattr(module, "parse"):  # a job whose defaults depend on other options
         module.parse(arguments)
     else:
         tyro.cli(module.Options, args=arguments, prog=f"jobs.{job}", description=module.__doc__)
 
 
 def job_environment() -> dict[str, str]:
-    """What a job gets of this environment, and how it is stopped. UserError for a URL with a password in it."""
+    """Return the job's environment variables. Raises UserError if one is a URL with a password in it."""
     passed = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name) and value}
     for name, value in passed.items():
         require_no_password(value, name)
@@ -134,32 +136,36 @@ def job_environment() -> dict[str, str]:
 
 
 def require_no_password(text: str, what: str) -> None:
-    """UserError, without repeating it, if the text has a URL with a user, a password or a signed query in it."""
+    """Raise UserError, without repeating the secret, if a URL in the text has a user, a password or a signed query."""
     urls = [urlsplit(found) for found in re.findall(r"[a-z][a-z0-9+.-]*://\S+", text, re.IGNORECASE)]
     if any(
         "@" in url.netloc or SECRET.search("&".join(name for name, _ in parse_qsl(url.query))) for url in urls
     ):
         raise UserError(
-            f"{what} is a URL with a user, password or key in it, which everyone who sees the cluster's jobs would "
-            "read: leave it out, and set it where the cluster is started (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            f"{what} is a URL with a user, password or key in it, which everyone who sees the cluster's jobs could "
+            "read: remove it, and set it where the cluster is started (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
         )
 
 
 def pack(folder: Path) -> None:
-    """Copy the jobs' code, and nothing that lies beside it, to a folder that Ray uploads."""
+    """Copy only the project's packages to a folder that Ray uploads."""
     root = Path(__file__).parents[1]
     for package in PACKAGES:
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """The cluster's job API. UserError or ConnectionError in one line if there is none or it lets no one in."""
+    """Connect to the cluster's job API.
+
+    Raises UserError if no cluster is named or it rejects the token, and ConnectionError if no dashboard answers.
+    """
     named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not named:
-        raise UserError("which cluster? give --address http://HEAD:8265, or set RAY_ADDRESS to it")
+        raise UserError("no cluster is named: give --address http://HEAD:8265, or set RAY_ADDRESS to it")
     if address:
-        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets its variables win over what it is told
+        # Set the variable instead of passing an argument: in Ray the variable takes precedence.
+        os.environ["RAY_API_SERVER_ADDRESS"] = address
     for name in ray_private.SUBMISSION_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     shown = public_url(named)
@@ -170,30 +176,31 @@ def connect(address: str | None) -> JobSubmissionClient:
         raise UserError(f"the cluster at {shown} {wants}: set {TOKEN}") from None
     except ConnectionError:
         raise ConnectionError(
-            f"nothing answers at {shown}: is this the address of a cluster's dashboard?"
+            f"nothing answers at {shown}: check that --address is a cluster's dashboard"
         ) from None
     except (OSError, RuntimeError, ValueError, KeyError, ray.exceptions.RayError) as error:
-        hint = (
-            "" if "://" in named else "; without http:// it is taken for the address of Ray itself, port 6379"
-        )
+        hint = "" if "://" in named else "; add http://, or the address is taken for Ray's own, port 6379"
         raise ConnectionError(f"no Ray dashboard answers at {shown} ({error}){hint}") from None
 
 
 @dataclasses.dataclass
 class Log:
-    """A job's log as far as it was printed; ``end`` is its last characters, ``heard``: when the cluster last spoke."""
+    """A job's log, as printed so far.
+
+    printed: number of characters. end: the last of them. heard: the time of the cluster's last reply.
+    """
 
     printed: int = 0
     end: str = ""
     heard: float = dataclasses.field(default_factory=time.monotonic)
 
     async def follow(self, client: JobSubmissionClient, job_id: str) -> bool:
-        """Print what comes; True once the log has ended, False if nothing came for a while."""
+        """Print new lines until the log ends (True) or nothing arrives for ``IDLE_SECONDS`` (False)."""
         at = 0
         clock = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(IDLE_SECONDS) as idle:
-                async for text in client.tail_job_logs(job_id):  # from the beginning, each time
+                async for text in client.tail_job_logs(job_id):  # always starts at the log's beginning
                     idle.reschedule(clock() + IDLE_SECONDS)
                     self.heard = time.monotonic()
                     new = text[max(0, self.printed - at) :]
@@ -210,9 +217,10 @@ LOST = (OSError, aiohttp.ClientError, RuntimeError)
 
 
 def follow(client: JobSubmissionClient, job_id: str, at: str) -> str:
-    """Print the job's log to its end and return its last characters. A connection that is lost is made again.
+    """Print the job's log to its end and return its last characters. A lost connection is re-established.
 
-    Of a job that is over, a log that cannot be had is not waited for longer than ``RECONNECT_SECONDS`` either.
+    Once the job is over, waits at most ``RECONNECT_SECONDS`` for the rest of the log.
+    Raises ConnectionError if the cluster does not answer for ``RECONNECT_SECONDS``.
     """
     log = Log()
     over_since = None
@@ -234,14 +242,14 @@ def follow(client: JobSubmissionClient, job_id: str, at: str) -> str:
                 return log.end
         elif problem is not None and now - log.heard > RECONNECT_SECONDS:
             raise ConnectionError(
-                f"the cluster has not answered for {RECONNECT_SECONDS:.0f} s ({problem}). If {job_id} goes on, "
-                f"`ray job logs --follow {job_id}{at}` shows it"
+                f"the cluster has not answered for {RECONNECT_SECONDS:.0f} s ({problem}). If {job_id} is still "
+                f"running, follow it with `ray job logs --follow {job_id}{at}`"
             )
         time.sleep(1)
 
 
 def interrupted(client: JobSubmissionClient, job_id: str, at: str, *, stop: bool) -> NoReturn:
-    """After Ctrl-C: stop the job, or say how to; exit status 130."""
+    """After Ctrl-C, stop the job or print how to do so. Exits with status 130."""
     if not stop:
         print(
             f"{job_id} goes on: follow it with `ray job logs --follow {job_id}{at}`, "
@@ -257,7 +265,7 @@ def interrupted(client: JobSubmissionClient, job_id: str, at: str, *, stop: bool
 
 
 def report_end(job: JobDetails, log_end: str) -> None:
-    """Say in one line how a job ended that did not succeed, and exit with its status."""
+    """If the job did not succeed, print why in one line and exit with its status."""
     if job.status == JobStatus.SUCCEEDED:
         return
     name, code = job.submission_id, job.driver_exit_code
@@ -268,9 +276,9 @@ def report_end(job: JobDetails, log_end: str) -> None:
     if told:
         reason = told[-1]
     elif code is not None:
-        reason = f"its process ended with status {code}; the log above ends with what happened"
+        reason = f"its process ended with status {code}; see the end of the log above"
     else:
-        reason = " ".join((job.message or "it never began").split())
+        reason = " ".join((job.message or "it never started").split())
     print(f"error: {name} failed: {reason}", file=sys.stderr)
     raise SystemExit(code if code and 0 < code < 256 else 1)
 

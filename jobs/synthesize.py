@@ -1,4 +1,4 @@
-"""Write a raw data set of rendered garments in a benchmark's layout, to try the jobs without photographs."""
+"""Render a synthetic raw data set in a benchmark's layout, to try the jobs without real photos."""
 
 import dataclasses
 import os
@@ -20,21 +20,22 @@ from jobs import cli
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    """Options of the rendering job."""
+
     layout: SyntheticLayout | Literal["deepfashion2"]
-    """Whose raw layout: fld, deepfashion (the coarse lists), deepfashion-fine, or deepfashion2 (several garments a
-    photo)."""
+    """Raw layout: fld, deepfashion (coarse lists), deepfashion-fine, or deepfashion2 (several garments per photo)."""
     count: Annotated[int, tyro.conf.arg(metavar="N")]
-    """How many photos."""
+    """Number of photos."""
     output: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """Where img.zip and the lists go, or train.zip and validation.zip of deepfashion2; a path or URL. Default:
+    """Folder for img.zip and the lists, or deepfashion2's train.zip and validation.zip; path or URL. Default:
     <root>/raw/<layout>."""
     root: cli.Root = None
     seed: int = 0
-    """The same seed writes the same bytes; a larger count goes on where a smaller one ended."""
+    """Random seed. The same seed writes the same bytes; a larger --count continues the same sequence."""
     irregularities: int = 0
-    """How many of each kind of irregular row to plant; planted.json names them. Not for deepfashion2."""
+    """Number of faulty rows to plant of each kind, listed in planted.json. Not for deepfashion2."""
     processes: int = os.cpu_count() or 1
-    """How many processes draw."""
+    """Number of rendering processes."""
 
 
 def run(options: Options) -> None:
@@ -44,10 +45,10 @@ def run(options: Options) -> None:
         else storage.join(cli.resolve_root(options.root), "raw", options.layout)
     )
     if options.layout == "deepfashion2" and options.irregularities:
-        raise UserError("--irregularities is for the layouts with lists: leave it out for deepfashion2")
+        raise UserError("--irregularities needs a layout with lists: omit it for deepfashion2")
     start = time.perf_counter()
     with Progress() as progress:
-        task = progress.add_task("drawing", total=options.count)
+        task = progress.add_task("rendering", total=options.count)
         write = partial(
             deepfashion2.write_dataset
             if options.layout == "deepfashion2"
@@ -61,6 +62,7 @@ def run(options: Options) -> None:
 
 
 def show(summary: Summary, output: str, seconds: float) -> None:
+    """Print a table of what was written."""
     table = Table(title=f"{output}: {summary.photos:,} photos in {seconds:.1f} s")
     table.add_column("rows of")
     table.add_column("number", justify="right")

@@ -1,4 +1,4 @@
-"""Train a model on an ingested data set with Ray Train; options, scores and the best model go to MLflow."""
+"""Train a model on an ingested data set with Ray Train. Options, scores and the best model are logged to MLflow."""
 
 import argparse
 import dataclasses
@@ -37,7 +37,7 @@ from pipelines.train.run import WorkerGroup, parse_workers, train_and_score
 
 Config = TypeVar("Config")
 
-#: What may differ when a run is resumed; all else is what the run was started with.
+#: Options that may change when a run is resumed. All others must be the same as at its start.
 FREE_ON_RESUME = {
     "resume",
     "num_workers",
@@ -55,72 +55,72 @@ FREE_ON_RESUME = {
 
 @dataclasses.dataclass(frozen=True)
 class Options(Generic[Config]):
-    """What to train, on what, where and how. Defaults are the preset's: `--preset paper --help` shows the paper's."""
+    """Options of the training job. Defaults come from the preset: `--preset paper --help` shows the paper's."""
 
     dataset: Dataset
-    """Which data set."""
+    """Data set to train on."""
     config: Annotated[Config, tyro.conf.arg(name="model")]
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    system: Annotated[str, tyro.conf.arg(name="model", help=f"Which system: {', '.join(MODELS)}.")] = "gle"
+    system: Annotated[str, tyro.conf.arg(name="model", help=f"System to train: {', '.join(MODELS)}.")] = "gle"
     task: Task = "landmarks"
-    """landmarks, or classify: the classifiers (resnet, sanl-resnet), which guide SANL and stand for themselves."""
+    """landmarks, or classify: the classifiers resnet and sanl-resnet, for their own use or to guide SANL."""
     preset: Preset = "small"
-    """paper: the paper's network and recipe at 224 pixels; small: a narrow one at 112 for two CPU cores."""
+    """paper: the paper's network and recipe at 224 pixels. small: a narrow network at 112 pixels, for two CPU cores."""
     data: str | None = None
-    """The ingested data set, path or URL. Default: <root>/data/<dataset>."""
+    """Ingested data set, path or URL. Default: <root>/data/<dataset>."""
     output: str | None = None
     """Folder of the run, path or URL. Default: <root>/runs/<name>."""
     root: Root = None
     name: str | None = None
-    """Name of the run. Default: data set, model and time; with --resume, the newest such run."""
+    """Name of the run. Default: data set, model and time; with --resume, the newest run of this data set and model."""
     num_workers: str | None = None
-    """Workers: N, or MIN-MAX for elastic training. Default: one for each GPU, or one."""
+    """Number of workers: N, or MIN-MAX for elastic training. Default: one per GPU, or one without GPUs."""
     cpus_per_worker: int | None = None
-    """CPUs a worker takes. Default on one machine: all of them, shared out; on a cluster: 1."""
+    """CPUs per worker. Default: on one machine all CPUs, divided among the workers; on a cluster 1."""
     device: Device = "auto"
     resize_seconds: float = 60.0
-    """How often elastic training checks whether workers can be added. Adding one restarts all of them from the last
+    """How often elastic training checks whether workers can be added. Adding workers restarts the group from the last
     checkpoint."""
     max_failures: int = 3
-    """How often the worker group is restarted after a loss."""
+    """How often to restart the worker group after a failure."""
     resume: bool = False
-    """Go on with a run that was stopped: the same options as it was started with."""
+    """Resume a run that was stopped. Its options must be the same as at its start."""
     weights: str | None = None
-    """ImageNet weights of the backbone: torchvision's checkpoint of it, a path or URL. Never fetched by itself."""
+    """ImageNet weights of the backbone: a torchvision checkpoint, path or URL. They are never downloaded for you."""
     random_weights: bool = False
-    """Let --preset paper start without --weights, and SANL without --classifier, from random ones."""
+    """Allow random weights in place of --weights with --preset paper, and of --classifier with SANL."""
     classifier: str | None = None
-    """The classifier whose attention guides SANL: a checkpoint or run of --task classify, path, URL or MLflow model."""
+    """Classifier whose attention guides SANL: checkpoint or run of --task classify, path, URL or MLflow model."""
     rows: int | None = None
-    """Train on the first so many rows only."""
+    """Train on the first N rows only."""
     experiment: str | None = None
     """MLflow experiment. Default: glefld-<dataset>."""
     register: str | None = None
-    """Name in MLflow's model registry of which the best checkpoint becomes a new version. Default: none."""
+    """Register the best checkpoint in MLflow as a new version of the model with this name. Default: none."""
     alias: str | None = None
-    """Alias that then means this version, so that --checkpoint models:/NAME@ALIAS finds it. Default: none."""
+    """Point this alias at the registered version, for --checkpoint models:/NAME@ALIAS. Default: none."""
 
 
 def run(options: Options[Any]) -> None:
     require_between("--resize-seconds", options.resize_seconds, 0)
     if MODELS[options.system].task != options.task:
         names = ", ".join(name for name, system in MODELS.items() if system.task == options.task)
-        raise UserError(f"--task {options.task} is not what {options.system} does: choose --model {names}")
+        raise UserError(f"--task {options.task} does not fit --model {options.system}: choose one of {names}")
     if options.preset == "paper" and options.weights is None and not options.random_weights:
         raise UserError(
-            "--preset paper starts from ImageNet weights: give --weights FILE_OR_URL (torchvision's checkpoint of the "
-            "backbone), or --random-weights to go without"
+            "--preset paper starts from ImageNet weights: give --weights FILE_OR_URL (a torchvision checkpoint of the "
+            "backbone), or --random-weights to start without them"
         )
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
     guided = build_model(options.system, options.config, manifest.labels).guided_by is not None
     if guided and options.classifier is None and not options.random_weights:
         raise UserError(
-            f"{options.system} is guided by a classifier: give --classifier RUN (of python -m jobs.train "
-            f"--task classify --dataset {options.dataset}), or --random-weights to go without"
+            f"{options.system} is guided by a classifier: give --classifier RUN (train one with python -m jobs.train "
+            f"--task classify --dataset {options.dataset}), or --random-weights to train without one"
         )
     if options.alias and not options.register:
-        raise UserError("--alias is for a registered model: give --register NAME too")
+        raise UserError("--alias needs a registered model: add --register NAME")
     registration = Registration(options.register, options.alias) if options.register else None
     uri = tracking.tracking_uri(root, on_cluster())
     folder, started = find_run(options, root)
@@ -138,7 +138,7 @@ def run(options: Options[Any]) -> None:
         rows=options.rows,
     )
     if started is None:
-        loop.initial_model(job, manifest.labels)  # what is wrong with it shows here, and not in the workers
+        loop.initial_model(job, manifest.labels)  # fail early, rather than in the workers
     start_ray(dashboard=True)
     workers = choose_workers(options)
     handle = tracking.start_run(
@@ -162,7 +162,10 @@ def run(options: Options[Any]) -> None:
 
 
 def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | None]:
-    """The run's folder, and what run.json says of it if it goes on. UserError for a wrong --resume or a taken name."""
+    """Return the run's folder, and its run.json if the run is resumed.
+
+    Raises UserError if the run to resume does not exist or has other options, or if a new run's name is taken.
+    """
     runs = storage.join(root, "runs")
     prefix = f"{options.dataset}-{options.system}-"
     if options.output:
@@ -170,58 +173,66 @@ def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | No
     elif options.name:
         folder = storage.join(runs, options.name)
     elif options.resume:
-        # The rest is a time: fld-sanl- also begins the runs of sanl-resnet.
+        # Match the timestamp too: the prefix fld-sanl- also matches runs of sanl-resnet.
         named = re.compile(re.escape(prefix) + r"\d{8}-\d{6}")
         names = [
             entry.name for entry in storage.entries(runs) if entry.is_folder and named.fullmatch(entry.name)
         ]
         if not names:
-            raise UserError(f"--resume: there is no run {prefix}... in {runs}; say which with --name")
+            raise UserError(
+                f"--resume: there is no run {prefix}... in {runs}: name the run with --name or --output"
+            )
         folder = storage.join(runs, max(names))
     else:
         folder = storage.join(runs, prefix + datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
     record = storage.join(folder, "run.json")
     if not storage.exists(record):
         if options.resume:
-            raise UserError(f"--resume: {folder} is not a run (it has no run.json)")
+            raise UserError(
+                f"--resume: {folder} is not a run (it has no run.json): check --name and --output"
+            )
         return folder, None
     if not options.resume:
-        raise UserError(f"there is a run in {folder}: give --resume to go on with it, or another --name")
+        raise UserError(
+            f"{folder} already holds a run: give --resume to continue it, or choose another --name"
+        )
     started = storage.read_json(record)
     wanted = _comparable(options)
     changed = [name for name in wanted if wanted[name] != started["options"].get(name)]
     if changed:
         was = ", ".join(f"{name} {started['options'].get(name)!r}" for name in changed)
-        raise UserError(
-            f"--resume goes on with the run's own options, which were: {was}; give the same again"
-        )
+        raise UserError(f"--resume needs the options that the run was started with: {was}")
     return folder, started
 
 
 def _comparable(options: Options[Any]) -> dict[str, Any]:
-    """The options that a run is gone on with, as run.json keeps them: without passwords."""
+    """Return the options that must be the same when a run is resumed, as stored in run.json, without passwords."""
     kept = {name: value for name, value in dataclasses.asdict(options).items() if name not in FREE_ON_RESUME}
     return storage.redacted(kept)
 
 
 def choose_workers(options: Options[Any]) -> WorkerGroup:
-    """The worker group that the options ask for, on the resources that are there."""
+    """Choose the worker group from the options and Ray's resources.
+
+    Raises UserError if this machine has too few CPUs or GPUs.
+    """
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     gpu = use_gpu(options.device)
     least, most = parse_workers(options.num_workers or str(max(1, gpus if gpu else 1)))
     each = options.cpus_per_worker or (1 if on_cluster() else max(1, cpus // most))
     if gpu and least > gpus and not on_cluster():
-        raise UserError(f"--num-workers {least}, but this machine has {gpus} GPUs: ask for {gpus} at most")
+        raise UserError(f"--num-workers {least}, but this machine has {gpus} GPUs: lower --num-workers")
     if not on_cluster() and least * each > cpus:
         raise UserError(
-            f"{least} workers of {each} CPUs are more than this machine's {cpus}: lower --num-workers"
+            f"{least} workers of {each} CPUs need more than this machine's {cpus} CPUs: "
+            "lower --num-workers or --cpus-per-worker"
         )
     return WorkerGroup(least, most, each, gpu, options.max_failures, options.resize_seconds)
 
 
 def parse(argv: list[str]) -> Options[Any]:
-    """Options whose defaults are the preset's, for the model and data set that are named. Exits 2 on a wrong one."""
+    """Parse the command line (exit status 2 if it is wrong). Defaults depend on the preset, model and data set."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--dataset", default="fld")
     first.add_argument("--task", choices=get_args(Task), default="landmarks")

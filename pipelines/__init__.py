@@ -1,1 +1,1 @@
-"""The work of the jobs on Ray: ingest, training, evaluation, comparison and inference."""
+"""The distributed part of each job, on Ray: ingest, training, evaluation, comparison and inference."""

@@ -1,7 +1,7 @@
-"""Photos in a zip, a tar or a folder on any file system: an index of members, their bytes by large ranges.
+"""Photos in a zip, a tar or a folder on any filesystem: an index of the members, and reads by large byte ranges.
 
-A zip's directory and a tar's headers are read once, by the driver; a task reads its own part of the archive.
-Nothing is ever extracted to a path, so a member's name cannot lead anywhere.
+The driver reads a zip's directory or a tar's headers once; each task then reads only its own part of the archive.
+Members are never extracted to files, so a malicious member name cannot cause path traversal.
 """
 
 import dataclasses
@@ -23,27 +23,28 @@ from glefld import storage
 from glefld.errors import BadPhoto, UserError
 from glefld.storage import public_url
 
-#: One row a member. Its bytes, with a zip's local header, are [start, stop) of the archive or its own file.
+#: One row per member. Its bytes, including a zip's local header, are [start, stop) of the archive or of its own file.
 MEMBERS = pa.schema(
     [
         ("name", pa.string()),
         ("start", pa.int64()),
         ("stop", pa.int64()),
-        ("stored", pa.int64()),  # bytes as stored, perhaps compressed
-        ("size", pa.int64()),  # bytes unpacked, as declared
-        ("method", pa.int32()),  # zip's compression method; 0 is none
-        ("crc", pa.int64()),  # null where the archive has none
+        ("stored", pa.int64()),  # bytes as stored, possibly compressed
+        ("size", pa.int64()),  # declared uncompressed bytes
+        ("method", pa.int32()),  # zip compression method; 0 is uncompressed
+        ("crc", pa.int64()),  # null if the archive has none
     ]
 )
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-#: A larger member is refused unread.
+#: Larger members are rejected without being read.
 MAX_MEMBER_BYTES = 256 << 20
-#: A longer header of a tar is no honest one.
+#: A longer tar header is rejected: its length comes from the file and could be made up.
 MAX_HEADER_BYTES = 1 << 20
-#: A compressed tar is unpacked to so many times its size and this much besides: photos hardly shrink, bombs do.
+#: A compressed tar may unpack to MAX_RATIO times its size plus FREE_UNPACKED_BYTES. Photos hardly compress, so more
+#: suggests a decompression bomb.
 MAX_RATIO = 20
 FREE_UNPACKED_BYTES = 1 << 30
-#: How much of its members a task reads at a time, and how large a part of that the gaps between may add.
+#: Bytes of members that a task reads at a time, and the largest fraction of that to read on top in gaps between them.
 BATCH_BYTES = 8 << 20
 MAX_WASTE = 0.1
 
@@ -53,9 +54,10 @@ _ENCRYPTED = -1
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """Where photos are: ``url`` is read, ``name`` is what rows say (no credentials, a copy's original).
+    """The location of photos.
 
-    A folder of zips is one too; its members are named ``train.zip::train/image/000001.jpg``.
+    Data is read from ``url``, which may be a staged copy. Rows record ``name``, the original's URL without credentials.
+    A folder of zips (kind ``zips``) is one archive, with members named like ``train.zip::train/image/000001.jpg``.
     """
 
     url: str
@@ -63,22 +65,22 @@ class Archive:
     kind: Literal["zip", "tar", "folder", "zips"]
 
     def uri(self, member: str) -> str:
-        """The stable name of one photo."""
+        """Return the URI that rows record for a photo. It does not depend on staging or credentials."""
         below = self.kind in ("folder", "zips")
         return storage.join(self.name, member) if below else f"{self.name}::{member}"
 
     def file(self, member: str) -> tuple[str, ...]:
-        """Where below ``url`` the file lies that holds a member; nowhere below, if it is ``url`` itself."""
+        """Return the path below ``url`` of the file that holds a member; empty if that file is ``url`` itself."""
         if self.kind in ("zip", "tar"):
             return ()
         return (member.partition("::")[0] if self.kind == "zips" else member,)
 
 
 def open_archive(url: str, staging: str) -> Archive:
-    """The zip, tar or folder at a URL, told by its name.
+    """Open the archive or folder at a URL. The kind follows from the URL's extension.
 
-    A compressed tar has neither directory nor ranges: it is unpacked, as one stream, into a plain one below
-    ``staging``, unless an earlier run has done so. UserError if it is damaged or a decompression bomb.
+    A compressed tar allows no random access, so it is first decompressed to a plain tar below ``staging``, unless an
+    earlier run has done that. Raises UserError if it is damaged or looks like a decompression bomb.
     """
     name = public_url(url)
     if name.lower().endswith((".tar.gz", ".tgz")):
@@ -95,7 +97,7 @@ def _stage_tar(url: str, staging: str) -> str:
     identity = hashlib.blake2b(f"{url} {packed_bytes}".encode(), digest_size=8).hexdigest()
     staged = storage.join(staging, f"{identity}.tar")
     if not storage.exists(staged):
-        # An unnamed file: it is gone with its process, however that ends.
+        # Unnamed, so nothing is left behind if the process is killed.
         with tempfile.TemporaryFile() as plain:
             try:
                 with storage.open(url) as packed, gzip.open(packed) as stream:
@@ -104,17 +106,22 @@ def _stage_tar(url: str, staging: str) -> str:
                         plain.write(data)
                         if plain.tell() > most:
                             raise UserError(
-                                f"{public_url(url)} unpacks to more than {MAX_RATIO} times its size, which photos do "
-                                "not: if it is no mistake, unpack it yourself and give the .tar"
+                                f"{public_url(url)} unpacks to more than {MAX_RATIO} times its size, which is unusual "
+                                "for photos: if it is intended, decompress it yourself and pass the .tar"
                             )
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise UserError(f"{public_url(url)} cannot be unpacked ({error}): get it again") from error
+                raise UserError(
+                    f"{public_url(url)} cannot be unpacked ({error}): download it again"
+                ) from error
             storage.put_file(plain, staged)
     return staged
 
 
 def read_index(archive: Archive) -> pa.Table:
-    """Every file in it, by offset (folders: by name), as ``MEMBERS``; UserError for a damaged archive."""
+    """List the files of an archive as a table of ``MEMBERS``, sorted by offset (a folder's by name).
+
+    Raises UserError for a damaged archive.
+    """
     readers = {"zip": _zip_members, "zips": _zips_members, "tar": _tar_members, "folder": _folder_members}
     rows = readers[archive.kind](archive)
     try:
@@ -123,13 +130,14 @@ def read_index(archive: Archive) -> pa.Table:
         zipfile.BadZipFile,
         tarfile.TarError,
         EOFError,
-        RuntimeError,
-    ) as error:  # the last for unknown versions
-        raise UserError(f"{archive.name} is not a readable {archive.kind} ({error}): get it again") from error
+        RuntimeError,  # zipfile's error for an unknown version
+    ) as error:
+        raise UserError(
+            f"{archive.name} is not a readable {archive.kind} ({error}): download it again"
+        ) from error
     arrays = [pa.array(column, field.type) for column, field in zip(columns, MEMBERS, strict=True)]
     table = pa.table(arrays, schema=MEMBERS)
     if archive.kind == "zips":
-        # By zip, and in each by offset.
         zips = pc.list_element(pc.split_pattern(table["name"], "::", max_splits=1), 0)
         order = [("zip", "ascending"), ("start", "ascending")]
         return table.append_column("zip", zips).sort_by(order).drop_columns(["zip"])
@@ -141,7 +149,7 @@ def _zip_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
         members = sorted((m for m in opened.infolist() if not m.is_dir()), key=lambda m: m.header_offset)
         ends = [*(m.header_offset for m in members[1:]), opened.start_dir]
         for member, end in zip(members, ends, strict=True):
-            # The local header's name and extra field have lengths of their own, 65,535 at most each.
+            # The directory does not tell the lengths of the local header's name and extra field: at most 65,535 each.
             stop = min(end, member.header_offset + _LOCAL_HEADER.size + 2 * 65535 + member.compress_size)
             method = _ENCRYPTED if member.flag_bits & 1 else member.compress_type
             yield (
@@ -170,21 +178,21 @@ def _tar_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
         before = -1
         while (member := opened.next()) is not None:
             opened.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-            # A negative size would lead tarfile back to where it was, for ever.
+            # A negative size would make tarfile seek backwards and loop forever.
             if member.size < 0 or opened.offset <= before:
                 raise tarfile.ReadError(f"a member of {member.size} bytes at byte {member.offset}")
             before = opened.offset
             if member.isreg() and not member.issparse():
                 start, size = member.offset_data, member.size
                 yield member.name.removeprefix("./"), start, start + size, size, size, 0, None
-        # tarfile takes a damaged header, or a missing rest, for the end.
+        # tarfile treats a damaged header or a truncated file as the end of the archive.
         file.seek(opened.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"damaged or cut off at byte {opened.offset}")
 
 
 class _Headers:
-    """A tar's file for the one who reads its headers: a name as long as gigabytes is refused unread."""
+    """File wrapper for tarfile that refuses to read huge headers, such as a name of several gigabytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -202,10 +210,11 @@ def _folder_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
 
 
 def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPhoto]:
-    """The bytes of each of these rows of the index, in their order, or what is wrong with the member.
+    """Yield the content of each member in order, or a BadPhoto if it cannot be read.
 
-    Rows come by offset, as in the index. Neighbours share a range, and no more than ``BATCH_BYTES`` of
-    members (or one larger one) are held at a time. FileNotFoundError if the archive itself has gone.
+    ``members`` are rows of the index, in its order. Neighbouring members share one range request, and at most
+    ``BATCH_BYTES`` of them (or a single larger one) are in memory at a time.
+    Raises FileNotFoundError if the archive itself no longer exists, and OSError if the storage fails.
     """
     rows = members.to_pylist()
     for batch in _batches(rows):
@@ -240,7 +249,7 @@ def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPho
 
 
 def _refusal(member: dict[str, Any]) -> BadPhoto | None:
-    """What keeps a member from being read at all; an empty one has no range that a server would answer."""
+    """Return why a member must not be read, or None. An empty member is refused as servers reject empty ranges."""
     if max(member["size"], member["stored"]) > MAX_MEMBER_BYTES:
         return BadPhoto("picture_too_large", f"{max(member['size'], member['stored'])} bytes")
     if member["stop"] == member["start"]:
@@ -249,7 +258,7 @@ def _refusal(member: dict[str, Any]) -> BadPhoto | None:
 
 
 def _batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Consecutive rows of ``BATCH_BYTES`` together; a refused member stands alone."""
+    """Group consecutive rows into batches of up to ``BATCH_BYTES``. A refused member gets a batch of its own."""
     batch: list[dict[str, Any]] = []
     held = 0
     for row in rows:
@@ -265,7 +274,7 @@ def _batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _ranges(rows: list[dict[str, Any]], files: list[tuple[str, ...]]) -> Iterator[tuple[int, int]]:
-    """Where to cut a batch into ranges of one file each whose gaps stay below ``MAX_WASTE`` of their members."""
+    """Split a batch into ranges [i, j) of rows in one file, with gaps of at most ``MAX_WASTE`` of the bytes wanted."""
     first = wanted = waste = 0
     for i, row in enumerate(rows):
         gap = max(0, row["start"] - rows[i - 1]["stop"]) if i > first else 0
@@ -278,7 +287,7 @@ def _ranges(rows: list[dict[str, Any]], files: list[tuple[str, ...]]) -> Iterato
 
 
 def open_member(archive: Archive, member: dict[str, Any]) -> BinaryIO:
-    """One file of an archive as a stream (a tar's is held in memory, being a range of it)."""
+    """Open one member of a zip or tar as a stream. A tar member is read into memory."""
     if archive.kind == "zip":
         return cast(BinaryIO, zipfile.ZipFile(storage.open(archive.url)).open(member["name"]))
     (data,) = storage.read_ranges([archive.url], [member["start"]], [member["stop"]])
@@ -289,33 +298,36 @@ def open_member(archive: Archive, member: dict[str, Any]) -> BinaryIO:
 
 def _whole(data: bytes, member: dict[str, Any]) -> bytes:
     if len(data) != member["size"]:
-        raise BadPhoto("truncated_photo", f"{len(data)} of {member['size']} bytes are there")
+        raise BadPhoto("truncated_photo", f"only {len(data)} of {member['size']} bytes are there")
     return data
 
 
 def _unpack_zip(data: bytes, member: dict[str, Any]) -> bytes:
-    """One member from its local header on; BadPhoto unless what comes out is what the directory declares."""
+    """Unpack a zip member. ``data`` starts at its local header.
+
+    Raises BadPhoto unless the content has the size and checksum that the zip's directory declares.
+    """
     if len(data) < _LOCAL_HEADER.size or data[:4] != b"PK\x03\x04":
-        raise BadPhoto("unreadable_photo", "the archive has no member where its directory says")
+        raise BadPhoto("unreadable_photo", "the archive has no member at the offset that its directory gives")
     _, name_length, extra_length = _LOCAL_HEADER.unpack_from(data)
     start = _LOCAL_HEADER.size + name_length + extra_length
     packed = data[start : start + member["stored"]]
     if len(packed) != member["stored"]:
-        raise BadPhoto("truncated_photo", f"{len(packed)} of {member['stored']} packed bytes are there")
+        raise BadPhoto("truncated_photo", f"only {len(packed)} of {member['stored']} packed bytes are there")
     if member["method"] == zipfile.ZIP_STORED:
         unpacked = packed
     elif member["method"] == zipfile.ZIP_DEFLATED:
         try:
-            # One byte more than declared is asked for, and so never more than that is made.
+            # Decompress at most one byte more than declared, whatever the member really unpacks to.
             unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member["size"] + 1)
         except zlib.error as error:
             raise BadPhoto("unreadable_photo", f"damaged in the archive ({error})") from error
     else:
         how = "encrypted" if member["method"] == _ENCRYPTED else f"packed by zip method {member['method']}"
-        raise BadPhoto("unreadable_photo", f"{how}: pack the archive anew with deflate or store")
+        raise BadPhoto("unreadable_photo", f"{how}: repack the archive with deflate or store")
     if len(unpacked) != member["size"]:
         raise BadPhoto(
-            "unreadable_photo", f"unpacks to another size than the {member['size']} bytes declared"
+            "unreadable_photo", f"unpacks to another size than the declared {member['size']} bytes"
         )
     if zlib.crc32(unpacked) != member["crc"]:
         raise BadPhoto("unreadable_photo", "damaged in the archive (its checksum differs)")

@@ -1,4 +1,4 @@
-"""Several systems trained alike: child runs of one MLflow run, side by side as resources allow."""
+"""Train and score several systems with one recipe, as child runs of one MLflow run, in parallel if there is room."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ from pipelines.train.run import WorkerGroup, train_and_score
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One line of the comparison: a system with its config, and the recipe that all share but for what it varies."""
+    """One row of the comparison: a system, its config, and its recipe, which is the shared one with its own changes."""
 
     name: str
     system: str
@@ -37,7 +37,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What all entries have in common."""
+    """The settings that all entries share."""
 
     dataset: str
     data: str
@@ -45,13 +45,13 @@ class Comparison:
     split: Split
     rows: int | None
     weights: Mapping[str, str]
-    """ImageNet weights by the backbone they are of, URLs."""
+    """URLs of ImageNet weights, by backbone."""
     parallel: int
     experiment: str | None
 
 
 def slug(name: str) -> str:
-    """An entry's name as folders and metrics can have it."""
+    """Return an entry's name with only characters that are valid in folder and metric names."""
     return "".join(c if c.isalnum() or c in "-." else "-" for c in name)
 
 
@@ -64,10 +64,11 @@ def compare(
     workers: WorkerGroup,
     done: Callable[[Result], None],
 ) -> list[Result]:
-    """Train and score each entry with each seed; results in the entries' order, ``done`` as each is there.
+    """Train and score each entry with each seed.
 
-    guides: by an entry's name and seed, the classifiers that guide those that need one. What an earlier, stopped
-    comparison has finished is read, not trained again; what it has begun goes on. UserError if it was another one.
+    Results are in the order of the entries; ``done`` is called with each one as it becomes available.
+    guides: URLs of the guiding classifiers, by entry name and seed. If an earlier comparison in this folder was
+    stopped, its finished runs are read and its unfinished runs are resumed. Raises UserError if its options differ.
     """
     waiting = [(entry, seed) for entry in entries for seed in seeds]
     running: dict[ray.ObjectRef, RunHandle] = {}
@@ -91,7 +92,7 @@ def compare(
                 running[_child.remote(job, entry.name, plan.split, workers, handle)] = handle
             if running:
                 (ready,), _ = ray.wait(list(running), num_returns=1)
-                result = ray.get(ready)  # raises what ended it, with its run still among those to be ended
+                result = ray.get(ready)  # may raise, so its run stays in ``running`` and is ended below
                 del running[ready]
                 note(result)
     except BaseException as error:
@@ -112,7 +113,10 @@ def find_guides(
     workers: WorkerGroup,
     done: Callable[[Result], None],
 ) -> dict[tuple[str, int], str]:
-    """By an entry's name and seed, the classifiers of ``guided_by``: the given one, else trained alike."""
+    """Return the guiding classifiers' URLs by entry name and seed: the given one, or trained with the same recipe.
+
+    guided_by: by entry name, the labels that its guide classifies, as ``check`` returns them.
+    """
     if given is not None:
         return {(name, seed): given for name in guided_by for seed in seeds}
     labels = dict.fromkeys(guided_by.values())
@@ -126,9 +130,9 @@ def find_guides(
 
 
 def check(plan: Comparison, entries: Sequence[Entry]) -> dict[str, str]:
-    """By name of the entries that need a guide, what it tells apart.
+    """Build each entry's model, and return the labels that guides classify, by name of the entries that need one.
 
-    UserError for an entry that could not begin, before hours are spent on the others.
+    Raises UserError for an entry that cannot be trained, before hours are spent on the others.
     """
     labels = open_dataset(plan.data).labels
     guided_by = {}
@@ -143,7 +147,7 @@ def check(plan: Comparison, entries: Sequence[Entry]) -> dict[str, str]:
 
 
 def make_job(plan: Comparison, entry: Entry, seed: int, guides: Mapping[tuple[str, int], str]) -> Job:
-    """The training run of one entry and seed, in its own folder of the comparison's."""
+    """Return the training job of one entry and seed, in its own folder inside the comparison's."""
     return Job(
         dataset=plan.dataset,
         data=plan.data,
@@ -158,18 +162,20 @@ def make_job(plan: Comparison, entry: Entry, seed: int, guides: Mapping[tuple[st
 
 
 def begun(job: Job) -> dict[str, Any] | None:
-    """What an earlier comparison wrote of this job: its run.json. UserError if it was another job."""
+    """Return the job's run.json if it was started before, else None. Raises UserError if its options differ."""
     record = storage.join(job.run, "run.json")
     if not storage.exists(record):
         return None
     found = storage.read_json(record)
     if found["job"] != dataclasses.asdict(job):
-        raise UserError(f"{job.run} was begun with other options: give the comparison another --name")
+        raise UserError(
+            f"{job.run} was started with other options: choose another --name for this comparison"
+        )
     return found
 
 
 def finished(job: Job, split: Split) -> Result | None:
-    """The scores on a split of a job that was begun, if it has come to its end and they are there."""
+    """Return the scores on a split, or None if the job has not been scored on it yet."""
     url = result_url(job, split)
     return Result(**storage.read_json(url)) if storage.exists(url) else None
 
@@ -179,7 +185,7 @@ def result_url(job: Job, split: Split) -> str:
 
 
 def open_run(job: Job, name: str, experiment: str | None, parent: RunHandle, resume: str | None) -> RunHandle:
-    """The job's MLflow run: the one it was begun in, else a new one."""
+    """Open the job's MLflow run: the run with the id ``resume``, or a new child of ``parent``."""
     handle = tracking.start_run(
         parent.tracking_uri,
         options=job,
@@ -207,7 +213,10 @@ def _child(job: Job, name: str, split: Split, workers: WorkerGroup, handle: RunH
 
 
 def measure(results: Sequence[Result], workers: WorkerGroup) -> dict[str, Cost]:
-    """What each system costs on the resources of one worker: one after the other, when no training runs beside."""
+    """Measure each system's cost on the resources of one worker, one system at a time.
+
+    Call it when no training is running, as that would distort the timings.
+    """
     checkpoints = {result.system: result.checkpoint for result in results}
     task = ray.remote(_measure).options(num_cpus=workers.cpus, num_gpus=1 if workers.gpu else 0)
     return ray.get(task.remote(checkpoints, workers))

@@ -1,6 +1,6 @@
-"""Evaluation over Ray tasks: each counts its share of a split, the driver adds up. Every row is counted once.
+"""Distributed evaluation: each Ray task counts its share of a split, and the driver sums the counters.
 
-Also what is shown of it: the scores' artifacts in an MLflow run.
+Every row is counted exactly once. The module also logs the scores, tables and pictures to an MLflow run.
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ from glefld.scoring.metrics import Counters, Report
 from glefld.scoring.tables import as_text, score_tables
 
 if TYPE_CHECKING:
-    from glefld.tracking import RunLog  # MLflow takes its time to import, and the tasks do not need it
+    from glefld.tracking import RunLog  # MLflow is slow to import, and the tasks do not need it
 
-#: What the baselines read of a row: no pictures.
+#: The columns that the baselines read. They need no pictures.
 TRUTH_COLUMNS = [
     "landmarks",
     "visibility",
@@ -48,7 +48,7 @@ TRUTH_COLUMNS = [
 
 @dataclasses.dataclass(frozen=True)
 class Tasks:
-    """How many tasks share a split, and what each one takes; the scores do not depend on it (but for rounding)."""
+    """The number of tasks that share a split, and the resources of each. They change the scores by rounding only."""
 
     number: int = 1
     cpus: int = 1
@@ -56,17 +56,18 @@ class Tasks:
 
 
 def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Report:
-    """The scores of a checkpoint on a split, in fp32, the same on any number of tasks.
+    """Score a checkpoint on a split in fp32. The scores do not depend on the number of tasks.
 
-    AP over OKS is among them where the landmarks have it.
-    UserError if the checkpoint's labels are not the data set's.
+    They include AP over OKS if the landmark set defines it.
+    Raises UserError if the checkpoint was trained for other labels than the data set's.
     """
     manifest = open_dataset(data)
     model, card = checkpoint.load(url)
     labels = manifest.labels
     if card.labels != labels:
         raise UserError(
-            f"{url} was trained for other labels than {data} has ({card.labels.summary()}, not {labels.summary()})"
+            f"the labels of {url} ({card.labels.summary()}) differ from those of {data} ({labels.summary()}): "
+            "use the data set that it was trained on"
         )
     task = _task(_count_share, tasks)
     counters = Counters(labels, model.label)
@@ -79,7 +80,7 @@ def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Repo
     assert report.rows == manifest.splits[split], f"counted {report.rows} of {manifest.splits[split]} rows"
     if not any(found for _, found in shares):
         return report
-    # Batches were dealt to the ranks in turn: taken back so, they are the split's rows in order.
+    # Batches were dealt to the ranks round-robin; interleaving them restores the split's row order.
     batches = [found[turn] for turn in range(len(shares[0][1])) for _, found in shares if turn < len(found)]
     found = oks.Found(*(np.concatenate(part) for part in zip(*batches, strict=True)))
     reader = SplitReader(data, manifest, split)
@@ -90,12 +91,12 @@ def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Repo
 def draw_examples(
     url: str, data: str, split: Split, count: int, tasks: Tasks
 ) -> list[tuple[Image.Image, str]]:
-    """Pictures of predictions beside the truth, of ``count`` rows spread over a split, with captions."""
+    """Draw predictions and ground truth for ``count`` rows spread over a split. Returns pictures with captions."""
     return ray.get(_task(_draw, tasks).remote(url, data, split, count, tasks))
 
 
 def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
-    """What answering the train split's mean positions and most frequent labels scores on a split."""
+    """Score the trivial baselines on a split: the train split's mean positions and most frequent labels."""
     manifest = open_dataset(data)
     parts = functools.partial(_truths, data)
     return fit_and_score(parts("train"), parts(split), manifest.labels, label)
@@ -104,7 +105,7 @@ def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
 def log_scores(
     log: "RunLog", scores: dict[str, Any], report: Report, baseline: Baselines, data: str, tasks: Tasks
 ) -> None:
-    """Put the scores that ``evaluation_json`` tells of into a run: that JSON, tables, the chart of NE, pictures."""
+    """Log an evaluation to a run: the JSON from ``evaluation_json``, a table, the NE chart and example pictures."""
     dataset, split, url = (scores[name] for name in ("dataset", "split", "checkpoint"))
     log.log_dict(scores, f"{split}/evaluation.json")
     log.log_text(as_text(score_tables(dataset, report, baseline)), f"{split}/table.txt")
@@ -132,7 +133,7 @@ def _task(function: Callable[..., Any], tasks: Tasks) -> Any:
 def _count_share(
     url: str, data: str, split: Split, rank: int, tasks: Tasks
 ) -> tuple[Tensor, list[oks.Found]]:
-    """A rank's counters and, where they are scored by OKS, what was found in each of its batches."""
+    """Evaluate one rank's share: its counters and, if OKS applies, the predictions of each of its batches."""
     model, loader = _open(url, tasks)
     rows = SplitReader(data, open_dataset(data), split)
     batches: list[oks.Found] = []
@@ -152,7 +153,7 @@ def _draw(url: str, data: str, split: Split, count: int, tasks: Tasks) -> list[t
 
 
 def _open(url: str, tasks: Tasks) -> tuple[Model, BatchLoader]:
-    """A checkpoint's model on the task's device, and the loader that feeds it."""
+    """Load a checkpoint's model onto the task's device, and make the loader for it."""
     torch.set_num_threads(tasks.cpus)
     model, card = checkpoint.load(url)
     pipeline = InputPipeline(card.input_size, EVAL_BATCH, 0 if tasks.gpu else None, threads=tasks.cpus)

@@ -1,8 +1,8 @@
-"""Resumable shards, the mechanism under ingest and inference.
+"""Resumable sharded output, shared by ingest and inference.
 
-A plan fixes beforehand which shards an output folder will hold, and a key that hashes everything that decides their
-content. Each shard is written by one Ray task, whole or not at all, with a report in its footer. A restart reads the
-footers, skips the finished shards, and writes the manifest last. Without a manifest the output is not finished.
+A plan fixes in advance which shards an output folder will hold, and a key that hashes everything that determines their
+content. One Ray task writes each shard atomically, with a report in the Parquet footer. A restart reads the footers,
+skips finished shards and writes the manifest last. Output without a manifest is not finished.
 """
 
 import dataclasses
@@ -30,53 +30,56 @@ from glefld import storage
 from glefld.data.dataset import MANIFEST
 from glefld.errors import UserError
 
-#: Rows per Parquet row group, and so how much of its output a task holds at a time.
+#: Rows per Parquet row group, which is also what a task buffers of its output.
 ROW_GROUP = 256
-#: How often the task of a shard is retried after its worker or host died. Ray Data's own default is for ever, and so
-#: one photo that crashes its decoder would hang the job.
+#: Retries of a shard's task after its worker or host died. Ray Data retries forever by default, so a single photo that
+#: crashes the decoder would hang the job.
 RETRIES = 4
 _STAGING = "_staging"
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardedOutput:
-    """The folder that a job writes its shards and its manifest to."""
+    """A job's output folder, with its shards and manifest."""
 
     url: str
     job: str
-    """``ingest`` or ``infer``: names the report in a shard's footer, and the job in error lines."""
+    """``ingest`` or ``infer``: part of the footer's key, and the job's name in error messages."""
 
     @property
     def staging(self) -> str:
-        """Where the job keeps what it must unpack; removed when the job has finished."""
+        """Folder for temporary unpacked archives, removed when the job has finished."""
         return storage.join(self.url, _STAGING)
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest of a job that has finished, else None."""
+        """Return the manifest if the job has finished, else None."""
         url = storage.join(self.url, MANIFEST)
         return storage.read_json(url) if storage.exists(url) else None
 
     def require_same(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        """UserError if the finished job was given other options than are wanted now. Cleans up after a kill."""
+        """Check that the finished output was made with these options, and clean up what a killed run left.
+
+        found: options from the manifest. wanted: the options now. Raises UserError if they differ.
+        """
         differing = [name for name in wanted if found.get(name) != wanted[name]]
         if differing:
             words = ", ".join(f"{name} {found.get(name)!r} (now {wanted[name]!r})" for name in differing)
             raise UserError(
-                f"{self.url} is finished already, made with {words}: give another --output, or delete it"
+                f"{self.url} is already finished, but with {words}: choose another --output, or delete it"
             )
-        self.clean()  # a kill between the manifest and the clean-up leaves the staging folder
+        self.clean()  # a run killed right after writing the manifest leaves its staging folder
 
     def begin(self, planned: Sequence[str], key: str) -> dict[str, dict[str, Any]]:
-        """The reports of the shards that an earlier run of this plan has finished, by path, each with its ``bytes``.
+        """Return the reports of the shards that earlier runs of this plan finished, by path, each with its ``bytes``.
 
-        Removes what a killed run had begun to write. UserError if the folder holds shards of another plan.
+        Removes partial files of killed runs. Raises UserError if the folder holds shards of another plan.
         """
         finished = self.reports(planned, key)
         storage.remove_unfinished(self.url)
         return finished
 
     def reports(self, planned: Sequence[str], key: str) -> dict[str, dict[str, Any]]:
-        """As ``begin``, and removes nothing."""
+        """Like ``begin``, without removing anything."""
         paths = set(planned)
         reports = {}
         for path, size in storage.find(self.url).items():
@@ -87,14 +90,14 @@ class ShardedOutput:
                 continue
             if report.get("plan") != key:
                 raise UserError(
-                    f"{self.url} holds {path}, which another {self.job} run wrote (other options, another source "
-                    "or another release): give another --output, or delete it"
+                    f"{self.url} holds {path}, which another {self.job} run wrote (with other options, another source "
+                    "or another release): choose another --output, or delete it"
                 )
             reports[path] = {**report, "bytes": size}
         return reports
 
     def _footer(self, path: str) -> dict[str, Any] | None:
-        """None for a file that is cut short, as some clients leave one silently: it is written again."""
+        """Return a shard's report; None for a truncated file, which some clients leave silently."""
         try:
             with storage.open(storage.join(self.url, path)) as file:
                 metadata = pq.read_metadata(file).metadata or {}
@@ -118,14 +121,14 @@ class ShardedOutput:
         before: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> None:
-        """Write one shard, whole or not at all.
+        """Write one shard atomically, with a footer of the plan's key, the report and a hash of the content.
 
-        batches: row groups of ``schema``. report: called after the last batch; what the footer tells of the shard
-        besides the plan's key and the hash of the content, which leaves out the columns ``unhashed``. before: called
-        when the shard is complete and before it is there. options: those of ``pyarrow.parquet.ParquetWriter``.
+        batches: row groups of ``schema``. report: called after the last batch. unhashed: columns to leave out of the
+        hash. before: called just before the finished shard is put in place. options: passed to
+        ``pyarrow.parquet.ParquetWriter``. Raises OSError if the storage fails.
         """
         digest = hashlib.sha256()
-        # Without a name, so that a task that is killed leaves nothing behind.
+        # Unnamed, so a killed task leaves nothing behind.
         with tempfile.TemporaryFile() as file:
             with pq.ParquetWriter(file, schema, **options) as writer:
                 for batch in batches:
@@ -138,37 +141,37 @@ class ShardedOutput:
             storage.put_file(file, storage.join(self.url, path))
 
     def complete(self, planned: Sequence[str], key: str) -> list[dict[str, Any]]:
-        """The report of every planned shard, in order, each with its ``path``.
+        """Return the reports of all planned shards, in order, each with its ``path``.
 
-        OSError if one is not there: some object stores' clients lose a write silently.
+        Raises OSError if a shard is missing: some object store clients lose a write silently.
         """
         reports = self.reports(planned, key)
         missing = [path for path in planned if path not in reports]
         if missing:
             raise OSError(
-                f"{len(missing)} shards ({missing[0]} is the first) were written to {self.url} but are not complete "
-                "there: the same command writes them again"
+                f"{len(missing)} shards (first: {missing[0]}) were written to {self.url} but are missing or truncated: "
+                "run the same command again to rewrite them"
             )
         return [{"path": path, **reports[path]} for path in planned]
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest, which makes the output a finished one, and remove what only the job needed."""
+        """Write the manifest, which marks the output as finished, and clean up."""
         storage.write_json(storage.join(self.url, MANIFEST), manifest)
         self.clean()
 
     def clean(self) -> None:
-        """Remove the staging folder and what a killed run had begun to write."""
+        """Remove the staging folder and the partial files of killed runs."""
         storage.remove_tree(self.staging)
         storage.remove_unfinished(self.url)
 
 
 def content_hash(reports: Iterable[Mapping[str, Any]]) -> str:
-    """One hash of all shards' content, which does not depend on timing or on where the shards are."""
+    """Combine the shards' content hashes into one. It does not depend on timing or location."""
     return hashlib.sha256("".join(report["content_hash"] for report in reports).encode()).hexdigest()
 
 
 def to_bytes(table: pa.Table) -> bytes:
-    """A table as an Arrow stream, in which form Ray carries it; ``from_bytes`` reads it."""
+    """Serialise a table as an Arrow stream, to pass it to a Ray task."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -176,22 +179,23 @@ def to_bytes(table: pa.Table) -> bytes:
 
 
 def from_bytes(data: bytes) -> pa.Table:
+    """Read a table back from ``to_bytes``."""
     return pa.ipc.open_stream(data).read_all()
 
 
 def run_tasks(shards: list[dict[str, Any]], write: Any, **options: Any) -> Iterator[int]:
-    """Write the shards as tasks of a Ray Data graph; yields what ``write`` counted in each as it is done.
+    """Write the shards as Ray Data tasks, and yield the row count of each as it finishes.
 
-    write: a function, or an actor class, that takes one of ``shards`` and returns ``counted(...)``. options: those of
-    Ray Data's ``map``. UserError if the worker of a shard died too often, OSError for a shard that could not be
+    write: a function, or an actor class, that takes an item of ``shards`` and returns ``counted(...)``. options: passed
+    to Ray Data's ``map``. Raises UserError if a shard's worker died too often, and OSError if a shard could not be
     written.
     """
     if not shards:
         return
-    # One block per shard: Ray repeats the task of a worker that was lost, and a shard is whole or not there.
+    # One block per shard, so that Ray retries exactly the shard whose worker died.
     graph = ray.data.from_items(shards, override_num_blocks=len(shards))
     with warnings.catch_warnings():
-        # Up to Ray 2.63 there is no other way to limit the retries.
+        # As of Ray 2.63 there is no other way to limit the retries.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
         graph = graph.map(write, **options)
     try:
@@ -207,13 +211,13 @@ def run_tasks(shards: list[dict[str, Any]], write: Any, **options: Any) -> Itera
         WorkerCrashedError,
     ) as error:
         raise UserError(
-            f"the worker of one shard died {RETRIES + 1} times ({type(error).__name__}); its host's log tells why. "
-            "Finished shards are kept: the same command continues from them"
+            f"the worker of one shard died {RETRIES + 1} times ({type(error).__name__}): see the log of its host. "
+            "Finished shards are kept; run the same command again to continue"
         ) from error
 
 
 def counted(write: Callable[[], int]) -> dict[str, Any]:
-    """What ``write`` counted; files' and networks' errors as a value, since Ray Data loses an error's cause."""
+    """Call ``write`` and return its row count, or its storage error as text: Ray Data loses an exception's cause."""
     try:
         return {"count": write(), "error": ""}
     except (OSError, BotoCoreError) as error:

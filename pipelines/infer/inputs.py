@@ -1,6 +1,6 @@
-"""What inference reads: photos of an archive or a folder, with boxes or whole, or the rows of an ingested data set.
+"""Inputs of inference: photos in an archive or folder, whole or with boxes, or the rows of an ingested data set.
 
-Each becomes a table of garments, one row a prediction, in the order in which they are best read.
+Each input becomes a table with one row per garment, sorted so that the photos can be read sequentially.
 """
 
 import dataclasses
@@ -26,16 +26,16 @@ from glefld.schema import Split
 from glefld.storage import public_url
 from pipelines.archives import ARCHIVES, MEMBERS, Archive, open_archive, read_index, read_members
 
-#: What a row says of its garment; where its photo lies follows, as columns of MEMBERS or of STORED.
+#: The garment's columns. The photo's location follows: the columns MEMBERS for an archive, STORED for a data set.
 GARMENTS = pa.schema([("uri", pa.string()), ("garment", pa.int32()), ("box", pa.list_(pa.float32(), 4))])
 STORED = pa.schema([("path", pa.string()), ("group", pa.int32()), ("row", pa.int32())])
 CORNERS = ("x1", "y1", "x2", "y2")
-#: Rows of --boxes that a Parquet file may have: a few kilobytes can hold billions.
+#: Limit on the rows of a Parquet file for --boxes: a few kilobytes of Parquet can hold billions of rows.
 MAX_BOXES = 20_000_000
 
 
 class Photo(NamedTuple):
-    """A photo's file, or the crop of it that a data set holds, and where that lies in the photo."""
+    """A photo's encoded bytes, or a data set's stored crop of it. ``origin`` is the crop's x, y in the photo."""
 
     data: bytes | BadPhoto
     origin: tuple[float, float] = (0.0, 0.0)
@@ -43,13 +43,16 @@ class Photo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Photos:
-    """An archive or folder, or a data set's root; ``read`` finds the photos of rows of ``Input.rows`` in it."""
+    """The place where photos are read from: an archive or folder, or an ingested data set's root."""
 
     archive: Archive | None
     dataset: str | None
 
     def read(self, rows: pa.Table) -> Iterator[Photo]:
-        """The photo of each row, in order; no more is held than a range of the archive or a row group."""
+        """Yield the photo of each row of ``Input.rows``, in order.
+
+        At most one range of the archive, or one row group of the data set, is in memory at a time.
+        """
         if self.archive is not None:
             return _read_archive(self.archive, rows)
         assert self.dataset is not None
@@ -58,7 +61,7 @@ class Photos:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """All garments to predict, where their photos are, and what was passed over, by reason."""
+    """The garments to predict, the location of their photos, and the number of skipped files or rows by reason."""
 
     photos: Photos
     rows: pa.Table
@@ -66,27 +69,32 @@ class Input:
 
 
 def open_input(url: str, boxes: str | None, split: Split | None, staging: str) -> Input:
-    """What is at a URL: an archive, a data set (a folder with its manifest), a folder or prefix, or one photo.
+    """List the garments at a URL: an archive, an ingested data set, a folder or prefix of photos, or one photo.
 
-    ``boxes`` names a Parquet or CSV file of the garments to look at; without it each photo is taken whole.
-    UserError if there is nothing to predict.
+    boxes: a Parquet or CSV file with one row per garment; None takes each photo whole. split: only this split of a data
+    set. staging: where a compressed tar is unpacked.
+    Raises UserError if the input cannot be used or holds nothing to predict.
     """
     if _is_dataset(url):
         if boxes is not None:
-            raise UserError(f"{public_url(url)} is a data set, which has its own boxes: leave out --boxes")
+            raise UserError(f"{public_url(url)} is a data set and has its own boxes: omit --boxes")
         return _dataset_input(url, split)
     if split is not None:
-        raise UserError(f"--split is for ingested data sets, and {public_url(url)} is none (no {MANIFEST})")
+        raise UserError(
+            f"--split is for ingested data sets, but {public_url(url)} is not one (it has no {MANIFEST}): omit --split"
+        )
     single = storage.is_file(url) and not url.lower().endswith(ARCHIVES)
     if not single and not storage.exists(url):
-        raise UserError(f"{public_url(url)} does not exist: --input names a folder, an archive or a data set")
+        raise UserError(
+            f"{public_url(url)} does not exist: --input must be a photo, a folder, an archive or a data set"
+        )
     archive = open_archive(posixpath.dirname(url) if single else url, staging)
     members = _one_member(url) if single else read_index(archive)
     found = members.filter(pa.array(map(is_picture, members["name"].to_pylist()), pa.bool_()))
     skipped = {"not a picture's name": len(members) - len(found)}
     if not len(found):
         raise UserError(
-            f"{public_url(url)} holds no picture ({', '.join(PICTURES)}) among its {len(members)} files"
+            f"{public_url(url)} holds no picture ({', '.join(PICTURES)}) among its {len(members)} files: check --input"
         )
     if boxes is not None:
         rows = _boxed(boxes, found, archive)
@@ -101,7 +109,7 @@ def open_input(url: str, boxes: str | None, split: Split | None, staging: str) -
 
 def _is_dataset(url: str) -> bool:
     manifest = storage.join(url, MANIFEST)
-    # Many programs call a file so; ours names its landmark set.
+    # Other programs use the file name too, so look for a field that only our manifests have.
     return storage.exists(manifest) and "landmark_set" in storage.read_json(manifest)
 
 
@@ -128,15 +136,15 @@ def _whole(members: pa.Table, archive: Archive) -> pa.Table:
 
 
 def _boxed(boxes: str, members: pa.Table, archive: Archive) -> pa.Table:
-    """The garments of a list of boxes, numbered in their photo as listed, with the members that hold them."""
+    """Join the garments listed in --boxes with the members. Garments are numbered per photo, in the order listed."""
     listed = _read_boxes(boxes)
     prefix = archive.uri("")
     names = [uri.removeprefix(prefix) for uri in listed["uri"].to_pylist()]
     place = pc.index_in(pa.array(names, pa.string()), value_set=members["name"])
     if place.null_count == len(place):
         raise UserError(
-            f"none of the {len(place)} uris of {public_url(boxes)} is in {archive.name} (the first: {names[0]!r}): "
-            "give them as paths within --input"
+            f"none of the {len(place)} uris in {public_url(boxes)} is in {archive.name} (first: {names[0]!r}): "
+            "write them as paths relative to --input"
         )
     seen: Counter[str] = Counter()
     numbers = []
@@ -153,7 +161,10 @@ def _joined(garments: pa.Table, where: pa.Table) -> pa.Table:
 
 
 def _read_boxes(url: str) -> pa.Table:
-    """``uri`` and ``box`` of a CSV or Parquet file; a box is null where all of its corners are."""
+    """Read ``uri`` and ``box`` from a CSV or Parquet file. A box is null if all its corners are.
+
+    Raises UserError for a file that cannot be used.
+    """
     data = storage.read_bytes(url)
     try:
         if url.lower().endswith(".csv"):
@@ -165,7 +176,7 @@ def _read_boxes(url: str) -> pa.Table:
             if file.metadata.num_rows > MAX_BOXES:
                 raise UserError(
                     f"{public_url(url)} has {file.metadata.num_rows} rows, more than the {MAX_BOXES} that one run "
-                    "takes: split it"
+                    "accepts: split it into several files"
                 )
             table = file.read()
     except pa.ArrowInvalid as error:
@@ -174,16 +185,18 @@ def _read_boxes(url: str) -> pa.Table:
     if "uri" not in columns or not ("box" in columns or set(CORNERS) <= set(columns)) or not len(table):
         raise UserError(
             f"{public_url(url)} must have rows with the columns uri and {', '.join(CORNERS)} (or box, a list of these "
-            f"four); it has {len(table)} rows of {', '.join(columns)}"
+            f"four); it has {len(table)} rows with the columns {', '.join(columns)}"
         )
     if table["uri"].null_count:
-        raise UserError(f"{public_url(url)} has {table['uri'].null_count} rows without a uri")
+        raise UserError(
+            f"{public_url(url)} has {table['uri'].null_count} rows without a uri: fill in or remove them"
+        )
     if "box" in columns:
         corners = np.array([box or [np.nan] * 4 for box in table["box"].to_pylist()], np.float64)
     else:
         corners = np.stack([table[c].cast(pa.float64()).to_numpy() for c in CORNERS], axis=1)
     if corners.shape != (len(table), 4):
-        raise UserError(f"{public_url(url)}: a box is a list of four numbers, x1 y1 x2 y2")
+        raise UserError(f"{public_url(url)}: each box must be a list of four numbers, x1 y1 x2 y2")
     box = pa.FixedSizeListArray.from_arrays(
         pa.array(corners.astype(np.float32).ravel()), 4, mask=pa.array(np.isnan(corners).all(axis=1))
     )
@@ -191,7 +204,7 @@ def _read_boxes(url: str) -> pa.Table:
 
 
 def _read_archive(archive: Archive, rows: pa.Table) -> Iterator[Photo]:
-    # Garments of one photo stand together, and read it once. Those of photos that are not there come last.
+    # Garments of one photo are adjacent, so each photo is read once. Garments without a photo come last.
     places = list(zip(rows["name"].to_pylist(), rows["start"].to_pylist(), strict=True))
     first = [
         i for i, place in enumerate(places) if place[0] is not None and (i == 0 or places[i - 1] != place)
@@ -233,7 +246,8 @@ def _dataset_input(url: str, split: Split | None) -> Input:
     rows = pa.concat_tables(tables) if tables else pa.table([[]] * len(ROWS), schema=ROWS)
     if not len(rows):
         raise UserError(
-            f"the data set {public_url(url)} has no rows" + (f" in its split {split}" if split else "")
+            f"the data set {public_url(url)} has no rows"
+            + (f" in the split {split} (--split)" if split else "")
         )
     skipped = {f"row of split {s}": n for s, n in manifest.splits.items() if split not in (None, s)}
     return Input(Photos(None, url), rows.combine_chunks(), skipped)
@@ -253,5 +267,5 @@ def _read_dataset(root: str, rows: pa.Table) -> Iterator[Photo]:
 
 
 def file_hash(url: str) -> str:
-    """Of a small file's content, which tells whether it has changed."""
+    """Return a short hash of a small file's content."""
     return hashlib.sha256(storage.read_bytes(url)).hexdigest()[:16]

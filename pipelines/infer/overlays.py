@@ -1,4 +1,4 @@
-"""Pictures of predictions, for a person to look at: one a garment, and a sheet of all."""
+"""Overlays: predictions drawn on their photos, one picture per garment, and a contact sheet."""
 
 import io
 import itertools
@@ -20,20 +20,20 @@ from pipelines.infer.run import InferencePlan, InferOptions, make_plan, output_a
 
 FOLDER = "overlays"
 COLUMNS = 5
-#: Pictures on the sheet at most.
+#: Maximum number of pictures on the contact sheet.
 SHEET = 30
 
 
 def write_overlays(options: InferOptions, output: str, number: int) -> str | None:
-    """Draw the first ``number`` finished predictions; the contact sheet's URL, None if there are none.
+    """Draw the first ``number`` successful predictions. Returns the contact sheet's URL, or None if there are none.
 
-    UserError if the input has changed since.
+    Raises UserError if the input has changed since the predictions were made.
     """
     plan = make_plan(options, output)
     try:
         return _write_overlays(plan, output, number)
     finally:
-        storage.remove_tree(output_at(output).staging)  # a compressed tar was unpacked there
+        storage.remove_tree(output_at(output).staging)  # a compressed tar is unpacked there
 
 
 def _write_overlays(plan: InferencePlan, output: str, number: int) -> str | None:
@@ -61,7 +61,7 @@ def _write_overlays(plan: InferencePlan, output: str, number: int) -> str | None
 
 
 def _predicted(plan: InferencePlan, output: str) -> Iterator[tuple[dict[str, Any], Photo]]:
-    """The rows without error, in order, with their photos."""
+    """Yield the rows without an error, in order, with their photos."""
     for path, planned in plan.shards():
         with storage.open(storage.join(output, path)) as file:
             predictions = pq.read_table(file)
@@ -71,8 +71,8 @@ def _predicted(plan: InferencePlan, output: str) -> Iterator[tuple[dict[str, Any
 
 
 def _upright(photo: Photo) -> tuple[np.ndarray, np.ndarray]:
-    """[H, W, 3] uint8, turned as its EXIF says, and where its corner lies in the photo: [2]."""
-    assert not isinstance(photo.data, BadPhoto), "a photo that was read before cannot be read now"
+    """Return the picture, [H, W, 3] uint8, upright by its EXIF, and its top left corner in the photo, [2]."""
+    assert not isinstance(photo.data, BadPhoto), "a photo that was predicted can no longer be read"
     with open_photo(photo.data) as image:
         return np.asarray(to_rgb(upright(image))), np.array(photo.origin)
 

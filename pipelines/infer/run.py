@@ -1,4 +1,4 @@
-"""Photos to predictions in Parquet shards, on the mechanism of ``pipelines.resumable``."""
+"""Inference: from photos to Parquet shards of predictions, resumable through ``pipelines.resumable``."""
 
 import dataclasses
 import hashlib
@@ -47,28 +47,28 @@ PREDICTIONS_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class InferOptions:
-    """Everything that decides what the predictions are."""
+    """The options that determine the predictions."""
 
     checkpoint: str
-    """A checkpoint's folder, or a run's (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID)."""
+    """Folder of a checkpoint, or of a run (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID)."""
     input: str
-    """A folder or prefix of photos, a .zip, .tar or .tar.gz of them, one photo, or an ingested data set."""
+    """Folder or prefix of photos, a .zip, .tar or .tar.gz of them, one photo, or an ingested data set. Path or URL."""
     boxes: str | None = None
-    """Parquet or CSV file of the garments to predict, one per row: uri (path within --input) and x1, y1, x2, y2 (or a
-    list, box) in the upright photo's pixels. Only these are predicted. Default: each photo, whole."""
+    """Parquet or CSV file with one row per garment: uri (path within --input) and x1, y1, x2, y2 (or box, a list of
+    them) in pixels of the upright photo. Default: predict each photo as a whole."""
     split: Split | None = None
-    """Of a data set, this split only. Default: all."""
+    """Predict only this split of a data set. Default: all splits."""
     shard_rows: int = 2048
-    """Rows of one Parquet file, which one worker writes in one go."""
+    """Rows per Parquet file."""
     precision: Precision = "fp32"
-    """Of the forward pass. auto: bf16 where the hardware multiplies it fast, else fp32."""
+    """Precision of the forward pass. auto: bf16 on hardware that supports it (CUDA, or a CPU with AMX), else fp32."""
 
     def check(self) -> None:
-        """UserError for a value out of range."""
+        """Raise UserError for a value out of range."""
         require_between("--shard-rows", self.shard_rows, 1)
 
     def public(self) -> dict[str, Any]:
-        """The options as the manifest keeps them: without credentials, with what their files held."""
+        """Return the options for the manifest: without credentials, with hashes of the files that they name."""
         return {
             **dataclasses.asdict(self),
             "checkpoint": model_name(self.checkpoint),
@@ -79,7 +79,7 @@ class InferOptions:
 
 @dataclasses.dataclass(frozen=True)
 class InferenceWorkers:
-    """Who predicts. The predictions do not depend on it, except for rounding."""
+    """The workers and their resources. They change the predictions by rounding only."""
 
     number: int
     threads: int
@@ -89,7 +89,7 @@ class InferenceWorkers:
 
 @dataclasses.dataclass(frozen=True)
 class InferencePlan:
-    """The garments, the shards they are cut into, and ``key``, a hash of everything that decides the content."""
+    """The garments to predict, in shards. ``key`` hashes everything that determines the content."""
 
     key: str
     options: InferOptions
@@ -97,7 +97,7 @@ class InferencePlan:
     card: ModelCard
 
     def shards(self) -> list[tuple[str, pa.Table]]:
-        """Path and rows of each shard."""
+        """Return the path and rows of each shard."""
         starts = range(0, len(self.input.rows), self.options.shard_rows)
         return [
             (f"part-{i:05d}.parquet", self.input.rows.slice(start, self.options.shard_rows))
@@ -110,7 +110,7 @@ class InferencePlan:
 
 @dataclasses.dataclass(frozen=True)
 class WriterSettings:
-    """What all workers of one inference share."""
+    """The settings that all workers of one inference job share."""
 
     checkpoint: str
     model: str
@@ -128,12 +128,12 @@ def output_at(url: str) -> ShardedOutput:
 
 
 def model_name(url: str) -> str:
-    """How predictions name their model: the checkpoint's URL and a hash of what it holds."""
+    """Return the model's name in the predictions: the checkpoint's URL and a hash of its content."""
     return f"{public_url(url)}@{checkpoint_hash(url)}"
 
 
 def find_finished(options: InferOptions, output: str) -> dict[str, Any] | None:
-    """The manifest of a finished inference at ``output``, else None; UserError if it had other options."""
+    """Return the manifest if ``output`` is finished, else None. Raises UserError if it was made with other options."""
     place = output_at(output)
     if (manifest := place.manifest()) is None:
         return None
@@ -143,11 +143,11 @@ def find_finished(options: InferOptions, output: str) -> dict[str, Any] | None:
 
 
 def make_plan(options: InferOptions, output: str) -> InferencePlan:
-    """Read the checkpoint's card and list the input; UserError for either that cannot be used."""
+    """Read the checkpoint's card and list the input. Raises UserError if one of them cannot be used."""
     options.check()
     if storage.absolute(output).startswith(storage.absolute(options.input).rstrip("/") + "/"):
         raise UserError(
-            f"--output {output} lies in --input, where the next run would read it: choose another place"
+            f"--output {output} lies in --input, where the next run would read it: choose a folder outside --input"
         )
     _, card = checkpoint.load(options.checkpoint)
     require_landmarks(options.checkpoint, card)
@@ -161,9 +161,10 @@ def make_plan(options: InferOptions, output: str) -> InferencePlan:
 def infer(
     plan: InferencePlan, output: str, workers: InferenceWorkers, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """Write what an earlier, interrupted run of the plan has not finished, and the manifest last; returns that.
+    """Write the shards that earlier runs of the plan did not finish, then the manifest. Returns the manifest.
 
-    Ray must be running. ``progress(done, total)`` counts rows. UserError if ``output`` holds shards of another plan.
+    Ray must be running. ``progress(done, total)`` is called with numbers of rows.
+    Raises UserError if ``output`` holds shards of another plan, and OSError if the storage fails.
     """
     place = output_at(output)
     finished = place.begin(plan.paths(), plan.key)
@@ -205,7 +206,7 @@ def writer_settings(plan: InferencePlan, output: ShardedOutput, workers: Inferen
 
 
 def _manifest(plan: InferencePlan, reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the shards hold, counted against the plan."""
+    """Build the manifest, and check that the shards hold every planned row."""
     errors: Counter[str] = Counter()
     for report in reports:
         errors.update(report["errors"])
@@ -227,12 +228,12 @@ def _manifest(plan: InferencePlan, reports: list[dict[str, Any]]) -> dict[str, A
 
 
 class ShardWriter:
-    """A Ray Data actor that loads the model and its DALI pipeline once and writes one shard after another."""
+    """Ray Data actor that loads the model and its DALI pipeline once, then writes one shard at a time."""
 
     def __init__(self, settings: WriterSettings) -> None:
         self.settings = settings
         torch.set_num_threads(settings.threads)
-        # Ray hides no GPU from a worker that asked for none.
+        # Do not test for CUDA here: Ray leaves GPUs visible to workers that did not request one.
         device = torch.device("cuda" if settings.gpu else "cpu")
         self.predictor = Predictor(
             settings.checkpoint, device, settings.batch_size, settings.threads, settings.precision
@@ -243,7 +244,7 @@ class ShardWriter:
         return counted(lambda: self.write(row))
 
     def write(self, row: dict[str, Any]) -> int:
-        """Write the shard at ``path`` from ``rows``, an Arrow stream of garments; returns how many there were."""
+        """Predict the garments in ``rows``, an Arrow stream, and write the shard at ``path``. Returns their number."""
         rows = from_bytes(row["rows"])
         errors: Counter[str] = Counter()
         count = 0

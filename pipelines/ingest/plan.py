@@ -1,4 +1,4 @@
-"""What an ingest is going to write: fixed before it starts, whatever the timing and the number of CPUs."""
+"""The plan of an ingest: the rows of every shard, fixed in advance and independent of timing and number of CPUs."""
 
 import dataclasses
 import hashlib
@@ -23,47 +23,47 @@ from pipelines.ingest.shard import REASONS, reject, shard_path
 from pipelines.ingest.source import Source, match_photos
 from pipelines.resumable import ROW_GROUP, to_bytes
 
-#: A small split is still cut into this many shards (of a row group each at least), for readers to share.
+#: Even a small split gets this many shards (of at least one row group each), so that several readers can share it.
 MIN_SHARDS = 8
-#: Bytes stored for one byte of the photos: quality 95 at 4:4:4 weighs more than the benchmarks' downloads.
+#: Bytes stored per byte of the source photos: JPEG quality 95 at 4:4:4 is larger than the benchmarks' downloads.
 #: Measured on 6,000 photos of DeepFashion at margin 0.25: 1.96.
 STORED_PER_PHOTO_BYTE = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class IngestOptions:
-    """What is read, and everything that decides what the data set holds."""
+    """The source, and the options that determine the content of the data set."""
 
     dataset: Dataset
     """Layout of the raw data."""
     source: str
-    """Folder with the lists and img.zip (.tar, .tar.gz, unpacked img), or one archive of everything; path or URL.
-    deepfashion2: train and validation, unpacked or one zip each. image-folder: a folder or an archive with train/,
-    val/ and optionally test/, and in each one folder per class."""
+    """Folder with the lists and img.zip (or .tar, .tar.gz, unpacked img/), or one archive of everything; path or URL.
+    deepfashion2: folder with train and validation, unpacked or one zip each. image-folder: folder or archive with
+    train/, val/ and optionally test/, each with one folder per class."""
     margin: float | Literal["full"] = 0.25
-    """What to store around the box, as a fraction of its size on each side; `full` stores the whole photo."""
+    """Margin to store around the bounding box, as a fraction of its size on each side. full: store the whole photo."""
     landmark_tolerance: float = 0.1
-    """How far outside its box a landmark may lie before its row is rejected, as a fraction of the box's size."""
+    """How far outside its bounding box a landmark may lie before the row is rejected, as a fraction of the box size."""
     shard_mib: int = 256
-    """Target size, in MiB, of one Parquet file of a large data set."""
+    """Target size of a Parquet file in MiB."""
     dedupe: bool = False
-    """Keep photos whose exact bytes are also in val or test out of train."""
+    """Drop photos from train whose exact bytes are also in val or test."""
 
     def check(self) -> None:
-        """UserError for a value out of range."""
+        """Raise UserError for a value out of range."""
         if self.margin != "full":
             require_between("--margin", self.margin, 0, 10)
         require_between("--landmark-tolerance", self.landmark_tolerance, 0)
         require_between("--shard-mib", self.shard_mib, 1)
 
     def public(self) -> dict[str, Any]:
-        """The options as the manifest keeps them: without credentials."""
+        """Return the options for the manifest, without credentials."""
         return {**dataclasses.asdict(self), "source": public_url(self.source)}
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedShard:
-    """One file to write: ``rows`` has the columns of ANNOTATIONS and, for the photos, of MEMBERS."""
+    """One Parquet file to write. ``rows`` has the columns of ANNOTATIONS, and of MEMBERS for the photos."""
 
     split: str
     index: int
@@ -76,7 +76,7 @@ class PlannedShard:
 
 @dataclasses.dataclass(frozen=True)
 class IngestPlan:
-    """All shards, the rows turned away beforehand, and ``key``, a hash of what decides the content."""
+    """All shards, and the rows already rejected. ``key`` hashes everything that determines the content."""
 
     key: str
     options: IngestOptions
@@ -88,9 +88,10 @@ class IngestPlan:
 
 
 def make_plan(options: IngestOptions, source: Source) -> IngestPlan:
-    """Join the lists with the archive's index, turn away what needs no look at a photo, cut the rest.
+    """Join the lists with the archive's index, reject rows that need no look at the photo, and shard the rest.
 
-    Rows go by split and by place in the archive. UserError if no row has both annotation and photo.
+    Rows are sorted by split, then by position in the archive.
+    Raises UserError for lists that cannot be read, or if no row has both an annotation and a photo.
     """
     annotations = read_annotations(options.dataset, source.lists)
     members, capitals = match_photos(annotations.table["photo"], source.members)
@@ -115,8 +116,8 @@ def make_plan(options: IngestOptions, source: Source) -> IngestPlan:
             f"{name} {count}" for name, count in Counter(r["reason"] for r in rejects).items()
         )
         raise UserError(
-            f"none of the {len(rows)} listed rows has an annotation in each list and its photo in "
-            f"{source.archive.name} ({reasons}): do they belong together?"
+            f"none of the {len(rows)} listed rows has an annotation in every list and a photo in "
+            f"{source.archive.name} ({reasons}): check that --source has lists and photos of the same data set"
         )
     order = [("start", "ascending"), ("name", "ascending"), ("sample_id", "ascending")]
     kept = rows.filter(pc.is_null(reason)).sort_by(order).combine_chunks()
@@ -137,7 +138,7 @@ def make_plan(options: IngestOptions, source: Source) -> IngestPlan:
         source={
             "url": public_url(options.source),
             "photos": source.archive.name,
-            # The view is our own addition to the benchmarks' lists.
+            # The view list is an addition of ours; the benchmarks do not have it.
             "absent_lists": sorted(name for name in source.lists.absent if not name.endswith("view.txt")),
             "files": len(source.members),
             "file_bytes": pc.sum(source.members["size"]).as_py(),
@@ -148,13 +149,17 @@ def make_plan(options: IngestOptions, source: Source) -> IngestPlan:
 
 
 def _uri(row: dict[str, Any], archive: Archive) -> str:
-    """Where the row's photo is, or would be: an unpacked folder's members lack the ``img/`` of the lists."""
+    """Return the URI of the row's photo, even if the photo is missing."""
+    # Lists say ``img/...``; in an unpacked folder, members are named relative to ``img/``.
     listed = row["photo"].removeprefix("img/") if archive.kind == "folder" else row["photo"]
     return archive.uri(row["name"] or listed)
 
 
 def _cut(rows: pa.Table, shard_bytes: int) -> list[pa.Table]:
-    """Rows in order into shards of nearly equal bytes, by the photos' sizes, alike in any kind of archive."""
+    """Split the rows, in order, into shards of nearly equal size.
+
+    Sizes are those of the unpacked photos, so the split is the same for every kind of archive.
+    """
     if not len(rows):
         return []
     sizes = rows["size"].to_numpy().astype(np.int64)
@@ -174,7 +179,7 @@ def _plan_key(
     shards: Iterable[PlannedShard],
     rejects: Iterable[dict[str, Any]],
 ) -> str:
-    """A hash of all that decides what the shards hold: a restart keeps only shards of the same plan."""
+    """Hash everything that determines the content of the shards. A restart keeps only shards with the same key."""
     digest = hashlib.sha256()
     facts = [
         SCHEMA_VERSION,

@@ -1,4 +1,4 @@
-"""Raw archives to a data set of Parquet shards, on the mechanism of ``pipelines.resumable``."""
+"""Ingest: from raw archives to a data set of Parquet shards, resumable through ``pipelines.resumable``."""
 
 import itertools
 from collections import Counter
@@ -25,7 +25,7 @@ def output_at(url: str) -> ShardedOutput:
 
 
 def find_finished(options: IngestOptions, output: str) -> Manifest | None:
-    """The finished data set at ``output``, else None; UserError if it was made with other options."""
+    """Return the manifest if ``output`` is finished, else None. Raises UserError if it was made with other options."""
     place = output_at(output)
     if (value := place.manifest()) is None:
         return None
@@ -35,23 +35,23 @@ def find_finished(options: IngestOptions, output: str) -> Manifest | None:
 
 
 def prepare(options: IngestOptions, output: str) -> IngestPlan:
-    """Read the source's lists and index; UserError for a source that cannot be used."""
+    """Read the source's lists and index, and plan the shards. Raises UserError for a source that cannot be used."""
     options.check()
     photos = LAYOUTS[options.dataset].photos
     return make_plan(options, open_source(options.source, output_at(output).staging, photos))
 
 
 def ingest(plan: IngestPlan, output: str, progress: Callable[[int, int], None]) -> Manifest:
-    """Write what an earlier, interrupted run of the plan has not finished, and the manifest last.
+    """Write the shards that earlier runs of the plan did not finish, then the manifest. Returns the manifest.
 
-    Ray must be running. ``progress(done, total)`` counts listed rows. UserError if ``output`` holds shards of another
-    plan.
+    Ray must be running. ``progress(done, total)`` is called with numbers of listed rows.
+    Raises UserError if ``output`` holds shards of another plan, and OSError if the storage fails.
     """
     place = output_at(output)
     paths = [shard.path for shard in plan.shards]
     finished = place.begin(paths, plan.key)
     if not finished:
-        # Another plan that was killed before its first shard may have left rejects.
+        # A run of another plan may have left rejects if it was killed before its first shard.
         storage.remove_tree(storage.join(output, REJECTS))
     write_rejects(list(plan.rejects), storage.join(output, REJECTS, "lists.parquet"))
     settings = ShardSettings(
@@ -86,7 +86,10 @@ def _write(row: dict[str, Any], settings: ShardSettings, held_out: frozenset[byt
 def _stages(
     todo: list[PlannedShard], plan: IngestPlan, output: str
 ) -> Iterator[tuple[list[PlannedShard], frozenset[bytes]]]:
-    """All shards at once or, to dedupe, train after val and test, with the photos to keep out of it."""
+    """Yield groups of shards to write in turn, each with the photo hashes to keep out of it.
+
+    With --dedupe, train comes after val and test, whose photos it must not contain. Otherwise there is one group.
+    """
     if not plan.options.dedupe:
         yield todo, frozenset()
         return
@@ -97,13 +100,14 @@ def _stages(
 
 
 def _photos(output: str, shard: PlannedShard) -> pa.Table:
-    """``sample_id``, ``photo_hash`` and ``split`` of a finished shard's rows."""
+    """Read ``sample_id``, ``photo_hash`` and ``split`` of a finished shard's rows."""
     with storage.open(storage.join(output, shard.path)) as file:
         table = pq.ParquetFile(file).read(columns=["sample_id", "photo_hash"])
     return table.append_column("split", pa.array([shard.split] * len(table), pa.string()))
 
 
 def _manifest(plan: IngestPlan, reports: list[dict[str, Any]], output: str) -> Manifest:
+    """Build the manifest, and check that every listed row is either in a shard or a reject."""
     shards = []
     splits: Counter[str] = Counter()
     rejects = Counter(r["reason"] for r in plan.rejects)
@@ -130,7 +134,7 @@ def _manifest(plan: IngestPlan, reports: list[dict[str, Any]], output: str) -> M
 
 
 def _in_several_splits(plan: IngestPlan, output: str) -> tuple[tuple[str, ...], ...]:
-    """The sample ids of each photo whose exact bytes stand in several splits, whether --dedupe kept them out or not."""
+    """Return the sample ids of each photo whose exact bytes are in several splits, including those --dedupe dropped."""
     tables = []
     for shard in plan.shards:
         tables.append(kept := _photos(output, shard))

@@ -1,4 +1,4 @@
-"""What one ingest task does: a shard's annotations and photos to one Parquet file and its rejects."""
+"""One ingest task: from a shard's annotations and photos to a Parquet file and a file of rejects."""
 
 import dataclasses
 import hashlib
@@ -20,25 +20,25 @@ from glefld.schema import REJECT_SCHEMA, LandmarkSet, sample_schema
 from pipelines.archives import MEMBERS, Archive, read_members
 from pipelines.resumable import ROW_GROUP, ShardedOutput, from_bytes
 
-#: Why a row is turned away. The first that applies, in this order, is its reason.
+#: Reasons to reject a row. If several apply, the first one in this order counts.
 REASONS = {
     "duplicate_id": "the photo was listed before",
-    "missing_annotation": "the photo is not in each of the landmark, box and partition lists",
+    "missing_annotation": "the photo is not in every one of the landmark, box and partition lists",
     "missing_photo": "the photo is not in the archive",
     "picture_too_large": "more than 100 million pixels or 256 MiB",
     "truncated_photo": "the photo's file ends early",
-    "unreadable_photo": "the photo is not a picture, or damaged",
-    "duplicate_photo": "with --dedupe: a train photo whose very bytes stand in val or test",
+    "unreadable_photo": "the file is not a picture, or is damaged",
+    "duplicate_photo": "with --dedupe: a train photo whose exact bytes are also in val or test",
     "empty_box": "the box has no area",
-    "box_outside_photo": "the box and the photo have no pixel in common",
+    "box_outside_photo": "the box and the photo share no pixel",
     "no_landmarks": "no landmark of the garment has a position",
-    "landmark_outside_box": "a landmark lies outside the box by more than --landmark-tolerance of its size",
+    "landmark_outside_box": "a landmark lies further outside the box than --landmark-tolerance allows",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardSettings:
-    """What all tasks of one ingest share; ``key`` is the plan's."""
+    """The settings that all tasks of one ingest share. ``key`` is the plan's."""
 
     archive: Archive
     output: ShardedOutput
@@ -57,10 +57,12 @@ def rejects_path(split: str, index: int) -> str:
 
 
 def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozenset[bytes]) -> int:
-    """Write one shard (``split``, ``index`` and ``rows``, an Arrow stream of annotations with their members).
+    """Write one shard and its rejects. Returns the number of rows read.
 
-    held_out: the photo hashes that this shard must not hold. The rejects are written before the shard, so a shard
-    that is there is finished. Returns the number of rows read.
+    row: ``split``, ``index`` and ``rows``, an Arrow stream with the columns of ``PlannedShard.rows``.
+    held_out: hashes of photos that this shard must not contain.
+    Rejects are written before the shard, so if the shard exists, its rejects do too.
+    Raises OSError if the storage fails.
     """
     rows = from_bytes(row["rows"])
     schema = sample_schema(settings.landmark_set)
@@ -85,7 +87,7 @@ def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozense
         batches(),
         schema,
         report,
-        # Where a photo lies is not content: a zip and a folder of the same photos are the same data.
+        # A zip and a folder of the same photos must give the same content hash.
         unhashed=["source_uri"],
         before=lambda: write_rejects(rejects, rejects_url),
         compression={name: "none" if name == "image" else "zstd" for name in schema.names},
@@ -96,7 +98,7 @@ def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozense
 
 
 def write_rejects(rejects: list[dict[str, Any]], url: str) -> None:
-    """The rows turned away, as Parquet; no file where there are none."""
+    """Write rejected rows as Parquet. Without any, no file is written."""
     if rejects:
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(rejects, REJECT_SCHEMA), sink, compression="zstd")
@@ -106,6 +108,7 @@ def write_rejects(rejects: list[dict[str, Any]], url: str) -> None:
 def reject(
     row: dict[str, Any], uri: str, reason: str, detail: str, photo_hash: bytes | None = None
 ) -> dict[str, Any]:
+    """Return a row of REJECT_SCHEMA. ``reason`` is one of REASONS."""
     assert reason in REASONS, reason
     return {
         "sample_id": row["sample_id"],
@@ -120,9 +123,9 @@ def reject(
 def _batches(
     rows: pa.Table, settings: ShardSettings, held_out: frozenset[bytes], rejects: list[dict[str, Any]]
 ) -> Iterator[list[dict[str, Any]]]:
-    """The samples in batches of a row group; rows that are turned away go to ``rejects`` instead.
+    """Yield the samples in batches of one row group, and append rejected rows to ``rejects``.
 
-    The garments of a photo follow each other: it is read and decoded once for all of them.
+    Garments of the same photo are adjacent, so each photo is read and decoded once.
     """
     names = rows["name"].to_pylist()
     firsts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
@@ -149,7 +152,7 @@ def _batches(
 
 
 class _Photo(NamedTuple):
-    """A photo's pixels, or what is wrong with it, and its hash where its bytes are there."""
+    """A decoded photo or the reason to reject it, and its file's hash if the file could be read."""
 
     image: Image.Image | BadPhoto | BadRow
     hash: bytes | None
@@ -160,7 +163,7 @@ def _open(data: bytes | BadPhoto, held_out: frozenset[bytes]) -> _Photo:
         return _Photo(data, None)
     photo_hash = hashlib.blake2b(data, digest_size=16).digest()
     if photo_hash in held_out:
-        return _Photo(BadRow("duplicate_photo", "the same bytes stand in val or test"), photo_hash)
+        return _Photo(BadRow("duplicate_photo", "the same bytes are in val or test"), photo_hash)
     try:
         return _Photo(decode_rgb(data), photo_hash)
     except BadPhoto as bad:
@@ -168,7 +171,7 @@ def _open(data: bytes | BadPhoto, held_out: frozenset[bytes]) -> _Photo:
 
 
 def _sample(row: dict[str, Any], image: Image.Image, settings: ShardSettings) -> dict[str, Any]:
-    """One row of the data set but for where it came from; BadRow if there is none in it."""
+    """Return one row of the data set, without ``source_uri`` and ``photo_hash``. Raises BadRow for a row to reject."""
     x1, y1, x2, y2 = row["box"]
     if x2 <= x1 or y2 <= y1:
         raise BadRow("empty_box", f"box {row['box']}")
@@ -199,12 +202,15 @@ def _sample(row: dict[str, Any], image: Image.Image, settings: ShardSettings) ->
 def _check_landmarks(
     points: np.ndarray, box: tuple[float, float, float, float], settings: ShardSettings
 ) -> None:
-    """BadRow unless some of ``points`` [K, 2], if K > 0, are there and all that are lie in the box or near it."""
+    """Raise BadRow unless ``points``, [K, 2] with NaN where missing, has a landmark and all of them are near the box.
+
+    Does nothing if the landmark set is empty.
+    """
     if not len(settings.landmark_set):
         return
     there = ~np.isnan(points).any(axis=1)
     if not there.any():
-        raise BadRow("no_landmarks", "each of the garment's landmarks is cut off or absent")
+        raise BadRow("no_landmarks", "all of the garment's landmarks are cut off or absent")
     low, high = np.array(box[:2]), np.array(box[2:])
     outside = np.maximum(low - points, points - high).clip(0) / (high - low)
     worst = int(np.nanargmax(np.where(there, outside.max(axis=1), -1)))
@@ -219,7 +225,7 @@ def _check_landmarks(
 def crop_box(
     box: tuple[float, float, float, float], width: int, height: int, margin: float | Literal["full"]
 ) -> tuple[int, int, int, int]:
-    """What of a photo to store, in whole pixels: the box and ``margin`` of its size on each side, clipped."""
+    """Return the crop to store, x1 y1 x2 y2 in whole pixels: the box plus ``margin`` of its size per side, clipped."""
     if margin == "full":
         return 0, 0, width, height
     x1, y1, x2, y2 = box

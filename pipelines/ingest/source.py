@@ -1,4 +1,4 @@
-"""Finding the lists and the photos of a raw data set, wherever its download has put them."""
+"""Find the lists and photos of a raw data set, whatever the folder structure of its download."""
 
 import dataclasses
 import posixpath
@@ -18,24 +18,25 @@ from glefld.storage import public_url
 from pipelines.archives import ARCHIVES, Archive, open_archive, open_member, read_index, read_members
 
 LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
-#: DeepFashion2's layout: a folder or zip a split, with the photos in ``image`` and a JSON for each in ``annos``.
+#: DeepFashion2's layout: one folder or zip per split, with photos in ``image`` and a JSON file for each in ``annos``.
 SPLIT_FOLDERS = ("train", "validation", "test")
 _DOCUMENT = rf"(?i)(^|[/:])({'|'.join(SPLIT_FOLDERS)})/annos/[^./][^/]*\.json$"
-#: Of the annotations of one photo: 64 of them are held at a time.
+#: Limit on a JSON file of annotations; 64 of them are in memory at a time.
 MAX_DOCUMENT_BYTES = 8 << 20
-#: What of a member's name lists say, by where the photos are; a data set may lie deeper in an archive or a folder.
+#: Extracts from a member's name the part by which lists name it, whatever folders the data set is nested in.
 LISTED: dict[PhotoPlace, str] = {
-    "img": r"(?i)^(?:.*/)?img/(?P<listed>.*)$",  # the last one: downloads have Img/img/
-    "splits": r"^(?:.*?/)??(?P<listed>(?:train|val|test)/.*)$",  # the first one: a class may be called so too
+    "img": r"(?i)^(?:.*/)?img/(?P<listed>.*)$",  # after the last img/, as downloads have Img/img/
+    "splits": r"^(?:.*?/)??(?P<listed>(?:train|val|test)/.*)$",  # from the first one: a class may be named ``test``
     "split-images": rf"(?i)^(?:.*[/:])?(?P<listed>(?:{'|'.join(SPLIT_FOLDERS)})/image/[^/]*)$",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A raw data set: its list files, and the index of the archive that has its photos, without their JSONs.
+    """A raw data set: its lists, and the archive of its photos with its index.
 
-    ``members`` is as ``MEMBERS``, and ``listed`` is how lists name each one; null where they could not.
+    ``members`` has the columns of ``MEMBERS`` and ``listed``, the name by which lists refer to the member (null if
+    they cannot). JSON annotations are not among them.
     """
 
     lists: ListFiles
@@ -44,16 +45,19 @@ class Source:
 
 
 def open_source(url: str, staging: str, place: PhotoPlace) -> Source:
-    """A folder, or one archive that holds everything; ``staging`` is where a compressed tar is unpacked.
+    """Open a folder, or a single archive that holds everything.
 
-    ``place`` says where in it the photos are. UserError if there is nothing to read, or if it holds no photos.
+    staging: where a compressed tar is unpacked. place: where the layout has its photos.
+    Raises UserError if the source cannot be read or holds no photos.
     """
     if url.lower().endswith(ARCHIVES) and storage.is_file(url):
         archive = open_archive(url, staging)
         members = read_index(archive)
         return _source(archive.name, _lists_inside(archive, members), archive, members, place)
     if not storage.is_folder(url):
-        raise UserError(f"{public_url(url)} is neither a folder nor one archive ({', '.join(ARCHIVES)})")
+        raise UserError(
+            f"{public_url(url)} is neither a folder nor an archive ({', '.join(ARCHIVES)}): check --source"
+        )
     entries = _entries(url)
     if place == "split-images":
         archive = _by_split(url, entries)
@@ -77,10 +81,13 @@ def _source(
     large = documents.filter(pc.greater(documents["size"], MAX_DOCUMENT_BYTES))
     if len(large):
         name, size = large["name"][0].as_py(), large["size"][0].as_py()
-        raise UserError(f"{archive.uri(name)} has {size} bytes, which no photo's annotations have")
+        raise UserError(
+            f"{archive.uri(name)} has {size} bytes, more than the {MAX_DOCUMENT_BYTES} allowed for the annotations "
+            "of one photo: check that the file is intact"
+        )
 
     def read() -> Iterator[tuple[str, bytes]]:
-        """Neighbours are read together, and ahead of the parser."""
+        """Yield the URI and content of each JSON file, read ahead of the parser."""
         contents = ahead(read_members(archive, documents), 64)
         for member, data in zip(documents["name"].to_pylist(), contents, strict=True):
             if isinstance(data, BadPhoto):
@@ -96,9 +103,9 @@ def _source(
 
 
 def listed_names(names: pa.ChunkedArray, place: PhotoPlace) -> pa.ChunkedArray:
-    """How lists name members of these names: from ``img/`` or from the split's folder on.
+    """Return the names by which lists refer to members: the part from ``img/`` or from the split's folder on.
 
-    An unpacked folder, and what lies outside any ``img/`` of an archive, is taken for that ``img``.
+    A name without an ``img/`` is taken as relative to it, as in an unpacked ``img`` folder.
     """
     listed = pc.struct_field(pc.extract_regex(names, LISTED[place]), "listed")
     if place != "img":
@@ -107,27 +114,27 @@ def listed_names(names: pa.ChunkedArray, place: PhotoPlace) -> pa.ChunkedArray:
 
 
 def _entries(url: str) -> dict[str, storage.Entry]:
-    """What lies directly in a folder, by lower-cased name: downloads differ in capitals."""
+    """List a folder by lower-cased name, since downloads differ in capitalisation."""
     return {entry.name.lower(): entry for entry in reversed(storage.entries(url))}
 
 
 def _below(entries: dict[str, storage.Entry], name: str) -> dict[str, storage.Entry]:
-    """What lies in a folder of these entries; nothing if there is no such folder."""
+    """List one of the folders among ``entries``; empty if it does not exist."""
     entry = entries.get(name)
     return _entries(entry.url) if entry is not None and entry.is_folder else {}
 
 
 def _by_split(url: str, entries: dict[str, storage.Entry]) -> Archive:
-    """The folder as an archive that has one folder, or else one zip, per split."""
+    """Open a folder that has one folder, or one zip, per split, as one archive. Raises UserError if it has neither."""
     if any(name in entries and entries[name].is_folder for name in SPLIT_FOLDERS):
         return Archive(url, public_url(url), "folder")
     if any(f"{name}.zip" in entries for name in SPLIT_FOLDERS):
         return Archive(url, public_url(url), "zips")
-    raise UserError(f"{public_url(url)} has no photos: it needs a folder train/ or a file train.zip")
+    raise UserError(f"{public_url(url)} has no photos: --source needs a folder train/ or a file train.zip")
 
 
 def _find_photos(url: str, entries: dict[str, storage.Entry]) -> str:
-    """``img.zip`` (or a tar) in the source or in its ``Img/``, else the unpacked ``img/`` or ``Img/img/``."""
+    """Return the URL of ``img.zip`` (or a tar) in the source or its ``Img/``, else of the unpacked ``img/``."""
     inner = _below(entries, "img")
     for folder in (entries, inner):
         for suffix in ARCHIVES:
@@ -136,7 +143,9 @@ def _find_photos(url: str, entries: dict[str, storage.Entry]) -> str:
     if (unpacked := inner.get("img", entries.get("img"))) is not None and unpacked.is_folder:
         return unpacked.url
     names = ", ".join(f"img{suffix}" for suffix in ARCHIVES)
-    raise UserError(f"{public_url(url)} has no photos: it or its folder Img/ needs {names} or a folder img/")
+    raise UserError(
+        f"{public_url(url)} has no photos: --source or its folder Img/ needs {names} or a folder img/"
+    )
 
 
 def _lists_beside(entries: dict[str, storage.Entry]) -> dict[str, Callable[[], BinaryIO]]:
@@ -161,10 +170,10 @@ def _lists_inside(archive: Archive, members: pa.Table) -> dict[str, Callable[[],
 
 
 def match_photos(photos: pa.ChunkedArray, members: pa.Table) -> tuple[pa.Table, int]:
-    """The member of each listed photo (null where there is none), and how many differ in capitals only."""
+    """Return the member of each listed photo (null if missing), and how many were matched by ignoring case."""
     keys = members["listed"]
     exact = pc.index_in(photos, value_set=keys)
-    # Folder capitals differ between the benchmark's lists and its archive.
+    # The capitalisation of folders differs between the benchmark's lists and its archive.
     loose = pc.index_in(pc.utf8_lower(photos), value_set=pc.utf8_lower(keys))
     capitals = pc.sum(pc.and_(pc.is_null(exact), pc.is_valid(loose))).as_py() or 0
     return members.take(pc.coalesce(exact, loose)), capitals

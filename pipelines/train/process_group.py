@@ -1,7 +1,7 @@
-"""The training workers' process group, which listens on the address that Ray knows a node by.
+"""The training workers' process group, bound to the address by which Ray knows each node.
 
-Left alone, torch's store listens on every interface and asks nobody who they are, and gloo takes the interface that
-the host's name leads to, which on many hosts is loopback. NCCL chooses among a host's cards itself, but for loopback.
+By default torch's store listens on all interfaces, without authentication, and gloo uses the interface that the host
+name resolves to, which on many hosts is loopback. NCCL picks an interface itself, but never loopback.
 """
 
 import dataclasses
@@ -17,19 +17,19 @@ import torch.distributed as dist
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
-_store: dist.TCPStore | None = None  # of the first worker's process, for as long as that lives
+_store: dist.TCPStore | None = None  # keeps the server of rank 0 alive as long as its process
 
 
 @dataclasses.dataclass
 class NodeAddressConfig(TorchConfig):
-    """gloo or, with GPUs, NCCL; ``GLOO_SOCKET_IFNAME`` and ``NCCL_SOCKET_IFNAME`` win if they are set."""
+    """Use NCCL with GPUs, else gloo. ``GLOO_SOCKET_IFNAME`` and ``NCCL_SOCKET_IFNAME`` take precedence if set."""
 
     @property
     def backend_cls(self) -> type[Backend]:
         return _NodeAddressBackend
 
 
-class _NodeAddressBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # its end is Ray's own
+class _NodeAddressBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # the shutdown is Ray's own
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         size = len(worker_group)
         gpu = worker_group.get_resources_per_worker().get("GPU", 0) > 0
@@ -45,7 +45,7 @@ class _NodeAddressBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # i
 
 
 def _serve() -> tuple[str, int]:
-    """Start the store in this process; its address."""
+    """Start the store in this process, and return its host and port."""
     global _store
     host = ray.util.get_node_ip_address()
     listener = socket.create_server((host, 0), family=_family(host))
@@ -60,7 +60,7 @@ def _join(address: tuple[str, int], rank: int, size: int, backend: str, timeout_
     host = ray.util.get_node_ip_address()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface(host))
     if ipaddress.ip_address(host).is_loopback:
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface(host))  # NCCL's own choice is any other one
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface(host))  # NCCL never picks loopback itself
     store = dist.TCPStore(*address, is_master=False, wait_for_workers=False)
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout_s)
@@ -68,7 +68,7 @@ def _join(address: tuple[str, int], rank: int, size: int, backend: str, timeout_
 
 
 def interface(address: str) -> str:
-    """The name of this host's network interface that has an address."""
+    """Return the name of this host's network interface with the given IP address."""
     found = [
         name
         for name, addresses in psutil.net_if_addrs().items()

@@ -1,4 +1,4 @@
-"""Ray Train runs the workers of a training job: DDP over gloo or nccl, restarted after a loss, in one MLflow run."""
+"""Training on Ray Train: a worker group with DDP over gloo or NCCL, restarted after failures, in one MLflow run."""
 
 import contextlib
 import dataclasses
@@ -28,14 +28,14 @@ from pipelines.train.process_group import NodeAddressConfig
 
 logger = logging.getLogger(__name__)
 
-#: How often the start of a fixed number of workers is waited for, a minute each (Ray's
-#: RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S): time for a cluster to add machines, but not for ever.
+#: Attempts to start a fixed number of workers, a minute each (Ray's RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S). This gives
+#: a cluster time to add machines without waiting forever.
 START_TRIES = 30
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkerGroup:
-    """The worker group: a number of workers, or the least and most for elastic training; what each one takes."""
+    """The number of workers and the resources of each. Training is elastic if ``least`` and ``most`` differ."""
 
     least: int
     most: int
@@ -43,30 +43,32 @@ class WorkerGroup:
     gpu: bool
     max_failures: int = 3
     resize_seconds: float = 60.0
-    """How often elastic training checks for room for more workers; each resize restarts it from a checkpoint."""
+    """Interval at which elastic training checks for room for more workers. Each resize restarts from a checkpoint."""
 
     @property
     def count(self) -> int | tuple[int, int]:
+        """``num_workers`` as Ray Train expects it."""
         return self.least if self.least == self.most else (self.least, self.most)
 
 
 def parse_workers(text: str) -> tuple[int, int]:
-    """``N`` or ``MIN-MAX`` as (least, most). UserError for anything else."""
+    """Parse ``N`` or ``MIN-MAX`` to (least, most). Raises UserError for anything else."""
     least, dash, most = text.partition("-")
     if not least.isdecimal() or (dash and not most.isdecimal()):
-        raise UserError(f"--num-workers takes N or MIN-MAX, such as 2 or 1-4, not {text!r}")
+        raise UserError(f"--num-workers must be N or MIN-MAX, such as 2 or 1-4, not {text!r}")
     bounds = int(least), int(most if dash else least)
     if not 1 <= bounds[0] <= bounds[1]:
-        raise UserError(f"--num-workers {text}: at least one worker, and MIN at most MAX")
+        raise UserError(f"--num-workers {text}: MIN must be at least 1 and at most MAX")
     return bounds
 
 
 def train_and_score(
     job: Job, workers: WorkerGroup, handle: RunHandle, registration: Registration | None = None
 ) -> tuple[str, Report, Baselines]:
-    """Train a job, score its best checkpoint on val, and end its MLflow run: the checkpoint's URL and the scores.
+    """Train a job, score its best checkpoint on val, and end its MLflow run.
 
-    ``registration`` is what the best checkpoint will be called in MLflow's registry.
+    Returns the checkpoint's URL, its scores and those of the baselines. ``registration`` registers the best checkpoint
+    in MLflow's model registry. Raises what ``train`` raises.
     """
     with tracking.to_its_end(handle, job.run) as log:
         best = train(job, workers, handle)
@@ -76,7 +78,11 @@ def train_and_score(
 
 
 def train(job: Job, workers: WorkerGroup, handle: RunHandle) -> str:
-    """Run the job to its end and return the URL of its best checkpoint. Raises what ended the workers for good."""
+    """Train the job and return the URL of its best checkpoint.
+
+    Raises UserError if the cluster has no room for the workers or a worker reports a user error, and Ray's error if
+    the workers failed too often.
+    """
     trainer = TorchTrainer(
         _work,
         torch_config=NodeAddressConfig(),
@@ -88,7 +94,7 @@ def train(job: Job, workers: WorkerGroup, handle: RunHandle) -> str:
             resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
         ),
         run_config=ray.train.RunConfig(
-            # Ray's own records. Checkpoints are ours: read back, hashed, and the same without Ray.
+            # Only Ray's own records. We write the checkpoints, to verify them and to read them without Ray.
             name="ray",
             storage_path=storage.local_path(job.run),
             storage_filesystem=storage.arrow_filesystem(job.run),
@@ -105,8 +111,8 @@ def train(job: Job, workers: WorkerGroup, handle: RunHandle) -> str:
                 raise
             raise UserError(
                 f"the cluster had no room for {workers.most} workers of {workers.cpus} CPUs"
-                f"{' and a GPU' if workers.gpu else ''} in {START_TRIES} tries: add machines, or ask for fewer with "
-                "--num-workers; --resume goes on from the last checkpoint"
+                f"{' and a GPU' if workers.gpu else ''} in {START_TRIES} tries: add machines or lower --num-workers, "
+                "then continue with --resume (jobs.train) or the same --name (jobs.compare)"
             ) from error
     if mistake is not None:
         raise UserError(mistake)
@@ -117,7 +123,7 @@ def train(job: Job, workers: WorkerGroup, handle: RunHandle) -> str:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C is a KeyboardInterrupt: Ray Train's handler, which it leaves behind, exits as if all were well."""
+    """Turn Ctrl-C into KeyboardInterrupt: Ray Train installs a handler that exits with status 0, and keeps it."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -131,7 +137,7 @@ def _interruptible() -> Iterator[None]:
 def score(
     best: str, data: str, log: RunLog, scorer: evaluate.Tasks, registration: Registration | None
 ) -> tuple[Report, Baselines]:
-    """Score the best checkpoint on val and put scores, tables, pictures and model into the run."""
+    """Score the best checkpoint on val, and log scores, tables, pictures and the model to the run."""
     report = evaluate.evaluate_checkpoint(best, data, "val", scorer)
     baselines = evaluate.baselines(data, "val", report.label)
     scores = evaluation.evaluation_json(
@@ -145,7 +151,7 @@ def score(
 
 
 def _work(config: dict[str, Any]) -> str | None:
-    """One worker: its device, rank 0's log, a report to Ray an epoch. Returns what the user did wrong, if anything."""
+    """Run one worker; rank 0 logs to MLflow. Returns the message of a user error, or None."""
     job = Job.from_json(config["job"])
     device = ray.train.torch.get_device()
     assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
@@ -167,14 +173,14 @@ def _work(config: dict[str, Any]) -> str | None:
         store_log()
         if log is not None:
             name = "NE" if "val_ne" in epoch.metrics else "error"
-            # Ray Train's print would show it twice.
+            # Not print(): Ray Train would show the line twice.
             logger.info("epoch %d: %s %.4f on val, best %.4f", epoch.epoch, name, epoch.error, epoch.best)
         ray.train.report({"error": epoch.error, "epoch": epoch.epoch})
 
     try:
         loop.train(job, device, log_step, report, store_log)
     except Mistake as error:
-        # Raised, it would make Ray start the group again, to the same end.
+        # Returned instead of raised: Ray would restart the group, only to fail the same way.
         return str(error)
     finally:
         if log is not None:

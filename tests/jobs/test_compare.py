@@ -131,8 +131,8 @@ def test_an_entry_sets_its_own_options_and_the_recipes() -> None:
 
 
 WRONG = {
-    "unknown system": ("gel", "'gel' is none of gle"),
-    "classifier": ("resnet", "'resnet' is none of gle"),
+    "unknown system": ("gel", "'gel' is not one of gle"),
+    "classifier": ("resnet", "'resnet' is not one of gle"),
     "unknown option": ("gle:module=1", "'module=1' is not OPTION=VALUE"),
     "no value": ("gle:modules", "'modules' is not OPTION=VALUE"),
     "not a number": ("gle:modules=x", "modules cannot be 'x'"),
@@ -154,7 +154,7 @@ MISTAKEN = {
         "give --weights vgg16=",
     ),
     "weights of no backbone here": ({"weights": ("vgg19=/x.pth",)}, "no system of the comparison has"),
-    "weights without a backbone": ({"weights": ("/x.pth",)}, "give BACKBONE=FILE_OR_URL"),
+    "weights without a backbone": ({"weights": ("/x.pth",)}, "must be BACKBONE=FILE_OR_URL"),
     "labels that are not there": ({"models": ("liu2018-full",)}, "use liu2018"),
 }
 

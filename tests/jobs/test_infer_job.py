@@ -90,7 +90,7 @@ def test_a_finished_one_says_so_and_draws(undisturbed: Options, capsys: pytest.C
     before = shards(Path(str(undisturbed.output)))
     run(dataclasses.replace(undisturbed, overlays=2))
     printed = capsys.readouterr().out
-    assert "is finished already" in printed
+    assert "is already finished" in printed
     assert "unreadable_photo" in printed
     assert shards(Path(str(undisturbed.output))) == before
     assert len(list(Path(str(undisturbed.output), "overlays").iterdir())) == 3
@@ -103,7 +103,7 @@ WRONG = {
     ),
     "no workers": (Options("", "", num_workers=0), "--num-workers must be at least 1, not 0"),
     "empty shards": (Options("", "", shard_rows=0), "--shard-rows must be at least 1, not 0"),
-    "overlays below zero": (Options("", "", overlays=-1), "--overlays must not be negative"),
+    "overlays below zero": (Options("", "", overlays=-1), "--overlays must be at least 0"),
 }
 
 

@@ -62,7 +62,7 @@ def test_killed_and_run_again(moment: int, undisturbed: Options, tmp_path: Path)
 def test_a_finished_one_says_so(undisturbed: Options, capsys: pytest.CaptureFixture[str]) -> None:
     before = shards(Path(str(undisturbed.output)))
     run(undisturbed)
-    assert "is finished already" in capsys.readouterr().out
+    assert "is already finished" in capsys.readouterr().out
     assert shards(Path(str(undisturbed.output))) == before
 
 

@@ -40,7 +40,7 @@ def test_writes_deepfashion2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "12 photos" in printed
     assert "validation" in printed
     told = one_line(lambda: synthesize.run(dataclasses.replace(options, irregularities=1)), capsys)
-    assert "leave it out for deepfashion2" in told
+    assert "omit it for deepfashion2" in told
 
 
 def test_a_mistake_ends_in_one_line(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
     assert report.ne == pytest.approx(run.data.metrics["best_ne"], abs=1e-6)
 
     # The name is taken; resumed, a finished run has nothing left to do and stays one run.
-    with pytest.raises(ValueError, match="give --resume to go on with it"):
+    with pytest.raises(ValueError, match="give --resume to continue it"):
         train.run(options(root, f"{TINY} --name killed"))
     with pytest.raises(ValueError, match="recipe"):
         train.run(options(root, f"{TINY} --name killed --resume --learning-rate 0.5"))
@@ -197,7 +197,7 @@ WRONG = {
     "weights that are a folder": ("--weights /", "directory"),
     "a classifier that is none": ("--model sanl --classifier /nowhere", "neither a checkpoint nor a run"),
     "no classifier": ("--model sanl --model.backbone resnet18", "give --classifier RUN"),
-    "another task": ("--model resnet", "--task landmarks is not what resnet does"),
+    "another task": ("--model resnet", "--task landmarks does not fit --model resnet"),
 }
 
 

@@ -174,7 +174,7 @@ def test_an_archive_cut_short_is_refused(name: str, keep: float, tmp_path: Path)
     """Half a download must not pass for a smaller data set."""
     path = write_archive(tmp_path / name, some_files(3))
     cut(path, keep)
-    with pytest.raises(ValueError, match="get it again") as error:
+    with pytest.raises(ValueError, match="download it again") as error:
         contents(str(path), str(tmp_path / "staging"))
     assert str(path) in str(error.value)
     assert not any(staged.stat().st_size for staged in tmp_path.glob("staging/*"))

@@ -417,7 +417,7 @@ def output_inside(folder: Path) -> InferOptions:
         (no_data_set, "--split is for ingested data sets"),
         (boxes_without_corners, "must have rows with the columns uri and x1, y1, x2, y2"),
         (boxes_of_other_photos, "none of the 1 uris"),
-        (boxes_without_end, "more than the 20000000 that one run takes"),
+        (boxes_without_end, "more than the 20000000 that one run accepts"),
         (boxes_that_are_words, "not a readable CSV or Parquet file"),
         (output_inside, "lies in --input"),
     ],

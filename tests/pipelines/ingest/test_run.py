@@ -179,9 +179,7 @@ def test_a_shard_that_storage_has_lost_is_told(tmp_path: Path) -> None:
         if done == total:
             (output / plan.shards[1].path).unlink(missing_ok=True)
 
-    with pytest.raises(
-        OSError, match=r"1 shards .* are not complete there: the same command writes them again"
-    ):
+    with pytest.raises(OSError, match=r"1 shards .* are missing or truncated: run the same command again"):
         ingest(plan, str(output), lose)
     assert not (output / "manifest.json").exists()
     run(options, output)

@@ -88,12 +88,12 @@ def test_photos_of_splits_are_named_from_the_split_on() -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="neither a folder nor one archive"):
+    with pytest.raises(ValueError, match="neither a folder nor an archive"):
         open_source(str(tmp_path / "absent"), "", "img")
-    with pytest.raises(ValueError, match="neither a folder nor one archive"):
+    with pytest.raises(ValueError, match="neither a folder nor an archive"):
         open_source(str(tmp_path / "absent.zip"), "", "img")
     write_files(tmp_path, fld_lists(LISTED))
-    with pytest.raises(ValueError, match=r"no photos: it or its folder Img/ needs img\.zip"):
+    with pytest.raises(ValueError, match=r"no photos: --source or its folder Img/ needs img\.zip"):
         open_source(str(tmp_path), "", "img")
     (tmp_path / "img.zip").write_bytes(b"<html>please log in</html>")
     with pytest.raises(ValueError, match=r"img\.zip is not a readable zip"):
