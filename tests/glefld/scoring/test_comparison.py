@@ -55,7 +55,7 @@ def test_a_difference_is_one_beyond_the_span_of_three_seeds(case: str) -> None:
 
 @pytest.mark.parametrize(("systems", "share", "within"), [(2, 0.0074, 0.003), (12, 0.146, 0.01)])
 def test_how_often_equal_systems_are_called_different(systems: int, share: float, within: float) -> None:
-    """What docs/training.md says of the rule, by simulation: the seeds of all systems come from one normal distribution."""
+    """The rates in docs/training.md, by simulation: all systems' seeds come from one normal distribution."""
     tables = 10_000
     values = np.random.default_rng(SEED).normal(0.1, 0.01, (tables, systems, SEEDS))
     wrong = 0
