@@ -1,7 +1,8 @@
-"""MLflow's one door: a run, what is logged to it, and models by name.
+"""Everything that talks to MLflow: runs, what is logged to them, and models by name.
 
-``run`` opens and ends a run on the driver, ``log`` sends to it from any process through ``outbox``, ``model_registry``
-stores, registers and fetches models. Code outside this package imports from here.
+``run`` opens and ends a run on the driver. ``log`` sends to it from any process, through ``outbox``, and keeps in
+``unsent`` what the server has not taken. ``model_registry`` stores, registers and fetches models. Code outside this
+package imports from here.
 """
 
 from glefld.tracking.log import RunLog, to_its_end

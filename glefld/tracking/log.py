@@ -1,7 +1,7 @@
-"""What a run logs to MLflow, sent in the background: training never waits for the server, and nothing is lost.
+"""What a run logs, sent to MLflow in the background: training never waits for the server, and nothing is lost.
 
-While the server is away everything waits in memory and, from an epoch's end on, in ``<run>/unsent.jsonl`` and
-``<run>/unsent/`` too: a worker or driver that comes after takes it up from there.
+While the server is away, everything waits in memory. From the end of an epoch on it is also kept in the run's folder
+(``glefld.tracking.unsent``), from where the run's next worker or driver sends it.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, assert_never
 
 import requests
 from botocore.exceptions import BotoCoreError, ClientError
@@ -19,11 +19,13 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from glefld import storage
+from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.storage import redacted
-from glefld.tracking import model_registry
+from glefld.tracking import model_registry, unsent
+from glefld.tracking.items import Artifact, LogItem, Metrics, Model, RunStatus, Status, Value
 from glefld.tracking.model_registry import Registration
-from glefld.tracking.outbox import Item, Outbox
+from glefld.tracking.outbox import Outbox
 from glefld.tracking.run import RunHandle, connect
 
 if TYPE_CHECKING:
@@ -34,51 +36,57 @@ logger = logging.getLogger(__name__)
 
 METRICS_A_BATCH = 1000  # MLflow's own limit
 SEND_SECONDS = 2.0
-#: How long an epoch's end waits for a server that answers slowly; for one known to be away it does not wait.
+#: How long the end of an epoch waits for a slow server. It does not wait for one known to be away.
 FLUSH_SECONDS = 2.0
-#: How long a run's end waits for a server that takes nothing.
+#: How long the end of a run waits for a server that takes nothing.
 END_SECONDS = 60.0
-UNSENT = "unsent.jsonl"
 
 
 class RunLog:
-    """One process's side of a run. Nothing waits for the server but ``flush`` and ``end``, each for a bounded time.
+    """One process's connection to a run. Only ``flush`` and ``end`` wait for the server, each for a bounded time.
 
-    folder: the run's, for what could not be sent. Without one, ``end`` raises ConnectionError for it.
+    folder: the run's folder, for what could not be sent. Without one, ``end`` raises ConnectionError instead. The first
+    call that logs something reads what an earlier process has kept there: UserError if it cannot be used.
     """
 
     def __init__(self, handle: RunHandle, folder: str | None = None) -> None:
         self.handle, self.folder = handle, folder
         self._client = connect(handle.tracking_uri)
-        self._outbox = Outbox(self._send, _is_refusal)
-        # Made when a file is logged: training workers log none, and Ray ends them without a chance to tidy up.
+        self._outbox: Outbox[LogItem] = Outbox(self._send, _is_refusal)
+        # Created with the first file: training workers log none, and Ray kills them before they could delete it.
         self._spool: tempfile.TemporaryDirectory[str] | None = None
-        self._collected: list[tuple[str, float, int, int]] = []
+        self._collected: list[Value] = []
         self._last_collected = time.monotonic()
-        self._kept: bool | None = None  # whether the folder holds something unsent; None: not looked yet
+        self._taken_up = folder is None  # whether what an earlier process kept is in the outbox
+        self._kept = False  # whether the folder holds unsent items that the outbox holds too
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Log values of a step. A step logged again, after a restart, stands beside its first values."""
+        """Log metrics of a step. A step that is repeated after a restart adds values and replaces none."""
+        self._take_up()
         now = int(time.time() * 1000)
         if len(self._collected) + len(metrics) > METRICS_A_BATCH:
-            self._hand_over()
-        self._collected += [(key, float(value), now, step) for key, value in metrics.items()]
-        # One request a step would cost a small model's step several per cent.
+            self._send_collected()
+        self._collected += [Value(name, float(value), now, step) for name, value in metrics.items()]
+        # One request a step would make a small model's steps several per cent slower.
         if time.monotonic() - self._last_collected > SEND_SECONDS:
-            self._hand_over()
+            self._send_collected()
 
     def log_text(self, text: str, file: str) -> None:
+        """Store a text as the run's artifact ``file``, a path below its artifacts."""
         self._spooled(file).write_text(text)
         self._put_file(file)
 
     def log_dict(self, value: dict[str, Any], file: str) -> None:
+        """Store a value as JSON."""
         self.log_text(json.dumps(value, indent=2), file)
 
     def log_figure(self, figure: "matplotlib.figure.Figure", file: str) -> None:
+        """Store a chart; the format follows from the file's name."""
         figure.savefig(self._spooled(file))
         self._put_file(file)
 
     def log_image(self, image: "PIL.Image.Image", file: str) -> None:
+        """Store a picture; the format follows from the file's name."""
         image.save(self._spooled(file))
         self._put_file(file)
 
@@ -91,17 +99,16 @@ class RunLog:
         metrics: dict[str, float],
         registration: Registration | None = None,
     ) -> None:
-        """Store a checkpoint, without its training state, as the run's model, and register it if asked for."""
-        named = [registration.name, registration.alias] if registration is not None else None
-        model = {"model": name, "model_id": None, "checkpoint": url, "step": step, "scores": metrics}
-        self._put({**model, "register": named})
+        """Store a checkpoint, without its training state, as one of the run's models, and register it if asked to."""
+        self._take_up()
+        self._outbox.put(Model(name, url, step, metrics, registration))
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
-        """Whether all that was logged is stored, after so long at most; what is not is kept in the run's folder too.
+        """Wait until everything logged is stored, for at most ``seconds``. Returns whether it is.
 
-        Does not wait where the server has not answered before.
+        What is not stored is also kept in the run's folder. A server that did not answer before is not waited for.
         """
-        self._hand_over()
+        self._send_collected()
         sent = self._outbox.wait(0 if self._outbox.stuck(FLUSH_SECONDS) else seconds)
         if not sent:
             self._keep()
@@ -109,40 +116,44 @@ class RunLog:
             self._drop_kept()
         return sent
 
-    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    def end(self, status: RunStatus) -> None:
         """End the run. One warning says what could not be sent and where it is kept."""
         try:
-            self._hand_over()
-            self._put({"status": status})
-        except (OSError, BotoCoreError) as error:
-            # The run's folder cannot be read, perhaps the very thing that ends the run: MLflow is told all the same.
-            logger.warning("what an earlier process of this run may have kept is not sent: %s", error)
-            self._outbox.put({"status": status})
+            self._take_up()
+        except (OSError, BotoCoreError, UserError) as error:
+            # Perhaps the very error that ends the run: MLflow is told how it ended all the same.
+            logger.warning("what an earlier process of this run kept for MLflow was not sent: %s", error)
+        self._send_collected()
+        self._outbox.put(Status(status))
         if not self._outbox.drain(END_SECONDS):
-            left = self._outbox.left()
-            metrics = sum(len(item.get("metrics", ())) for item in left)
-            others = sum("metrics" not in item for item in left)
-            refusals = (item["error"] for item in left if "error" in item)
-            why = redacted(" ".join(str(next(refusals, self._outbox.error or "no answer")).split()))[:300]
-            words = f"{metrics} values and {others} other things are not in MLflow"
-            if self.folder is None:
-                raise ConnectionError(f"{words}: {why}")
-            unsent = storage.join(self.folder, UNSENT)
-            try:
-                self._keep()
-            except (OSError, BotoCoreError) as error:  # how the run ended matters more
-                logger.warning("%s: %s. Nor could they be kept in %s: %s", words, why, unsent, error)
-            else:
-                logger.warning("%s; they are kept in %s, which --resume sends: %s", words, unsent, why)
+            self._warn_and_keep()
         elif self._kept:
             self._drop_kept()
         if self._spool is not None:
             self._spool.cleanup()
             self._spool = None
 
-    def _hand_over(self) -> None:
+    def _warn_and_keep(self) -> None:
+        left = self._outbox.unsent()
+        values = sum(len(entry.item.values) for entry in left if isinstance(entry.item, Metrics))
+        others = sum(not isinstance(entry.item, Metrics) for entry in left)
+        refusals = (entry.error for entry in left if entry.error is not None)
+        error = next(refusals, self._outbox.error or "no answer")
+        why = redacted(" ".join(str(error).split()))[:300]
+        missing = f"{values} metric values and {others} other items are not in MLflow"
+        if self.folder is None:
+            raise ConnectionError(f"{missing}: {why}")
+        file = unsent.location(self.folder)
+        try:
+            self._keep()
+        except (OSError, BotoCoreError, UserError) as failed:  # must not hide how the run ended
+            logger.warning("%s: %s. They could not be kept in %s either: %s", missing, why, file, failed)
+        else:
+            logger.warning("%s: %s. They are kept in %s; --resume sends them", missing, why, file)
+
+    def _send_collected(self) -> None:
         if self._collected:
-            self._put({"metrics": self._collected})
+            self._outbox.put(Metrics(tuple(self._collected)))
         self._collected, self._last_collected = [], time.monotonic()
 
     def _spooled(self, file: str) -> Path:
@@ -153,98 +164,87 @@ class RunLog:
         return path
 
     def _put_file(self, file: str) -> None:
-        self._put({"artifact": file, "file": str(self._spooled(file))})
-
-    def _put(self, item: Item) -> None:
-        if self._kept is None:
-            self._take_up()
-        self._outbox.put(item)
+        self._take_up()
+        self._outbox.put(Artifact(file, str(self._spooled(file))))
 
     def _take_up(self) -> None:
-        """What an earlier process of this run could not send comes first; how it ended is no longer true."""
-        self._kept = False
-        if self.folder is None or not storage.exists(storage.join(self.folder, UNSENT)):
+        """Send first what an earlier process of this run kept, except how it ended: the run is open again."""
+        if self._taken_up or self.folder is None:
             return
-        self._kept = True
-        for line in storage.read_bytes(storage.join(self.folder, UNSENT)).splitlines():
-            item = json.loads(line)
-            item.pop("error", None)
-            if "status" not in item:
+        found = unsent.read(self.folder)
+        self._taken_up, self._kept = True, found is not None
+        for item in found or ():
+            if not isinstance(item, Status):
                 self._outbox.put(item)
 
     def _keep(self) -> None:
         if self.folder is None:
             return
-        lines = []
-        for item in self._outbox.left():
-            if "artifact" in item:
-                url = storage.join(self.folder, "unsent", item["artifact"])
-                if item["file"] != url:
-                    storage.put(item["file"], url)
-                lines.append({**item, "file": url})
-            else:
-                lines.append(item)
-        storage.write_bytes(
-            storage.join(self.folder, UNSENT),
-            "".join(f"{json.dumps(redacted(line))}\n" for line in lines).encode(),
-        )
+        self._take_up()  # else what an earlier process kept would be overwritten
+        unsent.write(self.folder, self._outbox.unsent())
         self._kept = True
 
     def _drop_kept(self) -> None:
         assert self.folder is not None
-        storage.remove_tree(storage.join(self.folder, UNSENT))
-        storage.remove_tree(storage.join(self.folder, "unsent"))
+        unsent.remove(self.folder)
         self._kept = False
 
-    def _send(self, item: Item) -> None:
-        """In the outbox's thread. Every kind may be sent twice and is then there once."""
+    def _send(self, item: LogItem) -> None:
+        """Send one item, in the outbox's thread. An item that is sent twice is stored once."""
         run_id = self.handle.run_id
-        if "model" in item:
-            self._send_model(item)
-        elif "metrics" in item:
-            self._client.log_batch(run_id, [Metric(*values) for values in item["metrics"]])
-        elif "artifact" in item:
-            file = PurePosixPath(item["artifact"])
-            with tempfile.TemporaryDirectory() as folder:
-                local = Path(folder, file.name)
-                local.write_bytes(storage.read_bytes(item["file"]))
-                below = str(file.parent) if file.parent.name else None
-                self._client.log_artifact(run_id, str(local), below)
-        else:
-            self._client.set_terminated(run_id, item["status"])
+        match item:
+            case Metrics(values):
+                self._client.log_batch(run_id, [Metric(*value) for value in values])
+            case Artifact(path, file):
+                to = PurePosixPath(path)
+                with tempfile.TemporaryDirectory() as folder:
+                    local = Path(folder, to.name)
+                    local.write_bytes(storage.read_bytes(file))
+                    self._client.log_artifact(run_id, str(local), str(to.parent) if to.parent.name else None)
+            case Model():
+                self._send_model(item)
+            case Status(status):
+                self._client.set_terminated(run_id, status)
+            case _:
+                assert_never(item)
 
-    def _send_model(self, item: Item) -> None:
-        # Remembered, and looked for, so that a second attempt goes on with the same model.
-        if item["model_id"] is None:
-            item["model_id"] = model_registry.find_model(self.handle, item["model"], item["step"])
-        if item["model_id"] is None:
-            item["model_id"] = model_registry.create_model(self.handle, item["model"])
+    def _send_model(self, model: Model) -> None:
+        # The id is remembered, and looked up on the server, so that a second attempt continues with the same model.
+        if model.model_id is None:
+            model.model_id = model_registry.find_model(self.handle, model.name, model.step)
+        if model.model_id is None:
+            model.model_id = model_registry.create_model(self.handle, model.name)
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint.export(item["checkpoint"], Path(folder))
+            checkpoint.export(model.checkpoint, Path(folder))
             model_registry.store_model(
-                self.handle, item["model_id"], Path(folder), step=item["step"], metrics=item["scores"]
+                self.handle, model.model_id, Path(folder), step=model.step, metrics=model.scores
             )
-        if item["register"] is not None:
-            model_registry.register(self.handle, item["model_id"], Registration(*item["register"]))
+        if model.registration is not None:
+            model_registry.register(self.handle, model.model_id, model.registration)
 
 
 @contextlib.contextmanager
 def to_its_end(handle: RunHandle, folder: str | None = None) -> Iterator[RunLog]:
-    """The run ends with the block: FINISHED, FAILED by an error, KILLED by Ctrl-C."""
+    """End the run with the block: as FINISHED, FAILED after an error, or KILLED after Ctrl-C.
+
+    UserError, before the block, if what an earlier process kept in ``folder`` cannot be used.
+    """
     log = RunLog(handle, folder)
     try:
+        if folder is not None:
+            unsent.read(folder)  # the driver's one line; in a worker, Ray would try again and fail again
         yield log
     except BaseException as error:
         try:
             log.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        except ConnectionError as lost:  # what ended the block matters more
+        except ConnectionError as lost:  # must not hide the error that ended the block
             logger.warning("%s", lost)
         raise
     log.end("FINISHED")
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether MLflow has read what was sent and will not have it; anything else may pass."""
+    """Whether sending again is useless: MLflow rejected the content, or the item itself cannot be read."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
     elif isinstance(error, ClientError):  # artifacts that go straight to object storage
@@ -252,8 +252,8 @@ def _is_refusal(error: Exception) -> bool:
     elif isinstance(error, MlflowException):
         status = error.get_http_status_code()
     else:
-        # boto3, which MLflow stores artifacts with, is not ours to import.
-        passing = isinstance(error, OSError | BotoCoreError) or type(error).__module__.startswith("boto3.")
-        return not passing
-    # Without permission: a password may be put right while the run goes on.
+        # By name: MLflow stores artifacts with boto3, which is no dependency of this package.
+        temporary = isinstance(error, OSError | BotoCoreError) or type(error).__module__.startswith("boto3.")
+        return not temporary
+    # 401 and 403 are retried too: the password may be corrected while the run continues.
     return 400 <= status < 500 and status not in (401, 403, 408, 409, 429)

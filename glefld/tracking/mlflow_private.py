@@ -1,4 +1,4 @@
-"""MLflow's private names. The rest of the package uses its public ones; a test fails when one of these goes."""
+"""MLflow's names that are not public. The rest of the package uses public ones; a test checks each of these."""
 
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -12,9 +12,9 @@ __all__ = ["MLFLOW_PARENT_RUN_ID", "resolve_tags", "validate_registration"]
 
 
 def validate_registration(name: str, alias: str | None) -> None:
-    """MlflowException for a name or alias that the model registry would refuse.
+    """MlflowException if the model registry would refuse the name or the alias.
 
-    The public API checks them only when a model is registered, which is after the training.
+    The public API checks them only when it registers a model, which is after the training.
     """
     _validate_model_name(name)
     if alias is not None:

@@ -1,6 +1,6 @@
-"""Models in MLflow: a checkpoint's folder as a run's logged model, its name in the registry, and the way back.
+"""Models in MLflow: store a checkpoint's folder as a model of a run, register it, and fetch it as a checkpoint again.
 
-No pickle and no generated wrapper: what is stored is the folder, and what is fetched is a checkpoint again.
+The folder is stored as it is, without a pickle and without one of MLflow's generated wrappers.
 """
 
 import dataclasses
@@ -24,27 +24,27 @@ FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID, runs:/ID or run
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
-    """A name in the registry, and the alias that from then on means this model. UserError if MLflow has no such."""
+    """The name to register a model under, and an alias to point at it. UserError if MLflow does not allow them."""
 
     name: str
     alias: str | None = None
 
     def __post_init__(self) -> None:
-        # Told before a training, and not after it.
+        # Checked here so that a wrong name is reported before the training and not after it.
         try:
             validate_registration(self.name, self.alias)
         except MlflowException as error:
-            raise UserError(f"the model cannot be registered so: {error.message}") from error
+            raise UserError(f"the model cannot be registered under this name: {error.message}") from error
 
 
 def find_model(handle: RunHandle, name: str, step: int) -> str | None:
-    """The run's model of that name and step, if an earlier process has stored it."""
+    """Id of the run's model of that name and step; None if no earlier process has stored it."""
     models = _models(connect(handle.tracking_uri), handle.run_id, step)
     return next((model.model_id for model in models if model.name == name), None)
 
 
 def create_model(handle: RunHandle, name: str) -> str:
-    """Begin a logged model of the run; its id. ``store_model`` makes it ready."""
+    """Create an empty model of the run and return its id. ``store_model`` completes it."""
     client = connect(handle.tracking_uri)
     return client.create_logged_model(handle.experiment_id, name, handle.run_id).model_id
 
@@ -52,12 +52,12 @@ def create_model(handle: RunHandle, name: str) -> str:
 def store_model(
     handle: RunHandle, model_id: str, folder: Path, *, step: int, metrics: dict[str, float]
 ) -> None:
-    """Store a folder's files as the begun model. Done twice, it is as if done once."""
+    """Store a folder's files and scores as a model of the run. Safe to repeat."""
     client = connect(handle.tracking_uri)
     client.log_model_artifacts(model_id, str(folder))
     client.finalize_logged_model(model_id, "READY")
     if model_id not in [model.model_id for model in _models(client, handle.run_id)]:
-        client.log_outputs(handle.run_id, [LoggedModelOutput(model_id, step)])  # twice is an error
+        client.log_outputs(handle.run_id, [LoggedModelOutput(model_id, step)])  # MLflow refuses a repetition
     now = int(time.time() * 1000)
     scores = [
         Metric(key, value, now, step, model_id=model_id, run_id=handle.run_id)
@@ -67,7 +67,7 @@ def store_model(
 
 
 def register(handle: RunHandle, model_id: str, registration: Registration) -> None:
-    """Make the model the newest version of a name, and let the alias mean it. Done twice, it is as if done once."""
+    """Make the model the newest version of the name and point the alias at it. Safe to repeat."""
     client = connect(handle.tracking_uri)
     try:
         client.create_registered_model(registration.name)
@@ -75,7 +75,7 @@ def register(handle: RunHandle, model_id: str, registration: Registration) -> No
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     versions = client.search_model_versions(f"name = '{registration.name}' and run_id = '{handle.run_id}'")
-    # Its place and not its URI, which some stores look up in the process's default store.
+    # The artifacts' location, not a models:/ URI, which some stores would look up in the process's default store.
     source = client.get_logged_model(model_id).artifact_location
     version = next((found for found in versions if found.source == source), None)
     if version is None:
@@ -85,10 +85,10 @@ def register(handle: RunHandle, model_id: str, registration: Registration) -> No
 
 
 def fetch(uri: str, tracking_uri: str, folder: str) -> str:
-    """The checkpoint that a models:/ or runs:/ URI names, copied once below ``folder``; its URL.
+    """Copy the checkpoint that a models:/ or runs:/ URI names to a folder below ``folder``, and return its URL.
 
-    So that workers need only the storage that they share, and no access to MLflow. What an alias means is looked up
-    each time. UserError for a model that is not there or is no checkpoint, ConnectionError if MLflow does not answer.
+    Workers then need only the shared storage and no access to MLflow. A model is copied once; an alias is looked up
+    each time. UserError if there is no such model or it is not a checkpoint, ConnectionError if MLflow does not answer.
     """
     try:
         client = connect(tracking_uri)
@@ -111,6 +111,7 @@ def _copy(local: Path, url: str, uri: str) -> None:
     files = [path for path in local.iterdir() if path.is_file()]
     if "complete.json" not in {path.name for path in files}:
         raise UserError(f"{uri} is not a checkpoint of this program: it has no complete.json")
+    # complete.json last: it marks the copy as whole.
     for path in sorted(files, key=lambda path: path.name == "complete.json"):
         storage.put_verified(path, storage.join(url, path.name))
 
@@ -123,7 +124,7 @@ def _model_id(client: MlflowClient, uri: str) -> str:
         fitting = [model.model_id for model in models if name in ("", model.name)]
         if not fitting:
             has = ", ".join(sorted({model.name for model in models})) or "none"
-            raise UserError(f"{uri}: the run has no such model (it has: {has})")
+            raise UserError(f"{uri}: the run has no such model. Its models: {has}")
         return fitting[-1]
     name, at, alias = rest.rpartition("@")
     if at:
@@ -135,15 +136,15 @@ def _model_id(client: MlflowClient, uri: str) -> str:
         version = client.get_model_version(name, number)
     else:
         return client.get_logged_model(rest).model_id
-    # A version keeps where its files are, and not always the id of the model that they are.
+    # A version records where its files are, but not always the id of the model they belong to.
     for model in _models(client, version.run_id) if version.run_id else ():
         if version.source in (model.artifact_location, model.model_uri):
             return model.model_id
-    raise UserError(f"{uri} is not a model that this program has logged")
+    raise UserError(f"{uri} was not stored by this program: only its own models can be used")
 
 
 def _models(client: MlflowClient, run_id: str, step: int | None = None) -> list[LoggedModel]:
-    """A run's models, those of a step or all, the one of the last step last."""
+    """A run's models by ascending step: those of one step, or all."""
     outputs = client.get_run(run_id).outputs
     found = sorted(outputs.model_outputs if outputs is not None else [], key=lambda output: output.step)
     return [client.get_logged_model(output.model_id) for output in found if step in (None, output.step)]

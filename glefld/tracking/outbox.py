@@ -1,36 +1,46 @@
-"""What waits to be sent: a thread sends it in order, and again for as long as the receiver is away."""
+"""A queue sent by a background thread: in order, with retries for as long as the receiver is away."""
 
+import dataclasses
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Generic, TypeVar
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 
-#: One thing to send, as JSON has it.
-Item = dict[str, Any]
+Item = TypeVar("Item")
 
 
-class Outbox:
-    """Items in order; none is lost: each is sent, or refused, or among ``left``.
+@dataclasses.dataclass(frozen=True)
+class Unsent(Generic[Item]):
+    """An item that was not sent."""
 
-    send: sends one item or raises. refused: whether an error is about the item, which is then set aside, and not about
-    the receiver's absence, in which case it is tried again after a pause. An item may so arrive twice.
+    item: Item
+    error: Exception | None = None
+    """Why the receiver refused it; None while it waits."""
+
+
+class Outbox(Generic[Item]):
+    """Sends items in order and loses none: each one is sent, or is among ``unsent``.
+
+    send: sends one item or raises. An item may be sent twice, when the answer to the first attempt is lost.
+    refused: whether an error means that the receiver will never take the item, which is then set aside. After any
+    other error the item is sent again.
     """
 
     def __init__(self, send: Callable[[Item], None], refused: Callable[[Exception], bool]) -> None:
         self._send, self._is_refusal = send, refused
         self._waiting: deque[Item] = deque()
-        self._refused: list[Item] = []
+        self._refused: list[Unsent[Item]] = []
         self._changed = threading.Condition()
-        self._moved = time.monotonic()
+        self._moved = time.monotonic()  # when the queue last got shorter, or stopped being empty
         self._thread: threading.Thread | None = None
         self.error: Exception | None = None
-        """Why the last attempt failed; None after one that did not."""
+        """Why the last attempt failed; None if it succeeded."""
 
     def put(self, item: Item) -> None:
-        """Never waits for the receiver."""
+        """Add an item. Never waits for the receiver."""
         with self._changed:
             if not self._waiting:
                 self._moved = time.monotonic()
@@ -41,12 +51,12 @@ class Outbox:
                 self._thread.start()
 
     def wait(self, seconds: float) -> bool:
-        """Whether all that was put has been sent, after so many seconds at most."""
+        """Wait until the queue is empty, for at most ``seconds``. Returns whether everything was sent."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting, seconds) and not self._refused
 
     def drain(self, seconds: float) -> bool:
-        """Whether all that was put has been sent. Waits while something is, and gives up after so long with nothing."""
+        """Wait for as long as items are taken; give up after ``seconds`` without one. Returns whether all were sent."""
         with self._changed:
             start = time.monotonic()
             while self._waiting:
@@ -57,16 +67,16 @@ class Outbox:
             return not self._refused
 
     def stuck(self, seconds: float) -> bool:
-        """Whether something waits, and the last attempt failed or has gone on for so long."""
+        """Whether an item waits and the last attempt failed or has taken longer than ``seconds``."""
         with self._changed:
             return bool(self._waiting) and (
                 self.error is not None or time.monotonic() - self._moved > seconds
             )
 
-    def left(self) -> list[Item]:
-        """What was refused, with its ``error``, and what waits."""
+    def unsent(self) -> list[Unsent[Item]]:
+        """The refused items, then the waiting ones."""
         with self._changed:
-            return [*self._refused, *self._waiting]
+            return [*self._refused, *(Unsent(item) for item in self._waiting)]
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -81,7 +91,7 @@ class Outbox:
                 with self._changed:
                     self.error = error
                     if refused:
-                        self._refused.append({**self._waiting.popleft(), "error": str(error)})
+                        self._refused.append(Unsent(self._waiting.popleft(), error))
                         self._moved = time.monotonic()
                         self._changed.notify_all()
                 if not refused:

@@ -1,7 +1,7 @@
-"""MLflow runs: the driver opens one, rank 0 of the worker group logs to it (``glefld.runlog``), the driver ends it.
+"""MLflow runs: the driver opens one, rank 0 of the workers logs to it (``glefld.tracking.log``), the driver ends it.
 
-A ``RunHandle`` is what travels between them. Only ``MlflowClient`` is used, never MLflow's global active run,
-which ends as FINISHED whenever its process does.
+A ``RunHandle`` is passed between them. Only ``MlflowClient`` is used, never MLflow's global active run, which is
+marked FINISHED whenever its process ends.
 """
 
 import contextlib
@@ -40,18 +40,26 @@ PARAMS_A_BATCH = 100
 PARAM_LENGTH = 6000
 DIGEST_LENGTH = 36
 
+#: Set by ``connect`` where the user has set nothing.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-#: Names the commit to code that is no clone: what was submitted to a cluster.
+LOG_LEVELS = {
+    # Creating a database is not worth a log line each.
+    "mlflow.store.db.utils": logging.WARNING,
+    "mlflow.tracking.fluent": logging.WARNING,
+    # One warning per failed attempt; RunLog reports once what was not sent.
+    "urllib3.connectionpool": logging.ERROR,
+}
+#: Environment variable with the commit, for code that runs outside a git clone, as on a cluster.
 COMMIT = "GLEFLD_GIT_COMMIT"
 
 
 @dataclasses.dataclass(frozen=True)
 class RunHandle:
-    """Names a run, on any machine that reaches the tracking store."""
+    """Identifies a run, on any machine that can reach the tracking store."""
 
     tracking_uri: str
     experiment_id: str
@@ -59,33 +67,32 @@ class RunHandle:
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the tracking store, with this program's defaults where the user has set none.
+    """A client of the tracking store. Sets this program's ENVIRONMENT and LOG_LEVELS where the user has set nothing.
 
-    No telemetry; a request gives up after some fifteen seconds where nothing listens. What a run logs is tried again
-    beyond that, and MLflow's own seven retries of two minutes each would not notice for long that a server is back.
+    Telemetry is off, and a request fails after about fifteen seconds if nothing listens. ``RunLog`` retries beyond
+    that; MLflow's own seven retries of two minutes each would notice only late that a server is back.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    set_telemetry_client()  # reads the environment anew
-    # Creating a database is not news, and that a server did not answer is told once, in the end.
-    for chatty in ("mlflow.store.db.utils", "mlflow.tracking.fluent", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    set_telemetry_client()  # reads the environment again
+    for name, level in LOG_LEVELS.items():
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(level)
     return MlflowClient(uri)
 
 
 def tracking_uri(root: str, on_cluster: bool) -> str:
-    """MLFLOW_TRACKING_URI, else a SQLite file in the root.
+    """MLFLOW_TRACKING_URI if it is set, else a SQLite file in the root.
 
-    UserError where that file could not be shared: on a cluster, or with a root on object storage.
+    UserError if that file could not be shared: on a cluster, or with a root on object storage.
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     if on_cluster or not storage.is_local(root):
         where = "on a cluster" if on_cluster else f"with the root {root}"
         raise UserError(
-            f"{where} MLflow's runs cannot be kept in a local SQLite file: set MLFLOW_TRACKING_URI to a "
-            "tracking server (http://host:5000)"
+            f"{where}, MLflow cannot use a local SQLite file: set MLFLOW_TRACKING_URI to a tracking server "
+            "(http://host:5000)"
         )
     return f"sqlite:///{storage.local_path(storage.absolute(root))}/mlflow.db"
 
@@ -101,12 +108,12 @@ def start_run(
     resume: str | None = None,
     parent: RunHandle | None = None,
 ) -> RunHandle:
-    """Open a run, or go on in the run whose id is ``resume``, and log what it was started with.
+    """Open a new run, or reopen the one whose id is ``resume``, and log what it was started with.
 
-    A run with a ``parent`` is shown beneath it.
+    options: the job's dataclass, logged field by field, and as a whole in ``options.json``. data: the data set's URL.
+    parent: the run that MLflow shows this one under.
 
-    options: the job's dataclass, logged field by field and whole as ``options.json``. data: the data set's
-    URL. UserError or ConnectionError, in one line, where the store does not answer or the run is not there.
+    UserError if there is no run to resume or the experiment is deleted, ConnectionError if the store does not answer.
     """
     try:
         client = connect(uri)
@@ -138,7 +145,7 @@ def _open_run(
             if error.get_http_status_code() not in (400, 404):
                 raise
             raise UserError(
-                f"MLflow at {redacted(uri)} has no run {resume} to go on in: {redacted(str(error))}"
+                f"MLflow at {redacted(uri)} has no run {resume} to resume: {redacted(str(error))}"
             ) from error
         client.update_run(resume, status="RUNNING")
     else:
@@ -150,7 +157,7 @@ def _open_run(
             client.log_inputs(run.info.run_id, [_dataset_input(manifest, data)])
         _describe(client, run, options, manifest)
     except BaseException:
-        # The caller has no handle to end it by.
+        # The caller gets no handle to end the run with.
         with contextlib.suppress(Exception):
             client.set_terminated(run.info.run_id, "FAILED")
         raise
@@ -158,7 +165,7 @@ def _open_run(
 
 
 def _describe(client: MlflowClient, run: Run, options: Any, manifest: Manifest) -> None:
-    """Options and data of a run, into its parameters, tags and artifacts."""
+    """Log options, data set and commit as the run's parameters, tags and artifacts."""
     run_id = run.info.run_id
 
     params = {
@@ -168,7 +175,7 @@ def _describe(client: MlflowClient, run: Run, options: Any, manifest: Manifest) 
     for first in range(0, len(new), PARAMS_A_BATCH):
         client.log_batch(run_id, params=new[first : first + PARAMS_A_BATCH])
     tags = {"dataset": manifest.dataset, "dataset_hash": manifest.content_hash, "git_commit": git_commit()}
-    # A param can never be changed in MLflow: what a resumed run does differently stands in its tags.
+    # MLflow's parameters cannot be changed, so a resumed run's new options become tags.
     known = run.data.params
     tags |= {f"resumed.{key}": value for key, value in params.items() if known.get(key, value) != value}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -177,29 +184,29 @@ def _describe(client: MlflowClient, run: Run, options: Any, manifest: Manifest) 
 
 
 def finish(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-    """End the run; ``start_run(resume=...)`` opens it again."""
+    """End the run; ``start_run(resume=...)`` reopens it."""
     connect(handle.tracking_uri).set_terminated(handle.run_id, status)
 
 
 def where(handle: RunHandle) -> str:
-    """How a person opens the run: a link and, for a store without a server, the command that serves it."""
-    # Without the workflow type the page opens in MLflow's mode for language models, which hides the metrics.
+    """How to open the run in a browser: its link, after the command that serves a store without a server."""
+    # By default the page opens in MLflow's mode for language models, which hides the metrics.
     page = f"/#/experiments/{handle.experiment_id}/runs/{handle.run_id}?workflowType=machine_learning"
     if handle.tracking_uri.startswith("http"):
         return str(redacted(handle.tracking_uri)).rstrip("/") + page
-    # The one beside this Python: that of another environment may not read this store.
+    # The one of this environment: another version of MLflow may not be able to read this store.
     server = Path(sys.executable).parent / "mlflow"
     serve = f"{server} server --backend-store-uri {redacted(handle.tracking_uri)} --port 5000"
     return f"{serve}\n           http://127.0.0.1:5000{page}"
 
 
 def unusable(uri: str, error: Exception) -> ConnectionError:
-    """MLflow's error as a user's, without secrets."""
+    """MLflow's error as one line for the user, without credentials."""
     return ConnectionError(f"MLflow at {redacted(uri)} cannot be used: {redacted(str(error))}")
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:
-    """The id of the experiment, made if it is not there; artifacts lie beside a SQLite file."""
+    """The experiment's id. A missing one is created; with a SQLite file its artifacts lie beside that file."""
     artifacts = None
     if uri.startswith("sqlite:///"):
         folder = Path(uri.removeprefix("sqlite:///")).absolute().parent
@@ -213,7 +220,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                experiment = client.get_experiment_by_name(name)  # another job was faster
+                experiment = client.get_experiment_by_name(name)  # another job has just created it
     except MlflowException as error:
         raise unusable(uri, error) from error
     if experiment.lifecycle_stage != "active":
@@ -233,7 +240,7 @@ def _dataset_input(manifest: Manifest, data: str) -> DatasetInput:
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested options with dotted names, as text."""
+    """Nested options as text, by dotted name."""
     flat: dict[str, str] = {}
     for key, item in value.items():
         if isinstance(item, dict) and item:
@@ -244,17 +251,17 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of this clone, ``-dirty`` with changes on top of it, or what COMMIT says; else ``unknown``."""
+    """COMMIT if it is set, else this clone's commit, with ``-dirty`` if it has changes; ``unknown`` without a clone."""
     if commit := os.environ.get(COMMIT):
         return commit
     root = Path(__file__).parents[2]
-    # A .git further up would be another project's.
+    # A .git further up would belong to another project.
     if (root / ".git").exists():
         describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         try:
             return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError) as error:
-            logger.warning("git did not name the commit (%s); it is logged as unknown", error)
+            logger.warning("git could not name the commit, which is logged as unknown: %s", error)
             return "unknown"
     logger.warning("this code is not a git clone: the commit is logged as unknown")
     return "unknown"

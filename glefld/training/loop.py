@@ -1,4 +1,4 @@
-"""What one training worker does. It knows its rank and the group's size only to take its share."""
+"""What one training worker does, alone or as one rank of a torch.distributed group."""
 
 import dataclasses
 import io
@@ -24,29 +24,36 @@ from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
 from glefld.models.system import Model
 from glefld.recipe import Recipe
-from glefld.schema import Labels
+from glefld.schema import Labels, Manifest
 from glefld.scoring.evaluation import EVAL_BATCH, evaluate
 from glefld.scoring.metrics import Report
 from glefld.training.losses import total_loss
+from glefld.training.meter import Meter, learning_rate
 
 
 class Mistake(UserError):
-    """A user's mistake that only the workers see: raised on all ranks at once, never on one alone."""
+    """A UserError that only the workers can find. All ranks raise it at the same time, never one alone."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training run: what, on which data, into which folder."""
+    """One training run. It can be sent to workers as JSON."""
 
     dataset: str
     data: str
+    """URL of the ingested data set."""
     run: str
+    """URL of the run's folder, which gets the checkpoints."""
     model: str
     config: dict[str, Any]
+    """The system's own options."""
     recipe: Recipe
     weights: str | None = None
+    """URL of a torchvision checkpoint to initialise the backbone with."""
     classifier: str | None = None
+    """URL of a classifier's checkpoint, for systems that are guided by one."""
     rows: int | None = None
+    """Train on the first rows only."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Job":
@@ -55,33 +62,29 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class EpochReport:
-    """What is known after an epoch's validation, the same on every rank."""
+    """The results of an epoch, the same on every rank."""
 
     epoch: int
+    """Completed epochs."""
     step: int
-    error: float  # what the best checkpoint has least of, ``Report.error``
+    """Completed steps."""
+    error: float
+    """``Report.error`` of the val split; lower is better."""
     best: float
+    """The lowest error so far."""
     metrics: dict[str, float]
-
-
-def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """The rate of a step, counted over the whole run; ``steps`` an epoch. It needs no state to go on from."""
-    if recipe.schedule == "step":
-        return recipe.learning_rate * recipe.step_factor ** (step // steps // recipe.step_epochs)
-    warmup = recipe.warmup_epochs * steps
-    total = recipe.epochs * steps
-    if step < warmup:
-        return recipe.learning_rate * (step + 1) / (warmup + 1)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How far a run has come: so many whole epochs and, in the next one, so many steps."""
+    """How far a run has come."""
 
     epoch: int = 0
+    """Completed epochs."""
     step: int = 0
+    """Completed steps of the next epoch."""
     best: float = math.inf
+    """The lowest validation error so far."""
 
 
 def train(
@@ -91,114 +94,202 @@ def train(
     report: Callable[[EpochReport], None],
     store_log: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train to the end, going on from the run's last checkpoint if it has one.
+    """Train to the end, starting from the run's last checkpoint if it has one.
 
-    ``log`` gets metrics by step (call it on rank 0 only, or make it ignore the others); ``report`` is called on every
-    rank once an epoch, before its checkpoint; ``store_log`` before one within an epoch. Uses torch.distributed's
-    default group where there is one. Mistake for a data set that cannot be trained on.
+    log: gets metrics by step, on every rank. report: called on every rank once an epoch, before its checkpoint.
+    store_log: called before a checkpoint within an epoch. Uses torch.distributed's default group if there is one.
+    Mistake for a data set or a number of workers that cannot be trained with.
     """
-    recipe = job.recipe
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    manifest = open_dataset(job.data)
-    train_rows = SplitReader(job.data, manifest, "train", limit=job.rows)
-    val_rows = SplitReader(job.data, manifest, "val")
-    steps = steps_per_epoch(train_rows.rows, recipe.batch_size)
-    if global_batch(train_rows.rows, recipe.batch_size, 0)[1] < world:
-        raise Mistake(
-            f"{world} workers need batches of at least {world} rows: the train split has {train_rows.rows} "
-            f"and batch-size is {recipe.batch_size}"
+    training, position = Training.begin(job, device)
+    while position.epoch < job.recipe.epochs:
+        training.epoch(position, log, store_log)
+        result, error = training.validate()
+        position = Position(position.epoch + 1, best=min(error, position.best))
+        # Before the checkpoint: a worker lost in between repeats the epoch, and no metric is missing.
+        report(training.summary(position, result, error))
+        training.keep(position, result)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One worker's side of a run: what stays the same from epoch to epoch, and an epoch's phases.
+
+    All ranks call each phase at the same time.
+    """
+
+    job: Job
+    manifest: Manifest
+    train_rows: SplitReader
+    val_rows: SplitReader
+    model: Model
+    parallel: nn.Module
+    """The model, or DDP around it."""
+    optimizer: torch.optim.Optimizer
+    loader: BatchLoader
+    device: torch.device
+    dtype: torch.dtype
+    """Precision of the forward pass."""
+    rank: int
+    world: int
+
+    @classmethod
+    def begin(cls, job: Job, device: torch.device) -> tuple["Training", Position]:
+        """Open the data, and the model as its last checkpoint or the seed has it. Mistake if they cannot be used."""
+        recipe = job.recipe
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        manifest = open_dataset(job.data)
+        train_rows = SplitReader(job.data, manifest, "train", limit=job.rows)
+        val_rows = SplitReader(job.data, manifest, "val")
+        if global_batch(train_rows.rows, recipe.batch_size, 0)[1] < world:
+            raise Mistake(
+                f"{world} workers need batches of at least {world} rows: the train split has {train_rows.rows} "
+                f"and batch-size is {recipe.batch_size}"
+            )
+        model, optimizer, position = _last_or_initial(job, manifest, device)
+        pipeline = InputPipeline(
+            recipe.input_size,
+            max(-(-recipe.batch_size // world), EVAL_BATCH),
+            device.index if device.type == "cuda" else None,
+            torch.get_num_threads(),
         )
+        training = cls(
+            job=job,
+            manifest=manifest,
+            train_rows=train_rows,
+            val_rows=val_rows,
+            model=model,
+            parallel=_distributed(model) if world > 1 else model,
+            optimizer=optimizer,
+            loader=BatchLoader(manifest.labels, pipeline),
+            device=device,
+            dtype=choose_precision(recipe.precision, device),
+            rank=rank,
+            world=world,
+        )
+        return training, position
 
-    labels = manifest.labels
-    model, optimizer, position = begin(job, labels, device)
-    parallel: nn.Module = model
-    if world > 1:
-        # Batch norm: each worker normalises by its own share, and running statistics are averaged before they are
-        # used (validation and checkpoints). Synchronising every layer would cost more than it gives here.
-        with warnings.catch_warnings():
-            # The option's new name came with torch 2.15 alone.
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-    dtype = choose_precision(recipe.precision, device)
-    pipeline = InputPipeline(
-        recipe.input_size,
-        max(-(-recipe.batch_size // world), EVAL_BATCH),
-        device.index if device.type == "cuda" else None,
-        torch.get_num_threads(),
-    )
-    loader = BatchLoader(labels, pipeline)
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return steps_per_epoch(self.train_rows.rows, self.job.recipe.batch_size)
 
-    def keep(at: Position, result: Report | None) -> None:
-        """Let rank 0 write a checkpoint, the best one if its error is the least; all ranks wait for it."""
-        if rank == 0:
-            card = ModelCard(
-                model=job.model,
-                config=job.config,
-                labels=labels,
-                input_size=recipe.input_size,
-                dataset=job.dataset,
-                data_hash=manifest.content_hash,
-                recipe=dataclasses.asdict(recipe),
-                epoch=at.epoch,
-                step=at.epoch * steps + at.step,
-                val=result.numbers() if result is not None else {},
-            )
-            training = {"optimizer": optimizer.state_dict(), "position": dataclasses.asdict(at)}
-            checkpoint.keep(
-                job.run, model, card, training, best=result is not None and result.error == at.best
-            )
-        if world > 1:
-            dist.barrier()
-
-    while position.epoch < recipe.epochs:
+    def epoch(
+        self,
+        position: Position,
+        log: Callable[[dict[str, float], int], None],
+        store_log: Callable[[], None],
+    ) -> None:
+        """Take the epoch's remaining steps, with checkpoints in between if the recipe asks for them."""
+        recipe, steps = self.job.recipe, self.steps
         meter = Meter(recipe, position.epoch * steps, steps, log)
-        batches = _train_batches(loader, train_rows, recipe, position, rank, world)
-        parallel.train()
+        batches = self._batches(position)
+        self.parallel.train()
         for step in range(position.step, steps):
-            waited = time.perf_counter()
+            started = time.perf_counter()
             batch = next(batches)
-            waited = time.perf_counter() - waited
-            first, end = global_batch(train_rows.rows, recipe.batch_size, step)
-            for group in optimizer.param_groups:
+            waited = time.perf_counter() - started
+            for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, position.epoch * steps + step, steps)
-            loss = train_step(model, parallel, optimizer, batch, recipe, end - first, world, dtype)
+            first, end = global_batch(self.train_rows.rows, recipe.batch_size, step)
+            loss = train_step(
+                self.model,
+                self.parallel,
+                self.optimizer,
+                batch,
+                recipe,
+                rows=end - first,
+                world=self.world,
+                dtype=self.dtype,
+            )
             meter.add(step, loss, end - first, waited)
             if recipe.checkpoint_steps and (step + 1) % recipe.checkpoint_steps == 0 and step + 1 < steps:
                 meter.flush()
-                store_log()  # a worker lost after this goes on behind these steps
-                average_buffers(model, world)
-                keep(dataclasses.replace(position, step=step + 1), None)
+                store_log()  # a worker lost after the checkpoint does not repeat these steps
+                average_buffers(self.model, self.world)
+                self.keep(dataclasses.replace(position, step=step + 1), None)
         assert next(batches, None) is None, "the loader has more batches than the epoch has steps"
         meter.flush()
+        average_buffers(self.model, self.world)
 
-        average_buffers(model, world)
-        result = validate(model, val_rows, loader, rank, world, device)
+    def validate(self) -> tuple[Report, float]:
+        """The val split's scores and the error that the best checkpoint is chosen by, the same on every rank."""
+        counters = evaluate(self.model, self.val_rows, self.loader, self.rank, self.world)
+        if self.world > 1:
+            total = counters.vector().to(self.device)
+            dist.all_reduce(total)
+            counters.load_vector(total.cpu())
+        try:
+            result = counters.report()
+        except UserError as error:  # not a number; all ranks have the same sums
+            raise Mistake(str(error)) from error
+        assert result.rows == self.val_rows.rows, (
+            f"validation counted {result.rows} rows of {self.val_rows.rows}"
+        )
         if result.error is None:
             raise Mistake(
-                f"the val split of {job.data} has nothing that {job.model} predicts: no score to choose by"
+                f"the val split of {self.job.data} has no labels for what {self.job.model} predicts: without a "
+                "score, no checkpoint can be the best"
             )
-        position = Position(position.epoch + 1, 0, min(result.error, position.best))
+        return result, result.error
+
+    def summary(self, position: Position, result: Report, error: float) -> EpochReport:
+        """The report of the epoch that has led to this position."""
         metrics = {f"val_{name}": value for name, value in result.numbers().items()}
         metrics |= {
-            "val_error": result.error,
+            "val_error": error,
             "val_error_best": position.best,
             "epoch": float(position.epoch),
-            "workers": float(world),
+            "workers": float(self.world),
         }
-        # Reported before it is kept: a worker lost in between repeats the epoch, and no metric is missing.
-        report(EpochReport(position.epoch, position.epoch * steps, result.error, position.best, metrics))
-        keep(position, result)
+        return EpochReport(position.epoch, position.epoch * self.steps, error, position.best, metrics)
+
+    def keep(self, position: Position, result: Report | None) -> None:
+        """Let rank 0 write a checkpoint, marked as the best if its error is the lowest; all ranks wait for it."""
+        if self.rank == 0:
+            card = ModelCard(
+                model=self.job.model,
+                config=self.job.config,
+                labels=self.manifest.labels,
+                input_size=self.job.recipe.input_size,
+                dataset=self.job.dataset,
+                data_hash=self.manifest.content_hash,
+                recipe=dataclasses.asdict(self.job.recipe),
+                epoch=position.epoch,
+                step=position.epoch * self.steps + position.step,
+                val=result.numbers() if result is not None else {},
+            )
+            state = {"optimizer": self.optimizer.state_dict(), "position": dataclasses.asdict(position)}
+            best = result is not None and result.error == position.best
+            checkpoint.keep(self.job.run, self.model, card, state, best=best)
+        if self.world > 1:
+            dist.barrier()
+
+    def _batches(self, position: Position) -> Iterator[Batch]:
+        """This rank's shares of the epoch's remaining global batches."""
+        recipe, rows = self.job.recipe, self.train_rows
+        order = rows.order(recipe.seed, position.epoch)
+        shares = []
+        for step in range(position.step, self.steps):
+            first, end = share(*global_batch(rows.rows, recipe.batch_size, step), self.rank, self.world)
+            shares.append(order[first:end])
+        seeds = ((recipe.seed, position.epoch, int(row)) for part in shares for row in part)
+        return self.loader.run(rows.read(shares), recipe.augmentation, seeds)
 
 
-def begin(job: Job, labels: Labels, device: torch.device) -> tuple[Model, torch.optim.Optimizer, Position]:
-    """Model, optimizer and position: from the run's last checkpoint, else from the seed and the given weights."""
+def _last_or_initial(
+    job: Job, manifest: Manifest, device: torch.device
+) -> tuple[Model, torch.optim.Optimizer, Position]:
+    """Model, optimizer and position of the run's last checkpoint; without one, those that a run starts with.
+
+    Mistake if the data set is not the one that the run was started with.
+    """
     last = checkpoint.pointed(job.run, "last")
     if last is not None:
         model, card = checkpoint.load(storage.join(job.run, last))
-        if card.data_hash != open_dataset(job.data).content_hash:
-            raise Mistake(f"{job.data} has changed since {job.run} was begun: train a new run on it")
+        if card.data_hash != manifest.content_hash:
+            raise Mistake(f"{job.data} has changed since {job.run} was started: train a new run on it")
     else:
-        model = initial_model(job, labels)
+        model = initial_model(job, manifest.labels)
     model.to(device)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
@@ -215,9 +306,9 @@ def begin(job: Job, labels: Labels, device: torch.device) -> tuple[Model, torch.
 
 
 def initial_model(job: Job, labels: Labels) -> Model:
-    """The model that a run begins with: from its seed, with the weights and the classifier that it is given.
+    """The model that a run starts with: initialised from the seed, then with the job's weights and classifier.
 
-    UserError for an input that the system does not take, and for weights that are not there or do not fit.
+    UserError for an input size that the system does not accept, and for weights that are not usable or do not fit.
     """
     torch.manual_seed(job.recipe.seed)
     model = build_model(job.model, job.config, labels)
@@ -231,9 +322,7 @@ def initial_model(job: Job, labels: Labels) -> Model:
         try:
             state = torch.load(data, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise UserError(
-                f"--weights {job.weights} is not a checkpoint of torchvision's: {error}"
-            ) from error
+            raise UserError(f"--weights {job.weights} is not a torchvision checkpoint: {error}") from error
         model.load_backbone(state)
     if job.classifier is not None:
         classifier, _ = checkpoint.load(job.classifier)
@@ -241,26 +330,13 @@ def initial_model(job: Job, labels: Labels) -> Model:
     return model
 
 
-def validate(
-    model: Model,
-    rows: SplitReader,
-    loader: BatchLoader,
-    rank: int,
-    world: int,
-    device: torch.device,
-) -> Report:
-    """The whole split's scores on every rank; asserts that each row was counted once."""
-    counters = evaluate(model, rows, loader, rank, world)
-    if world > 1:
-        total = counters.vector().to(device)
-        dist.all_reduce(total)
-        counters.load_vector(total.cpu())
-    try:
-        result = counters.report()
-    except UserError as error:  # not a number: all ranks have the same sums
-        raise Mistake(str(error)) from error
-    assert result.rows == rows.rows, f"validation counted {result.rows} rows of {rows.rows}"
-    return result
+def _distributed(model: Model) -> DistributedDataParallel:
+    # Each worker's batch norm normalises by its own share, and the running statistics are averaged before they are
+    # used, in validation and checkpoints. Synchronising every layer would cost more than it gains here.
+    with warnings.catch_warnings():
+        # The option's new name needs torch 2.15.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def train_step(
@@ -273,11 +349,12 @@ def train_step(
     world: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """One step on a rank's share of a global batch of ``rows``; the rank's part of the loss, detached, on the device.
+    """Take one optimizer step and return this rank's part of the loss, a detached scalar on the device.
 
-    ``parallel`` is the model, or DDP around it. DDP averages gradients over ranks, so a share's loss, divided by the
-    global batch's rows, is multiplied by the number of ranks: the gradient is then the global batch's however its
-    rows and visible landmarks are shared out.
+    batch: this rank's share of a global batch of ``rows``. parallel: the model, or DDP around it.
+
+    The loss is divided by the global batch's rows. DDP averages gradients over the ranks, so the loss is multiplied by
+    their number: the result is the global batch's gradient, however rows and visible landmarks are divided.
     """
     images = batch.images.contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
@@ -290,63 +367,10 @@ def train_step(
 
 
 def average_buffers(model: nn.Module, world: int) -> None:
-    """Give every rank the mean of the ranks' batch-norm statistics."""
+    """Replace batch norm's running statistics by their mean over the ranks."""
     if world == 1:
         return
     for buffer in model.buffers():
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
             buffer.div_(world)
-
-
-class Meter:
-    """Collects a step's figures on the device and hands them on each ``log_steps``, averaged over ranks."""
-
-    def __init__(
-        self, recipe: Recipe, first: int, steps: int, log: Callable[[dict[str, float], int], None]
-    ) -> None:
-        self.recipe, self.first, self.steps, self.log = recipe, first, steps, log
-        self.losses: list[Tensor] = []
-        self.figures: list[tuple[int, int, float]] = []
-        self.since = time.perf_counter()
-
-    def add(self, step: int, loss: Tensor, rows: int, waited: float) -> None:
-        self.losses.append(loss)
-        self.figures.append((step, rows, waited))
-        if len(self.losses) == self.recipe.log_steps:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self.losses:
-            return
-        losses = torch.stack(self.losses)
-        if dist.is_initialized():
-            dist.all_reduce(losses)  # a rank's loss is its part of the global batch's
-        values = losses.tolist()
-        seconds = time.perf_counter() - self.since
-        rate = sum(rows for _, rows, _ in self.figures) / seconds
-        for (step, _, waited), value in zip(self.figures, values, strict=True):
-            at = self.first + step
-            self.log(
-                {
-                    "loss": value,
-                    "learning_rate": learning_rate(self.recipe, at, self.steps),
-                    "data_wait_seconds": waited,
-                    "images_per_second": rate,
-                },
-                at,
-            )
-        self.losses, self.figures, self.since = [], [], time.perf_counter()
-
-
-def _train_batches(
-    loader: BatchLoader, rows: SplitReader, recipe: Recipe, position: Position, rank: int, world: int
-) -> Iterator[Batch]:
-    """A rank's shares of the global batches that the epoch still has."""
-    order = rows.order(recipe.seed, position.epoch)
-    shares = []
-    for step in range(position.step, steps_per_epoch(rows.rows, recipe.batch_size)):
-        first, end = share(*global_batch(rows.rows, recipe.batch_size, step), rank, world)
-        shares.append(order[first:end])
-    seeds = ((recipe.seed, position.epoch, int(row)) for part in shares for row in part)
-    return loader.run(rows.read(shares), recipe.augmentation, seeds)

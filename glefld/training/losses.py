@@ -1,4 +1,4 @@
-"""The loss of any system: the sum of the parts whose outputs it has, weighted by its objective."""
+"""The loss of every system: a weighted sum with one part for each of its outputs."""
 
 import torch
 import torch.distributed as dist
@@ -10,15 +10,15 @@ from glefld.models import heatmap
 from glefld.models.system import Model, Output
 from glefld.recipe import Recipe
 
-#: Weights of "no" and "yes" in the attributes' cross entropy (Liu & Lu 2018): most attributes are absent.
+#: Weights of absent and present attributes in the cross entropy (Liu & Lu 2018): most attributes are absent.
 ATTRIBUTE_WEIGHTS = (0.1, 1.0)
 
 
 def total_loss(model: Model, output: Output, batch: Batch, recipe: Recipe, rows: int, world: int) -> Tensor:
-    """A rank's part of the loss of a global batch of ``rows``, a scalar: the parts of all ranks add up to it.
+    """This rank's part of the loss of a global batch of ``rows``, a scalar. The sum over the ranks is the loss.
 
-    Parts: heatmaps (``heatmap.loss``), classes (mean cross entropy over the rows, unknown ones adding nothing),
-    attributes (mean of the two-way cross entropy, weighted by ``ATTRIBUTE_WEIGHTS``, over the known ones).
+    Heatmaps: ``heatmap.loss``. Classes: cross entropy, zero for unknown ones, mean over the rows. Attributes:
+    ``attribute_loss``. The system's ``objective`` weights them.
     """
     device = batch.images.device
     parts = []
@@ -40,9 +40,10 @@ def total_loss(model: Model, output: Output, batch: Batch, recipe: Recipe, rows:
 
 
 def attribute_loss(logits: Tensor, target: Tensor, world: int) -> Tensor:
-    """Weighted cross entropy of [B, A, 2] logits for [B, A] targets (1, 0, NaN unknown), a rank's part of the mean.
+    """Two-way cross entropy weighted by ``ATTRIBUTE_WEIGHTS``: this rank's part of the mean over the known attributes.
 
-    The mean divides by the weights' sum over all ranks, as one worker with the whole batch would.
+    logits: [B, A, 2], for absent and present. target: [B, A], 1 present, 0 absent, NaN unknown. The mean divides by
+    the sum of the weights over all ranks, as one worker with the whole batch would.
     """
     known = ~target.isnan()
     yes = target.nan_to_num()

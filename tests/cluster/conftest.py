@@ -3,8 +3,6 @@
 Ray's workers inherit the environment that Ray is started in, so ``ray_cluster`` is here preceded by all that is in it.
 """
 
-import dataclasses
-import itertools
 import json
 import os
 import secrets
@@ -16,47 +14,14 @@ from pathlib import Path
 import pytest
 from fsspec.config import conf
 
-from tests.cluster.ceph import Ceph, Keys
+from tests.cluster.ceph import Ceph
 from tests.cluster.fault_proxy import FaultProxy
+from tests.cluster.forks import Forks
 from tests.cluster.mlflow_server import Login, TrackingServer
+from tests.cluster.object_store import ObjectStore
 from tests.cluster.postgres import Postgres
 
 READ_SECONDS = 3  # after which a stalled read is tried again: short, since tests wait for it
-_numbers = itertools.count()
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectStore:
-    """An S3 server, straight (``direct``) and through a proxy that can fail (``endpoint``), and who may use it."""
-
-    endpoint: str
-    direct: str
-    keys: Keys
-    proxy: FaultProxy
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return self.keys.environment(self.endpoint)
-
-    def bucket(self) -> str:
-        """The URL of a new, empty bucket."""
-        name = f"bucket-{next(_numbers)}"
-        self.keys.client(self.direct).create_bucket(Bucket=name)
-        return f"s3://{name}"
-
-    def names(self, url: str) -> dict[str, int]:
-        """The keys below a URL, asked for without the proxy, with their sizes."""
-        bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        pages = (
-            self.keys.client(self.direct)
-            .get_paginator("list_objects_v2")
-            .paginate(Bucket=bucket, Prefix=prefix)
-        )
-        return {found["Key"]: found["Size"] for page in pages for found in page.get("Contents", ())}
-
-    def read(self, url: str) -> bytes:
-        bucket, _, key = url.removeprefix("s3://").partition("/")
-        return self.keys.client(self.direct).get_object(Bucket=bucket, Key=key)["Body"].read()
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +53,13 @@ def login() -> Login:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(store: ObjectStore, login: Login, ray_cluster: None) -> None:
+def quick_training() -> None:
+    """Ray Train takes an epoch's report when it looks at its workers. Every 2 s, that would be what an epoch takes."""
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(store: ObjectStore, login: Login, quick_training: None, ray_cluster: None) -> None:
     """The whole run's Ray, whose workers know the object store and the tracking server's password."""
 
 
@@ -112,10 +83,9 @@ def tracking_server(
 def store(object_store: ObjectStore) -> ObjectStore:
     """The object store, as this process's environment names it from now on."""
     os.environ.update(object_store.environment)
-    os.environ["FSSPEC_S3"] = json.dumps({"config_kwargs": {"read_timeout": READ_SECONDS}})
-    conf["s3"]["config_kwargs"]["read_timeout"] = (
-        READ_SECONDS  # the variable was read when fsspec was imported
-    )
+    options = {"config_kwargs": {"read_timeout": READ_SECONDS}}
+    os.environ["FSSPEC_S3"] = json.dumps(options)
+    conf["s3"] = options  # the variable was read when fsspec was imported
     return object_store
 
 
@@ -124,3 +94,11 @@ def tracking(store: ObjectStore, tracking_server: TrackingServer) -> TrackingSer
     """The tracking server, as this process's environment names it from now on; artifacts are on the object store."""
     os.environ.update(tracking_server.environment)
     return tracking_server
+
+
+@pytest.fixture(scope="session")
+def forks(store: ObjectStore) -> Iterator[Forks]:
+    """Jobs as processes that start at once."""
+    made = Forks(os.environ)
+    yield made
+    made.stop()

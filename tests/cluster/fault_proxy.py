@@ -65,19 +65,20 @@ class FaultProxy:
     def __init__(self, upstream: str, keys: Keys) -> None:
         self.upstream, self.keys = upstream, keys
         self.sent: Counter[str] = Counter()  # bytes of objects given to readers, by path
-        self.plan: Plan | None = None
+        self.plans: Sequence[Plan] = ()
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.port = asyncio.run_coroutine_threadsafe(self._serve(), self.loop).result(30)
         self.endpoint = f"http://127.0.0.1:{self.port}"
 
     @contextlib.contextmanager
-    def failing(self, plan: Plan) -> Iterator[Plan]:
-        self.plan = plan
+    def failing(self, *plans: Plan) -> Iterator[None]:
+        """Fail by these plans; of several that would have a request fail, the first one decides."""
+        self.plans = plans
         try:
-            yield plan
+            yield
         finally:
-            self.plan = None
+            self.plans = ()
 
     def stop(self) -> None:
         asyncio.run_coroutine_threadsafe(self._close(), self.loop).result(30)
@@ -102,12 +103,13 @@ class FaultProxy:
             assert request.transport is not None
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await request.content.read()  # request.read() has a limit
-        kind = self.plan.choose(request) if self.plan is not None else None
+        chosen = ((plan, kind) for plan in self.plans if (kind := plan.choose(request)) is not None)
+        plan, kind = next(chosen, (None, None))
         if kind in ("500", "503"):
             return web.Response(status=int(kind), body=SLOW_DOWN if kind == "503" else INTERNAL)
         if kind in ("stall", "reset"):
-            assert self.plan is not None
-            await asyncio.sleep(self.plan.stall_seconds if kind == "stall" else 0)
+            assert plan is not None
+            await asyncio.sleep(plan.stall_seconds if kind == "stall" else 0)
             return self._reset(request)
         if kind == "slow":
             await asyncio.sleep(1)

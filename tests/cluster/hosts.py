@@ -23,8 +23,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from tests.cluster.conftest import ObjectStore
 from tests.cluster.forwarder import Forwarder
+from tests.cluster.object_store import ObjectStore
 from tests.cluster.servers import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -292,13 +292,17 @@ class Team:
     def client(self) -> MlflowClient:
         return MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
 
+    def alive(self) -> set[str]:
+        """The addresses of the cluster's living nodes."""
+        return alive(self.laptop, self.dashboard)
+
     def start_worker(self, host: Host) -> None:
         host.start_ray(f"--address={self.head.address}:6379", "--num-cpus=1")
 
     def wait_for(self, *hosts: Host) -> None:
         """Return when just these hosts are the cluster's living nodes."""
         wanted = {self.head.address, *(host.address for host in hosts)}
-        wait_until(lambda: alive(self.laptop, self.dashboard) == wanted, f"the nodes {sorted(wanted)}")
+        wait_until(lambda: self.alive() == wanted, f"the nodes {sorted(wanted)}")
 
     def restore(self) -> None:
         """All hosts up and in the cluster, whatever an earlier test left."""
@@ -340,15 +344,17 @@ class Submission:
         except subprocess.TimeoutExpired:
             pytest.fail(f"still running after {seconds:.0f} s:\n{self.printed[-5000:]}")
 
-    def until(self, ready: Callable[[], object], what: str, seconds: float = 240) -> None:
-        """Wait for something that happens while the job runs."""
+    def until(
+        self, ready: Callable[[], object], what: str, seconds: float = 240, pause: float = 0.25
+    ) -> None:
+        """Wait for something that happens while the job runs. Most of it asks the object store: hence the pause."""
 
         def now() -> bool:
             assert self.process.poll() is None, f"the job ended before {what}:\n{self.printed[-5000:]}"
             return bool(ready())
 
         try:
-            wait_until(now, what, seconds, pause=0.25)  # most ask the object store
+            wait_until(now, what, seconds, pause)
         except pytest.fail.Exception:
             print(self.printed[-5000:])
             raise
@@ -370,6 +376,8 @@ def make_team(files: Path, empty_store: Path, store: ObjectStore) -> Iterator[Te
             RAY_health_check_timeout_ms="5000",
             RAY_health_check_failure_threshold="3",
             RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="15",
+            # Ray Train takes an epoch's report when it looks at its workers: every 2 s, that would be what one takes.
+            RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.25",
         )
         network = Network(folder, environment)
         with contextlib.ExitStack() as left:
@@ -384,7 +392,6 @@ def make_team(files: Path, empty_store: Path, store: ObjectStore) -> Iterator[Te
             left.callback(forwarder.stop)
             team = Team(network, head, [first, second], laptop, f"{store.bucket()}/glefld", files)
             head.start_ray("--head", "--port=6379", "--num-cpus=0", f"--dashboard-host={head.address}")
-            head.wait_for_ray(lambda: alive(laptop, team.dashboard))
             server = (
                 f"server --host {head.address} --port 5000 --workers 1 --allowed-hosts {head.address}:5000"
             )
@@ -395,6 +402,7 @@ def make_team(files: Path, empty_store: Path, store: ObjectStore) -> Iterator[Te
                 [str(BIN / "mlflow"), *server.split(), *stores.split()],
                 MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
             )
+            head.wait_for_ray(team.alive)
             team.restore()
             wait_until(lambda: network.reaches(laptop, head, 5000), "the tracking server is up")
             yield team

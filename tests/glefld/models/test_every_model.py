@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from glefld.data.loader import Batch
@@ -24,6 +23,7 @@ from glefld.schema import FASHION8, Attribute, GarmentType, Labels, LandmarkSet
 from glefld.training.loop import train_step
 from glefld.training.losses import total_loss
 from tests.dots import card
+from tests.ranks import start_ranks
 
 LABELS = Labels(
     FASHION8, ("Blouse", "Jeans", "Robe"), tuple(Attribute(f"a{i}", 1) for i in range(4)), ("texture",)
@@ -241,7 +241,7 @@ def step_of_a_rank(rank: int, folder: str) -> None:
 
 def test_ddp_uses_every_parameter(tmp_path: Path) -> None:
     """On two ranks with different data the weights stay the same on both, and no parameter is left out."""
-    torch.multiprocessing.spawn(step_of_a_rank, (str(tmp_path),), nprocs=2)
+    start_ranks(step_of_a_rank, (str(tmp_path),), 2)
     for case in EACH_SYSTEM:
         first, second = (np.load(tmp_path / f"{case}-{rank}.npy") for rank in range(2))
         np.testing.assert_array_equal(first, second, err_msg=case)

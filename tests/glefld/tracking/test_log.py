@@ -1,14 +1,11 @@
-"""What a run logs: all of it is stored, also when the server was away, and a model comes back as it was.
+"""What a run logs is stored, also if the server was away meanwhile.
 
-The store is a real SQLite file; a server that is away is a port at which nobody listens.
+The store is a real SQLite file; a server that is away is a port where nothing listens.
 """
 
 import dataclasses
 import json
 import logging
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
@@ -18,31 +15,12 @@ import PIL.Image
 import pytest
 from mlflow import MlflowClient
 
-from glefld import tracking
-from glefld.models import checkpoint
-from glefld.tracking import Registration, RunHandle, RunLog, to_its_end
-from glefld.tracking.outbox import Outbox
+from glefld.errors import UserError
+from glefld.tracking import Registration, RunHandle, RunLog, to_its_end, unsent
+from glefld.tracking import log as tracking_log
+from glefld.tracking.items import Artifact, LogItem, Metrics, Model, Status, Value
+from glefld.tracking.outbox import Unsent
 from tests import dots
-
-NOBODY = "http://127.0.0.1:1"
-
-
-@pytest.fixture
-def handle(tmp_path: Path, empty_store: Path) -> RunHandle:
-    """A new run in a store of its own."""
-    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    client = MlflowClient(uri)
-    experiment = client.create_experiment("test", artifact_location=str(tmp_path / "mlartifacts"))
-    return RunHandle(uri, experiment, client.create_run(experiment).info.run_id)
-
-
-@pytest.fixture
-def away(handle: RunHandle, monkeypatch: pytest.MonkeyPatch) -> RunHandle:
-    """The same run on a server that is away, and none of the test's time spent waiting for it."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr("glefld.tracking.log.END_SECONDS", 1.0)
-    return dataclasses.replace(handle, tracking_uri=NOBODY)
 
 
 def history(handle: RunHandle, key: str) -> list[tuple[int, float]]:
@@ -57,8 +35,8 @@ def artifact(handle: RunHandle, file: str) -> str:
     return Path(path).read_text()
 
 
-def test_nothing_is_lost(handle: RunHandle) -> None:
-    """Every value of 2,500 steps is stored once flush says so, repeats included."""
+def test_every_logged_value_is_stored(handle: RunHandle) -> None:
+    """All values of 2,500 steps are stored once flush says so, those of a repeated step too."""
     log = RunLog(handle)
     for step in range(2500):
         log.log({"loss": step / 7, "learning_rate": 1e-4}, step)
@@ -68,8 +46,8 @@ def test_nothing_is_lost(handle: RunHandle) -> None:
     assert history(handle, "loss") == steps
 
 
-def test_artifacts(handle: RunHandle) -> None:
-    """Text, JSON, picture and chart each land where they were named."""
+def test_artifacts_are_stored_under_their_names(handle: RunHandle) -> None:
+    """Text, JSON, picture and chart."""
     with to_its_end(handle) as log:
         log.log_text("a table", "evaluation/table.txt")
         log.log_dict({"ne": 0.5}, "results.json")
@@ -99,7 +77,7 @@ def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Metrics, artifacts and the model wait beside the checkpoints, told in one warning; then they are sent."""
+    """Metrics, artifact and model are kept in the run's folder, with one warning, and sent by the next process."""
     run = str(tmp_path / "run")
     url = dots.write_checkpoint(f"{run}/checkpoints/00000001")
     waited = 0.0
@@ -110,13 +88,13 @@ def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
                 start = time.monotonic()
                 assert not log.flush()
                 waited += time.monotonic() - start
-        assert waited < 5 * tracking.FLUSH_SECONDS, "fifteen epochs' ends, of which the first waits"
+        assert waited < 10 * tracking_log.FLUSH_SECONDS, "15 epochs, of which only the first waits"
         log.log_text("a table", "val/table.txt")
         log.log_model(url, name="gle", step=1, metrics={"best_ne": 0.5})
     (warning,) = [
         r for r in caplog.records if r.levelno == logging.WARNING and r.name == "glefld.tracking.log"
     ]
-    assert "1500 values and 3 other things are not in MLflow" in warning.getMessage()
+    assert "1500 metric values and 3 other items are not in MLflow" in warning.getMessage()
     assert "\n" not in warning.getMessage()
     assert (tmp_path / "run" / "unsent.jsonl").exists()
     assert history(handle, "loss") == []
@@ -129,160 +107,98 @@ def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
     (model,) = MlflowClient(handle.tracking_uri).search_logged_models([handle.experiment_id])
     assert (model.name, model.metrics[0].value) == ("gle", 0.5)
     assert not list((tmp_path / "run").glob("unsent*"))
-    # Whoever resumes a finished run logs its model once more.
+    # Resuming a finished run logs its model again.
     with to_its_end(handle, run) as log:
         log.log_model(url, name="gle", step=1, metrics={"best_ne": 0.5})
     assert len(MlflowClient(handle.tracking_uri).search_logged_models([handle.experiment_id])) == 1
 
 
-def test_without_a_folder_what_is_lost_is_an_error(away: RunHandle) -> None:
-    """An evaluation has no run to keep it in."""
-    with pytest.raises(ConnectionError, match="1 values and 1 other things"), to_its_end(away) as log:
+def test_without_a_folder_unsent_values_are_an_error(away: RunHandle) -> None:
+    """An evaluation has no run folder to keep them in."""
+    with pytest.raises(ConnectionError, match="1 metric values and 1 other items"), to_its_end(away) as log:
         log.log({"ne": 0.5}, 0)
 
 
-def test_what_mlflow_refuses_is_kept_and_holds_nothing_up(
+def test_a_refused_value_is_kept_and_does_not_block_the_rest(
     handle: RunHandle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A value that the store will never take is told in the end; what came after it is stored."""
+    """The end's warning counts it, its line says why it was refused, and later values are stored."""
     with to_its_end(handle, str(tmp_path / "run")) as log:
         log.log({"a key that MLflow refuses: #": 1.0}, 0)
         assert not log.flush(60)
         log.log({"loss": 2.0}, 0)
     assert history(handle, "loss") == [(0, 2.0)]
-    assert "1 values and 0 other things are not in MLflow" in caplog.text
+    assert "1 metric values and 0 other items are not in MLflow" in caplog.text
     (kept,) = (tmp_path / "run" / "unsent.jsonl").read_text().splitlines()
     assert "refuses" in json.loads(kept)["error"]
 
 
-def test_a_frozen_server_is_waited_for_once() -> None:
-    """A receiver that does not answer at all is taken for away after a while, and for back when it answers."""
-    thaw = threading.Event()
-    received = []
-
-    def send(item: dict[str, int]) -> None:
-        assert thaw.wait(60)
-        received.append(item)
-
-    outbox = Outbox(send, refused=lambda error: False)
-    outbox.put({"n": 0})
-    assert not outbox.stuck(0.2)
-    assert not outbox.wait(0.3)
-    assert outbox.stuck(0.2)
-    outbox.put({"n": 1})
-    assert outbox.stuck(0.2)
-    thaw.set()
-    assert outbox.wait(60)
-    assert not outbox.stuck(0)
-    assert received == [{"n": 0}, {"n": 1}]
+ITEMS: list[LogItem] = [
+    Metrics((Value("loss", 0.5, 1700000000000, 3), Value("val_ne", float("inf"), 1700000000001, 3))),
+    Artifact("val/table.txt", "{run}/unsent/val/table.txt"),
+    Model("gle", "s3://bucket/checkpoints/00000003", 3, {"best_ne": 0.5}, Registration("fld", "best"), "m-1"),
+    Model("gle", "s3://bucket/checkpoints/00000003", 3, {}, None),
+    Status("FAILED"),
+]
 
 
-def test_the_end_waits_for_a_slow_server_and_gives_up_a_silent_one() -> None:
-    """What counts is how long nothing was taken, not how much there is to take."""
-    silent = threading.Event()
-
-    def send(item: dict[str, int]) -> None:
-        if item["n"] == 8:
-            assert silent.wait(60)
-        time.sleep(0.1)
-
-    outbox = Outbox(send, refused=lambda error: False)
-    for n in range(8):
-        outbox.put({"n": n})
-    assert outbox.drain(0.5), "eight times a tenth of a second"
-    outbox.put({"n": 8})
-    assert not outbox.drain(0.5)
-    assert outbox.left() == [{"n": 8}]
-    silent.set()
-    assert outbox.drain(60)
+def test_unsent_items_come_back_as_they_were_kept(tmp_path: Path) -> None:
+    """In order, each of its own type, and artifacts with their content."""
+    (tmp_path / "table.txt").write_text("a table")
+    given = [
+        dataclasses.replace(item, file=str(tmp_path / "table.txt")) if isinstance(item, Artifact) else item
+        for item in ITEMS
+    ]
+    run = str(tmp_path / "run")
+    assert unsent.read(run) is None
+    unsent.write(run, [Unsent(item, ValueError("refused")) for item in given])
+    found = unsent.read(run)
+    kept = Artifact("val/table.txt", f"{run}/unsent/val/table.txt")
+    assert found == [kept if isinstance(item, Artifact) else item for item in ITEMS]
+    assert Path(kept.file).read_text() == "a table"
+    unsent.remove(run)
+    assert not list((tmp_path / "run").iterdir())
 
 
-def test_a_model_comes_back_as_its_checkpoint(handle: RunHandle, tmp_path: Path) -> None:
-    """By id, run, name and version, or alias: the model that is fetched is the checkpoint that was stored."""
-    url = dots.write_checkpoint(str(tmp_path / "checkpoint"))
-    with to_its_end(handle) as log:
-        for step in (1, 2):
-            named = Registration("fld-gle", "champion")
-            log.log_model(url, name="gle", step=step, metrics={"best_ne": 0.09}, registration=named)
-    client = MlflowClient(handle.tracking_uri)
-    first, second = client.get_run(handle.run_id).outputs.model_outputs
-    assert {first.step, second.step} == {1, 2}
-    assert client.get_registered_model("fld-gle").aliases == {"champion": 2}
-    files = {
-        name: (tmp_path / "checkpoint" / name).read_bytes() for name in ("model.safetensors", "model.json")
-    }
-    forms = (
-        f"models:/{first.model_id}",
-        f"runs:/{handle.run_id}",
-        f"runs:/{handle.run_id}/gle",
-        "models:/fld-gle/1",
-        "models:/fld-gle@champion",
-    )
-    for uri in forms:
-        fetched = tracking.fetch(uri, handle.tracking_uri, str(tmp_path / "models"))
-        assert {name: Path(fetched, name).read_bytes() for name in files} == files
-        checkpoint.load(fetched)
-    assert len(list((tmp_path / "models").iterdir())) == 2
-
-
-def test_what_is_stored_twice_is_there_once(handle: RunHandle, tmp_path: Path) -> None:
-    """An attempt whose answer was lost is made again: one version of the registered model, one value a step."""
-    dots.write_checkpoint(str(tmp_path / "checkpoint"))
-    model_id = tracking.create_model(handle, "gle")
-    for _ in range(2):
-        tracking.store_model(handle, model_id, tmp_path / "checkpoint", step=1, metrics={"best_ne": 0.09})
-        tracking.register(handle, model_id, Registration("fld-gle", "champion"))
-    client = MlflowClient(handle.tracking_uri)
-    assert [v.version for v in client.search_model_versions("name = 'fld-gle'")] == [1]
-    assert len(client.get_run(handle.run_id).outputs.model_outputs) == 1
-
-
-UNKNOWN = {
-    "models:/nothing@champion": "has no models:/nothing@champion",
-    "models:/nothing/3": "has no models:/nothing/3",
-    "models:/nothing/Production": "give models:/NAME@ALIAS",
-    "models:/m-0123": "has no models:/m-0123",
-    "runs:/0123": "has no runs:/0123",
-    "runs:/{run}/gle": "the run has no such model",
+WRONG_LINES = {
+    "not JSON": '{"kind": "metrics", "val',
+    "not an object": "[1]",
+    "unknown kind": '{"kind": "picture", "path": "a.png"}',
+    "without a kind": '{"metrics": [["loss", 0.5, 1700000000000, 3]]}',
+    "missing field": '{"kind": "model", "name": "gle"}',
+    "wrong value": '{"kind": "metrics", "values": [["loss", "0.5", 1700000000000, 3]]}',
+    "wrong score": '{"kind": "model", "name": "gle", "checkpoint": "c", "step": 1, "scores": {"ne": "low"}, '
+    '"registration": null, "model_id": null}',
+    "wrong registration": '{"kind": "model", "name": "gle", "checkpoint": "c", "step": 1, "scores": {}, '
+    '"registration": {"name": "a/b", "alias": null}, "model_id": null}',
+    "wrong status": '{"kind": "status", "status": "DONE"}',
+    "artifact above the folder": '{"kind": "artifact", "path": "../run.json"}',
+    "artifact elsewhere": '{"kind": "artifact", "path": "/etc/passwd"}',
+    "artifact without a name": '{"kind": "artifact", "path": ""}',
 }
 
 
-@pytest.mark.parametrize("uri", UNKNOWN)
-def test_unknown_models_are_one_clear_error(uri: str, handle: RunHandle, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=UNKNOWN[uri]):
-        tracking.fetch(uri.format(run=handle.run_id), handle.tracking_uri, str(tmp_path))
+@pytest.mark.parametrize("line", WRONG_LINES.values(), ids=WRONG_LINES)
+def test_an_unusable_unsent_line_is_one_clear_error(line: str, tmp_path: Path) -> None:
+    good = '{"kind": "status", "status": "FAILED"}'
+    (tmp_path / "unsent.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(UserError, match=r"unsent\.jsonl, line 2, cannot be sent to MLflow") as raised:
+        unsent.read(str(tmp_path))
+    assert "\n" not in str(raised.value)
 
 
-def test_a_model_that_is_no_checkpoint_is_refused(handle: RunHandle, tmp_path: Path) -> None:
-    """Of another program's model nothing is copied."""
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "model.pkl").write_bytes(b"")
-    model_id = tracking.create_model(handle, "other")
-    tracking.store_model(handle, model_id, tmp_path / "folder", step=1, metrics={})
-    with pytest.raises(ValueError, match=r"no complete\.json"):
-        tracking.fetch(f"models:/{model_id}", handle.tracking_uri, str(tmp_path / "models"))
-    assert not (tmp_path / "models").exists()
-
-
-def test_a_registry_that_is_away_is_one_clear_error(away: RunHandle, tmp_path: Path) -> None:
-    with pytest.raises(ConnectionError, match="cannot be used"):
-        tracking.fetch("models:/fld-gle@champion", away.tracking_uri, str(tmp_path))
-
-
-@pytest.mark.parametrize(("name", "alias"), [("a/b", None), ("", None), ("gle", "latest"), ("gle", "v1")])
-def test_names_that_mlflow_would_refuse_are_told_at_once(name: str, alias: str | None) -> None:
-    with pytest.raises(ValueError, match="cannot be registered so"):
-        Registration(name, alias)
-
-
-def test_workers_log_to_the_run_in_another_process(handle: RunHandle) -> None:
-    """The handle is enough for a worker's process, whose values are stored when it ends."""
-    code = (
-        "from glefld.tracking import RunHandle; from glefld.runlog import RunLog; "
-        f"log = RunLog({handle!r}); log.log({{'loss': 2.5}}, 3); assert log.flush(60)"
-    )
-    root = Path(tracking.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "INFO" not in done.stderr
-    assert MlflowClient(handle.tracking_uri).get_run(handle.run_id).data.metrics == {"loss": 2.5}
+@pytest.mark.parametrize("server", ["handle", "away"])
+def test_an_unusable_unsent_file_ends_the_job_and_stays(
+    server: str, handle: RunHandle, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Before the training, and MLflow is told if it can be. Nothing overwrites or deletes the file."""
+    kept = tmp_path / "unsent.jsonl"
+    kept.write_text("[1]\n")
+    with (
+        pytest.raises(UserError, match=r"unsent\.jsonl, line 1"),
+        to_its_end(request.getfixturevalue(server), str(tmp_path)),
+    ):
+        pytest.fail("the job started")
+    assert kept.read_text() == "[1]\n"
+    status = MlflowClient(handle.tracking_uri).get_run(handle.run_id).info.status
+    assert status == ("FAILED" if server == "handle" else "RUNNING")

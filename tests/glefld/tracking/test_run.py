@@ -1,19 +1,23 @@
-"""MLflow with a real SQLite store: what was logged is read back through MLflow's own client."""
+"""Runs in a real SQLite store, read back through MLflow's own client."""
 
 import dataclasses
 import json
 import logging
 import pickle
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from glefld import tracking
+from glefld.errors import UserError
 from glefld.schema import FASHION8, Manifest
-from glefld.tracking import RunLog, finish, start_run, tracking_uri
+from glefld.tracking import RunHandle, RunLog, finish, start_run, tracking_uri
+from glefld.tracking import run as tracking_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,28 +48,30 @@ MANIFEST = Manifest(
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory) -> str:
-    """One database for the module: making one takes seconds."""
-    return tracking_uri(str(tmp_path_factory.mktemp("a root")), on_cluster=False)
+def uri(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> str:
+    """A store for the module, at the place a user gets by default."""
+    root = tmp_path_factory.mktemp("a root")
+    shutil.copy(empty_store, root / "mlflow.db")
+    return tracking_uri(str(root), on_cluster=False)
 
 
 @pytest.fixture
-def start(uri):
-    def start_here(options=Options(), **kwargs):
+def start(uri: str) -> Callable[..., RunHandle]:
+    def start_here(options: Options = Options(), **kwargs: Any) -> RunHandle:
         return start_run(uri, options=options, manifest=MANIFEST, data="s3://bucket/fld", **kwargs)
 
     return start_here
 
 
-def artifact(handle, file: str) -> str:
+def artifact(handle: RunHandle, file: str) -> str:
     path = mlflow.artifacts.download_artifacts(
         run_id=handle.run_id, artifact_path=file, tracking_uri=handle.tracking_uri
     )
     return Path(path).read_text()
 
 
-def test_run_holds_what_it_was_started_with(uri, start):
-    """Options, data set and commit are readable back, and the handle survives the way to a worker."""
+def test_a_run_records_its_options_and_data(uri: str, start: Callable[..., RunHandle]) -> None:
+    """The handle survives pickling, by which it reaches a worker."""
     handle = pickle.loads(pickle.dumps(start(Options(epochs=5, config={"width": 8}), name="first")))
     client = MlflowClient(uri)
     run = client.get_run(handle.run_id)
@@ -85,14 +91,19 @@ def test_run_holds_what_it_was_started_with(uri, start):
     assert (root / "mlartifacts").is_dir(), "artifacts lie beside the database, not in the working directory"
 
 
-def test_commit(start, uri, monkeypatch, tmp_path, caplog):
-    """The clone's own commit; outside a clone, or without git, "unknown" is said and the run goes on."""
-    root = Path(tracking.__file__).parents[1]
+def test_a_run_records_the_commit_or_warns_that_it_is_unknown(
+    start: Callable[..., RunHandle],
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The clone's commit; "unknown", and no error, outside a clone and where git fails."""
+    root = Path(tracking_run.__file__).parents[2]
     if (root / ".git").exists():
         head = subprocess.check_output(["git", "-C", root, "rev-parse", "HEAD"], text=True).strip()
         assert MlflowClient(uri).get_run(start().run_id).data.tags["git_commit"][:40] == head
-    (tmp_path / "glefld").mkdir()
-    monkeypatch.setattr(tracking, "__file__", str(tmp_path / "glefld" / "tracking.py"))
+    monkeypatch.setattr(tracking_run, "__file__", str(tmp_path / "glefld" / "tracking" / "run.py"))
     for make_git in (lambda: None, (tmp_path / ".git").mkdir):
         caplog.clear()
         make_git()
@@ -102,7 +113,7 @@ def test_commit(start, uri, monkeypatch, tmp_path, caplog):
 
 SECRETS = {
     "s3://AKIAKEY:hunter2@bucket/prefix": "s3://bucket/prefix",
-    "https://host/vgg.pth?X-Amz-Signature=hunter2&a=b": "https://host/vgg.pth?...",
+    "https://host/vgg.pth?X-Amz-Signature=hunter2&a=b": "https://host/vgg.pth",
     "https://token-hunter2@host/path": "https://host/path",
     "s3://bucket/a@b.zip": "s3://bucket/a@b.zip",
     "what? a plain text": "what? a plain text",
@@ -110,7 +121,7 @@ SECRETS = {
 
 
 @pytest.mark.parametrize(("given", "kept"), SECRETS.items())
-def test_no_credentials_are_kept(start, uri, given, kept):
+def test_no_credentials_are_kept(start: Callable[..., RunHandle], uri: str, given: str, kept: str) -> None:
     """Passwords and signatures in URLs reach neither params nor artifacts."""
     handle = start(Options(weights=given))
     assert MlflowClient(uri).get_run(handle.run_id).data.params["weights"] == kept
@@ -118,8 +129,8 @@ def test_no_credentials_are_kept(start, uri, given, kept):
     assert "secret" not in artifact(handle, "manifest.json")
 
 
-def test_long_and_many_options(start, uri):
-    """MLflow takes 6,000 characters a param and 100 params a request; options.json holds all of it."""
+def test_long_and_many_options_are_logged(start: Callable[..., RunHandle], uri: str) -> None:
+    """MLflow takes 6,000 characters a parameter and 100 parameters a request; options.json is complete."""
     options = Options(note="x" * 9000, config={f"k{i}": i for i in range(250)})
     handle = start(options)
     params = MlflowClient(uri).get_run(handle.run_id).data.params
@@ -128,8 +139,8 @@ def test_long_and_many_options(start, uri):
     assert json.loads(artifact(handle, "options.json")) == dataclasses.asdict(options)
 
 
-def test_resume_keeps_one_run(start, uri):
-    """A resumed run is the same one, open again, and says which options changed."""
+def test_a_resumed_run_is_the_same_run(start: Callable[..., RunHandle], uri: str) -> None:
+    """It is open again, and its tags say which options changed."""
     handle = start(Options(epochs=3), experiment="resumed")
     RunLog(handle).flush()
     finish(handle, "FAILED")
@@ -150,24 +161,26 @@ def test_resume_keeps_one_run(start, uri):
     assert client.get_run(handle.run_id).info.status == "FINISHED"
 
 
-def test_tracking_uri(monkeypatch, tmp_path):
-    """The user's server first; a local file only where one machine does it all."""
+def test_a_local_store_is_for_one_machine_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a cluster, and with a root on object storage, the user must name a server."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert tracking_uri(str(tmp_path), on_cluster=False) == f"sqlite:///{tmp_path}/mlflow.db"
     for root, on_cluster in ((str(tmp_path), True), ("memory://bucket/root", False)):
-        with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI"):
+        with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI"):
             tracking_uri(root, on_cluster)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     assert tracking_uri("s3://bucket/root", on_cluster=True) == "http://tracking:5000"
 
 
-def test_users_mistakes_are_one_clear_error(start, uri, monkeypatch):
-    """A run that is not there, a deleted experiment and a server that is not there are told in words."""
-    with pytest.raises(ValueError, match="no run 0123 to go on in"):
+def test_a_users_mistake_is_one_clear_error(
+    start: Callable[..., RunHandle], uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing run, a deleted experiment, a server that is away."""
+    with pytest.raises(UserError, match="no run 0123 to resume"):
         start(resume="0123")
     deleted = start(experiment="deleted")
     MlflowClient(uri).delete_experiment(deleted.experiment_id)
-    with pytest.raises(ValueError, match="'deleted' is deleted"):
+    with pytest.raises(UserError, match="'deleted' is deleted"):
         start(experiment="deleted")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ConnectionError, match="cannot be used"):

@@ -1,16 +1,15 @@
-"""Training: the same gradient however a batch is shared out, runs that go on where they stopped, whole checkpoints."""
+"""Training: a gradient that does not depend on the number of workers, exact resumption, complete checkpoints."""
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
 from torchvision.models.vgg import make_layers
 
@@ -22,12 +21,14 @@ from glefld.data.reader import SplitReader, share
 from glefld.models import build_model, checkpoint
 from glefld.models.backbones import VGG_LAYERS
 from glefld.recipe import Recipe
-from glefld.scoring.evaluation import EVAL_BATCH, evaluate
+from glefld.scoring import evaluation
+from glefld.scoring.evaluation import evaluate
 from glefld.scoring.metrics import Counters
-from glefld.training.loop import EpochReport, Job, Mistake, initial_model, learning_rate, train, train_step
+from glefld.training.loop import EpochReport, Job, Mistake, Training, initial_model, train, train_step
 from glefld.training.losses import attribute_loss
 from tests.dots import LABELS, card, network, write_checkpoint
 from tests.ingested import write_dataset
+from tests.ranks import start_ranks
 
 SIZE = 32
 BATCH = 12
@@ -43,9 +44,18 @@ RECIPE = Recipe(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Several threads add up in any order, and on a busy machine they wait for each other at these sizes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """In the first half of a global batch of 12 rows one of two landmarks is occluded."""
+    """A data set with an occluded landmark in the first six rows."""
     return write_dataset(tmp_path_factory.mktemp("data"), {"train": 21, "val": 5}, hide=6)
 
 
@@ -66,69 +76,6 @@ def gradient(data: str, rank: int, world: int) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def rank_of_a_group(rank: int, world: int, data: str, folder: str) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
-    torch.set_num_threads(1)
-    torch.save(gradient(data, rank, world), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("hide", [0, 6], ids=["equal shares", "unequal shares"])
-def test_two_workers_have_one_workers_gradient(hide: int, tmp_path: Path) -> None:
-    """DDP over gloo: equal and unequal shares of visible landmarks give the whole batch's gradient, to rounding."""
-    data = write_dataset(tmp_path / "data", {"train": BATCH}, hide=hide)
-    alone = gradient(data, 0, 1)
-    torch.multiprocessing.spawn(rank_of_a_group, (2, data, str(tmp_path)), nprocs=2)
-    assert alone.abs().max() > 0
-    for rank in range(2):
-        together = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert (together - alone).norm() < 1e-5 * alone.norm()
-
-
-def losses_of_a_rank(rank: int, world: int, folder: str) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
-    logits, target = torch.load(f"{folder}/batch.pt", weights_only=True)
-    first, end = share(0, len(logits), rank, world)
-    part = attribute_loss(logits[first:end], target[first:end], world)
-    storage.write_json(f"{folder}/{rank}.json", part.item())
-    dist.destroy_process_group()
-
-
-def test_attribute_losses_of_two_workers_add_up_to_one_workers(tmp_path: Path) -> None:
-    """Unequal shares, with unknown attributes in one of them only: the mean divides by what all ranks know."""
-    torch.manual_seed(0)
-    logits, target = torch.randn(5, 7, 2), torch.randint(0, 2, (5, 7)).float()
-    target[0] = torch.nan
-    torch.save((logits, target), tmp_path / "batch.pt")
-    torch.multiprocessing.spawn(losses_of_a_rank, (2, str(tmp_path)), nprocs=2)
-    parts = [storage.read_json(str(tmp_path / f"{rank}.json")) for rank in range(2)]
-    assert min(parts) > 0
-    assert sum(parts) == pytest.approx(attribute_loss(logits, target, 1).item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("rows", [23, 65, 97])
-def test_evaluation_is_the_same_on_any_number_of_workers(rows: int, tmp_path: Path) -> None:
-    """For row counts that neither 2 nor 3 divides: every row is counted once and NE agrees to 1e-6."""
-    assert rows % 2
-    assert rows % 3
-    url = write_dataset(tmp_path / "data", {"val": rows})
-    model, saved = checkpoint.load(write_checkpoint(str(tmp_path / "checkpoint")))
-    loader = BatchLoader(LABELS, InputPipeline(saved.input_size, EVAL_BATCH))
-    reports = []
-    for world in (1, 2, 3):
-        total = Counters(LABELS)
-        for rank in range(world):
-            reader = SplitReader(url, open_dataset(url), "val")
-            total += evaluate(model, reader, loader, rank, world)
-        reports.append(total.report())
-    assert [report.rows for report in reports] == [rows] * 3
-    assert reports[0].ne is not None
-    for report in reports[1:]:
-        assert report.ne == pytest.approx(reports[0].ne, abs=1e-6)
-
-
 class Stopped(Exception):
     pass
 
@@ -140,9 +87,9 @@ def run(
     stop_after: int | None = None,
     stored: list[list[tuple[int, float]]] | None = None,
 ) -> list[tuple[int, float]]:
-    """Train; the loss of every step as it was logged. ``stop_after`` an epoch, as if the worker had died.
+    """Train and return the logged loss of every step. ``stop_after`` an epoch, training ends as if the worker had died.
 
-    ``stored`` gets what was logged so far each time that training asks for it to be stored.
+    ``stored`` gets what was logged so far, each time training asks for it to be stored.
     """
     losses: list[tuple[int, float]] = []
 
@@ -167,7 +114,110 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([p.flatten() for p in model.parameters()])
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not(data: str, tmp_path: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Rank:
+    """What one of two workers over gloo computed. Starting them takes far longer than all of their work."""
+
+    gradients: dict[int, torch.Tensor]
+    """By the number of the batch's rows with a hidden landmark."""
+    attribute_loss: float
+    curves: list[list[tuple[int, float]]]
+
+
+HIDDEN = (0, 6)
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory, data: str) -> list[Rank]:
+    folder = tmp_path_factory.mktemp("group")
+    for hide in HIDDEN:
+        write_dataset(folder / f"hide-{hide}", {"train": BATCH}, hide=hide)
+    start_ranks(work_of_a_rank, (2, data, str(folder)), 2)
+    return [Rank(*torch.load(folder / f"{rank}.pt", weights_only=True)) for rank in range(2)]
+
+
+def work_of_a_rank(rank: int, world: int, data: str, folder: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+    gradients = {hide: gradient(f"{folder}/hide-{hide}", rank, world) for hide in HIDDEN}
+    logits, target = attributes()
+    first, end = share(0, len(logits), rank, world)
+    loss = attribute_loss(logits[first:end], target[first:end], world).item()
+    torch.save((gradients, loss, curves(data, Path(folder))), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def attributes() -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and targets of five rows, unequal shares for two workers; the first worker's has an unknown row."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 2, (5, 7), generator=generator).float()
+    target[0] = torch.nan
+    return torch.randn(5, 7, 2, generator=generator), target
+
+
+def curves(data: str, folder: Path) -> list[list[tuple[int, float]]]:
+    """Loss curves of two runs with one seed and a third with another."""
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    seeds = (recipe, recipe, dataclasses.replace(recipe, seed=1))
+    return [run(data, folder / f"run-{i}", recipe) for i, recipe in enumerate(seeds)]
+
+
+@pytest.mark.parametrize("hide", HIDDEN, ids=["equal shares", "unequal shares"])
+def test_two_workers_have_one_workers_gradient(hide: int, group: list[Rank], tmp_path: Path) -> None:
+    """Equal and unequal shares of visible landmarks give the whole batch's gradient, up to rounding."""
+    alone = gradient(write_dataset(tmp_path / "data", {"train": BATCH}, hide=hide), 0, 1)
+    assert alone.abs().max() > 0
+    for rank in group:
+        assert (rank.gradients[hide] - alone).norm() < 1e-5 * alone.norm()
+
+
+def test_attribute_losses_of_two_workers_add_up_to_one_workers(group: list[Rank]) -> None:
+    """With unknown attributes in one share only: the mean divides by what is known on all ranks."""
+    losses = [rank.attribute_loss for rank in group]
+    assert min(losses) > 0
+    assert sum(losses) == pytest.approx(attribute_loss(*attributes(), 1).item(), rel=1e-5)
+
+
+def test_the_same_seed_gives_two_workers_the_same_curve(group: list[Rank]) -> None:
+    """To the last bit; another seed gives another curve."""
+    for first, second, other in (rank.curves for rank in group):
+        assert [step for step, _ in first] == list(range(6))
+        assert first == second
+        assert first != other
+
+
+def test_the_same_seed_gives_one_worker_the_same_curve(data: str, tmp_path: Path) -> None:
+    """To the last bit; another seed gives another curve."""
+    first, second, other = curves(data, tmp_path)
+    assert [step for step, _ in first] == list(range(6))
+    assert first == second
+    assert first != other
+
+
+@pytest.mark.parametrize("rows", [5, 23])
+def test_evaluation_is_the_same_on_any_number_of_workers(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row is counted once and NE agrees to 1e-6 if workers have unequal numbers of batches, or none."""
+    monkeypatch.setattr(evaluation, "EVAL_BATCH", 4)
+    url = write_dataset(tmp_path / "data", {"val": rows})
+    model, saved = checkpoint.load(write_checkpoint(str(tmp_path / "checkpoint")))
+    loader = BatchLoader(LABELS, InputPipeline(saved.input_size, 4))
+    reports = []
+    for world in (1, 2, 3):
+        total = Counters(LABELS)
+        for rank in range(world):
+            reader = SplitReader(url, open_dataset(url), "val")
+            total += evaluate(model, reader, loader, rank, world)
+        reports.append(total.report())
+    assert [report.rows for report in reports] == [rows] * 3
+    assert reports[0].ne is not None
+    for report in reports[1:]:
+        assert report.ne == pytest.approx(reports[0].ne, abs=1e-6)
+
+
+def test_a_stopped_run_resumes_as_if_it_had_not_stopped(data: str, tmp_path: Path) -> None:
     """Stopped before its second checkpoint, a run repeats that epoch: same steps, same losses, same final weights."""
     whole = run(data, tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -179,45 +229,28 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(data: str, tmp_path: Path) -> No
     torch.testing.assert_close(weights(tmp_path / "parts"), weights(tmp_path / "whole"), rtol=1e-3, atol=1e-5)
 
 
-def test_a_run_goes_on_within_an_epoch(data: str, tmp_path: Path) -> None:
-    """From a checkpoint kept in the middle of an epoch, training goes on with the steps not yet taken."""
+def test_a_run_resumes_within_an_epoch(data: str, tmp_path: Path) -> None:
+    """From a checkpoint in the middle of an epoch, training continues with the steps not yet taken."""
     recipe = dataclasses.replace(RECIPE, epochs=1, checkpoint_steps=2)
     whole = run(data, tmp_path / "run", recipe)
     folder = tmp_path / "run"
-    # What was there when the worker died after its second step: no epoch's end.
+    # The worker dies after the checkpoint, before the end of the epoch.
     middle = tmp_path / "middle"
     stored: list[list[tuple[int, float]]] = []
+
+    def stop(_: Training) -> None:
+        raise Stopped
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("glefld.training.loop.validate", lambda *_: (_ for _ in ()).throw(Stopped()))
+        patch.setattr(Training, "validate", stop)
         with pytest.raises(Stopped):
             run(data, middle, recipe, stored=stored)
     assert checkpoint.pointed(str(middle), "last") == "checkpoints/00000002"
     assert checkpoint.pointed(str(middle), "best") is None
-    assert stored == [whole[:2]], "a worker lost after the checkpoint goes on behind these steps"
+    assert stored == [whole[:2]], "a worker lost after the checkpoint does not repeat these steps"
     rest = run(data, middle, recipe)
     assert rest == [whole[2]]
     torch.testing.assert_close(weights(middle), weights(folder), rtol=1e-3, atol=1e-5)
-
-
-def curve_of_a_rank(rank: int, world: int, data: str, folder: str) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
-    torch.set_num_threads(1)
-    again = dataclasses.replace(RECIPE, seed=1)
-    curves = [run(data, Path(folder, str(i)), r) for i, r in enumerate((RECIPE, RECIPE, again))]
-    if rank == 0:
-        storage.write_json(f"{folder}/curves.json", curves)
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("world", [1, 2])
-def test_the_same_seed_gives_the_same_curve(world: int, data: str, tmp_path: Path) -> None:
-    """To the last bit, with the same data on as many workers; another seed gives another one."""
-    torch.multiprocessing.spawn(curve_of_a_rank, (world, data, str(tmp_path)), nprocs=world)
-    first, second, other = storage.read_json(str(tmp_path / "curves.json"))
-    assert len(first) == 9
-    assert first == second
-    assert first != other
 
 
 def test_only_the_best_and_the_last_checkpoint_are_kept(data: str, tmp_path: Path) -> None:
@@ -231,32 +264,16 @@ def test_only_the_best_and_the_last_checkpoint_are_kept(data: str, tmp_path: Pat
 def test_a_pointer_that_leads_out_of_the_run_is_refused(
     foreign: str | None, data: str, tmp_path: Path
 ) -> None:
-    """What a pointer has named is deleted when a better checkpoint comes."""
+    """Else it would be deleted when a better checkpoint comes."""
     run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=1))
     (tmp_path / "run" / "best.json").write_text(json.dumps({"checkpoint": foreign}))
     with pytest.raises(ValueError, match=r"best\.json names .* not a checkpoint of this run"):
         run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=2))
 
 
-def test_learning_rates_of_the_paper() -> None:
-    """Adam 1e-4, times 0.1 each five epochs; the cosine warms up, peaks at the rate given and ends near zero."""
-    paper = Recipe()
-    rates = [learning_rate(paper, epoch * 7, 7) for epoch in range(30)]
-    assert rates[:5] == [1e-4] * 5
-    assert rates[5] == pytest.approx(1e-5)
-    assert rates[29] == pytest.approx(1e-9)
-    cosine = dataclasses.replace(paper, schedule="cosine", epochs=10, warmup_epochs=2)
-    rates = [learning_rate(cosine, step, 10) for step in range(100)]
-    assert max(rates) == pytest.approx(1e-4, rel=1e-3)
-    assert rates.index(max(rates)) in (19, 20)
-    assert rates[0] < 1e-5
-    assert rates[-1] < 1e-7
-    assert rates[20:] == sorted(rates[20:], reverse=True)
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json", "complete.json"])
 def test_a_damaged_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
-    """A file cut short, changed or missing ends in one line that names the checkpoint."""
+    """A truncated or missing file is one error that names the checkpoint."""
     url = write_checkpoint(str(tmp_path / "checkpoint"))
     checkpoint.load(url)
     path = tmp_path / "checkpoint" / name
@@ -269,7 +286,7 @@ def test_a_damaged_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
 
 
 class Code:
-    """Pickled, it makes a folder when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -279,10 +296,10 @@ class Code:
 
 
 def test_weights_that_carry_code_do_not_run_it(data: str, tmp_path: Path) -> None:
-    """In torchvision's place and in a checkpoint whose hashes are right: one line, and nothing was done."""
+    """Given as --weights, and in a checkpoint with correct hashes."""
     torch.save({"features.0.weight": Code(tmp_path / "ran")}, tmp_path / "code.pth")
     job = Job("fld", data, "", "gle", CONFIG, RECIPE, weights=str(tmp_path / "code.pth"))
-    with pytest.raises(ValueError, match="not a checkpoint of torchvision's"):
+    with pytest.raises(ValueError, match="not a torchvision checkpoint"):
         initial_model(job, open_dataset(data).labels)
     url = str(tmp_path / "checkpoint")
     checkpoint.save(url, network(), card("gle", CONFIG, LABELS, SIZE), {"optimizer": Code(tmp_path / "ran")})
@@ -291,8 +308,7 @@ def test_weights_that_carry_code_do_not_run_it(data: str, tmp_path: Path) -> Non
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_checkpoint_rebuilds_itself(tmp_path: Path) -> None:
-    """Exported and loaded without any flag: the same card and the same answers."""
+def test_an_exported_checkpoint_gives_the_same_model(tmp_path: Path) -> None:
     url = write_checkpoint(str(tmp_path / "checkpoint"))
     (tmp_path / "export").mkdir()
     checkpoint.export(url, tmp_path / "export")
@@ -302,7 +318,7 @@ def test_a_checkpoint_rebuilds_itself(tmp_path: Path) -> None:
     assert torch.equal(model(x).heatmaps, again(x).heatmaps)
 
 
-def test_resolve_takes_a_run_or_a_checkpoint(data: str, tmp_path: Path) -> None:
+def test_resolve_accepts_a_run_or_a_checkpoint(data: str, tmp_path: Path) -> None:
     run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=1))
     best = checkpoint.resolve(str(tmp_path / "run"))
     assert checkpoint.resolve(best) == best
@@ -310,16 +326,15 @@ def test_resolve_takes_a_run_or_a_checkpoint(data: str, tmp_path: Path) -> None:
         checkpoint.resolve(str(tmp_path))
 
 
-def test_a_wrong_recipe_ends_in_one_line() -> None:
-    """What a user can get wrong about the recipe is one line that names the option."""
+def test_a_wrong_recipe_is_an_error_that_names_the_option() -> None:
     cases = (({"input_size": 0}, "input-size"), ({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch"))
     for wrong, message in cases:
         with pytest.raises(ValueError, match=message):
             Recipe(**wrong)
 
 
-def test_weights_are_torchvisions(data: str, tmp_path: Path) -> None:
-    """The backbone starts from a torchvision checkpoint's features; what is none, or another's, is one line."""
+def test_the_backbone_starts_from_a_torchvision_checkpoint(data: str, tmp_path: Path) -> None:
+    """A file of another kind or for another network is one clear error."""
     features = make_layers(VGG_LAYERS["vgg16"], batch_norm=False)
     state = {f"features.{name}": value for name, value in features.state_dict().items()}
     torch.save(state | {"classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg16.pth")
@@ -331,7 +346,7 @@ def test_weights_are_torchvisions(data: str, tmp_path: Path) -> None:
         assert torch.equal(value, state[f"features.{name}"])
     (tmp_path / "text.pth").write_text("no checkpoint")
     wrong = {
-        "not a checkpoint of torchvision's": dataclasses.replace(job, weights=str(tmp_path / "text.pth")),
+        "not a torchvision checkpoint": dataclasses.replace(job, weights=str(tmp_path / "text.pth")),
         "does not fit this backbone": dataclasses.replace(job, config=CONFIG),
         "has no backbone": dataclasses.replace(job, model="local", config={}),
         "multiple of 8": dataclasses.replace(job, recipe=dataclasses.replace(RECIPE, input_size=36)),
@@ -341,8 +356,8 @@ def test_weights_are_torchvisions(data: str, tmp_path: Path) -> None:
             initial_model(mistaken, labels)
 
 
-def test_a_run_does_not_go_on_with_other_data(data: str, tmp_path: Path) -> None:
-    """A data set that was ingested anew is another one, though its place is the same."""
+def test_a_run_does_not_resume_on_other_data(data: str, tmp_path: Path) -> None:
+    """Another data set at the same place, as after ingesting it again."""
     run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=1))
     other = write_dataset(tmp_path / "data", {"train": 21, "val": 5}, seed=1)
     with pytest.raises(Mistake, match="has changed"):
@@ -350,9 +365,9 @@ def test_a_run_does_not_go_on_with_other_data(data: str, tmp_path: Path) -> None
 
 
 def test_the_best_checkpoint_survives_a_kill_between_the_two_pointers(data: str, tmp_path: Path) -> None:
-    """Killed after one pointer was written, the run goes on to its end with a best checkpoint to show."""
+    """After a kill between them, the run resumes and still has its best checkpoint."""
     recipe = dataclasses.replace(RECIPE, epochs=2)
-    written = []
+    written: list[str] = []
 
     def stop(run_folder: str, name: str, place: str) -> None:
         if written:

@@ -1,0 +1,59 @@
+"""What MLflow has not taken yet, kept in the run's folder for its next process: a worker, the driver or a resumed job.
+
+Each line of ``unsent.jsonl`` is an item; the contents of artifacts lie in ``unsent/``.
+"""
+
+import json
+
+from glefld import storage
+from glefld.errors import UserError
+from glefld.storage import redacted
+from glefld.tracking.items import Artifact, LogItem, from_json
+from glefld.tracking.outbox import Unsent
+
+
+def location(folder: str) -> str:
+    """URL of the run's ``unsent.jsonl``."""
+    return storage.join(folder, "unsent.jsonl")
+
+
+def read(folder: str) -> list[LogItem] | None:
+    """The items that an earlier process of the run kept, in order; None if it kept none.
+
+    UserError, with file and line, for a line that cannot be used.
+    """
+    url = location(folder)
+    if not storage.exists(url):
+        return None
+    items = []
+    for number, line in enumerate(storage.read_bytes(url).splitlines(), start=1):
+        try:
+            items.append(from_json(json.loads(line), _files(folder)))
+        except ValueError as error:
+            raise UserError(
+                f"{url}, line {number}, cannot be sent to MLflow: {error}. Delete the line, or the file"
+            ) from error
+    return items
+
+
+def write(folder: str, unsent: list[Unsent[LogItem]]) -> None:
+    """Keep these items, and the contents of their artifacts, in place of what was kept before. Holds no credentials."""
+    lines = []
+    for entry in unsent:
+        if isinstance(entry.item, Artifact):
+            url = storage.join(_files(folder), entry.item.path)
+            if entry.item.file != url:
+                storage.put(entry.item.file, url)
+        why = {"error": str(entry.error)} if entry.error is not None else {}
+        lines.append(json.dumps(redacted({**entry.item.to_json(), **why})) + "\n")
+    storage.write_bytes(location(folder), "".join(lines).encode())
+
+
+def remove(folder: str) -> None:
+    """Delete what was kept."""
+    storage.remove_tree(location(folder))
+    storage.remove_tree(_files(folder))
+
+
+def _files(folder: str) -> str:
+    return storage.join(folder, "unsent")
