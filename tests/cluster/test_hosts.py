@@ -114,7 +114,7 @@ def test_two_hosts_train_what_one_machine_trains(
 
 def test_elastic_training_goes_on_with_fewer_and_takes_one_back(team: Team) -> None:
     """1-4 workers: a host lost for good leaves one, and training goes on; a host that comes back is used again."""
-    epochs = 60
+    epochs = 40
     lost, kept = team.workers
     job = team.submit(
         f"train --dataset fld --epochs {epochs} {LEARNING} --num-workers 1-4 --cpus-per-worker 1 "
@@ -331,7 +331,7 @@ def raw(shared: Team, tmp_path_factory: pytest.TempPathFactory, ray_cluster: Non
     local = write_fld(folder / "source", listed, photos(listed, width=300, height=400))
     source = upload(local, f"{shared.root}/raw")
     here = folder / "here"
-    ingest.run(ingest.Options("fld", str(local), output=str(here), shard_mib=1))
+    ingest.run(ingest.Options("fld", source, output=str(here), shard_mib=1))
     made = open_dataset(str(here))
     assert len(made.shards) > 50
     return Raw(source, made, contents(str(here)))

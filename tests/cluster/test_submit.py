@@ -18,8 +18,8 @@ import requests
 from mlflow import MlflowClient
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from glefld import tracking
 from glefld.data.dataset import open_dataset
+from glefld.tracking import log
 from jobs import submit
 from tests.cluster.forks import Forks
 from tests.cluster.hosts import Host, alive, clean_environment, secured, short_folder
@@ -303,7 +303,7 @@ class Unreliable:
 
     async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
         for at, text in enumerate(self.texts):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
             if self.breaks and at == self.breaks[0]:
                 self.breaks.pop(0)
                 raise RuntimeError("the connection was reset")
@@ -319,7 +319,7 @@ def test_a_log_that_breaks_off_is_followed_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """However long it was followed before, a lost connection is tried again, and every line is printed once."""
-    monkeypatch.setattr(submit, "RECONNECT_SECONDS", 1.5)
+    monkeypatch.setattr(submit, "RECONNECT_SECONDS", 0.75)
     texts = [f"line {i}\n" for i in range(30)]
     end = submit.follow(Unreliable(texts, [20, 25]), "job", "")  # type: ignore[arg-type]
     assert capsys.readouterr().out == "".join(texts) == end
@@ -342,7 +342,7 @@ def test_the_exit_status_is_the_jobs(code: int | None, expected: int) -> None:
 
 def test_a_stopped_job_has_time_to_end_its_run() -> None:
     """Longer than a run's end waits for MLflow, or SIGKILL would leave the run as running."""
-    assert float(submit.STOPPING["RAY_JOB_STOP_WAIT_TIME_S"]) >= tracking.END_SECONDS + 30
+    assert float(submit.STOPPING["RAY_JOB_STOP_WAIT_TIME_S"]) >= log.END_SECONDS + 30
 
 
 @pytest.mark.slow

@@ -164,7 +164,10 @@ def test_every_parameter_learns(case: str) -> None:
 
 @pytest.mark.parametrize("case", EACH_SYSTEM)
 def test_it_overfits_eight_samples(case: str) -> None:
-    """Some steps on one batch: two landmarks are found to half of their spread, or six classes of eight are right."""
+    """Steps on one batch: both landmarks come within .3 of the mean position's error, or all eight classes are right.
+
+    It ends as soon as they do, after 5 to 140 steps on one machine; the limit leaves room for other roundings.
+    """
     pair = LandmarkSet(
         "pair",
         ("left", "right"),
@@ -175,18 +178,29 @@ def test_it_overfits_eight_samples(case: str) -> None:
     model = build(case, labels)
     batch = make_batch(8, k=len(pair))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    for _ in range(240 if case in ("local", "liu2018") else 40):  # small and plain, they learn slowly
-        train_step(model, model, optimizer, batch, Recipe(), 8, 1, torch.float32)
-    output = model(batch.images)
+    wrong = wrong_part(model, batch, labels)
+    limit = 300
+    while limit and wrong > 0.3:
+        for _ in range(5):
+            train_step(model, model, optimizer, batch, Recipe(), 8, 1, torch.float32)
+        limit -= 5
+        wrong = wrong_part(model, batch, labels)
+    assert limit < 300, "the task is no task: it was done before any training"
+    assert wrong < 0.3
+
+
+def wrong_part(model: Model, batch: Batch, labels: Labels) -> float:
+    """Mean distance of the landmarks, of the mean position's; or, of a classifier, how many classes are wrong."""
+    with torch.no_grad():
+        output = model(batch.images)
     if output.heatmaps is None:
         assert output.classes is not None
-        right = output.classes.argmax(dim=1) == batch.truth.label(model.label, labels)
-        assert right.sum() >= 6
-    else:
-        found, _ = model.codec.decode(output.heatmaps.detach())
-        mean = batch.landmarks.mean(dim=0)
-        error, before = ((xy - batch.landmarks).norm(dim=-1).mean().item() for xy in (found, mean))
-        assert error < 0.5 * before, (error, before)
+        return (output.classes.argmax(dim=1) != batch.truth.label(model.label, labels)).sum().item()
+    found, _ = model.codec.decode(output.heatmaps)
+    error, unlearned = (
+        (xy - batch.landmarks).norm(dim=-1).mean().item() for xy in (found, batch.landmarks.mean(dim=0))
+    )
+    return error / unlearned
 
 
 @each_model

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +23,7 @@ from glefld.schema import (
 from glefld.scoring.baselines import Baselines, MeanPosition, fit_and_score
 from glefld.scoring.evaluation import evaluation_json
 from glefld.scoring.metrics import Counters, Report
+from tests.conftest import SHARED_DATA
 
 K = len(FASHION8)
 LABELS = Labels(
@@ -34,7 +34,7 @@ LABELS = Labels(
     ),
     attribute_types=("texture", "fabric"),
 )
-ANNO_FINE = Path(__file__).parents[2] / ".." / "shared" / "data" / "deepfashion-fine" / "Anno_fine"
+ANNO_FINE = SHARED_DATA / "deepfashion-fine" / "Anno_fine"
 
 
 def garment(
