@@ -1,0 +1,139 @@
+"""What a module loads, and in which direction imports point: inference needs no plotting, training no Ray."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: What importing a module must not load.
+NOT_LOADED = {
+    "glefld.predict": {"ray", "mlflow", "matplotlib", "rich", "pycocotools"},
+    "glefld.training.loop": {"ray", "mlflow"},
+    "glefld.scoring.evaluation": {"ray", "mlflow", "matplotlib", "rich"},
+    "pipelines.ingest.run": {"torch", "mlflow", "tyro", "rich", "matplotlib"},
+    "pipelines.infer.run": {"mlflow", "matplotlib", "rich", "tyro"},
+}
+#: The rooms of the library that each room may import, itself besides.
+BELOW = {
+    "data": {"schema", "storage", "errors", "recipe"},
+    "datasets": {"data", "schema", "storage", "errors"},
+    "models": {"data", "schema", "storage", "errors", "recipe"},
+    "scoring": {"models", "data", "datasets", "schema", "storage", "errors", "recipe"},
+    "training": {"scoring", "models", "data", "schema", "storage", "errors", "recipe"},
+    "tracking": {"models", "schema", "storage", "errors"},
+    "synthetic": {"datasets", "schema", "storage", "errors"},
+    "predict": {"models", "data", "schema", "storage", "errors", "recipe"},
+    "recipe": {"data", "errors"},
+    "storage": {"errors"},
+    "schema": {"errors"},
+    "errors": set(),
+}
+MODULES = sorted(
+    path for package in ("glefld", "pipelines", "jobs") for path in (ROOT / package).rglob("*.py")
+)
+
+
+def imported(path: Path) -> set[str]:
+    """The dotted names that a file imports; ``from a import b`` counts as ``a.b``."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("module", NOT_LOADED)
+def test_a_module_loads_no_more_than_it_needs(module: str) -> None:
+    code = f"import json, sys; import {module}; print(json.dumps([m.partition('.')[0] for m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not NOT_LOADED[module] & set(json.loads(done.stdout))
+
+
+def test_imports_point_down() -> None:
+    """jobs -> pipelines -> glefld, and in the library each room stands on those that ``BELOW`` names."""
+    wrong = []
+    for path in MODULES:
+        package, room, *_ = (*path.relative_to(ROOT).with_suffix("").parts, "")
+        names = imported(path)
+        packages = {name.partition(".")[0] for name in names} & {"glefld", "pipelines", "jobs"}
+        above = packages - {"glefld": {"glefld"}, "pipelines": {"glefld", "pipelines"}}.get(package, packages)
+        if package == "glefld" and room != "__init__":
+            above |= (
+                {name.split(".")[1] for name in names if name.startswith("glefld.")} - BELOW[room] - {room}
+            )
+        wrong += [(name_of(path), above)] if above else []
+    assert not wrong
+
+
+def test_mlflow_has_one_door() -> None:
+    """Only glefld.tracking imports MLflow, and others import it from that package, not from its modules."""
+    wrong = [
+        (name_of(path), name)
+        for path in MODULES
+        if not path.is_relative_to(ROOT / "glefld" / "tracking")
+        for name in imported(path)
+        if name.partition(".")[0] == "mlflow" or (name.startswith("glefld.tracking.") and name.count(".") > 2)
+    ]
+    assert not wrong
+
+
+PRIVATE = {"pipelines/ray_private.py": "ray", "glefld/tracking/mlflow_private.py": "mlflow"}
+
+
+def test_private_names_of_libraries_stand_in_one_file_each() -> None:
+    """``import ray._private`` and ``torch.cpu._x`` alike: what a new release may take away is easy to find."""
+    wrong = []
+    for path in MODULES:
+        names = imported(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                names.add(ast.unparse(node))
+        for name in names:
+            library, *rest = name.split(".")
+            private = any(part.startswith("_") and not part.startswith("__") for part in rest)
+            if private and library in ("ray", "mlflow", "torch") and PRIVATE.get(name_of(path)) != library:
+                wrong.append((name_of(path), name))
+    assert not wrong
+
+
+def test_importing_changes_nothing_outside() -> None:
+    """Environment, fsspec's configuration and logging levels stay as the libraries leave them."""
+    libraries = (
+        "import ray, ray.data, ray.train.torch, ray.job_submission, mlflow, torch, s3fs, tyro, nvidia.dali"
+    )
+    modules = [
+        str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+        for path in MODULES
+    ]
+    code = f"""
+import json, logging, os
+{libraries}
+from fsspec.config import conf
+def state():
+    levels = {{n: l.level for n, l in logging.root.manager.loggerDict.items() if hasattr(l, "level")}}
+    return {{"environment": dict(os.environ), "fsspec": repr(conf), "levels": {{n: l for n, l in levels.items() if l}}}}
+before = state()
+import importlib
+for module in {modules}:
+    importlib.import_module(module)
+after = state()
+changed = {{key: (before[key], after[key]) for key in ("fsspec",) if before[key] != after[key]}}
+env = {{k: v for k, v in after["environment"].items() if before["environment"].get(k) != v}}
+ours = ("urllib3", "mlflow", "alembic", "ray", "botocore", "s3fs", "glefld", "pipelines", "jobs")
+levels = {{n: l for n, l in after["levels"].items() if before["levels"].get(n) != l and n.split(".")[0] in ours}}
+print(json.dumps([changed, sorted(k for k in env if k.startswith(("RAY_", "MLFLOW_", "AWS_", "GLEFLD_"))), levels]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [{}, [], {}]

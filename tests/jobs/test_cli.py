@@ -1,0 +1,61 @@
+"""What ends a job: one line for what a user can mend, a traceback for a bug of ours."""
+
+import pytest
+from botocore.exceptions import EndpointConnectionError
+
+from glefld.errors import UserError
+from jobs.cli import guard
+
+
+def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str]:
+    """The exit status and what stands on stderr of a job that raises this."""
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        guard(fail)
+    return end.value.code, capsys.readouterr().err
+
+
+def test_a_users_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(UserError("give --name\nagain"), capsys) == (1, "error: give --name again\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(2, "No such file", "list.txt"), EndpointConnectionError(endpoint_url="http://store")],
+)
+def test_what_disks_and_networks_answer_is_one_line_that_says_how_to_see_more(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, line = ended(error, capsys)
+    assert status == 1
+    assert line.count("\n") == 1
+    assert "GLEFLD_DEBUG=1" in line
+
+
+def test_secrets_of_urls_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "hidden" not in ended(OSError("s3://key:hidden@bucket/a is gone"), capsys)[1]
+
+
+def test_any_other_error_is_our_bug_and_keeps_its_traceback() -> None:
+    def fail() -> None:
+        raise ValueError("not a user's")
+
+    with pytest.raises(ValueError, match="not a user's"):
+        guard(fail)
+
+
+def test_the_debug_variable_keeps_every_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLEFLD_DEBUG", "1")
+
+    def fail() -> None:
+        raise UserError("give --name")
+
+    with pytest.raises(UserError):
+        guard(fail)
+
+
+def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(KeyboardInterrupt(), capsys) == (130, "stopped\n")

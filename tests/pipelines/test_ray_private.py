@@ -1,0 +1,46 @@
+"""Each private name of Ray's that we use is still there and still does what we use it for."""
+
+import importlib
+import logging
+import subprocess
+import sys
+
+import pytest
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution import context
+
+from pipelines import ray_private
+
+LOGGERS = (
+    *ray_private.SUBMISSION_LOGGERS,
+    ray_private.DATA_PROGRESS_LOGGER,
+    ray_private.DATA_EXECUTION_LOGGER,
+)
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+def test_a_silenced_logger_is_still_a_module_of_rays(name: str) -> None:
+    importlib.import_module(name)
+
+
+def test_ray_on_one_machine_takes_the_loopback_address() -> None:
+    code = (
+        "import ray; from pipelines.ray_private import listen_on_loopback; listen_on_loopback(); "
+        "print(ray.util.get_node_ip_address())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=".")
+    assert done.stdout.split()[-1] == "127.0.0.1"
+
+
+def test_a_group_that_found_no_room_is_told_from_other_failures() -> None:
+    assert ray_private.is_start_timeout(WorkerGroupStartupTimeoutError(2))
+    assert not ray_private.is_start_timeout(RuntimeError())
+
+
+def test_reports_of_workers_are_silenced() -> None:
+    before = context.logger.level
+    try:
+        ray_private.silence_train_reports()
+        assert not context.logger.isEnabledFor(logging.INFO)
+    finally:
+        context.logger.setLevel(before)
