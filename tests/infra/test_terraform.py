@@ -1,6 +1,7 @@
 """The Terraform module: formatted, valid, and its own tests (infra/terraform/tests), with a mock of AWS."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -66,8 +67,13 @@ def test_module_passes_its_tests_and_a_role_too_wide_does_not(module: Module) ->
     intended = roles.read_text()
     spoiled = intended.replace('write = ["runs", "models"]', 'write = ["runs", "models", "data"]')
     assert spoiled != intended
+    tests = module.folder / "tests" / "module.tftest.hcl"
+    settings, *runs = re.split(r"(?m)^(?=run )", (all_of_them := tests.read_text()))
+    (of_roles,) = [run for run in runs if run.startswith('run "each_role_has_its_prefixes_only"')]
     roles.write_text(spoiled)
+    tests.write_text(settings + of_roles)
     try:
         assert "a role may write where it should not" in module.terraform("test").stderr
     finally:
         roles.write_text(intended)
+        tests.write_text(all_of_them)

@@ -10,9 +10,12 @@ import torch
 from mlflow import MlflowClient
 
 from glefld.data.dataset import open_dataset
+from glefld.models import checkpoint
+from glefld.tracking import RunHandle, RunLog
 from glefld.training import loop
 from glefld.training.loop import Job
 from jobs import evaluate, infer, ingest, train
+from pipelines.train.run import WorkerGroup
 from tests.blots import COLOURS, image_folder
 from tests.mistakes import one_line
 from tests.raw_layouts import write_archive
@@ -49,8 +52,19 @@ def test_it_is_ingested_whole(root: Path) -> None:
     assert (manifest.splits, manifest.rejects, manifest.rows_in) == (ROWS, {}, sum(ROWS.values()))
 
 
-def test_a_block_guided_by_a_classifier(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def train_here(job: Job, workers: WorkerGroup, handle: RunHandle) -> str:
+    """The training loop in this process: test_compare.py trains a classifier and what it guides in Ray's workers."""
+    log = RunLog(handle, job.run)
+    loop.train(job, torch.device("cpu"), log.log, lambda epoch: log.log(epoch.metrics, epoch.step))
+    assert log.flush()
+    return f"{job.run}/{checkpoint.pointed(job.run, 'best')}"
+
+
+def test_a_block_guided_by_a_classifier(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """sanl-resnet trains with the ResNet's attention; accuracy is printed and logged, NE is not."""
+    monkeypatch.setattr("pipelines.train.run.train", train_here)
     train.run(
         options(
             root,
@@ -90,7 +104,7 @@ def test_evaluate_writes_the_accuracy(root: Path, capsys: pytest.CaptureFixture[
     assert f"{'accuracy_top1':24s} {scores['accuracy']['top1']:.4f}" in printed
 
 
-def test_mistakes_end_in_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_for_classifiers_is_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A classifier finds no landmarks, a data set of classes has none, and a guided block wants its guide."""
     guide = str(root / "runs" / "guide")
     photos = infer.Options(guide, str(root / "blots.zip"), output=str(root / "predictions"))

@@ -56,10 +56,12 @@ def arguments(options: Options) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_run_again(moment: int, undisturbed: Options, tmp_path: Path) -> None:
+def test_a_killed_inference_run_again_predicts_each_photo_once(
+    moment: int, undisturbed: Options, tmp_path: Path
+) -> None:
     """Whenever it was killed, the next run ends with each photo once, and redoes no finished shard.
 
-    The first moment is the one between the last shard and the manifest.
+    The first moment is the one between the last shard and the manifest. The next run has one worker, not two.
     """
     expected = storage.read_json(storage.join(str(undisturbed.output), "manifest.json"))
     count = len(expected["shards"])
@@ -70,7 +72,7 @@ def test_killed_and_run_again(moment: int, undisturbed: Options, tmp_path: Path)
     assert wanted <= len(kept)
     if moment == 0:
         assert not (output / "manifest.json").exists(), "killed too late to show anything"
-    run(options)
+    run(dataclasses.replace(options, num_workers=1))
     assert kept.items() <= shards(output).items()
     assert storage.read_json(str(output / "manifest.json"))["content_hash"] == expected["content_hash"]
     assert sorted(path.name for path in output.iterdir()) == ["manifest.json", *sorted(shards(output))]
@@ -85,7 +87,9 @@ def test_killed_and_run_again(moment: int, undisturbed: Options, tmp_path: Path)
         np.testing.assert_allclose(landmarks, places[name], atol=HEIGHT / dots.SIZE)
 
 
-def test_a_finished_one_says_so_and_draws(undisturbed: Options, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_inference_says_so_and_draws(
+    undisturbed: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nothing is predicted again; overlays that are asked for later are drawn all the same."""
     before = shards(Path(str(undisturbed.output)))
     run(dataclasses.replace(undisturbed, overlays=2))
@@ -108,6 +112,6 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_mistakes_end_in_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_of_inference_are_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     options, message = WRONG[case]
     assert message in one_line(lambda: run(options), capsys)

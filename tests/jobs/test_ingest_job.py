@@ -39,7 +39,9 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_run_again(moment: int, undisturbed: Options, tmp_path: Path) -> None:
+def test_a_killed_ingest_run_again_gives_the_same_data_set(
+    moment: int, undisturbed: Options, tmp_path: Path
+) -> None:
     """Whenever it was killed, the next run ends with the undisturbed data set and redoes no finished shard.
 
     The first moment is the one between the last shard and the manifest.
@@ -59,7 +61,7 @@ def test_killed_and_run_again(moment: int, undisturbed: Options, tmp_path: Path)
     assert kept.items() <= shards(output).items()
 
 
-def test_a_finished_one_says_so(undisturbed: Options, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_ingest_says_so(undisturbed: Options, capsys: pytest.CaptureFixture[str]) -> None:
     before = shards(Path(str(undisturbed.output)))
     run(undisturbed)
     assert "is already finished" in capsys.readouterr().out
@@ -67,7 +69,7 @@ def test_a_finished_one_says_so(undisturbed: Options, capsys: pytest.CaptureFixt
 
 
 WRONG = {
-    "no such source": (Options("fld", "/nowhere"), "neither a folder nor one archive"),
+    "no such source": (Options("fld", "/nowhere"), "neither a folder nor an archive"),
     "a margin below zero": (Options("fld", "/nowhere", margin=-0.1), "--margin must be between 0 and 10"),
     "a tolerance below zero": (Options("fld", "/nowhere", landmark_tolerance=-1), "--landmark-tolerance"),
     "no shard size": (Options("fld", "/nowhere", shard_mib=0), "--shard-mib must be at least 1"),
@@ -76,13 +78,15 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_mistakes_end_in_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_of_ingest_are_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     options, message = WRONG[case]
     assert message in one_line(lambda: run(options), capsys)
 
 
 @pytest.mark.parametrize("missing", list(fld_lists([])))
-def test_a_missing_list_is_named(missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ingest_without_a_list_names_it_and_writes_nothing(
+    missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The job stops with the list's name, and nothing that could be taken for a data set is written."""
     listed = rows(10)
     source = write_fld(tmp_path / "source", listed, photos(listed))

@@ -43,7 +43,7 @@ def test_writes_deepfashion2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "omit it for deepfashion2" in told
 
 
-def test_a_mistake_ends_in_one_line(tmp_path: Path) -> None:
+def test_a_process_ends_in_one_line_with_status_1(tmp_path: Path) -> None:
     """No traceback, no output, an exit status that a script can see."""
     command = [sys.executable, "-m", "jobs.synthesize", "--layout", "fld", "--count", "0"]
     result = subprocess.run(

@@ -1,11 +1,13 @@
 """The training job as a user runs it: one MLflow run whatever happens to its workers, and mistakes in one line."""
 
+import dataclasses
 import json
 import os
 import shutil
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from pipelines import evaluate as evaluation
 from pipelines.train.run import WorkerGroup, parse_workers
 from tests.dots import write_checkpoint
 from tests.ingested import write_dataset
+from tests.meanwhile import meanwhile
 from tests.mistakes import one_line
+from tests.ports import is_loopback, listening
 
 TINY = (
     "--input-size 32 --epochs 3 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 "
@@ -33,9 +37,14 @@ TINY = (
 @pytest.fixture
 def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    write_dataset(tmp_path / "data" / "fld", {"train": 45, "val": 23}, hide=10)
-    return tmp_path
+    return new_root(tmp_path, empty_store)
+
+
+def new_root(folder: Path, empty_store: Path) -> Path:
+    """A root with an ingested data set and an MLflow store that holds no run."""
+    shutil.copy(empty_store, folder / "mlflow.db")
+    write_dataset(folder / "data" / "fld", {"train": 45, "val": 23}, hide=10)
+    return folder
 
 
 def options(root: Path, line: str) -> train.Options[Any]:
@@ -65,20 +74,48 @@ def only_run(root: Path) -> Run:
     return run
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
-    """Two workers, one killed after the first epoch's checkpoint: training ends, in one MLflow run with every step."""
-    folder = root / "runs" / "killed"
-    killed: list[int] = []
-    watcher = threading.Thread(target=kill_a_worker, args=((folder / "last.json").exists, killed))
-    watcher.start()
-    train.run(options(root, f"{TINY} --name killed --num-workers 2"))
-    watcher.join()
-    assert len(killed) == 1
-    assert not Path(f"/proc/{killed[0]}").exists()
+@dataclasses.dataclass(frozen=True)
+class Disturbed:
+    """A run of two workers of which one was killed, and what listened, by address, while they were there."""
 
-    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
-    run = only_run(root)
+    root: Path
+    killed: list[int]
+    listened: dict[str, set[str]]
+    run: Run
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "runs" / "killed"
+
+
+@pytest.fixture(scope="module")
+def disturbed(ray_cluster: None, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
+    """One training for all tests of what it leaves behind: its processes take half a minute to start."""
+    root = new_root(tmp_path_factory.mktemp("disturbed"), empty_store)
+    killed: list[int] = []
+    listened: defaultdict[str, set[str]] = defaultdict(set)
+
+    def look() -> None:
+        for address, processes in listening().items():
+            listened[address] |= processes
+
+    begun = root / "runs" / "killed" / "last.json"
+    watcher = threading.Thread(target=kill_a_worker, args=(begun.exists, killed))
+    with pytest.MonkeyPatch.context() as patch, meanwhile(look, pause=0.5):
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        watcher.start()
+        train.run(options(root, f"{TINY} --name killed --num-workers 2"))
+    watcher.join()
+    return Disturbed(root, killed, listened, only_run(root))
+
+
+def test_a_killed_worker_costs_neither_the_run_nor_a_step(disturbed: Disturbed) -> None:
+    """Two workers, one killed after the first epoch's checkpoint: training ends, in one MLflow run with every step."""
+    assert len(disturbed.killed) == 1
+    assert not Path(f"/proc/{disturbed.killed[0]}").exists()
+
+    client = MlflowClient(f"sqlite:///{disturbed.root}/mlflow.db")
+    run = disturbed.run
     assert run.info.status == "FINISHED"
     steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "loss")}
     assert steps == set(range(3 * 6))
@@ -92,20 +129,30 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(root: Path) -> None:
     (model,) = client.search_logged_models([run.info.experiment_id])
     assert model.name == "gle"
 
-    # Evaluated again by three tasks, the checkpoint scores what it scored in the run.
-    best = checkpoint.resolve(str(folder))
-    report = evaluation.evaluate_checkpoint(
-        best, str(root / "data" / "fld"), "val", evaluation.Tasks(number=3)
-    )
-    assert report.ne == pytest.approx(run.data.metrics["best_ne"], abs=1e-6)
 
-    # The name is taken; resumed, a finished run has nothing left to do and stays one run.
+def test_training_on_this_machine_listens_on_loopback_only(disturbed: Disturbed) -> None:
+    """The store that the workers meet at, and gloo, while two of them train."""
+    found = disturbed.listened
+    assert any("RayTrainWorker" in process for processes in found.values() for process in processes), found
+    assert all(is_loopback(address) for address in found), found
+
+
+def test_several_tasks_score_a_checkpoint_as_its_training_did(disturbed: Disturbed) -> None:
+    best = checkpoint.resolve(str(disturbed.folder))
+    data = str(disturbed.root / "data" / "fld")
+    report = evaluation.evaluate_checkpoint(best, data, "val", evaluation.Tasks(number=3))
+    assert report.ne == pytest.approx(disturbed.run.data.metrics["best_ne"], abs=1e-6)
+
+
+def test_a_finished_run_has_nothing_left_to_do(disturbed: Disturbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is taken; resumed, with its own options only, it stays one run."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ValueError, match="give --resume to continue it"):
-        train.run(options(root, f"{TINY} --name killed"))
+        train.run(options(disturbed.root, f"{TINY} --name killed"))
     with pytest.raises(ValueError, match="recipe"):
-        train.run(options(root, f"{TINY} --name killed --resume --learning-rate 0.5"))
-    train.run(options(root, f"{TINY} --resume --name killed"))
-    assert only_run(root).info.run_id == run.info.run_id
+        train.run(options(disturbed.root, f"{TINY} --name killed --resume --learning-rate 0.5"))
+    train.run(options(disturbed.root, f"{TINY} --resume --name killed"))
+    assert only_run(disturbed.root).info.run_id == disturbed.run.info.run_id
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -131,7 +178,7 @@ def test_workers_that_find_no_room_are_not_waited_for_for_ever(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_evaluate_writes_its_json_and_run(root: Path) -> None:
-    """The keys that DESIGN names, with the numbers of the split, beside the baselines."""
+    """With the numbers of the split, beside the baselines."""
     url = write_checkpoint(str(root / "checkpoint"))
     out = root / "evaluation.json"
     evaluate.run(evaluate.Options("fld", url, "val", root=str(root), output=str(out), num_workers=2))
@@ -203,7 +250,9 @@ WRONG = {
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("case", WRONG)
-def test_mistakes_end_in_one_line(case: str, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_one_line_before_training_writes_anything(
+    case: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Before anything is written: no run that would have to be named again, no run in MLflow."""
     line, message = WRONG[case]
     assert message in one_line(lambda: train.run(options(root, line.format(root=root))), capsys)

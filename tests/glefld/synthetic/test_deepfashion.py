@@ -50,7 +50,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_bytes_depend_on_the_seed_alone(roots: dict[str, Path], tmp_path: Path) -> None:
+def test_deepfashion_bytes_depend_on_the_seed_alone(roots: dict[str, Path], tmp_path: Path) -> None:
     """However many processes draw, the files are the same; another seed's photos are not."""
     write_dataset(str(tmp_path / "one"), "fld", COUNT, seed=4, processes=1)
     assert digests(tmp_path / "one") == digests(roots["fld"])

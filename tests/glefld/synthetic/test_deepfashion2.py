@@ -46,7 +46,7 @@ def garments(photos: list[tuple[Image.Image, dict[str, Any]]]) -> list[tuple[Ima
     return [(image, item) for image, content in photos for key, item in content.items() if "item" in key]
 
 
-def test_bytes_depend_on_the_seed_alone(root: Path, tmp_path: Path) -> None:
+def test_deepfashion2_bytes_depend_on_the_seed_alone(root: Path, tmp_path: Path) -> None:
     """However many processes draw, the files are the same; a larger count begins with the smaller one's photos."""
     write_dataset(str(tmp_path / "one"), COUNT, seed=4)
     assert digests(tmp_path / "one") == digests(root)

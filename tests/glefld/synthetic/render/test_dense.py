@@ -61,7 +61,7 @@ def test_a_mirror_swaps_the_pairs(view: str) -> None:
     assert len(found) >= 12
 
 
-def test_left_is_the_garments_left() -> None:
+def test_left_of_the_dense_landmarks_is_the_garments_left() -> None:
     """A pair's first landmark is on the picture's left in front, on its right behind."""
     for view, sign in (("front", 1), ("back", -1)):
         for seed in range(30):
