@@ -114,7 +114,7 @@ def test_two_hosts_train_what_one_machine_trains(
 
 def test_elastic_training_goes_on_with_fewer_and_takes_one_back(team: Team) -> None:
     """1-4 workers: a host lost for good leaves one, and training goes on; a host that comes back is used again."""
-    epochs = 40
+    epochs = 80
     lost, kept = team.workers
     job = team.submit(
         f"train --dataset fld --epochs {epochs} {LEARNING} --num-workers 1-4 --cpus-per-worker 1 "
