@@ -13,7 +13,9 @@ from jobs.cli import ray, start_ray
 # Tensors here are small. Two threads that share them gain nothing, and beside another program they wait for each other:
 # fourteen times the time was measured.
 torch.set_num_threads(1)
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+#: What is beside the repository on some machines: real photos, published tables, schemas.
+SHARED = Path(__file__).parents[2] / "shared"
+SHARED_DATA = SHARED / "data"
 
 
 @pytest.fixture(scope="session")

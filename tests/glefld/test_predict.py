@@ -18,7 +18,7 @@ from glefld import predict
 from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.data.loader import BatchLoader, InputPipeline
 from glefld.errors import BadBox, BadPhoto
-from glefld.predict import Crop, Prediction, Predictor, is_whole_jpeg, orient, prepare
+from glefld.predict import Crop, Prediction, Predictor, prepare
 from glefld.schema import sample_schema
 from tests import dots
 
@@ -124,21 +124,6 @@ def test_any_file_in_any_orientation_is_the_same_photo(kind: str, predictor: Pre
             assert isinstance(answer, Prediction)
             one_input_pixel = WIDTH / dots.SIZE
             np.testing.assert_allclose(answer.landmarks, points, atol=one_input_pixel)
-
-
-@pytest.mark.parametrize("orientation", STORED)
-def test_orientation_as_an_affine_map(orientation: int) -> None:
-    """Each stored pixel lands where Pillow puts it in the upright picture."""
-    pixels = np.arange(5 * 3, dtype=np.uint8).reshape(3, 5)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = Image.open(io.BytesIO(dots.encoded(Image.fromarray(pixels), "PNG", exif=exif)))
-    upright = np.asarray(ImageOps.exif_transpose(image))
-    affine = orient(orientation, 5, 3)
-    for row in range(3):
-        for column in range(5):
-            x, y = affine[:, :2] @ (column + 0.5, row + 0.5) + affine[:, 2]
-            assert upright[int(y), int(x)] == pixels[row, column]
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 7])
@@ -267,14 +252,6 @@ def test_a_truncated_photo_never_passes_for_a_whole_one(kind: str, predictor: Pr
         if isinstance(answer, Prediction):
             assert cut > len(data) - 64, f"{kind} cut at {cut} of {len(data)}"
             np.testing.assert_allclose(answer.landmarks, whole.landmarks, atol=0.1)
-
-
-def test_the_end_of_a_thumbnail_is_not_the_photos(predictor: Predictor) -> None:
-    data = with_thumbnail(example(5)[1])
-    assert is_whole_jpeg(data)
-    assert is_whole_jpeg(data + b"trailing bytes")
-    assert b"\xff\xd9" in data[: len(data) // 2]
-    assert not is_whole_jpeg(data[:-2])
 
 
 def test_a_jpeg_that_dali_refuses_is_decoded_by_pillow(predictor: Predictor) -> None:

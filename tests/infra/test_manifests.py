@@ -1,7 +1,6 @@
 """The manifests against the schemas of what would read them."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -9,11 +8,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.conftest import SHARED
 from tests.infra.rendered import TARGETS, Document, of_kind, pods, render, walk
 
 KUBERNETES_VERSION = "1.34"
 #: KubeRay's custom resource definitions: beside the repository, since they are large and not ours.
-CRDS = Path(__file__).parents[3] / "shared" / "kuberay"
+CRDS = SHARED / "kuberay"
 
 
 def closed(schema: Any, inside: str = "") -> Any:

@@ -5,9 +5,9 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin
 
-from glefld.data.photos import decode_rgb, encode_jpeg
+from glefld.data.photos import decode_rgb, encode_jpeg, is_whole_jpeg, orient
 from glefld.errors import BadPhoto
 from tests.raw_layouts import jpeg
 
@@ -110,3 +110,30 @@ def test_stored_pictures_keep_colour_at_full_resolution() -> None:
     reference = Image.open(io.BytesIO(encoded(stored, "JPEG", quality=95)))
     assert JpegImagePlugin.get_sampling(stored) == 0
     assert stored.quantization == reference.quantization
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_as_an_affine_map(orientation: int) -> None:
+    """Each stored pixel lands where Pillow puts it in the upright picture."""
+    pixels = np.arange(5 * 3, dtype=np.uint8).reshape(3, 5)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.open(io.BytesIO(encoded(Image.fromarray(pixels), "PNG", exif=exif)))
+    upright = np.asarray(ImageOps.exif_transpose(image))
+    affine = orient(orientation, 5, 3)
+    for row in range(3):
+        for column in range(5):
+            x, y = affine[:, :2] @ (column + 0.5, row + 0.5) + affine[:, 2]
+            assert upright[int(y), int(x)] == pixels[row, column]
+
+
+def test_the_end_of_a_thumbnail_is_not_the_photos() -> None:
+    """As cameras write it, a whole small JPEG stands in the EXIF part: only the photo's own end marker counts."""
+    photo = jpeg(5)
+    thumbnail = encoded(Image.open(io.BytesIO(photo)).resize((60, 40)), "JPEG")
+    segment = b"Exif\0\0" + thumbnail
+    data = photo[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2) + segment + photo[2:]
+    assert b"\xff\xd9" in data[: len(segment) + 10]
+    assert is_whole_jpeg(data)
+    assert is_whole_jpeg(data + b"trailing bytes")
+    assert not is_whole_jpeg(data[:-2])

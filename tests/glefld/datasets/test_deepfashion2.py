@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,10 @@ from glefld.datasets.deepfashion2 import mask_area
 from glefld.datasets.deepfashion2_landmarks import CATEGORIES, DEEPFASHION2, SIGMAS
 from glefld.datasets.lists import ListFiles, unpack
 from glefld.schema import LandmarkSet, Visibility
+from tests.conftest import SHARED
 from tests.raw_layouts import deepfashion2_files, deepfashion2_item
 
-TABLES = Path(__file__).parents[4] / "shared" / "deepfashion2.json"
+TABLES = SHARED / "deepfashion2.json"
 
 
 def test_the_types_share_the_landmarks_out() -> None:

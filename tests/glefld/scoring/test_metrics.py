@@ -5,7 +5,6 @@ import json
 import math
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ from glefld.schema import (
     Labels,
     LandmarkSet,
     Visibility,
-    sample_schema,
 )
 from glefld.scoring.baselines import Baselines, MeanPosition, fit_and_score
 from glefld.scoring.evaluation import evaluation_json
@@ -311,30 +309,6 @@ def test_evaluation_json_keys():
     assert list(value["counted"]) == list(FASHION8.landmarks)
     assert value["baseline"]["mean_position"] == baseline.mean_position.ne
     assert value["baseline"]["most_frequent"]["accuracy"]["top1"] > 0
-
-
-def test_truth_from_stored_samples():
-    """Landmarks are stored in the crop and scored in the photo."""
-    row = {
-        **{"sample_id": "a", "source_uri": "a", "source_width": 300, "source_height": 300},
-        **{"photo_hash": bytes(16), "image": b"", "image_width": 60, "image_height": 60},
-        **{"box": [30, 40, 60, 80], "crop_box": [20, 25, 80, 85], "garment_type": None, "view": "back"},
-        **{"category": 2, "attributes": [0, 3]},
-        "landmarks": [1.5, 2.5] + [math.nan] * 14,
-        "visibility": [0] + [3] * 7,
-    }
-    schema = sample_schema(FASHION8)
-    table = pa.concat_tables(pa.Table.from_pylist([row | {"view": v}], schema) for v in ("back", None))
-    truth = Truth.from_arrow(table, LABELS)
-    assert truth.points[:, 0].tolist() == [[21.5, 27.5]] * 2
-    assert truth.points[:, 1:].isnan().all()
-    assert truth.box.tolist() == [[30, 40, 60, 80]] * 2
-    assert truth.garment_type.tolist() == [-1, -1]
-    assert truth.view.tolist() == [VIEWS.index("back"), -1]
-    assert truth.category.tolist() == [1, 1], "stored from 1, counted from 0"
-    assert truth.attributes.tolist() == [[1, 0, 0, 1]] * 2
-    assert len(Truth.from_arrow(table.slice(0, 0), LABELS).points) == 0
-    assert Truth.from_arrow(table.slice(1), LABELS).view.tolist() == [-1]
 
 
 def fine_grained(split: str) -> Truth:
