@@ -2,17 +2,19 @@
 
 import contextlib
 import os
+import runpy
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+
+from tests.forks import forks
 
 #: More moments take longer and prove more: `GLEFLD_KILL_MOMENTS=20 pytest tests/jobs`.
 MOMENTS = range(int(os.environ.get("GLEFLD_KILL_MOMENTS", "2")))
@@ -21,11 +23,14 @@ MOMENTS = range(int(os.environ.get("GLEFLD_KILL_MOMENTS", "2")))
 MARK = "GLEFLD_TEST_JOB"
 
 
-def kill_job(job: str, arguments: Sequence[str], moment: int, shards: int, written: Callable[[], int]) -> int:
-    """Run ``python -m jobs.JOB`` with a Ray of its own; SIGKILL for its whole process group at the moment.
+def kill_job(
+    job: str, arguments: Sequence[str], moment: int, shards: int, written: Callable[[], int], folder: Path
+) -> int:
+    """Run ``python -m jobs.JOB`` with a Ray of its own; SIGKILL for all of its processes at the moment.
 
     Moment 0 is the one between the last of the ``shards`` and the manifest; any other comes a while after a random
-    one. ``written`` counts the finished shards. Returns how many were awaited.
+    one. ``written`` counts the finished shards. What the job prints is put in ``folder``. Returns how many shards were
+    awaited.
     """
     rng = np.random.default_rng(moment)
     wanted, delay = (
@@ -34,26 +39,35 @@ def kill_job(job: str, arguments: Sequence[str], moment: int, shards: int, writt
     print(f"killed {delay:.3f} s after {wanted} of {shards} shards were there")
     mark = uuid.uuid4().hex
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    with tempfile.TemporaryFile("w+") as printed:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"jobs.{job}", *arguments],
-            env=environment | {MARK: mark},
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        while written() < wanted:
-            if process.poll() is not None:
-                printed.seek(0)
-                pytest.fail(f"the job ended before its moment: {printed.read()}")
-            time.sleep(0.001)
+    printed = folder / "printed"
+    process = forks().Process(target=run_job, args=(job, arguments, environment | {MARK: mark}, printed))
+    process.start()
+    assert process.pid is not None
+    while written() < wanted:
+        if not process.is_alive():
+            pytest.fail(f"the job ended before its moment: {printed.read_text()}")
+        time.sleep(0.001)
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    # A worker that is being taken down may still finish the shard in hand.
-    _, alive = psutil.wait_procs(list(marked(mark)), timeout=30)
-    assert not alive, f"processes that outlive their job: {alive}"
+    process.join()
+    # Its workers too, which are in groups of their own: left alone, they may finish the shard in hand seconds later.
+    for process_of_job in (left := list(marked(mark))):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process_of_job.kill()
+    _, alive = psutil.wait_procs(left, timeout=30)
+    assert not alive
     return wanted
+
+
+def run_job(job: str, arguments: Sequence[str], environment: dict[str, str], printed: Path) -> None:
+    """What a fork does to be the job's process: its own group, output, environment and ``__main__``."""
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["", *arguments]
+    runpy.run_module(f"jobs.{job}", run_name="__main__", alter_sys=True)
 
 
 def marked(mark: str) -> Iterator[psutil.Process]:

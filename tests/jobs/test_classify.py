@@ -10,13 +10,11 @@ import torch
 from mlflow import MlflowClient
 
 from glefld.data.dataset import open_dataset
-from glefld.models import checkpoint
-from glefld.tracking import RunHandle, RunLog
 from glefld.training import loop
 from glefld.training.loop import Job
 from jobs import evaluate, infer, ingest, train
-from pipelines.train.run import WorkerGroup
 from tests.blots import COLOURS, image_folder
+from tests.in_process import train_here
 from tests.mistakes import one_line
 from tests.raw_layouts import write_archive
 
@@ -52,18 +50,13 @@ def test_it_is_ingested_whole(root: Path) -> None:
     assert (manifest.splits, manifest.rejects, manifest.rows_in) == (ROWS, {}, sum(ROWS.values()))
 
 
-def train_here(job: Job, workers: WorkerGroup, handle: RunHandle) -> str:
-    """The training loop in this process: test_compare.py trains a classifier and what it guides in Ray's workers."""
-    log = RunLog(handle, job.run)
-    loop.train(job, torch.device("cpu"), log.log, lambda epoch: log.log(epoch.metrics, epoch.step))
-    assert log.flush()
-    return f"{job.run}/{checkpoint.pointed(job.run, 'best')}"
-
-
 def test_a_block_guided_by_a_classifier(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """sanl-resnet trains with the ResNet's attention; accuracy is printed and logged, NE is not."""
+    """sanl-resnet trains with the ResNet's attention; accuracy is printed and logged, NE is not.
+
+    test_compare.py trains a classifier and what it guides in Ray's workers.
+    """
     monkeypatch.setattr("pipelines.train.run.train", train_here)
     train.run(
         options(

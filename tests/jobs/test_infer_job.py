@@ -67,7 +67,7 @@ def test_a_killed_inference_run_again_predicts_each_photo_once(
     count = len(expected["shards"])
     output = tmp_path / "output"
     options = dataclasses.replace(undisturbed, output=str(output))
-    wanted = kill_job("infer", arguments(options), moment, count, lambda: len(shards(output)))
+    wanted = kill_job("infer", arguments(options), moment, count, lambda: len(shards(output)), tmp_path)
     kept = shards(output)
     assert wanted <= len(kept)
     if moment == 0:

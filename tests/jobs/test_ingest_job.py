@@ -51,7 +51,7 @@ def test_a_killed_ingest_run_again_gives_the_same_data_set(
     output = tmp_path / "output"
     options = dataclasses.replace(undisturbed, output=str(output))
     arguments = ["--dataset", "fld", "--source", options.source, "--output", str(output), "--shard-mib", "1"]
-    wanted = kill_job("ingest", arguments, moment, count, lambda: len(shards(output)))
+    wanted = kill_job("ingest", arguments, moment, count, lambda: len(shards(output)), tmp_path)
     kept = shards(output)
     assert wanted <= len(kept)
     if moment == 0:
