@@ -22,6 +22,10 @@ MOMENTS = range(int(os.environ.get("GLEFLD_KILL_MOMENTS", "2")))
 #: The environment variable that tells a job's processes from others.
 MARK = "GLEFLD_TEST_JOB"
 
+#: What the tests' own cluster has put into our environment. A job's Ray decides on authentication itself: a fork of
+#: a process that imported Ray without a mode would tell its servers "token" and speak to them without one.
+SET_BY_RAY = ("RAY_ADDRESS", "RAY_AUTH_MODE")
+
 
 def kill_job(
     job: str, arguments: Sequence[str], moment: int, shards: int, written: Callable[[], int], folder: Path
@@ -38,7 +42,7 @@ def kill_job(
     )
     print(f"killed {delay:.3f} s after {wanted} of {shards} shards were there")
     mark = uuid.uuid4().hex
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {name: value for name, value in os.environ.items() if name not in SET_BY_RAY}
     printed = folder / "printed"
     process = forks().Process(target=run_job, args=(job, arguments, environment | {MARK: mark}, printed))
     process.start()
