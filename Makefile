@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test test-cluster lint types setup lock clean
+.PHONY: demo test test-cluster test-gpu lint types setup lock clean
 
 DEMO := demo-data
 
@@ -35,6 +35,9 @@ test-cluster: setup  ## the jobs against real servers; as root with apt their sy
 		|| echo "apt could not install $(SYSTEM): tests that need what is absent are skipped"; \
 	fi
 	$(BIN)/python -m pytest tests/cluster
+
+test-gpu: setup  ## what only a GPU shows, with its figures
+	$(BIN)/python -m pytest tests/gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlflow import MlflowClient
-
-from jobs.cli import ray, start_ray
 
 # Tensors here are small. Two threads that share them gain nothing, and beside another program they wait for each other:
 # fourteen times the time was measured.
@@ -21,6 +18,8 @@ SHARED_DATA = SHARED / "data"
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray with logical CPUs to spare: on two cores, training workers would leave Ray Data none."""
+    from jobs.cli import ray, start_ray  # here: tests/gpu runs where there is no Ray, and no MLflow
+
     # Ray's own niceness of 15 starves its workers beside anything else. It spells the name so.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     start_ray(num_cpus=4, dashboard=True)  # Ray Train asks its state API
@@ -39,6 +38,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new MLflow SQLite file, to be copied: making one runs all of MLflow's migrations, some ten seconds."""
+    from mlflow import MlflowClient
+
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path

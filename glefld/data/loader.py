@@ -126,7 +126,11 @@ def _graph(size: int, gpu: bool) -> object:
     matrix = fn.external_source(name="matrix", dtype=types.FLOAT, ndim=2)
     colour = fn.external_source(name="colour", dtype=types.FLOAT, ndim=1)
     images = fn.decoders.image(
-        encoded, device="mixed" if gpu else "cpu", output_type=types.RGB, adjust_orientation=False
+        encoded,
+        device="mixed" if gpu else "cpu",
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,  # as the CPU's decoder does: otherwise the two differ by up to ten levels
     )
     images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)
     images = fn.warp_affine(

@@ -29,14 +29,17 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor, attention: Tensor | None = None) -> Tensor:
         """x [B, C, H, W], attention [B, 1, H, W] in [0, 1] or None -> [B, C, H, W]"""
-        query, key, value = (conv(x).flatten(2).transpose(1, 2) for conv in (self.theta, self.phi, self.g))
+        # One head, [B, 1, HW, C / 2]: only four dimensions have a kernel that does not hold all HW x HW weights.
+        query, key, value = (
+            conv(x).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.theta, self.phi, self.g)
+        )
         bias = None
         if attention is not None:
             bias = attention.flatten(2).clamp(min=LEAST_ATTENTION).log().to(query.dtype)  # [B, 1, HW]
-            bias = bias.expand(-1, query.shape[1], -1)
+            bias = bias.unsqueeze(1).expand(-1, -1, query.shape[2], -1)
         # The papers do not scale the products.
-        y = F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)  # [B, HW, C / 2]
-        y = y.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
+        y = F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)  # [B, 1, HW, C / 2]
+        y = y.squeeze(1).transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
         return x + self.norm(self.w(y))
 
     def start_as_identity(self) -> None:

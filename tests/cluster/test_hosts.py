@@ -399,11 +399,11 @@ def test_ingest_on_a_full_disk_says_so_and_goes_on_with_room(
     team: Team, raw: Raw, store: ObjectStore, tell: Callable[[str], None]
 ) -> None:
     """Ingest ends with the system's own words; with room again it goes on, and no finished shard is redone."""
-    host = team.workers[1]
-    filler = host.temporary / "filler"
+    filler = team.workers[1].temporary / "filler"
+    job = submit_ingest(team, raw.source, "full")
+    job.until(lambda: len(shards(f"{team.root}/full")) >= 5, "some shards are finished", pause=0.05)
     with pytest.raises(OSError, match="No space left"):
         fill(filler)
-    job = submit_ingest(team, raw.source, "full")
     assert job.wait(JOB_SECONDS) == 1
     told = time.monotonic() - job.since
     last = job.printed.splitlines()[-1]
@@ -412,6 +412,7 @@ def test_ingest_on_a_full_disk_says_so_and_goes_on_with_room(
     assert not storage.exists(f"{team.root}/full/manifest.json")
     filler.unlink()
     kept = store.written(f"{team.root}/full/split=")
+    assert kept
     begun = time.monotonic()
     again = submit_ingest(team, raw.source, "full")
     assert again.wait(JOB_SECONDS) == 0, again.printed
