@@ -20,7 +20,7 @@ demo: setup  ## raw archive -> Parquet -> training -> NE -> predictions, on this
 	$(BIN)/python -m jobs.evaluate --dataset fld --root $(DEMO) --checkpoint $(DEMO)/runs/demo --split test \
 		--output $(DEMO)/evaluation.json
 	@echo
-	@echo "pictures   $(DEMO)/predictions/overlays"
+	@echo "pictures   $(DEMO)/predictions/_overlays"
 	@echo "serve      $(BIN)/mlflow server --backend-store-uri sqlite:///$(DEMO)/mlflow.db --port 5000"
 
 test: setup lint types  ## lint, types and the whole suite

@@ -230,7 +230,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A data set's ``manifest.json``. It is written last, so a folder without one is not a finished data set."""
+    """A data set's ``_manifest.json``. It is written last, so a folder without one is not a finished data set."""
 
     dataset: str
     landmark_set: LandmarkSet
@@ -245,6 +245,10 @@ class Manifest:
     categories: tuple[str, ...] = ()
     attributes: tuple[Attribute, ...] = ()
     attribute_types: tuple[str, ...] = ()
+    plan: str = ""
+    """Key of the plan that the shards belong to."""
+    source_state: str = ""
+    """Hash of the source's files: sizes and versions, not contents."""
     schema_version: int = SCHEMA_VERSION
 
     @property

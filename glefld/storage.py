@@ -35,6 +35,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from glefld.errors import UserError
 
+#: Matches the name of a temporary file, which no other program gives.
+_PART = re.compile("_part-[0-9a-f]{32}")
 #: Matches a URL within a text. Two URLs without a space between them are two matches.
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://(?:(?![a-z][a-z0-9+.-]*://)\S)+", re.IGNORECASE)
 
@@ -133,12 +135,6 @@ def is_folder(url: str) -> bool:
     return fs.isdir(path)
 
 
-def size(url: str) -> int:
-    """Return the size of a file in bytes. Raises FileNotFoundError if it does not exist."""
-    fs, path = _fresh(url)
-    return fs.size(path)
-
-
 class Entry(NamedTuple):
     """A file or folder directly inside a folder."""
 
@@ -160,12 +156,30 @@ def entries(url: str) -> list[Entry]:
     return sorted(found)
 
 
-def find(url: str) -> dict[str, int]:
-    """Return the size in bytes of every file below the URL, by path relative to it. Empty if it does not exist."""
+class State(NamedTuple):
+    """A file's size in bytes, and its version: its ETag or time of change, empty if the filesystem has neither."""
+
+    size: int
+    version: str
+
+
+def state(url: str) -> State:
+    """Return the state of a file. Raises FileNotFoundError if it does not exist."""
+    fs, path = _fresh(url)
+    return _state(fs.info(path))
+
+
+def _state(info: dict[str, Any]) -> State:
+    version = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
+    return State(info["size"], str(version).strip('"'))
+
+
+def find(url: str) -> dict[str, State]:
+    """Return the state of every file below the URL, by path relative to it. Empty if it does not exist."""
     fs, path = _fresh(url)
     if not fs.exists(path):
         return {}
-    return {name[len(path) :].lstrip("/"): info["size"] for name, info in fs.find(path, detail=True).items()}
+    return {name[len(path) :].lstrip("/"): _state(info) for name, info in fs.find(path, detail=True).items()}
 
 
 def open(url: str, **options: Any) -> BinaryIO:
@@ -234,7 +248,7 @@ def _part(path: str) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to ``path`` when the block succeeds."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     # If the process dies before the rename, readers of the folder skip the file for its leading underscore.
-    part = Path(path).with_name(f"_part-{uuid.uuid4().hex}")
+    part = Path(path).with_name(f"_part-{uuid.uuid4().hex}")  # as _PART matches
     try:
         yield part
         os.replace(part, path)
@@ -243,10 +257,14 @@ def _part(path: str) -> Iterator[Path]:
 
 
 def remove_unfinished(url: str) -> None:
-    """Delete the temporary files that killed processes left below a local folder. Object storage keeps none."""
+    """Delete the temporary files that killed processes left in a local folder, but not in the folders below it.
+
+    Object storage keeps none.
+    """
     if is_local(url):
-        for part in Path(local_path(url)).glob("**/_part-*"):
-            part.unlink(missing_ok=True)
+        for part in Path(local_path(url)).glob("_part-*"):
+            if _PART.fullmatch(part.name):
+                part.unlink(missing_ok=True)
 
 
 def put_verified(local: str | Path, url: str) -> dict[str, Any]:
@@ -273,6 +291,20 @@ def json_bytes(value: Any) -> bytes:
 
 def write_json(url: str, value: Any) -> None:
     write_bytes(url, json_bytes(value))
+
+
+def remove_file(url: str) -> None:
+    """Delete a file, if it exists."""
+    fs, path = _fresh(url)
+    if fs.exists(path):
+        fs.rm_file(path)
+
+
+def remove_empty_folder(url: str) -> None:
+    """Delete a local folder if it is empty. Object storage has no folders."""
+    if is_local(url):
+        with contextlib.suppress(OSError):
+            os.rmdir(local_path(url))
 
 
 def remove_tree(url: str) -> None:

@@ -39,7 +39,7 @@ class Options(InferOptions):
     """Output folder, path or URL. Default: <root>/predictions/<name of the input>."""
     root: Root = None
     overlays: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Draw the first N predictions and a contact sheet of them to <output>/overlays."""
+    """Draw the first N predictions and a contact sheet of them to <output>/_overlays."""
     num_workers: int | None = None
     """Number of workers, each with its own copy of the model. Default: one per GPU, or one per machine without GPUs."""
     device: Device = "auto"

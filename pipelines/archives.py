@@ -33,6 +33,10 @@ MEMBERS = pa.schema(
         ("size", pa.int64()),  # declared uncompressed bytes
         ("method", pa.int32()),  # zip compression method; 0 is uncompressed
         ("crc", pa.int64()),  # null if the archive has none
+        (
+            "version",
+            pa.string(),
+        ),  # of its file or the tar, as in ``storage.State``; null in a zip
     ]
 )
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -58,11 +62,13 @@ class Archive:
 
     Data is read from ``url``, which may be a staged copy. Rows record ``name``, the original's URL without credentials.
     A folder of zips (kind ``zips``) is one archive, with members named like ``train.zip::train/image/000001.jpg``.
+    ``version`` is that of a tar's file (the original's, not the staged copy's): its members have no checksum.
     """
 
     url: str
     name: str
     kind: Literal["zip", "tar", "folder", "zips"]
+    version: str | None = None
 
     def uri(self, member: str) -> str:
         """Return the URI that rows record for a photo. It does not depend on staging or credentials."""
@@ -84,17 +90,17 @@ def open_archive(url: str, staging: str) -> Archive:
     """
     name = public_url(url)
     if name.lower().endswith((".tar.gz", ".tgz")):
-        return Archive(_stage_tar(url, staging), name, "tar")
+        return Archive(_stage_tar(url, staging), name, "tar", storage.state(url).version)
     if name.lower().endswith(".zip"):
         return Archive(url, name, "zip")
     if name.lower().endswith(".tar"):
-        return Archive(url, name, "tar")
+        return Archive(url, name, "tar", storage.state(url).version)
     return Archive(url, name, "folder")
 
 
 def _stage_tar(url: str, staging: str) -> str:
-    packed_bytes = storage.size(url)
-    identity = hashlib.blake2b(f"{url} {packed_bytes}".encode(), digest_size=8).hexdigest()
+    packed_bytes, version = storage.state(url)
+    identity = hashlib.blake2b(f"{url} {packed_bytes} {version}".encode(), digest_size=8).hexdigest()
     staged = storage.join(staging, f"{identity}.tar")
     if not storage.exists(staged):
         # Unnamed, so nothing is left behind if the process is killed.
@@ -160,6 +166,7 @@ def _zip_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
                 member.file_size,
                 method,
                 member.CRC,
+                None,
             )
 
 
@@ -184,7 +191,16 @@ def _tar_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
             before = opened.offset
             if member.isreg() and not member.issparse():
                 start, size = member.offset_data, member.size
-                yield member.name.removeprefix("./"), start, start + size, size, size, 0, None
+                yield (
+                    member.name.removeprefix("./"),
+                    start,
+                    start + size,
+                    size,
+                    size,
+                    0,
+                    None,
+                    archive.version,
+                )
         # tarfile treats a damaged header or a truncated file as the end of the archive.
         file.seek(opened.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -205,8 +221,8 @@ class _Headers:
 
 
 def _folder_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
-    for name, size in storage.find(archive.url).items():
-        yield name, 0, size, size, size, 0, None
+    for name, (size, version) in storage.find(archive.url).items():
+        yield name, 0, size, size, size, 0, None, version
 
 
 def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPhoto]:

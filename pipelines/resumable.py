@@ -3,14 +3,21 @@
 A plan fixes in advance which shards an output folder will hold, and a key that hashes everything that determines their
 content. One Ray task writes each shard atomically, with a report in the Parquet footer. A restart reads the footers,
 skips finished shards and writes the manifest last. Output without a manifest is not finished.
+
+A marker file names the plan that the folder belongs to. Without one, a folder that holds anything is somebody else's:
+nothing is written there, and nothing is removed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
+import posixpath
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +34,7 @@ from ray.exceptions import (
 from ray.util.annotations import RayDeprecationWarning
 
 from glefld import storage
-from glefld.data.dataset import MANIFEST
+from glefld.data.dataset import MANIFEST, read_manifest
 from glefld.errors import UserError
 
 #: Rows per Parquet row group, which is also what a task buffers of its output.
@@ -35,7 +42,15 @@ ROW_GROUP = 256
 #: Retries of a shard's task after its worker or host died. Ray Data retries forever by default, so a single photo that
 #: crashes the decoder would hang the job.
 RETRIES = 4
+#: The marker: whose folder this is.
+MARKER = "_plan.json"
+#: Folder of the rows that ingest rejects, beside the shards.
+REJECTS = "_rejects"
 _STAGING = "_staging"
+#: Footers read at the same time.
+READERS = 16
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,48 +68,130 @@ class ShardedOutput:
 
     def manifest(self) -> dict[str, Any] | None:
         """Return the manifest if the job has finished, else None."""
-        url = storage.join(self.url, MANIFEST)
-        return storage.read_json(url) if storage.exists(url) else None
+        return read_manifest(self.url)
 
-    def require_same(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        """Check that the finished output was made with these options, and clean up what a killed run left.
+    def finished(
+        self,
+        wanted: Mapping[str, Any],
+        source: str,
+        plan: Callable[[], str],
+    ) -> dict[str, Any] | None:
+        """Return the manifest if the job has finished with these options and its shards are whole, else None.
 
-        found: options from the manifest. wanted: the options now. Raises UserError if they differ.
+        wanted: the options now. source: the state of what is read, as ``source_state`` returns it. plan: makes the plan
+        and returns its key; it is called only if the source looks different.
+        Raises UserError if the options differ from those of the manifest, or if the source has changed.
         """
-        differing = [name for name in wanted if found.get(name) != wanted[name]]
+        if (manifest := self.manifest()) is None:
+            return None
+        options = manifest["options"]
+        differing = [name for name in wanted if options.get(name) != wanted[name]]
         if differing:
-            words = ", ".join(f"{name} {found.get(name)!r} (now {wanted[name]!r})" for name in differing)
+            words = ", ".join(f"{name} {options.get(name)!r} (now {wanted[name]!r})" for name in differing)
             raise UserError(
                 f"{self.url} is already finished, but with {words}: choose another --output, or delete it"
             )
-        self.clean()  # a run killed right after writing the manifest leaves its staging folder
+        if manifest.get("source_state") != source and manifest.get("plan") != plan():
+            raise UserError(
+                f"{self.url} is already finished, but what it was made from has changed since: choose another "
+                "--output, or delete it"
+            )
+        shards = {shard["path"]: shard["bytes"] for shard in manifest["shards"]}
+        found = self._found(shards)
+        damaged = [path for path, size in shards.items() if found.get(path, {}).get("bytes") != size]
+        if damaged:
+            logger.warning(
+                "%d of the %d shards in %s are missing or damaged (first: %s): they are written again",
+                *(len(damaged), len(shards), self.url, damaged[0]),
+            )
+            return None
+        if (
+            self._marker() is not None
+        ):  # a run killed right after writing the manifest leaves its staging folder
+            self.clean(shards)
+        return manifest
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Take the folder for this job while its plan is made, and leave it as it was if that fails.
+
+        Raises UserError if the folder holds anything and is not one of this job's.
+        """
+        new = self._claim()
+        try:
+            yield
+        except BaseException:
+            if new:
+                storage.remove_tree(self.staging)
+                storage.remove_file(storage.join(self.url, MARKER))
+                storage.remove_empty_folder(self.url)
+            raise
+
+    def _claim(self) -> bool:
+        """Write the marker unless it is there. Returns whether it was written."""
+        if (marker := self._marker()) is not None:
+            if marker["job"] != self.job:
+                raise UserError(
+                    f"{self.url} holds the output of jobs.{marker['job']}: choose another --output for jobs.{self.job}"
+                )
+            return False
+        if storage.is_file(self.url):
+            raise UserError(f"{self.url} is a file: --output must be a folder")
+        if self.manifest() is None and (there := storage.entries(self.url)):
+            raise UserError(
+                f"{self.url} already holds {there[0].name}, which jobs.{self.job} has not written: choose a new or "
+                "empty folder as --output"
+            )
+        self._mark("")
+        return True
+
+    def _marker(self) -> dict[str, Any] | None:
+        url = storage.join(self.url, MARKER)
+        return storage.read_json(url) if storage.exists(url) else None
+
+    def _mark(self, key: str) -> None:
+        storage.write_json(storage.join(self.url, MARKER), {"job": self.job, "plan": key})
 
     def begin(self, planned: Sequence[str], key: str) -> dict[str, dict[str, Any]]:
         """Return the reports of the shards that earlier runs of this plan finished, by path, each with its ``bytes``.
 
-        Removes partial files of killed runs. Raises UserError if the folder holds shards of another plan.
+        Removes partial files of killed runs. Raises UserError if the folder is not ours, or holds shards of another
+        plan.
         """
+        self._claim()
         finished = self.reports(planned, key)
-        storage.remove_unfinished(self.url)
+        self._mark(key)
+        self._remove_unfinished(planned)
         return finished
 
     def reports(self, planned: Sequence[str], key: str) -> dict[str, dict[str, Any]]:
-        """Like ``begin``, without removing anything."""
+        """Like ``begin``, without writing or removing anything."""
+        found = self._found(planned)
+        others = [
+            path for path, report in found.items() if report.get("plan") != key or path not in set(planned)
+        ]
+        if others:
+            raise UserError(
+                f"{self.url} holds {others[0]}, which another {self.job} run wrote (with other options, another or a "
+                "changed source, or another release): choose another --output, or delete it"
+            )
+        return found
+
+    def _found(self, planned: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return the report of each whole Parquet file by path, an empty one if it is not planned."""
         paths = set(planned)
-        reports = {}
-        for path, size in storage.find(self.url).items():
-            if not path.endswith(".parquet") or path.startswith("_"):
-                continue
-            report = self._footer(path) if path in paths else {}
-            if report is None:
-                continue
-            if report.get("plan") != key:
-                raise UserError(
-                    f"{self.url} holds {path}, which another {self.job} run wrote (with other options, another source "
-                    "or another release): choose another --output, or delete it"
-                )
-            reports[path] = {**report, "bytes": size}
-        return reports
+        sizes = {
+            path: state.size
+            for path, state in storage.find(self.url).items()
+            if path.endswith(".parquet") and not path.startswith("_")
+        }
+        with ThreadPoolExecutor(READERS) as pool:
+            footers = pool.map(lambda path: self._footer(path) if path in paths else {}, sizes)
+            return {
+                path: {**report, "bytes": sizes[path]}
+                for path, report in zip(sizes, footers, strict=True)
+                if report is not None
+            }
 
     def _footer(self, path: str) -> dict[str, Any] | None:
         """Return a shard's report; None for a truncated file, which some clients leave silently."""
@@ -157,12 +254,25 @@ class ShardedOutput:
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest, which marks the output as finished, and clean up."""
         storage.write_json(storage.join(self.url, MANIFEST), manifest)
-        self.clean()
+        self.clean(shard["path"] for shard in manifest["shards"])
 
-    def clean(self) -> None:
-        """Remove the staging folder and the partial files of killed runs."""
+    def clean(self, shards: Iterable[str]) -> None:
+        """Remove the staging folder, and the partial files of killed runs beside the shards of these paths."""
         storage.remove_tree(self.staging)
-        storage.remove_unfinished(self.url)
+        self._remove_unfinished(shards)
+
+    def _remove_unfinished(self, shards: Iterable[str]) -> None:
+        for folder in {"", REJECTS, *(posixpath.dirname(path) for path in shards)}:
+            storage.remove_unfinished(storage.join(self.url, folder))
+
+
+def source_state(urls: Iterable[str]) -> str:
+    """Hash the state of all files at and below these URLs, to notice that one has changed, is gone or is new."""
+    digest = hashlib.sha256()
+    for url in urls:
+        files = {"": storage.state(url)} if storage.is_file(url) else storage.find(url)
+        digest.update(json.dumps(sorted(files.items())).encode())
+    return digest.hexdigest()
 
 
 def content_hash(reports: Iterable[Mapping[str, Any]]) -> str:

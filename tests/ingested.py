@@ -43,7 +43,7 @@ def write_dataset(
         options={},
         source={},
     )
-    (root / "manifest.json").write_text(json.dumps(manifest.to_json()))
+    (root / "_manifest.json").write_text(json.dumps(manifest.to_json()))
     return str(root)
 
 

@@ -19,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from glefld import storage
-from glefld.data.dataset import MANIFEST, open_dataset
+from glefld.data.dataset import MANIFEST, open_dataset, read_manifest
 from glefld.data.photos import PICTURES, is_picture
 from glefld.errors import BadPhoto, UserError
 from glefld.schema import Split
@@ -61,11 +61,15 @@ class Photos:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """The garments to predict, the location of their photos, and the number of skipped files or rows by reason."""
+    """The garments to predict, the location of their photos, and the number of skipped files or rows by reason.
+
+    ``version`` is the content hash of a data set, else empty: other rows have their file's checksum or version.
+    """
 
     photos: Photos
     rows: pa.Table
     skipped: dict[str, int]
+    version: str = ""
 
 
 def open_input(url: str, boxes: str | None, split: Split | None, staging: str) -> Input:
@@ -75,7 +79,7 @@ def open_input(url: str, boxes: str | None, split: Split | None, staging: str) -
     set. staging: where a compressed tar is unpacked.
     Raises UserError if the input cannot be used or holds nothing to predict.
     """
-    if _is_dataset(url):
+    if "landmark_set" in (read_manifest(url) or {}):
         if boxes is not None:
             raise UserError(f"{public_url(url)} is a data set and has its own boxes: omit --boxes")
         return _dataset_input(url, split)
@@ -107,14 +111,8 @@ def open_input(url: str, boxes: str | None, split: Split | None, staging: str) -
     return Input(Photos(archive, None), rows.sort_by(order).combine_chunks(), skipped)
 
 
-def _is_dataset(url: str) -> bool:
-    manifest = storage.join(url, MANIFEST)
-    # Other programs use the file name too, so look for a field that only our manifests have.
-    return storage.exists(manifest) and "landmark_set" in storage.read_json(manifest)
-
-
 def _one_member(url: str) -> pa.Table:
-    size = storage.size(url)
+    size, version = storage.state(url)
     row = dict.fromkeys(MEMBERS.names) | {
         "name": posixpath.basename(url),
         "start": 0,
@@ -122,6 +120,7 @@ def _one_member(url: str) -> pa.Table:
         "stored": size,
         "size": size,
         "method": 0,
+        "version": version,
     }
     return pa.Table.from_pylist([row], MEMBERS)
 
@@ -250,7 +249,7 @@ def _dataset_input(url: str, split: Split | None) -> Input:
             + (f" in the split {split} (--split)" if split else "")
         )
     skipped = {f"row of split {s}": n for s, n in manifest.splits.items() if split not in (None, s)}
-    return Input(Photos(None, url), rows.combine_chunks(), skipped)
+    return Input(Photos(None, url), rows.combine_chunks(), skipped, manifest.content_hash)
 
 
 ROWS = pa.schema([*GARMENTS, *STORED])

@@ -18,7 +18,8 @@ from glefld.scoring.draw import contact_sheet, overlay
 from pipelines.infer.inputs import Photo
 from pipelines.infer.run import InferencePlan, InferOptions, make_plan, output_at
 
-FOLDER = "overlays"
+#: Parquet readers skip it for its underscore.
+FOLDER = "_overlays"
 COLUMNS = 5
 #: Maximum number of pictures on the contact sheet.
 SHEET = 30

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import PIL
 import pyarrow as pa
 import ray.data
 import torch
+from nvidia import dali
 
 from glefld import storage
 from glefld.errors import BadBox, BadPhoto, UserError, require_between
@@ -39,9 +41,11 @@ from pipelines.resumable import (
     counted,
     from_bytes,
     run_tasks,
+    source_state,
     to_bytes,
 )
 
+#: Raise this when the same photos and checkpoint would give other rows.
 PREDICTIONS_VERSION = 1
 
 
@@ -95,6 +99,7 @@ class InferencePlan:
     options: InferOptions
     input: Input
     card: ModelCard
+    source_state: str
 
     def shards(self) -> list[tuple[str, pa.Table]]:
         """Return the path and rows of each shard."""
@@ -133,17 +138,20 @@ def model_name(url: str) -> str:
 
 
 def find_finished(options: InferOptions, output: str) -> dict[str, Any] | None:
-    """Return the manifest if ``output`` is finished, else None. Raises UserError if it was made with other options."""
-    place = output_at(output)
-    if (manifest := place.manifest()) is None:
-        return None
-    found = {**manifest.get("options", {}), "predictions_version": manifest.get("predictions_version")}
-    place.require_same(found, {**options.public(), "predictions_version": PREDICTIONS_VERSION})
-    return manifest
+    """Return the manifest if ``output`` is finished and whole, else None.
+
+    Raises UserError if it was made with other options, or from an input that has changed since.
+    """
+    return output_at(output).finished(
+        options.public(), source_state([options.input]), lambda: make_plan(options, output).key
+    )
 
 
 def make_plan(options: InferOptions, output: str) -> InferencePlan:
-    """Read the checkpoint's card and list the input. Raises UserError if one of them cannot be used."""
+    """Read the checkpoint's card and list the input.
+
+    Raises UserError if one of them cannot be used, and for an ``output`` that holds something else.
+    """
     options.check()
     if storage.absolute(output).startswith(storage.absolute(options.input).rstrip("/") + "/"):
         raise UserError(
@@ -151,11 +159,22 @@ def make_plan(options: InferOptions, output: str) -> InferencePlan:
         )
     _, card = checkpoint.load(options.checkpoint)
     require_landmarks(options.checkpoint, card)
-    found = open_input(options.input, options.boxes, options.split, output_at(output).staging)
-    digest = hashlib.sha256(json.dumps([PREDICTIONS_VERSION, options.public(), ROW_GROUP]).encode())
+    place = output_at(output)
+    with place.claimed():
+        state = source_state([options.input])
+        found = open_input(options.input, options.boxes, options.split, place.staging)
+    facts = [
+        PREDICTIONS_VERSION,
+        PIL.__version__,
+        dali.__version__,
+        options.public(),
+        found.version,
+        ROW_GROUP,
+    ]
+    digest = hashlib.sha256(json.dumps(facts).encode())
     for batch in found.rows.to_batches():
         digest.update(batch.serialize())
-    return InferencePlan(digest.hexdigest(), options, found, card)
+    return InferencePlan(digest.hexdigest(), options, found, card, state)
 
 
 def infer(
@@ -220,6 +239,8 @@ def _manifest(plan: InferencePlan, reports: list[dict[str, Any]]) -> dict[str, A
         "errors": dict(sorted(errors.items())),
         "skipped": plan.input.skipped,
         "options": plan.options.public(),
+        "plan": plan.key,
+        "source_state": plan.source_state,
         "model": model_name(plan.options.checkpoint),
         "model_card": dataclasses.asdict(plan.card),
         "shards": [{key: value for key, value in report.items() if key != "plan"} for report in reports],

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
+import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,6 +24,8 @@ from pipelines.ingest.shard import REASONS, reject, shard_path
 from pipelines.ingest.source import Source, match_photos
 from pipelines.resumable import ROW_GROUP, to_bytes
 
+#: Raise this when the same photos and lists would give other rows, so that shards of two releases are not mixed.
+INGEST_VERSION = 1
 #: Even a small split gets this many shards (of at least one row group each), so that several readers can share it.
 MIN_SHARDS = 8
 #: Bytes stored per byte of the source photos: JPEG quality 95 at 4:4:4 is larger than the benchmarks' downloads.
@@ -85,12 +88,13 @@ class IngestPlan:
     shards: tuple[PlannedShard, ...]
     rejects: tuple[dict[str, Any], ...]
     source: dict[str, Any]
+    source_state: str
 
 
-def make_plan(options: IngestOptions, source: Source) -> IngestPlan:
+def make_plan(options: IngestOptions, source: Source, source_state: str = "") -> IngestPlan:
     """Join the lists with the archive's index, reject rows that need no look at the photo, and shard the rest.
 
-    Rows are sorted by split, then by position in the archive.
+    Rows are sorted by split, then by position in the archive. source_state: of the files, taken before they were read.
     Raises UserError for lists that cannot be read, or if no row has both an annotation and a photo.
     """
     annotations = read_annotations(options.dataset, source.lists)
@@ -145,6 +149,7 @@ def make_plan(options: IngestOptions, source: Source) -> IngestPlan:
             "files_not_used": len(source.members) - pc.count_distinct(kept["name"]).as_py(),
             "photos_found_by_other_capitals": capitals,
         },
+        source_state=source_state,
     )
 
 
@@ -183,6 +188,8 @@ def _plan_key(
     digest = hashlib.sha256()
     facts = [
         SCHEMA_VERSION,
+        INGEST_VERSION,
+        PIL.__version__,  # its decoder determines the pixels
         options.public(),
         annotations.labels.landmark_set.to_json(),
         list(rejects),

@@ -15,9 +15,16 @@ from glefld.schema import Manifest, Shard
 from pipelines.ingest.plan import IngestOptions, IngestPlan, PlannedShard, make_plan
 from pipelines.ingest.shard import ShardSettings, rejects_path, write_rejects, write_shard
 from pipelines.ingest.source import open_source
-from pipelines.resumable import RETRIES, ShardedOutput, content_hash, counted, run_tasks, to_bytes
-
-REJECTS = "_rejects"
+from pipelines.resumable import (
+    REJECTS,
+    RETRIES,
+    ShardedOutput,
+    content_hash,
+    counted,
+    run_tasks,
+    source_state,
+    to_bytes,
+)
 
 
 def output_at(url: str) -> ShardedOutput:
@@ -25,20 +32,27 @@ def output_at(url: str) -> ShardedOutput:
 
 
 def find_finished(options: IngestOptions, output: str) -> Manifest | None:
-    """Return the manifest if ``output`` is finished, else None. Raises UserError if it was made with other options."""
-    place = output_at(output)
-    if (value := place.manifest()) is None:
-        return None
-    manifest = Manifest.from_json(value)
-    place.require_same(manifest.options, options.public())
-    return manifest
+    """Return the manifest if ``output`` is finished and whole, else None.
+
+    Raises UserError if it was made with other options, or from a source that has changed since.
+    """
+    found = output_at(output).finished(
+        options.public(), source_state([options.source]), lambda: prepare(options, output).key
+    )
+    return Manifest.from_json(found) if found is not None else None
 
 
 def prepare(options: IngestOptions, output: str) -> IngestPlan:
-    """Read the source's lists and index, and plan the shards. Raises UserError for a source that cannot be used."""
+    """Read the source's lists and index, and plan the shards.
+
+    Raises UserError for a source that cannot be used, and for an ``output`` that holds something else.
+    """
     options.check()
     photos = LAYOUTS[options.dataset].photos
-    return make_plan(options, open_source(options.source, output_at(output).staging, photos))
+    place = output_at(output)
+    with place.claimed():
+        state = source_state([options.source])
+        return make_plan(options, open_source(options.source, place.staging, photos), state)
 
 
 def ingest(plan: IngestPlan, output: str, progress: Callable[[int, int], None]) -> Manifest:
@@ -129,6 +143,8 @@ def _manifest(plan: IngestPlan, reports: list[dict[str, Any]], output: str) -> M
         content_hash=content_hash(reports),
         options=plan.options.public(),
         source=plan.source,
+        plan=plan.key,
+        source_state=plan.source_state,
         photos_in_several_splits=_in_several_splits(plan, output),
     )
 

@@ -379,7 +379,7 @@ def test_ingest_on_two_hosts_with_a_worker_killed_is_one_machines(
     )
     writing[0].send_signal(signal.SIGKILL)
     wait_until(lambda: gone(writing[0]), "it is dead")
-    assert not storage.exists(f"{team.root}/killed/manifest.json"), "killed too late to show anything"
+    assert not storage.exists(f"{team.root}/killed/_manifest.json"), "killed too late to show anything"
     assert job.wait(JOB_SECONDS) == 0, job.printed
     check_same(team, raw, "killed")
     tell(f"ingest with a worker killed: {time.monotonic() - job.since:.0f} s")
@@ -409,7 +409,7 @@ def test_ingest_on_a_full_disk_says_so_and_goes_on_with_room(
     last = job.printed.splitlines()[-1]
     assert last.startswith("error: ")
     assert "No space left on device" in last
-    assert not storage.exists(f"{team.root}/full/manifest.json")
+    assert not storage.exists(f"{team.root}/full/_manifest.json")
     filler.unlink()
     kept = store.written(f"{team.root}/full/split=")
     assert kept

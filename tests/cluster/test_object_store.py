@@ -114,10 +114,10 @@ def run_all(source: str, root: str) -> dict[str, Any]:
         run, storage.join(source, "img.zip"), root=root, overlays=2, threads=1, shard_rows=16
     )
     infer.run(options)
-    manifest = storage.read_json(storage.join(root, "predictions/img/manifest.json"))
+    manifest = storage.read_json(storage.join(root, "predictions/img/_manifest.json"))
     report = storage.read_json(scores)
     return {
-        "data": storage.read_json(storage.join(root, "data/fld/manifest.json"))["content_hash"],
+        "data": storage.read_json(storage.join(root, "data/fld/_manifest.json"))["content_hash"],
         "weights": weights(best),
         "ne": report["ne"],
         "predictions": (manifest["rows"], manifest["ok"], len(manifest["shards"])),
@@ -159,7 +159,7 @@ def test_the_whole_path_on_failing_storage(
     found = client.search_runs([experiment.experiment_id], "attributes.run_name = 'run'")
     assert [run.info.status for run in found] == ["FINISHED", "FINISHED"]
     written = store.names(f"{bucket}/root")
-    assert "root/predictions/img/overlays/contact-sheet.jpg" in written
+    assert "root/predictions/img/_overlays/contact-sheet.jpg" in written
     assert not any("_staging" in name or "_part-" in name for name in written)
 
 

@@ -73,7 +73,7 @@ def test_the_demo_on_servers_tells_no_secret(
     assert storage.read_json(scores)["ne"]["average"] == pytest.approx(
         trained.data.metrics["best_ne"], abs=1e-6
     )
-    manifest = storage.read_json(storage.join(output, "manifest.json"))
+    manifest = storage.read_json(storage.join(output, "_manifest.json"))
     assert (manifest["photos"], manifest["ok"]) == (40, 40)
     artifacts = {f.path for f in client.list_artifacts(trained.info.run_id, "val")}
     assert "val/predictions.png" in artifacts

@@ -26,11 +26,9 @@ def test_what_is_written_is_listed_and_read_back(root: str) -> None:
     with tempfile.TemporaryFile() as file:
         file.write(b"unnamed")
         storage.put_file(file, storage.join(root, "a", "d.bin"))
-    assert storage.find(root) == {
-        "a/b.txt": 3,
-        "a/d.bin": 7,
-        "c.json": storage.size(storage.join(root, "c.json")),
-    }
+    found = storage.find(root)
+    assert {name: state.size for name, state in found.items()} == {"a/b.txt": 3, "a/d.bin": 7, "c.json": 13}
+    assert {name: storage.state(storage.join(root, name)) for name in found} == found
     assert [(e.name, e.is_folder) for e in storage.entries(root)] == [("a", True), ("c.json", False)]
     assert storage.read_json(storage.join(root, "c.json")) == {"x": 1}
     with storage.open(storage.join(root, "a", "d.bin")) as file:
@@ -73,11 +71,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
 
 def test_only_the_beginnings_of_killed_writes_are_removed(tmp_path: Path) -> None:
+    """What only looks like one, and what is in a folder below, stays."""
     (tmp_path / "below").mkdir()
-    for name in ("_part-0123", "below/_part-4567", "part-00000.parquet", "_partial"):
+    ours = f"_part-{uuid.uuid4().hex}"
+    others = [f"below/{ours}", "_part-0123", "_partial", "part-00000.parquet", f"{ours}.txt"]
+    for name in (ours, *others):
         (tmp_path / name).write_bytes(b"x")
     storage.remove_unfinished(str(tmp_path))
-    assert sorted(storage.find(str(tmp_path))) == ["_partial", "part-00000.parquet"]
+    assert sorted(storage.find(str(tmp_path))) == sorted(others)
+
+
+def test_a_changed_file_has_another_state(tmp_path: Path) -> None:
+    """Also where its size is the same."""
+    url = str(tmp_path / "file")
+    storage.write_bytes(url, b"old")
+    before = storage.state(url)
+    storage.write_bytes(url, b"new")
+    assert storage.state(url).size == before.size
+    assert storage.state(url) != before
 
 
 def test_a_kind_of_url_that_nobody_reads_is_the_users_to_mend() -> None:

@@ -63,7 +63,7 @@ def test_a_killed_inference_run_again_predicts_each_photo_once(
 
     The first moment is the one between the last shard and the manifest. The next run has one worker, not two.
     """
-    expected = storage.read_json(storage.join(str(undisturbed.output), "manifest.json"))
+    expected = storage.read_json(storage.join(str(undisturbed.output), "_manifest.json"))
     count = len(expected["shards"])
     output = tmp_path / "output"
     options = dataclasses.replace(undisturbed, output=str(output))
@@ -71,11 +71,15 @@ def test_a_killed_inference_run_again_predicts_each_photo_once(
     kept = shards(output)
     assert wanted <= len(kept)
     if moment == 0:
-        assert not (output / "manifest.json").exists(), "killed too late to show anything"
+        assert not (output / "_manifest.json").exists(), "killed too late to show anything"
     run(dataclasses.replace(options, num_workers=1))
     assert kept.items() <= shards(output).items()
-    assert storage.read_json(str(output / "manifest.json"))["content_hash"] == expected["content_hash"]
-    assert sorted(path.name for path in output.iterdir()) == ["manifest.json", *sorted(shards(output))]
+    assert storage.read_json(str(output / "_manifest.json"))["content_hash"] == expected["content_hash"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "_manifest.json",
+        "_plan.json",
+        *sorted(shards(output)),
+    ]
     rows = pa.concat_tables(pq.read_table(path) for path in sorted(output.glob("part-*"))).to_pylist()
     found = {row["uri"].rpartition("::")[2]: row for row in rows}
     assert len(rows) == len(found)
@@ -97,7 +101,7 @@ def test_a_finished_inference_says_so_and_draws(
     assert "is already finished" in printed
     assert "unreadable_photo" in printed
     assert shards(Path(str(undisturbed.output))) == before
-    assert len(list(Path(str(undisturbed.output), "overlays").iterdir())) == 3
+    assert len(list(Path(str(undisturbed.output), "_overlays").iterdir())) == 3
 
 
 WRONG = {

@@ -55,7 +55,7 @@ def test_a_killed_ingest_run_again_gives_the_same_data_set(
     kept = shards(output)
     assert wanted <= len(kept)
     if moment == 0:
-        assert not (output / "manifest.json").exists(), "killed too late to show anything"
+        assert not (output / "_manifest.json").exists(), "killed too late to show anything"
     run(options)
     assert files(output) == files(expected)
     assert kept.items() <= shards(output).items()

@@ -1,21 +1,229 @@
-"""A shard whose worker dies each time ends the job in one line, and what was finished is kept."""
+"""The folder of an ingest or an inference: whose it is, what of it still counts, and shards whose worker dies."""
 
 import contextlib
+import logging
+import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from glefld import storage
+from glefld.errors import UserError
+from pipelines.infer import run as infer_run
 from pipelines.infer.run import InferenceWorkers, InferOptions, infer, make_plan
+from pipelines.ingest import plan as ingest_plan
 from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import ingest, prepare
-from pipelines.resumable import RETRIES
+from pipelines.resumable import MARKER, RETRIES
 from tests import dots
 from tests.meanwhile import meanwhile
-from tests.raw_layouts import photos, rows, write_fld
+from tests.pipelines.outputs import INFER, INGEST, Kind, files
+from tests.raw_layouts import jpeg, photos, rows, write_fld
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+ROWS = 24
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return dots.write_checkpoint(str(tmp_path_factory.mktemp("model") / "checkpoint"))
+
+
+class Job:
+    """An ingest or an inference of a few photos, in several shards, from a folder or an archive."""
+
+    def __init__(self, kind: str, folder: Path, model: str, source: str = "img") -> None:
+        listed = rows(ROWS)
+        self.kind: Kind = {"ingest": INGEST, "infer": INFER}[kind]
+        self.folder = folder
+        self.output = folder / "output"
+        raw = write_fld(folder / "raw", listed, photos(listed), source)
+        self.photos = raw / source
+        self.options: Any = (
+            IngestOptions("fld", str(raw))
+            if kind == "ingest"
+            else InferOptions(model, str(self.photos), shard_rows=4)
+        )
+
+    def write(self, count: int | None = None) -> None:
+        self.kind.write(self.options, str(self.output), count)
+
+    def finish(self) -> Any:
+        return self.kind.finish(self.options, str(self.output))
+
+    def find(self) -> Any:
+        return self.kind.find(self.options, str(self.output))
+
+
+@pytest.fixture(params=["ingest", "infer"])
+def job(request: pytest.FixtureRequest, tmp_path: Path, model: str) -> Job:
+    return Job(request.param, tmp_path, model)
+
+
+FOREIGN = ["_staging/draft.txt", "_rejects/mine.parquet", f"_part-{uuid.uuid4().hex}", "notes.md"]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_folder_with_other_content_is_refused_and_left_alone(job: Job, name: str) -> None:
+    storage.write_bytes(str(job.output / name), b"somebody's work")
+    with pytest.raises(UserError, match=r"already holds .*, which jobs\.(ingest|infer) has not written"):
+        job.write()
+    assert files(job.output) == {name: b"somebody's work"}
+
+
+def test_a_file_is_no_output(job: Job) -> None:
+    job.output.write_bytes(b"somebody's work")
+    with pytest.raises(UserError, match="is a file: --output must be a folder"):
+        job.write()
+    assert job.output.read_bytes() == b"somebody's work"
+
+
+def test_another_jobs_output_is_refused(tmp_path: Path, model: str) -> None:
+    made = Job("ingest", tmp_path / "a", model)
+    made.write(1)
+    before = files(made.output)
+    with pytest.raises(UserError, match=r"holds the output of jobs\.ingest: choose another --output"):
+        INFER.write(Job("infer", tmp_path / "b", model).options, str(made.output), None)
+    assert files(made.output) == before
+
+
+def test_what_others_put_into_our_folder_later_stays(job: Job) -> None:
+    """Nothing below folders that are not ours is removed, whatever its name."""
+    job.write(1)
+    others = [f"notes/_part-{uuid.uuid4().hex}", "notes/_staging/x", "_part-1"]
+    for name in others:
+        storage.write_bytes(str(job.output / name), b"somebody's work")
+    ours = [f"_part-{uuid.uuid4().hex}", "_staging/0123.tar"]
+    for name in ours:
+        storage.write_bytes(str(job.output / name), b"of a killed run")
+    job.finish()
+    assert job.find() is not None
+    left = files(job.output)
+    assert set(others) <= set(left)
+    assert not set(ours) & set(left)
+
+
+def test_a_plan_that_fails_leaves_nothing(job: Job) -> None:
+    shutil.rmtree(job.folder / "raw")
+    with pytest.raises(UserError):
+        job.write()
+    assert not job.output.exists()
+
+
+def same_size(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:-100] + bytes(98) + data[-2:])
+
+
+CHANGES: dict[str, Callable[[Job], Any]] = {
+    "a photo's bytes": lambda job: same_size(job.photos / "img_00000003.jpg"),
+    "a photo more": lambda job: (job.photos / "img_00000099.jpg").write_bytes(jpeg(99)),
+    "a photo less": lambda job: (job.photos / "img_00000003.jpg").unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_photos_are_not_mixed_with_old_ones(job: Job, change: str) -> None:
+    job.write(1)
+    before = files(job.output)
+    CHANGES[change](job)
+    # A photo that no list names changes nothing of a data set.
+    if (job.kind, change) != (INGEST, "a photo more"):
+        with pytest.raises(UserError, match="another or a changed source"):
+            job.write()
+    assert files(job.output) == before
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_finished_is_said_of_the_same_photos_only(job: Job, change: str) -> None:
+    job.finish()
+    assert job.find() is not None
+    CHANGES[change](job)
+    if (job.kind, change) == (INGEST, "a photo more"):
+        assert job.find() is not None
+    else:
+        with pytest.raises(UserError, match="what it was made from has changed since"):
+            job.find()
+
+
+def test_finished_is_said_of_the_same_lists_only(tmp_path: Path, model: str) -> None:
+    job = Job("ingest", tmp_path, model)
+    job.finish()
+    boxes = tmp_path / "raw" / "Anno" / "list_bbox.txt"
+    boxes.write_text(boxes.read_text().replace("005 010 045 070", "005 010 045 071"))
+    with pytest.raises(UserError, match="what it was made from has changed since"):
+        job.find()
+
+
+@pytest.mark.parametrize("kind", ["ingest", "infer"])
+def test_a_tar_of_the_same_names_and_sizes_is_another_tar(kind: str, tmp_path: Path, model: str) -> None:
+    """Its members have no checksums, so the file's version stands for them."""
+    job = Job(kind, tmp_path, model, "img.tar")
+    job.write(1)
+    data = bytearray(job.photos.read_bytes())
+    at = data.index(b"\xff\xda") + 40
+    data[at] ^= 1
+    job.photos.write_bytes(data)
+    with pytest.raises(UserError, match="another or a changed source"):
+        job.write()
+
+
+@pytest.mark.parametrize("kind", ["ingest", "infer"])
+def test_a_zip_that_was_only_copied_is_the_same(kind: str, tmp_path: Path, model: str) -> None:
+    """Its members' checksums say so, although the file is newer."""
+    job = Job(kind, tmp_path, model, "img.zip")
+    job.write(1)
+    copy = job.photos.read_bytes()
+    job.photos.unlink()
+    job.photos.write_bytes(copy)
+    job.finish()
+    job.photos.unlink()
+    job.photos.write_bytes(copy)
+    assert job.find() is not None
+
+
+def test_shards_of_an_older_release_are_not_kept(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a stage computes something else, its version says so."""
+    job.write(1)
+    monkeypatch.setattr(ingest_plan, "INGEST_VERSION", ingest_plan.INGEST_VERSION + 1)
+    monkeypatch.setattr(infer_run, "PREDICTIONS_VERSION", infer_run.PREDICTIONS_VERSION + 1)
+    with pytest.raises(UserError, match="or another release"):
+        job.write()
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "gone": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "another's": lambda path: path.write_bytes(path.read_bytes()[:-9] + b"x" * 9),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_finished_output_that_lost_a_shard_is_made_whole(
+    job: Job, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    job.finish()
+    whole = files(job.output)
+    shard = next(path for path in sorted(job.output.rglob("*.parquet")))
+    DAMAGE[damage](shard)
+    with caplog.at_level(logging.WARNING):
+        assert job.find() is None
+    assert "missing or damaged" in caplog.text
+    job.finish()
+    assert files(job.output) == whole
+    assert job.find() is not None
+
+
+def test_the_former_manifests_name_is_read(job: Job) -> None:
+    """And an output without a marker, as that release left it."""
+    job.finish()
+    (job.output / "_manifest.json").rename(job.output / "manifest.json")
+    (job.output / MARKER).unlink()
+    assert job.find() is not None
 
 
 @contextlib.contextmanager
@@ -35,6 +243,7 @@ def killing(*words: str) -> Iterator[Callable[[], int]]:
         yield lambda: len(killed)
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_ingest_task_that_always_dies(tmp_path: Path) -> None:
     listed = rows(60)
     source = write_fld(tmp_path / "source", listed, photos(listed, width=600, height=800))
@@ -45,6 +254,7 @@ def test_an_ingest_task_that_always_dies(tmp_path: Path) -> None:
     assert sum(ingest(plan, str(tmp_path / "data"), lambda *_: None).splits.values()) == 60
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_inference_task_that_always_dies(tmp_path: Path) -> None:
     model = dots.write_checkpoint(str(tmp_path / "checkpoint"))
     listed = rows(60)

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import tarfile
+import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -304,10 +305,10 @@ def test_a_lost_worker_and_missing_shards_are_made_good(model: str, tmp_path: Pa
 
     parts = sorted(output.glob("part-*"))
     lost = {parts[int(i)] for i in np.random.default_rng(seed).choice(len(parts), 3, replace=False)}
-    for path in (*lost, output / "manifest.json"):
+    for path in (*lost, output / "_manifest.json"):
         path.unlink()
     lost.copy().pop().write_bytes(b"PAR1 and no more")  # as some clients of object stores leave a file
-    (output / "_part-0123").write_bytes(b"PAR1")
+    (output / f"_part-{uuid.uuid4().hex}").write_bytes(b"PAR1")
     kept = {path: path.stat().st_ino for path in parts if path.exists() and path not in lost}
     assert (
         check(infer(plan, str(output), WORKERS, progress), output)["content_hash"] == expected["content_hash"]
@@ -332,7 +333,7 @@ def test_a_finished_output_is_left_alone(model: str, tmp_path: Path) -> None:
     write_csv(boxes, [{"uri": "000.PNG", "box": (1, 1, 60, 61)}])
     with pytest.raises(ValueError, match=r"boxes '.*boxes\.csv@\w+' \(now"):
         find_finished(options, str(output))
-    (output / "manifest.json").unlink()
+    (output / "_manifest.json").unlink()
     with pytest.raises(UserError, match="which another infer run wrote"):
         infer(make_plan(options, str(output)), str(output), WORKERS, lambda *_: None)
 
@@ -347,7 +348,7 @@ def test_an_unpacked_tar_does_not_outlive_a_kill_after_the_manifest(model: str, 
     staged = output / "_staging" / "left.tar"
     staged.parent.mkdir()
     staged.write_bytes(b"unpacked")
-    (output / "_part-0123").write_bytes(b"PAR1")
+    (output / f"_part-{uuid.uuid4().hex}").write_bytes(b"PAR1")
     assert find_finished(options, str(output)) is not None
     assert not staged.parent.exists()
     assert not list(output.glob("_part-*"))
@@ -437,9 +438,9 @@ def test_overlays_are_drawn_on_the_upright_photo(model: str, tmp_path: Path) -> 
     options = InferOptions(model, str(source))
     run_here(options, tmp_path / "output")
     sheet = write_overlays(options, str(tmp_path / "output"), 3)
-    drawn = sorted(path.name for path in (tmp_path / "output" / "overlays").iterdir())
+    drawn = sorted(path.name for path in (tmp_path / "output" / "_overlays").iterdir())
     assert drawn == ["00000-000-0.jpg", "00001-002-0.jpg", "00002-004-0.jpg", "contact-sheet.jpg"]
-    assert sheet == str(tmp_path / "output" / "overlays" / "contact-sheet.jpg")
+    assert sheet == str(tmp_path / "output" / "_overlays" / "contact-sheet.jpg")
     (source / "007.png").write_bytes(b"new")
     with pytest.raises(ValueError, match="which another infer run wrote"):
         write_overlays(options, str(tmp_path / "output"), 3)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,19 +156,19 @@ def test_finished_shards_are_kept(tmp_path: Path) -> None:
     undisturbed = files(output)
     # As after a kill: no manifest, some shards, the beginning of another.
     lost = {str(manifest.shards[i].path) for i in rng.choice(len(manifest.shards), 3, replace=False)}
-    for path in (*lost, "manifest.json"):
+    for path in (*lost, "_manifest.json"):
         (output / path).unlink()
     # Some clients of object stores leave half a file and tell nobody.
     half = output / lost.copy().pop()
     half.write_bytes(
         (output / next(s.path for s in manifest.shards if s.path not in lost)).read_bytes()[:500]
     )
-    (output / "split=train" / "_part-0123").write_bytes(b"PAR1")
+    (output / "split=train" / f"_part-{uuid.uuid4().hex}").write_bytes(b"PAR1")
     stamps = {path: (output / path).stat().st_ino for path in undisturbed if (output / path).exists()}
     run(options, output)
     assert files(output) == undisturbed
     redone = {path for path in undisturbed if stamps.get(path) != (output / path).stat().st_ino}
-    assert redone == lost | {"manifest.json"}
+    assert redone == lost | {"_manifest.json"}
 
 
 def test_a_shard_that_storage_has_lost_is_told(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_a_shard_that_storage_has_lost_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match=r"1 shards .* are missing or truncated: run the same command again"):
         ingest(plan, str(output), lose)
-    assert not (output / "manifest.json").exists()
+    assert not (output / "_manifest.json").exists()
     run(options, output)
 
 
@@ -198,7 +199,7 @@ def test_a_finished_data_set_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"margin 0\.25 \(now 'full'\)"):
         find_finished(other, str(output))
     assert files(output) == before
-    (output / "manifest.json").unlink()
+    (output / "_manifest.json").unlink()
     with pytest.raises(ValueError, match="which another ingest run wrote"):
         ingest(prepare(other, str(output)), str(output), lambda done, total: None)
     with pytest.raises(ValueError, match="not a finished data set"):
@@ -209,7 +210,8 @@ def test_rejects_of_an_abandoned_plan_do_not_stay(tmp_path: Path) -> None:
     """A run killed between its first rejects and its first shard leaves rejects that the next must not keep."""
     listed = rows(10)
     options = IngestOptions("fld", str(write_fld(tmp_path / "source", listed, photos(listed))))
-    (tmp_path / "output" / "_rejects").mkdir(parents=True)
+    prepare(dataclasses.replace(options, margin=1.0), str(tmp_path / "output"))
+    (tmp_path / "output" / "_rejects").mkdir()
     (tmp_path / "output" / "_rejects" / "train-00000.parquet").write_bytes(b"of another plan")
     assert run(options, tmp_path / "output").rejects == {}
 
@@ -223,7 +225,7 @@ def test_an_archive_that_goes_away_is_the_users_to_mend(tmp_path: Path) -> None:
     gone = dataclasses.replace(plan, archive=Archive(str(tmp_path / "gone.zip"), "gone.zip", "zip"))
     with pytest.raises(OSError, match=r"FileNotFoundError: .*gone\.zip"):
         ingest(gone, str(output), lambda done, total: None)
-    assert not (output / "manifest.json").exists()
+    assert not (output / "_manifest.json").exists()
 
 
 def test_the_manifest_names_the_source_without_secrets(tmp_path: Path) -> None:

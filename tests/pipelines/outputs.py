@@ -1,0 +1,79 @@
+"""Small ingests and inferences in this process, without Ray: by the functions that the workers run."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipelines.infer import run as infer_run
+from pipelines.infer.run import InferenceWorkers, InferOptions, ShardWriter, infer, make_plan, writer_settings
+from pipelines.ingest import run as ingest_run
+from pipelines.ingest.plan import IngestOptions
+from pipelines.ingest.run import ingest, prepare
+from pipelines.ingest.shard import ShardSettings, write_shard
+from pipelines.resumable import to_bytes
+
+WORKERS = InferenceWorkers(number=1, threads=1, gpu=False, batch_size=4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One of the two jobs that write shards."""
+
+    write: Callable[[Any, str, int | None], None]
+    """Of these options, to this folder: the missing ones of the first so many shards (None: of all)."""
+    finish: Callable[[Any, str], Any]
+    """Write what is missing, and the manifest."""
+    find: Callable[[Any, str], Any]
+    """The manifest if all is finished."""
+
+
+def _write_ingest(options: IngestOptions, output: str, count: int | None) -> None:
+    plan = prepare(options, output)
+    place = ingest_run.output_at(output)
+    finished = place.begin([shard.path for shard in plan.shards], plan.key)
+    settings = ShardSettings(
+        archive=plan.archive,
+        output=place,
+        landmark_set=plan.annotations.labels.landmark_set,
+        margin=options.margin,
+        landmark_tolerance=options.landmark_tolerance,
+        key=plan.key,
+    )
+    for shard in plan.shards[:count]:
+        if shard.path not in finished:
+            rows = to_bytes(shard.rows.combine_chunks())
+            write_shard({"split": shard.split, "index": shard.index, "rows": rows}, settings, frozenset())
+
+
+def _finish_ingest(options: IngestOptions, output: str) -> Any:
+    _write_ingest(options, output, None)
+    return ingest(prepare(options, output), output, lambda *_: None)
+
+
+def _write_infer(options: InferOptions, output: str, count: int | None) -> None:
+    plan = make_plan(options, output)
+    place = infer_run.output_at(output)
+    finished = place.begin(plan.paths(), plan.key)
+    writer = ShardWriter(writer_settings(plan, place, WORKERS))
+    for path, rows in plan.shards()[:count]:
+        if path not in finished:
+            assert not writer({"path": path, "rows": to_bytes(rows)})["error"]
+
+
+def _finish_infer(options: InferOptions, output: str) -> Any:
+    _write_infer(options, output, None)
+    return infer(make_plan(options, output), output, WORKERS, lambda *_: None)
+
+
+INGEST = Kind(_write_ingest, _finish_ingest, ingest_run.find_finished)
+INFER = Kind(_write_infer, _finish_infer, infer_run.find_finished)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
