@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from torch import Tensor
 from glefld import storage
 from glefld.data.augmentation import box_to_input, compose, invert
 from glefld.data.loader import InputPipeline, Picture, to_photo
-from glefld.data.photos import is_whole_jpeg, open_photo, orient, orientation, to_rgb
+from glefld.data.photos import is_decodable_jpeg, is_plain_jpeg, open_photo, orient, orientation, to_rgb
 from glefld.data.prefetch import ahead
 from glefld.errors import BadBox, BadPhoto, UserError
 from glefld.models import MODELS, checkpoint
@@ -32,6 +32,7 @@ from glefld.schema import LandmarkSet
 #: Upper bound on the pixels decoded at once: a batch of large photos is split into smaller batches.
 BATCH_PIXELS = 128_000_000
 Bad = BadPhoto | BadBox
+Damaged = Literal["error", "answer"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,21 +54,21 @@ class Prediction(NamedTuple):
 
 
 def prepare(
-    data: bytes, size: int, box: Sequence[float] | None = None, origin: Sequence[float] = (0.0, 0.0)
+    data: bytes,
+    size: int,
+    box: Sequence[float] | None = None,
+    origin: Sequence[float] = (0.0, 0.0),
+    damaged: Damaged = "error",
 ) -> Crop:
     """Prepare the crop of one garment from the photo's encoded bytes, for a model of this input size.
 
     box: x1 y1 x2 y2 in the upright photo, clipped to it; None takes the whole photo. origin: the position of the
-    picture's top left corner in the upright photo, if ``data`` holds only a part of the photo.
+    picture's top left corner in the upright photo, if ``data`` holds only a part of the photo. damaged: ``error``
+    refuses a JPEG that the decoder had to guess parts of, ``answer`` takes what the decoder makes of it.
     BadPhoto if the photo cannot be read, BadBox if the box is empty or does not overlap the photo.
     """
     with open_photo(data) as image:
-        plain = (
-            image.format == "JPEG"
-            and image.mode in ("RGB", "L")
-            and image.info.get("adobe_transform") != 0  # RGB without YCbCr: few decoders expect it
-            and is_whole_jpeg(data)
-        )
+        plain = is_plain_jpeg(image, data) and (damaged == "answer" or is_decodable_jpeg(data))
         if not plain:
             image.load()
         upright = orientation(image)

@@ -22,6 +22,7 @@ from glefld.models.checkpoint import ModelCard
 from glefld.predict import (
     Bad,
     Crop,
+    Damaged,
     Prediction,
     Predictor,
     checkpoint_hash,
@@ -46,7 +47,7 @@ from pipelines.resumable import (
 )
 
 #: Raise this when the same photos and checkpoint would give other rows.
-PREDICTIONS_VERSION = 1
+PREDICTIONS_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,9 @@ class InferOptions:
     """Rows per Parquet file."""
     precision: Precision = "fp32"
     """Precision of the forward pass. auto: bf16 on hardware that supports it (CUDA, or a CPU with AMX), else fp32."""
+    damaged: Damaged = "error"
+    """JPEGs with damaged data, of which the decoder has to guess parts. error: a row with the error. answer: predict
+    on the guess."""
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
@@ -123,6 +127,7 @@ class WriterSettings:
     output: ShardedOutput
     key: str
     precision: Precision
+    damaged: Damaged
     threads: int
     gpu: bool
     batch_size: int
@@ -218,6 +223,7 @@ def writer_settings(plan: InferencePlan, output: ShardedOutput, workers: Inferen
         output=output,
         key=plan.key,
         precision=plan.options.precision,
+        damaged=plan.options.damaged,
         threads=workers.threads,
         gpu=workers.gpu,
         batch_size=workers.batch_size,
@@ -291,7 +297,8 @@ class ShardWriter:
         photos = self.settings.photos.read(rows)
         boxes = rows["box"].to_pylist()
         size = self.predictor.card.input_size
-        crops = (_crop(photo, box, size) for photo, box in zip(photos, boxes, strict=True))
+        damaged = self.settings.damaged
+        crops = (_crop(photo, box, size, damaged) for photo, box in zip(photos, boxes, strict=True))
         answers = self.predictor.predict(crops)
         for garment, answer in zip(rows.select(GARMENTS.names).to_pylist(), answers, strict=True):
             row = {**garment, "model": self.settings.model}
@@ -304,10 +311,10 @@ class ShardWriter:
                 yield row | {"box": box, "status": "error", "error": str(answer)}
 
 
-def _crop(photo: Photo, box: list[float] | None, size: int) -> Crop | Bad:
+def _crop(photo: Photo, box: list[float] | None, size: int, damaged: Damaged) -> Crop | Bad:
     if isinstance(photo.data, BadPhoto):
         return photo.data
     try:
-        return prepare(photo.data, size, box, photo.origin)
+        return prepare(photo.data, size, box, photo.origin, damaged)
     except (BadPhoto, BadBox) as bad:
         return bad

@@ -11,7 +11,7 @@ import torch
 
 from glefld.data.augmentation import Augmentation, compose, draw_augmentation
 from glefld.data.loader import STD, InputPipeline, Picture
-from tests.gpu.natural import ENCODINGS, picture
+from tests.natural import ENCODINGS, picture
 
 SIZE = 224
 
