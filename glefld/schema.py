@@ -198,6 +198,16 @@ class Labels:
             return self.categories
         return tuple(garment.name for garment in self.landmark_set.garment_types)
 
+    def shared(self, other: "Labels") -> "Labels":
+        """Return what both label spaces have: landmark set, categories and attributes, each only if it is the same."""
+        same_attributes = (self.attributes, self.attribute_types) == (other.attributes, other.attribute_types)
+        return Labels(
+            self.landmark_set if self.landmark_set == other.landmark_set else NO_LANDMARKS,
+            self.categories if self.categories == other.categories else (),
+            self.attributes if same_attributes else (),
+            self.attribute_types if same_attributes else (),
+        )
+
     def summary(self) -> str:
         """Return a one-line summary for the terminal."""
         k = len(self.landmark_set)

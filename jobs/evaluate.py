@@ -31,7 +31,7 @@ from jobs.cli import (
     start_ray,
     use_gpu,
 )
-from pipelines.evaluate import Tasks, baselines, evaluate_checkpoint, log_scores
+from pipelines.evaluate import Tasks, baselines, evaluate_checkpoint, log_scores, shared_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,8 @@ def run(options: Options) -> None:
     data, manifest = open_data(options.data, root, options.dataset)
     url = resolve_checkpoint(options.checkpoint, "--checkpoint", root)
     output = resolve_url(options.output, "--output") if options.output else None
+    if (shared := shared_labels(url, data)) != manifest.labels:
+        print(f"scored: {shared.summary()}. The checkpoint was not trained for the data set's other labels.")
     uri = tracking.tracking_uri(root, on_cluster())
     start_ray()
     cpus = int(ray.cluster_resources().get("CPU", 1))

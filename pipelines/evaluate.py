@@ -20,9 +20,9 @@ from glefld.data.loader import Batch, BatchLoader, InputPipeline
 from glefld.data.reader import SplitReader
 from glefld.data.truth import Truth
 from glefld.errors import UserError
-from glefld.models import checkpoint
+from glefld.models import MODELS, checkpoint
 from glefld.models.system import Model
-from glefld.schema import ClassLabel, Split
+from glefld.schema import ClassLabel, Labels, Split
 from glefld.scoring import draw, oks
 from glefld.scoring.baselines import Baselines, fit_and_score
 from glefld.scoring.evaluation import EVAL_BATCH, evaluate
@@ -58,22 +58,17 @@ class Tasks:
 def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Report:
     """Score a checkpoint on a split in fp32. The scores do not depend on the number of tasks.
 
-    They include AP over OKS if the landmark set defines it.
-    Raises UserError if the checkpoint was trained for other labels than the data set's.
+    Scored are the labels that the checkpoint and the data set share (``shared_labels``). They include AP over OKS if
+    the landmark set defines it. Raises UserError if they share none.
     """
     manifest = open_dataset(data)
-    model, card = checkpoint.load(url)
-    labels = manifest.labels
-    if card.labels != labels:
-        raise UserError(
-            f"the labels of {url} ({card.labels.summary()}) differ from those of {data} ({labels.summary()}): "
-            "use the data set that it was trained on"
-        )
+    model, _ = checkpoint.load(url)
+    labels = shared_labels(url, data)
     task = _task(_count_share, tasks)
     counters = Counters(labels, model.label)
     shares = ray.get([task.remote(url, data, split, rank, tasks) for rank in range(tasks.number)])
     for vector, _ in shares:
-        share = Counters(labels)
+        share = Counters(labels, model.label)
         share.load_vector(vector)
         counters += share
     report = counters.report()
@@ -86,6 +81,26 @@ def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Repo
     reader = SplitReader(data, manifest, split)
     truth = oks.Annotated.from_arrow(pa.concat_tables(reader.tables(oks.COLUMNS)))
     return dataclasses.replace(report, oks=oks.score(found, truth))
+
+
+def shared_labels(url: str, data: str) -> Labels:
+    """Return the labels that a checkpoint was trained for and a data set has: the same ones only.
+
+    Raises UserError if there is none that the checkpoint's system predicts.
+    """
+    model, card = checkpoint.load(url)
+    labels = open_dataset(data).labels
+    shared = card.labels.shared(labels)
+    if MODELS[card.model].task == "landmarks":
+        scored = bool(shared.landmark_set.landmarks)
+    else:
+        scored = bool(shared.classes(model.label) or shared.attributes)
+    if not scored:
+        raise UserError(
+            f"the labels of {url} ({card.labels.summary()}) differ from those of {data} ({labels.summary()}): "
+            "use the data set that it was trained on"
+        )
+    return shared
 
 
 def draw_examples(
@@ -134,7 +149,7 @@ def _count_share(
     url: str, data: str, split: Split, rank: int, tasks: Tasks
 ) -> tuple[Tensor, list[oks.Found]]:
     """Evaluate one rank's share: its counters and, if OKS applies, the predictions of each of its batches."""
-    model, loader = _open(url, tasks)
+    model, loader = _open(url, data, tasks)
     rows = SplitReader(data, open_dataset(data), split)
     batches: list[oks.Found] = []
 
@@ -144,18 +159,19 @@ def _count_share(
             score = np.nanmean(oks.take_own(heights.double().numpy(), own), axis=1)
             batches.append(oks.Found(oks.take_own(points.numpy(), own), score))
 
-    return evaluate(model, rows, loader, rank, tasks.number, keep).vector(), batches
+    labels = shared_labels(url, data)
+    return evaluate(model, rows, loader, rank, tasks.number, labels, keep).vector(), batches
 
 
 def _draw(url: str, data: str, split: Split, count: int, tasks: Tasks) -> list[tuple[Image.Image, str]]:
-    model, loader = _open(url, tasks)
+    model, loader = _open(url, data, tasks)
     return examples(model, SplitReader(data, open_dataset(data), split), loader, count)
 
 
-def _open(url: str, tasks: Tasks) -> tuple[Model, BatchLoader]:
-    """Load a checkpoint's model onto the task's device, and make the loader for it."""
+def _open(url: str, data: str, tasks: Tasks) -> tuple[Model, BatchLoader]:
+    """Load a checkpoint's model onto the task's device, and make the data set's loader for it."""
     torch.set_num_threads(tasks.cpus)
     model, card = checkpoint.load(url)
     pipeline = InputPipeline(card.input_size, EVAL_BATCH, 0 if tasks.gpu else None, threads=tasks.cpus)
     model = model.to("cuda:0" if tasks.gpu else "cpu").to(memory_format=torch.channels_last)
-    return model, BatchLoader(card.labels, pipeline)
+    return model, BatchLoader(open_dataset(data).labels, pipeline)

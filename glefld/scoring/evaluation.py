@@ -11,6 +11,7 @@ from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.data.loader import Batch, BatchLoader, to_photo
 from glefld.data.reader import SplitReader
 from glefld.models.system import Model, Output
+from glefld.schema import Labels
 from glefld.scoring.baselines import Baselines
 from glefld.scoring.metrics import Counters, Report
 
@@ -25,21 +26,23 @@ def evaluate(
     loader: BatchLoader,
     rank: int,
     world: int,
+    labels: Labels,
     on_landmarks: Callable[[Batch, Tensor, Tensor], object] = lambda batch, points, heights: None,
 ) -> Counters:
     """Evaluate a rank's share of the split; the counters of all ranks add up to those of the split.
 
-    Ranks take whole batches in turn, so a row's prediction does not depend on the number of ranks. ``on_landmarks`` is
-    called with each batch, its predicted points [b, K, 2] in photo pixels and their peak heights [b, K].
+    Ranks take whole batches in turn, so a row's prediction does not depend on the number of ranks. labels: those to
+    score, which the model and the data set share. ``on_landmarks`` is called with each batch, its predicted points
+    [b, K, 2] in photo pixels and their peak heights [b, K].
     """
     was_training = model.training
     model.eval()
-    counters = Counters(loader.labels, model.label)
+    counters = Counters(labels, model.label)
     batches = [np.arange(i, min(i + EVAL_BATCH, rows.rows)) for i in range(0, rows.rows, EVAL_BATCH)]
     for batch in loader.run(rows.read(batches[rank::world]), NO_AUGMENTATION):
         output = run_model(model, batch)
         counters.add_rows(len(batch.images))
-        if output.heatmaps is not None:
+        if output.heatmaps is not None and len(labels.landmark_set):
             points, heights = predicted_points(model, output.heatmaps, batch)
             counters.add_landmarks(points, batch.truth)
             on_landmarks(batch, points, heights)
@@ -49,11 +52,11 @@ def evaluate(
 
 
 def count_labels(counters: Counters, model: Model, output: Output, batch: Batch) -> None:
-    """Add the scores of a batch's predicted classes and attributes to the counters."""
-    if output.classes is not None:
+    """Add the scores of a batch's predicted classes and attributes to the counters, if their labels are counted."""
+    if output.classes is not None and counters.labels.classes(model.label):
         target = batch.truth.label(model.label, model.labels)
         counters.add_classes(output.classes.float().cpu(), target)
-    if output.attributes is not None:
+    if output.attributes is not None and counters.labels.attributes:
         # Rank by the logit of yes, as Liu & Lu's released code does. A softmax over no and yes would rank differently.
         counters.add_attributes(output.attributes[..., 1].float().cpu(), batch.truth.attributes)
 

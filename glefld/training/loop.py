@@ -213,7 +213,9 @@ class Training:
 
     def validate(self) -> tuple[Report, float]:
         """The val split's scores and the error that the best checkpoint is chosen by, the same on every rank."""
-        counters = evaluate(self.model, self.val_rows, self.loader, self.rank, self.world)
+        counters = evaluate(
+            self.model, self.val_rows, self.loader, self.rank, self.world, self.manifest.labels
+        )
         if self.world > 1:
             total = counters.vector().to(self.device)
             dist.all_reduce(total)

@@ -209,7 +209,7 @@ def test_evaluation_is_the_same_on_any_number_of_workers(
         total = Counters(LABELS)
         for rank in range(world):
             reader = SplitReader(url, open_dataset(url), "val")
-            total += evaluate(model, reader, loader, rank, world)
+            total += evaluate(model, reader, loader, rank, world, LABELS)
         reports.append(total.report())
     assert [report.rows for report in reports] == [rows] * 3
     assert reports[0].ne is not None
