@@ -238,6 +238,10 @@ class Shard:
     content_hash: str
 
 
+#: What the title of a data set of rendered photos ends with.
+RENDERED = " (rendered)"
+
+
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """A data set's ``_manifest.json``. It is written last, so a folder without one is not a finished data set."""
@@ -260,6 +264,11 @@ class Manifest:
     source_state: str = ""
     """Hash of the source's files: sizes and versions, not contents."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def title(self) -> str:
+        """The data set's name in tables and charts. Rendered photos do not stand under the benchmark's name alone."""
+        return self.dataset + (RENDERED if self.source.get("rendered") else "")
 
     @property
     def labels(self) -> Labels:

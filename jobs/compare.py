@@ -135,8 +135,8 @@ def run(options: Options) -> None:
         baseline = baselines(data, options.split, "category")
         costs = measure(results, workers)
         compared = comparison.rows(results, costs)
-        words = as_text(comparison.table(options.dataset, options.split, compared, baseline), width=160)
-        chart = comparison.chart(options.dataset, options.split, compared, baseline)
+        words = as_text(comparison.table(manifest.title, options.split, compared, baseline), width=160)
+        chart = comparison.chart(manifest.title, options.split, compared, baseline)
         value = {
             "split": options.split,
             "results": [dataclasses.asdict(result) for result in results],

@@ -92,7 +92,7 @@ def run(options: Options) -> None:
             report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baseline
         )
         # Print and write the scores before logging, which can fail with the MLflow server.
-        tell(options, report, baseline, seconds)
+        tell(manifest.title, report, baseline, seconds)
         if output is not None:
             storage.write_json(output, scores)
             print(f"written to {output}")
@@ -101,16 +101,16 @@ def run(options: Options) -> None:
     Console().print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
 
 
-def tell(options: Options, report: Report, baseline: Baselines, seconds: float) -> None:
+def tell(dataset: str, report: Report, baseline: Baselines, seconds: float) -> None:
     """Print the scores."""
     console = Console()
-    console.print(score_tables(options.dataset, report, baseline))
+    console.print(score_tables(dataset, report, baseline))
     if report.oks is not None:
         console.print(oks_table(report.oks))
     for name, value in report.numbers().items():
         if not name.startswith(("ne/", "recall")):  # these are in the tables
             console.print(f"{name:24s} {value:.4f}")
-    for line in pose_lines(options.dataset):
+    for line in pose_lines(dataset):
         console.print(line, soft_wrap=True)
     console.print(f"{'garments per second':24s} {report.rows / seconds:.0f}")
 

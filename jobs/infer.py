@@ -79,6 +79,12 @@ def run(options: Options) -> None:
         console.print(f"{output} is already finished: nothing to predict", soft_wrap=True)
     else:
         plan = make_plan(chosen, output)
+        if plan.whole_photos:
+            console.print(
+                "without --boxes each photo is taken whole; the model was trained on garments in their boxes "
+                f"({plan.card.dataset}): expect less where a photo shows more than one garment",
+                soft_wrap=True,
+            )
         start_ray()
         show_own_progress()
         workers = choose_workers(options)

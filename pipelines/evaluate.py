@@ -121,11 +121,12 @@ def log_scores(
     log: "RunLog", scores: dict[str, Any], report: Report, baseline: Baselines, data: str, tasks: Tasks
 ) -> None:
     """Log an evaluation to a run: the JSON from ``evaluation_json``, a table, the NE chart and example pictures."""
-    dataset, split, url = (scores[name] for name in ("dataset", "split", "checkpoint"))
+    split, url = (scores[name] for name in ("split", "checkpoint"))
+    title = open_dataset(data).title
     log.log_dict(scores, f"{split}/evaluation.json")
-    log.log_text(as_text(score_tables(dataset, report, baseline)), f"{split}/table.txt")
+    log.log_text(as_text(score_tables(title, report, baseline)), f"{split}/table.txt")
     if report.ne is not None:
-        log.log_figure(draw.ne_chart(dataset, report, baseline), f"{split}/ne_by_landmark.png")
+        log.log_figure(draw.ne_chart(title, report, baseline), f"{split}/ne_by_landmark.png")
     sheet = draw.contact_sheet(
         draw_examples(url, data, split, 24, tasks),
         columns=6,

@@ -6,7 +6,7 @@ Each score is a paper's, on the benchmark's test split. It is comparable only to
 import dataclasses
 from collections.abc import Sequence
 
-from glefld.schema import FASHION8
+from glefld.schema import FASHION8, RENDERED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,9 @@ def published(dataset: str, landmarks: Sequence[str]) -> tuple[Published, ...]:
 
 
 def note(dataset: str) -> str:
-    """Return the note to print wherever published figures are shown."""
+    """Return the note to print wherever published figures are shown, or would be: rendered photos have none."""
+    if dataset.endswith(RENDERED):
+        return "photos made by jobs.synthesize: not comparable with any published figure"
     if dataset == "deepfashion-fine":
         # The fine lists re-annotate some of DeepFashion's photos. There are no closer published figures.
         return (

@@ -8,6 +8,7 @@ import rich.console
 import rich.table
 
 from glefld.datasets.deepfashion2_landmarks import DEEPFASHION2
+from glefld.schema import RENDERED
 from glefld.scoring.baselines import Baselines
 from glefld.scoring.metrics import RECALL_AT, TOP, Report
 from glefld.scoring.oks import OksScores
@@ -35,8 +36,9 @@ def ne_table(dataset: str, report: Report, baseline: Baselines | None = None) ->
     result.add_column("average", justify="right", style="bold")
 
     systems = published(dataset, names)
-    if systems:
+    if systems or dataset.endswith(RENDERED):
         result.caption = note(dataset)
+    if systems:
         result.add_row("published", style="italic")
     for system in systems:
         by_landmark = dict(zip(names, system.by_landmark, strict=True))
@@ -72,7 +74,7 @@ def label_table(dataset: str, report: Report, baseline: Baselines | None = None)
                 name = ""
 
     systems = [s for s in LABELS.get(dataset, ()) if any(s.found[k].keys() & columns for k in s.found)]
-    notes = [note(dataset)] if systems else []
+    notes = [note(dataset)] if systems or dataset.endswith(RENDERED) else []
     if always := [
         n for n, size in report.attributes_by_type.items() if size <= max(RECALL_AT) and n in columns
     ]:

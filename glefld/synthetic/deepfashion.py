@@ -21,7 +21,7 @@ from glefld import storage
 from glefld.errors import UserError
 from glefld.schema import SPLITS, Split
 from glefld.synthetic.faults import KINDS, REJECTED, Row, plant
-from glefld.synthetic.raw_lists import write_deepfashion, write_deepfashion_fine, write_fld
+from glefld.synthetic.raw_lists import MARK, write_deepfashion, write_deepfashion_fine, write_fld
 from glefld.synthetic.render.photo import Photo, render_photo
 from glefld.synthetic.render.wardrobe import Product, sample_product
 from glefld.synthetic.vocabulary import CATEGORY_NUMBERS, coarse_attributes, fine_attributes
@@ -87,7 +87,7 @@ def write_dataset(
     """Write ``count`` photos to a path or URL, with ``irregularities`` rows of each of ``faults.KINDS`` among them.
 
     The archive is written last, so a data set without ``img.zip`` is incomplete. ``on_photo`` is called after each
-    photo. UserError if ``count`` is too small, FileExistsError if there is an archive already.
+    photo. UserError if ``count`` is too small, or if there is an archive already.
     """
     if count < 1 or irregularities < 0:
         raise UserError(
@@ -101,7 +101,7 @@ def write_dataset(
         )
     archive = storage.join(output, "img.zip")
     if storage.exists(archive):
-        raise FileExistsError(f"{archive} already exists: choose another output or remove it")
+        raise UserError(f"{archive} already exists: choose another --output, or delete it")
     listed = list_photos(layout, count, seed)
     planted = choose_planted(listed, kinds, seed)
     for index, (kind, twin) in planted.items():
@@ -129,6 +129,7 @@ def write_dataset(
         storage.write_json(
             storage.join(output, "planted.json"), _planted_json(layout, seed, count, listed, planted)
         )
+        storage.write_json(storage.join(output, MARK), {"layout": layout, "seed": seed, "photos": count})
         storage.put(local, archive)
         size = local.stat().st_size
     return Summary(

@@ -19,6 +19,7 @@ from glefld import storage
 from glefld.datasets.deepfashion2_landmarks import CATEGORIES
 from glefld.errors import UserError
 from glefld.synthetic.deepfashion import OUTFIT, Summary, in_processes
+from glefld.synthetic.raw_lists import MARK
 from glefld.synthetic.render.outfit import OCCLUDED, UNLABELLED, OutfitPhoto, WornGarment, render_outfits
 
 #: Photos per split in the benchmark.
@@ -40,14 +41,15 @@ def write_dataset(
 ) -> Summary:
     """Write ``count`` photos to a path or URL as ``train.zip`` and ``validation.zip``, each atomically.
 
-    The summary counts garments. ``on_photo`` is called after each photo. UserError for a count below 1,
-    FileExistsError if there is an archive already.
+    The summary counts garments. ``on_photo`` is called after each photo. UserError for a count below 1, or
+    if there is an archive already.
     """
     if count < 1:
         raise UserError(f"count must be at least 1, not {count}")
     archives = {split: storage.join(output, f"{split}.zip") for split in SPLIT_SIZES}
     if there := [url for url in archives.values() if storage.exists(url)]:
-        raise FileExistsError(f"{there[0]} already exists: choose another output or remove it")
+        raise UserError(f"{there[0]} already exists: choose another --output, or delete it")
+    storage.write_json(storage.join(output, MARK), {"layout": "deepfashion2", "seed": seed, "photos": count})
     splits: Counter[str] = Counter()
     views: Counter[str] = Counter()
     categories: Counter[str] = Counter()

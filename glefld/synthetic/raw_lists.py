@@ -11,6 +11,8 @@ from glefld.schema import FASHION8, SPLITS, Attribute, Visibility
 from glefld.synthetic.faults import Row
 from glefld.synthetic.vocabulary import CATEGORIES, COARSE_ATTRIBUTES, FINE_ATTRIBUTES
 
+#: A file that only rendered data sets have. Ingest tells by it that the photos are not the benchmark's.
+MARK = "rendered.json"
 UNKNOWN_ATTRIBUTES = 6  # attributes per row, of 1,000, that are marked unknown
 
 

@@ -28,7 +28,9 @@ from pipelines.archives import ARCHIVES, MEMBERS, Archive, open_archive, read_in
 
 #: The garment's columns. The photo's location follows: the columns MEMBERS for an archive, STORED for a data set.
 GARMENTS = pa.schema([("uri", pa.string()), ("garment", pa.int32()), ("box", pa.list_(pa.float32(), 4))])
-STORED = pa.schema([("path", pa.string()), ("group", pa.int32()), ("row", pa.int32())])
+STORED = pa.schema(
+    [("path", pa.string()), ("group", pa.int32()), ("row", pa.int32()), ("garment_type", pa.int8())]
+)
 CORNERS = ("x1", "y1", "x2", "y2")
 #: Limit on the rows of a Parquet file for --boxes: a few kilobytes of Parquet can hold billions of rows.
 MAX_BOXES = 20_000_000
@@ -225,14 +227,19 @@ def _dataset_input(url: str, split: Split | None) -> Input:
         with storage.open(storage.join(url, shard.path)) as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
-                table = parquet.read_row_group(group, columns=["source_uri", "box"])
+                table = parquet.read_row_group(group, columns=["source_uri", "box", "garment_type"])
                 numbers = []
                 for uri in table["source_uri"].to_pylist():
                     numbers.append(seen[uri])
                     seen[uri] += 1
                 n = len(table)
                 garments = [table["source_uri"], pa.array(numbers, pa.int32()), table["box"]]
-                place = [pa.array([shard.path] * n), pa.array([group] * n), pa.array(range(n))]
+                place = [
+                    pa.array([shard.path] * n),
+                    pa.array([group] * n),
+                    pa.array(range(n)),
+                    table["garment_type"],
+                ]
                 tables.append(
                     pa.table(
                         [

@@ -14,7 +14,9 @@ from PIL import Image
 from glefld import storage
 from glefld.data.photos import open_photo, to_rgb, upright
 from glefld.errors import BadPhoto
+from glefld.schema import LandmarkSet, Visibility
 from glefld.scoring.draw import contact_sheet, overlay
+from glefld.scoring.tables import MOST_COLUMNS
 from pipelines.infer.inputs import Photo
 from pipelines.infer.run import InferencePlan, InferOptions, make_plan, output_at
 
@@ -40,14 +42,17 @@ def write_overlays(options: InferOptions, output: str, number: int) -> str | Non
 def _write_overlays(plan: InferencePlan, output: str, number: int) -> str | None:
     output_at(output).reports(plan.paths(), plan.key)
     tiles: list[tuple[Image.Image, str]] = []
+    landmark_set = plan.card.labels.landmark_set
     for i, (row, photo) in enumerate(itertools.islice(_predicted(plan, output), number)):
         picture, offset = _upright(photo)
         drawn = overlay(
             picture,
-            plan.card.labels.landmark_set,
+            landmark_set,
             predicted=np.array(row["landmarks"]).reshape(-1, 2) - offset,
             score=np.array(row["score"]),
+            visibility=_of_type(landmark_set, row.get("garment_type")),
             box=np.array(row["box"]) - np.tile(offset, 2),
+            names=len(landmark_set) <= MOST_COLUMNS,
         )
         stem = PurePosixPath(row["uri"].rpartition("::")[2]).stem
         _write(drawn, storage.join(output, FOLDER, f"{i:05d}-{stem}-{row['garment']}.jpg"))
@@ -67,8 +72,25 @@ def _predicted(plan: InferencePlan, output: str) -> Iterator[tuple[dict[str, Any
         with storage.open(storage.join(output, path)) as file:
             predictions = pq.read_table(file)
         ok = pc.equal(predictions["status"], "ok")
-        photos = plan.input.photos.read(planned.filter(ok))
-        yield from zip(predictions.filter(ok).to_pylist(), photos, strict=True)
+        found = planned.filter(ok)
+        rows = predictions.filter(ok).to_pylist()
+        if "garment_type" in found.column_names:
+            types = found["garment_type"].to_pylist()
+            rows = [{**row, "garment_type": code} for row, code in zip(rows, types, strict=True)]
+        yield from zip(rows, plan.input.photos.read(found), strict=True)
+
+
+def _of_type(landmark_set: LandmarkSet, code: int | None) -> np.ndarray | None:
+    """Return visibility codes [K] that leave out the landmarks which the garment's type lacks; None for no known type.
+
+    An ingested data set knows its garments' types.
+    """
+    for garment in landmark_set.garment_types:
+        if garment.code == code:
+            codes = np.full(len(landmark_set), Visibility.ABSENT)
+            codes[list(garment.landmarks)] = Visibility.VISIBLE
+            return codes
+    return None
 
 
 def _upright(photo: Photo) -> tuple[np.ndarray, np.ndarray]:

@@ -105,6 +105,11 @@ class InferencePlan:
     card: ModelCard
     source_state: str
 
+    @property
+    def whole_photos(self) -> bool:
+        """Whether no garment has a box, so that each photo is taken whole."""
+        return self.input.photos.archive is not None and self.options.boxes is None
+
     def shards(self) -> list[tuple[str, pa.Table]]:
         """Return the path and rows of each shard."""
         starts = range(0, len(self.input.rows), self.options.shard_rows)

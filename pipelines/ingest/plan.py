@@ -14,11 +14,13 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from glefld import storage
 from glefld.datasets import Dataset, read_annotations
 from glefld.datasets.lists import Annotations
 from glefld.errors import UserError, require_between
 from glefld.schema import SCHEMA_VERSION, SPLITS
 from glefld.storage import public_url
+from glefld.synthetic.raw_lists import MARK
 from pipelines.archives import MEMBERS, Archive
 from pipelines.ingest.shard import REASONS, reject, shard_path
 from pipelines.ingest.source import Source, match_photos
@@ -142,6 +144,8 @@ def make_plan(options: IngestOptions, source: Source, source_state: str = "") ->
         source={
             "url": public_url(options.source),
             "photos": source.archive.name,
+            "rendered": storage.is_folder(options.source)
+            and storage.exists(storage.join(options.source, MARK)),
             # The view list is an addition of ours; the benchmarks do not have it.
             "absent_lists": sorted(name for name in source.lists.absent if not name.endswith("view.txt")),
             "files": len(source.members),

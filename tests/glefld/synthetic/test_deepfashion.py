@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
+from glefld.errors import UserError
 from glefld.schema import SPLITS, VIEWS
 from glefld.synthetic.deepfashion import SPLIT_SIZES, SyntheticLayout, list_photos, write_dataset
 from glefld.synthetic.faults import KINDS, REJECTED
@@ -265,5 +266,5 @@ def test_a_count_that_is_too_small_is_refused(
 
 def test_an_archive_is_not_written_over(roots: dict[str, Path]) -> None:
     """What is there may be somebody's real photos."""
-    with pytest.raises(FileExistsError, match="remove it"):
+    with pytest.raises(UserError, match="choose another --output"):
         write_dataset(str(roots["fld"]), "fld", 3)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from glefld.datasets.deepfashion2 import mask_area, read_photo
 from glefld.datasets.deepfashion2_landmarks import CATEGORIES
+from glefld.errors import UserError
 from glefld.synthetic.deepfashion2 import list_splits, write_dataset
 
 COUNT = 70
@@ -50,7 +51,7 @@ def test_deepfashion2_bytes_depend_on_the_seed_alone(root: Path, tmp_path: Path)
     """However many processes draw, the files are the same; a larger count begins with the smaller one's photos."""
     write_dataset(str(tmp_path / "one"), COUNT, seed=4)
     assert digests(tmp_path / "one") == digests(root)
-    assert sorted(digests(root)) == ["train.zip", "validation.zip"]
+    assert sorted(digests(root)) == ["rendered.json", "train.zip", "validation.zip"]
     write_dataset(str(tmp_path / "few"), 6, seed=4)
     write_dataset(str(tmp_path / "other"), 6, seed=5)
     with (
@@ -137,5 +138,5 @@ def test_the_reader_reads_it(root: Path) -> None:
 def test_mistakes_are_told(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         write_dataset(str(tmp_path / "raw"), 0)
-    with pytest.raises(FileExistsError, match=r"train\.zip already exists"):
+    with pytest.raises(UserError, match=r"train\.zip already exists"):
         write_dataset(str(root), 3)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from glefld.data.dataset import MANIFEST
 from glefld.errors import UserError
 from glefld.predict import prediction_schema
 from pipelines.infer.overlays import write_overlays
@@ -34,7 +35,7 @@ from pipelines.infer.run import (
 )
 from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import ingest, prepare
-from pipelines.resumable import to_bytes
+from pipelines.resumable import MARKER, to_bytes
 from tests import dots
 from tests.raw_layouts import Row, write_fld
 
@@ -113,7 +114,7 @@ def check(manifest: dict[str, Any], output: Path) -> dict[str, Any]:
             assert row["error"].partition(":")[0] in manifest["errors"]
     for shard in manifest["shards"]:
         assert (output / shard["path"]).stat().st_size == shard["bytes"]
-    assert not list(output.glob("_*"))
+    assert {path.name for path in output.glob("_*")} == {MANIFEST, MARKER}
     return manifest
 
 
