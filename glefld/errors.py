@@ -1,12 +1,8 @@
-"""The two kinds of error that are not bugs: what a user can mend, and one row's input that cannot be used."""
-
-from typing import Literal
-
-BadPhotoReason = Literal["unreadable_photo", "truncated_photo", "missing_photo", "picture_too_large"]
+"""The two kinds of error that are not bugs: what a user can fix, and one row's input that cannot be used."""
 
 
 class UserError(ValueError):
-    """Something the user caused and can mend; its one line says how.
+    """Something the user caused and can fix; its one line says how.
 
     The command line shows it without a traceback. Any other ValueError is a bug in this program.
     """
@@ -17,7 +13,7 @@ class BadInput(Exception):
 
     def __init__(self, reason: str, detail: str) -> None:
         """reason: a constant that can be counted. detail: what is wrong, in words."""
-        super().__init__(reason, detail)  # as ``args``, from which a pickle makes it anew
+        super().__init__(reason, detail)  # stored as args, which pickle passes to the constructor
         self.reason = reason
         self.detail = detail
 
@@ -26,7 +22,7 @@ class BadInput(Exception):
 
 
 class BadPhoto(BadInput):
-    """A photo that cannot be read or decoded; ``reason`` is a ``BadPhotoReason``."""
+    """A photo that cannot be read or decoded; ``reason`` is one of the rejects' reasons."""
 
 
 class BadBox(BadInput):

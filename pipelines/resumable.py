@@ -11,14 +11,16 @@ nothing is written there, and nothing is removed.
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import posixpath
 import tempfile
+import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,9 +41,17 @@ from glefld.errors import UserError
 
 #: Rows per Parquet row group, which is also what a task buffers of its output.
 ROW_GROUP = 256
-#: Retries of a shard's task after its worker or host died. Ray Data retries forever by default, so a single photo that
-#: crashes the decoder would hang the job.
+#: Retries of a shard's task, after its photos were found to be harmless, when its worker or host dies.
 RETRIES = 4
+#: Shards whose worker died twice that are looked into, and photos that may kill a worker in one of them. If there are
+#: more, it is hardly the photos.
+MAX_LOST = 8
+MAX_KILLERS = 16
+#: Reason and words of a photo that ``run_tasks`` has found to kill its workers.
+KILLER = ("kills_its_worker", "each process that decodes the photo dies")
+#: What the driver raises for what a task has raised.
+RAISED = {"UserError": UserError, "OSError": OSError, "RuntimeError": RuntimeError}
+DEATHS = (ActorDiedError, ActorUnavailableError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
 #: The marker: whose folder this is.
 MARKER = "_plan.json"
 #: Folder of the rows that ingest rejects, beside the shards.
@@ -150,7 +160,9 @@ class ShardedOutput:
         return storage.read_json(url) if storage.exists(url) else None
 
     def _mark(self, key: str) -> None:
-        storage.write_json(storage.join(self.url, MARKER), {"job": self.job, "plan": key})
+        marker = {"job": self.job, "plan": key}
+        if self._marker() != marker:
+            storage.write_json(storage.join(self.url, MARKER), marker)
 
     def begin(self, planned: Sequence[str], key: str) -> dict[str, dict[str, Any]]:
         """Return the reports of the shards that earlier runs of this plan finished, by path, each with its ``bytes``.
@@ -293,42 +305,128 @@ def from_bytes(data: bytes) -> pa.Table:
     return pa.ipc.open_stream(data).read_all()
 
 
-def run_tasks(shards: list[dict[str, Any]], write: Any, **options: Any) -> Iterator[int]:
+def run_tasks(
+    shards: list[dict[str, Any]],
+    write: Any,
+    *,
+    probe: Callable[[bytes], ray.ObjectRef],
+    unit: str,
+    retries: Literal["max_retries", "max_task_retries"],
+    **options: Any,
+) -> Iterator[int]:
     """Write the shards as Ray Data tasks, and yield the row count of each as it finishes.
 
-    write: a function, or an actor class, that takes an item of ``shards`` and returns ``counted(...)``. options: passed
-    to Ray Data's ``map``. Raises UserError if a shard's worker died too often, and OSError if a shard could not be
-    written.
+    A photo may kill the process that decodes it. A shard whose worker died twice is left for the end. Then its rows are
+    halved until the photos are found that kill a worker with nothing else to do, and the shard is written without
+    looking at them.
+
+    shards: ``rows`` of each is an Arrow stream. write: a function, or an actor class, that takes such an item and
+    returns ``counted(...)``; it must not look at the photos that ``killers`` of the item names. probe: starts a task
+    without retries that does with an Arrow stream of rows what ``write`` does, but writes nothing. unit: column that
+    names a row's photo. retries: Ray's option for the retries of a task or of an actor's task. options: passed to Ray
+    Data's ``map``.
+    Raises UserError if workers die for another reason, and OSError if a shard could not be written.
     """
-    if not shards:
+    lost = yield from _write_all([{**item, "killers": []} for item in shards], write, {**options, retries: 1})
+    if not lost:
         return
-    # One block per shard, so that Ray retries exactly the shard whose worker died.
-    graph = ray.data.from_items(shards, override_num_blocks=len(shards))
-    with warnings.catch_warnings():
+    suspects = [{**item, "killers": find_killers(from_bytes(item["rows"]), unit, probe)} for item in lost]
+    if lost := (yield from _write_all(suspects, write, {**options, retries: RETRIES})):
+        raise UserError(
+            f"the workers of {len(lost)} shards died {RETRIES + 1} times, although one by one their photos can be "
+            "processed: see the logs of their hosts, and whether memory is short. Finished shards are kept; run the "
+            "same command again to continue"
+        )
+
+
+def _write_all(
+    shards: list[dict[str, Any]], write: Any, options: dict[str, Any]
+) -> Generator[int, None, list[dict[str, Any]]]:
+    """Yield the row count of each shard that was written; return those whose worker died too often."""
+    if not shards:
+        return []
+    context = ray.data.DataContext.get_current().copy()
+    context.max_errored_blocks = MAX_LOST
+    done = set()
+    with ray.data.DataContext.current(context), warnings.catch_warnings():
+        # One block per shard, so that Ray retries exactly the shard whose worker died.
+        graph = ray.data.from_items(
+            [{**item, "number": number} for number, item in enumerate(shards)],
+            override_num_blocks=len(shards),
+        )
         # As of Ray 2.63 there is no other way to limit the retries.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
         graph = graph.map(write, **options)
     try:
         for result in graph.iter_rows():
-            if result["error"]:
-                raise OSError(result["error"])
+            if result["raised"]:
+                raise RAISED[result["raised"]](result["error"])
+            done.add(result["number"])
             yield result["count"]
-    except (
-        ActorDiedError,
-        ActorUnavailableError,
-        NodeDiedError,
-        OutOfMemoryError,
-        WorkerCrashedError,
-    ) as error:
+    except DEATHS as error:
         raise UserError(
-            f"the worker of one shard died {RETRIES + 1} times ({type(error).__name__}): see the log of its host. "
-            "Finished shards are kept; run the same command again to continue"
+            f"the workers of more than {MAX_LOST} shards died ({type(error).__name__}): see the logs of their hosts, "
+            "and whether memory is short. Finished shards are kept; run the same command again to continue"
         ) from error
+    return [item for number, item in enumerate(shards) if number not in done]
 
 
-def counted(write: Callable[[], int]) -> dict[str, Any]:
-    """Call ``write`` and return its row count, or its storage error as text: Ray Data loses an exception's cause."""
+def find_killers(rows: pa.Table, unit: str, probe: Callable[[bytes], ray.ObjectRef]) -> list[str]:
+    """Return the photos, by their name in the column ``unit``, that kill each worker that is given nothing else.
+
+    Rows of one photo must be adjacent. Raises UserError if workers die without any photo, or if more than
+    ``MAX_KILLERS`` photos kill theirs.
+    """
+    names = rows[unit].to_pylist()
+    starts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
+    edges = [*starts, len(names)]
+
+    def survives(first: int, end: int) -> bool:
+        """Whether a worker survives the photos with these numbers. The death of a host says nothing of them."""
+        part = to_bytes(rows.slice(edges[first], edges[end] - edges[first]).combine_chunks())
+        while True:
+            try:
+                ray.get(probe(part))
+            except NodeDiedError:
+                continue
+            except DEATHS:
+                return False
+            return True
+
+    def search(first: int, end: int) -> Iterator[str]:
+        if survives(first, end):
+            return
+        if end - first > 1:
+            middle = (first + end) // 2
+            yield from search(first, middle)
+            yield from search(middle, end)
+        elif not survives(first, end):  # once more: it may have been the memory of another process
+            yield names[edges[first]]
+
+    if not survives(0, 0):
+        raise UserError("workers die before they look at a photo: see the logs of their hosts")
+    found = list(itertools.islice(search(0, len(starts)), MAX_KILLERS + 1))
+    if len(found) > MAX_KILLERS:
+        raise UserError(
+            f"more than {MAX_KILLERS} photos of one shard kill the process that decodes them (first: {found[0]}): "
+            "check the source. Finished shards are kept"
+        )
+    for name in found:
+        logger.warning("%s kills the process that decodes it, and is left out", name)
+    return found
+
+
+def counted(item: dict[str, Any], write: Callable[[], int]) -> dict[str, Any]:
+    """Call ``write`` for an item of ``run_tasks`` and return its row count, or what it raised.
+
+    Ray Data would take an exception for a lost shard.
+    """
+    answer = {"number": item["number"], "count": 0, "raised": "", "error": ""}
     try:
-        return {"count": write(), "error": ""}
+        return {**answer, "count": write()}
+    except UserError as error:
+        return {**answer, "raised": "UserError", "error": str(error)}
     except (OSError, BotoCoreError) as error:
-        return {"count": 0, "error": f"{type(error).__name__}: {error}"}
+        return {**answer, "raised": "OSError", "error": f"{type(error).__name__}: {error}"}
+    except Exception:
+        return {**answer, "raised": "RuntimeError", "error": f"a task failed\n{traceback.format_exc()}"}

@@ -1,6 +1,7 @@
 """Inference: from photos to Parquet shards of predictions, resumable through ``pipelines.resumable``."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 import PIL
 import pyarrow as pa
+import ray
 import ray.data
 import torch
 from nvidia import dali
@@ -35,7 +37,7 @@ from glefld.schema import Split
 from glefld.storage import public_url
 from pipelines.infer.inputs import GARMENTS, Input, Photo, Photos, file_hash, open_input
 from pipelines.resumable import (
-    RETRIES,
+    KILLER,
     ROW_GROUP,
     ShardedOutput,
     content_hash,
@@ -201,16 +203,22 @@ def infer(
     done = sum(report["rows"] for report in finished.values())
     progress(done, total)
     todo = [{"path": path, "rows": to_bytes(rows)} for path, rows in plan.shards() if path not in finished]
+    settings = writer_settings(plan, place, workers)
+    gpus = 1 if workers.gpu else 0
     written = run_tasks(
         todo,
         ShardWriter,
-        fn_constructor_kwargs={"settings": writer_settings(plan, place, workers)},
+        probe=functools.partial(
+            ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(read_rows).remote, settings=settings
+        ),
+        unit="uri",
+        retries="max_task_retries",
+        fn_constructor_kwargs={"settings": settings},
         compute=ray.data.ActorPoolStrategy(
             size=max(1, min(workers.number, len(todo))), max_tasks_in_flight_per_actor=2
         ),
         num_cpus=1,
-        num_gpus=1 if workers.gpu else 0,
-        max_task_retries=RETRIES,
+        num_gpus=gpus,
     )
     for rows in written:
         done += rows
@@ -273,17 +281,20 @@ class ShardWriter:
         self.schema = prediction_schema(self.predictor.card.labels.landmark_set)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return counted(lambda: self.write(row))
+        return counted(row, lambda: self.write(row))
 
     def write(self, row: dict[str, Any]) -> int:
-        """Predict the garments in ``rows``, an Arrow stream, and write the shard at ``path``. Returns their number."""
+        """Predict the garments in ``rows``, an Arrow stream, and write the shard at ``path``. Returns their number.
+
+        ``killers`` are the uris of photos that must not be decoded.
+        """
         rows = from_bytes(row["rows"])
         errors: Counter[str] = Counter()
         count = 0
 
         def batches() -> Iterator[pa.RecordBatch]:
             nonlocal count
-            predictions = self._predict(rows)
+            predictions = self.predict(rows, frozenset(row["killers"]))
             while batch := list(itertools.islice(predictions, ROW_GROUP)):
                 errors.update(r["error"].partition(":")[0] for r in batch if r["status"] == "error")
                 count += len(batch)
@@ -298,12 +309,16 @@ class ShardWriter:
         )
         return count
 
-    def _predict(self, rows: pa.Table) -> Iterator[dict[str, Any]]:
+    def predict(self, rows: pa.Table, killers: frozenset[str]) -> Iterator[dict[str, Any]]:
+        """Yield a row of predictions for each garment of ``Input.rows``."""
         photos = self.settings.photos.read(rows)
-        boxes = rows["box"].to_pylist()
+        places = zip(photos, rows["uri"].to_pylist(), rows["box"].to_pylist(), strict=True)
         size = self.predictor.card.input_size
         damaged = self.settings.damaged
-        crops = (_crop(photo, box, size, damaged) for photo, box in zip(photos, boxes, strict=True))
+        crops = (
+            BadPhoto(*KILLER) if uri in killers else _crop(photo, box, size, damaged)
+            for photo, uri, box in places
+        )
         answers = self.predictor.predict(crops)
         for garment, answer in zip(rows.select(GARMENTS.names).to_pylist(), answers, strict=True):
             row = {**garment, "model": self.settings.model}
@@ -314,6 +329,12 @@ class ShardWriter:
             else:
                 box = row["box"] or [math.nan] * 4
                 yield row | {"box": box, "status": "error", "error": str(answer)}
+
+
+def read_rows(rows: bytes, settings: WriterSettings) -> None:
+    """Predict an Arrow stream of rows and write nothing: to see whether the worker survives."""
+    for _ in ShardWriter(settings).predict(from_bytes(rows), frozenset()):
+        pass
 
 
 def _crop(photo: Photo, box: list[float] | None, size: int, damaged: Damaged) -> Crop | Bad:

@@ -1,5 +1,6 @@
 """Ingest: from raw archives to a data set of Parquet shards, resumable through ``pipelines.resumable``."""
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -8,16 +9,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import ray
 
 from glefld import storage
 from glefld.datasets import LAYOUTS
 from glefld.schema import Manifest, Shard
 from pipelines.ingest.plan import IngestOptions, IngestPlan, PlannedShard, make_plan
-from pipelines.ingest.shard import ShardSettings, rejects_path, write_rejects, write_shard
+from pipelines.ingest.shard import ShardSettings, read_rows, rejects_path, write_rejects, write_shard
 from pipelines.ingest.source import open_source
 from pipelines.resumable import (
     REJECTS,
-    RETRIES,
     ShardedOutput,
     content_hash,
     counted,
@@ -85,7 +86,15 @@ def ingest(plan: IngestPlan, output: str, progress: Callable[[int, int], None]) 
             {"split": s.split, "index": s.index, "rows": to_bytes(s.rows.combine_chunks())} for s in shards
         ]
         work = {"settings": settings, "held_out": held_out}
-        for rows in run_tasks(items, _write, fn_kwargs=work, max_retries=RETRIES):
+        tasks = run_tasks(
+            items,
+            _write,
+            probe=functools.partial(ray.remote(max_retries=0)(read_rows).remote, **work),
+            unit="name",
+            retries="max_retries",
+            fn_kwargs=work,
+        )
+        for rows in tasks:
             done += rows
             progress(done, total)
     manifest = _manifest(plan, place.complete(paths, plan.key), output)
@@ -94,7 +103,7 @@ def ingest(plan: IngestPlan, output: str, progress: Callable[[int, int], None]) 
 
 
 def _write(row: dict[str, Any], settings: ShardSettings, held_out: frozenset[bytes]) -> dict[str, Any]:
-    return counted(lambda: write_shard(row, settings, held_out))
+    return counted(row, lambda: write_shard(row, settings, held_out))
 
 
 def _stages(

@@ -18,7 +18,7 @@ from glefld.datasets.lists import ANNOTATIONS, unpack
 from glefld.errors import BadPhoto, BadRow
 from glefld.schema import REJECT_SCHEMA, LandmarkSet, sample_schema
 from pipelines.archives import MEMBERS, Archive, read_members
-from pipelines.resumable import ROW_GROUP, ShardedOutput, from_bytes
+from pipelines.resumable import KILLER, ROW_GROUP, ShardedOutput, from_bytes
 
 #: Reasons to reject a row. If several apply, the first one in this order counts.
 REASONS = {
@@ -29,6 +29,7 @@ REASONS = {
     "truncated_photo": "the photo's file ends early",
     "too_many_scans": "a JPEG of more than 500 scans, or of more than 2 billion pixels in all scans",
     "damaged_photo": "a JPEG with damaged data, of which the decoder had to guess parts",
+    KILLER[0]: KILLER[1],
     "unreadable_photo": "the file is not a picture, or is damaged so that nothing can be decoded",
     "duplicate_photo": "with --dedupe: a train photo whose exact bytes are also in val or test",
     "empty_box": "the box has no area",
@@ -61,7 +62,8 @@ def rejects_path(split: str, index: int) -> str:
 def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozenset[bytes]) -> int:
     """Write one shard and its rejects. Returns the number of rows read.
 
-    row: ``split``, ``index`` and ``rows``, an Arrow stream with the columns of ``PlannedShard.rows``.
+    row: ``split``, ``index``, ``rows``, an Arrow stream with the columns of ``PlannedShard.rows``, and ``killers``, the
+    names of photos that must not be decoded.
     held_out: hashes of photos that this shard must not contain.
     Rejects are written before the shard, so if the shard exists, its rejects do too.
     Raises OSError if the storage fails.
@@ -73,7 +75,7 @@ def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozense
 
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal kept
-        for batch in _batches(rows, settings, held_out, rejects):
+        for batch in _batches(rows, settings, held_out, rejects, frozenset(row["killers"])):
             kept += len(batch)
             yield pa.RecordBatch.from_pylist(batch, schema)
 
@@ -97,6 +99,12 @@ def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozense
         write_statistics=False,
     )
     return len(rows)
+
+
+def read_rows(rows: bytes, settings: ShardSettings, held_out: frozenset[bytes]) -> None:
+    """Do with an Arrow stream of rows what ``write_shard`` does, but write nothing: to see whether it survives."""
+    for _ in _batches(from_bytes(rows), settings, held_out, [], frozenset()):
+        pass
 
 
 def write_rejects(rejects: list[dict[str, Any]], url: str) -> None:
@@ -123,7 +131,11 @@ def reject(
 
 
 def _batches(
-    rows: pa.Table, settings: ShardSettings, held_out: frozenset[bytes], rejects: list[dict[str, Any]]
+    rows: pa.Table,
+    settings: ShardSettings,
+    held_out: frozenset[bytes],
+    rejects: list[dict[str, Any]],
+    killers: frozenset[str],
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the samples in batches of one row group, and append rejected rows to ``rejects``.
 
@@ -137,7 +149,8 @@ def _batches(
     for batch in rows.select(ANNOTATIONS.names).append_column("name", rows["name"]).to_batches(ROW_GROUP):
         for row in batch.to_pylist():
             if photo is None or row["name"] != name:
-                name, photo = row["name"], _open(next(photos), held_out)
+                name, data = row["name"], next(photos)
+                photo = _Photo(BadPhoto(*KILLER), None) if name in killers else _open(data, held_out)
             uri = settings.archive.uri(row["name"])
             try:
                 if not isinstance(photo.image, Image.Image):

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from glefld.data.dataset import open_dataset
 from jobs import cli, synthesize
+from pipelines.ingest.plan import IngestOptions
+from pipelines.ingest.run import prepare
+from tests.ingested import write_dataset
 from tests.mistakes import one_line
 
 
@@ -26,8 +30,15 @@ def test_writes_a_data_set_and_says_what_is_in_it(
         "Eval/list_eval_partition.txt",
         "img.zip",
         "planted.json",
+        "rendered.json",
     ]
     assert "10 photos" in " ".join(capsys.readouterr().out.split())
+    # A data set of it does not bear the benchmark's name alone.
+    plan = prepare(IngestOptions("fld", output), str(tmp_path / "data"))
+    assert plan.source["rendered"]
+    manifest = open_dataset(write_dataset(tmp_path / "other", {"train": 1}))
+    assert manifest.title == "fld"
+    assert dataclasses.replace(manifest, source=plan.source).title == "fld (rendered)"
 
 
 def test_writes_deepfashion2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,7 +46,11 @@ def test_writes_deepfashion2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     output = str(tmp_path / "raw")
     options = synthesize.Options("deepfashion2", 12, output, processes=1)
     synthesize.run(options)
-    assert sorted(path.name for path in Path(output).iterdir()) == ["train.zip", "validation.zip"]
+    assert sorted(path.name for path in Path(output).iterdir()) == [
+        "rendered.json",
+        "train.zip",
+        "validation.zip",
+    ]
     printed = " ".join(capsys.readouterr().out.split())
     assert "12 photos" in printed
     assert "validation" in printed

@@ -43,7 +43,8 @@ def _write_ingest(options: IngestOptions, output: str, count: int | None) -> Non
     for shard in plan.shards[:count]:
         if shard.path not in finished:
             rows = to_bytes(shard.rows.combine_chunks())
-            write_shard({"split": shard.split, "index": shard.index, "rows": rows}, settings, frozenset())
+            item = {"split": shard.split, "index": shard.index, "rows": rows, "killers": []}
+            write_shard(item, settings, frozenset())
 
 
 def _finish_ingest(options: IngestOptions, output: str) -> Any:
@@ -58,7 +59,7 @@ def _write_infer(options: InferOptions, output: str, count: int | None) -> None:
     writer = ShardWriter(writer_settings(plan, place, WORKERS))
     for path, rows in plan.shards()[:count]:
         if path not in finished:
-            assert not writer({"path": path, "rows": to_bytes(rows)})["error"]
+            assert not writer({"number": 0, "path": path, "rows": to_bytes(rows), "killers": []})["error"]
 
 
 def _finish_infer(options: InferOptions, output: str) -> Any:

@@ -1,26 +1,24 @@
 """The folder of an ingest or an inference: whose it is, what of it still counts, and shards whose worker dies."""
 
-import contextlib
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
+import pyarrow as pa
 import pytest
+import ray
 
 from glefld import storage
 from glefld.errors import UserError
 from pipelines.infer import run as infer_run
-from pipelines.infer.run import InferenceWorkers, InferOptions, infer, make_plan
+from pipelines.infer.run import InferOptions
 from pipelines.ingest import plan as ingest_plan
 from pipelines.ingest.plan import IngestOptions
-from pipelines.ingest.run import ingest, prepare
-from pipelines.resumable import MARKER, RETRIES
+from pipelines.resumable import MARKER, MAX_LOST, counted, run_tasks, to_bytes
 from tests import dots
-from tests.meanwhile import meanwhile
 from tests.pipelines.outputs import INFER, INGEST, Kind, files
 from tests.raw_layouts import jpeg, photos, rows, write_fld
 
@@ -226,43 +224,96 @@ def test_the_former_manifests_name_is_read(job: Job) -> None:
     assert job.find() is not None
 
 
-@contextlib.contextmanager
-def killing(*words: str) -> Iterator[Callable[[], int]]:
-    """SIGKILL each worker as soon as its title holds all the words. Yields how many it were."""
-    killed: set[int] = set()
+#: Photos that kill the process which looks at them, as the functions below do for a decoder's crash.
+KILLERS = ("photo-007", "photo-021")
 
-    def kill() -> None:
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                title = " ".join(process.cmdline())
-                if process.pid not in killed and all(word in title for word in words):
-                    process.kill()
-                    killed.add(process.pid)
 
-    with meanwhile(kill, pause=0.005):
-        yield lambda: len(killed)
+def items(count: int, per_shard: int) -> list[dict[str, Any]]:
+    """Shards of two rows a photo."""
+    names = [f"photo-{i // 2:03d}" for i in range(2 * count)]
+    return [
+        {"rows": to_bytes(pa.table({"name": names[i : i + per_shard]}))}
+        for i in range(0, len(names), per_shard)
+    ]
+
+
+def run(shards: list[dict[str, Any]], folder: Path, *, dies: str) -> list[int]:
+    """Run tasks that die of a photo (``photo``), always (``always``), or unless they are given one alone (``alone``).
+
+    The functions are pickled by value, so the workers need to import nothing of ours.
+    """
+    killers, log = KILLERS, str(folder / "left-out")
+
+    def look(rows: bytes, skip: list[str], writing: bool) -> int:
+        import os
+        import signal
+
+        import pyarrow
+
+        names = pyarrow.ipc.open_stream(rows).read_all()["name"].to_pylist()
+        poisoned = bool(set(killers) & set(names) - set(skip))
+        if dies == "always" or (dies == "photo" and poisoned) or (dies == "alone" and writing):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return len(names)
+
+    def write(item: dict[str, Any]) -> dict[str, Any]:
+        count = look(item["rows"], item["killers"], True)
+        with open(log, "a") as file:
+            file.writelines(f"{name}\n" for name in item["killers"])
+        return {"number": item["number"], "count": count, "raised": "", "error": ""}
+
+    def probe(rows: bytes) -> None:
+        look(rows, [], False)
+
+    tasks = run_tasks(
+        shards, write, probe=ray.remote(max_retries=0)(probe).remote, unit="name", retries="max_retries"
+    )
+    return list(tasks)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_ingest_task_that_always_dies(tmp_path: Path) -> None:
-    listed = rows(60)
-    source = write_fld(tmp_path / "source", listed, photos(listed, width=600, height=800))
-    plan = prepare(IngestOptions("fld", str(source)), str(tmp_path / "data"))
-    with killing("ray::", "_write") as killed, pytest.raises(ValueError, match="died 5 times"):
-        ingest(plan, str(tmp_path / "data"), lambda *_: None)
-    assert killed() > RETRIES
-    assert sum(ingest(plan, str(tmp_path / "data"), lambda *_: None).splits.values()) == 60
+def test_photos_that_kill_their_worker_are_found_and_left_out(tmp_path: Path) -> None:
+    """Each shard is written once, those of the killers too, and of no other photo anything is left out."""
+    counts = run(items(24, 16), tmp_path, dies="photo")
+    assert counts == [16, 16, 16]
+    assert sorted((tmp_path / "left-out").read_text().split()) == sorted(KILLERS)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_inference_task_that_always_dies(tmp_path: Path) -> None:
-    model = dots.write_checkpoint(str(tmp_path / "checkpoint"))
-    listed = rows(60)
-    (tmp_path / "photos").mkdir()
-    for name, data in photos(listed, width=600, height=800).items():
-        (tmp_path / "photos" / Path(name).name).write_bytes(data)
-    plan = make_plan(InferOptions(model, str(tmp_path / "photos")), str(tmp_path / "out"))
-    workers = InferenceWorkers(number=1, threads=1, gpu=False, batch_size=4)
-    with killing("ray::", "ShardWriter", "submit") as killed, pytest.raises(ValueError, match="died 5 times"):
-        infer(plan, str(tmp_path / "out"), workers, lambda *_: None)
-    assert killed() > RETRIES
+@pytest.mark.parametrize(
+    ("dies", "shards", "words"),
+    [
+        ("always", 2, "workers die before they look at a photo"),
+        ("always", MAX_LOST + 2, f"the workers of more than {MAX_LOST} shards died"),
+        ("alone", 1, "although one by one their photos can be processed"),
+    ],
+)
+def test_workers_that_die_of_something_else_end_the_job(
+    dies: str, shards: int, words: str, tmp_path: Path
+) -> None:
+    """No photo is blamed for it."""
+    with pytest.raises(UserError, match=words):
+        run(items(2 * shards, 4), tmp_path, dies=dies)
+    assert not (tmp_path / "left-out").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    "error", [UserError("give another"), FileNotFoundError("gone.zip"), KeyError("a bug")]
+)
+def test_what_a_task_raises_is_raised_here(error: Exception) -> None:
+    """A user's error and the storage's as what they are, any other with its traceback; none is taken for a death."""
+    expected = {UserError: UserError, FileNotFoundError: OSError, KeyError: RuntimeError}[type(error)]
+
+    def fail() -> int:
+        raise error
+
+    tasks = run_tasks(
+        items(1, 2),
+        lambda item: counted(item, fail),
+        probe=ray.remote(lambda rows: None).remote,
+        unit="name",
+        retries="max_retries",
+    )
+    with pytest.raises(expected, match=str(error.args[0])):
+        list(tasks)

@@ -68,6 +68,15 @@ def test_table_of_landmarks_that_nobody_published():
     assert ".0123" in printed
 
 
+def test_rendered_photos_stand_beside_no_published_figure():
+    """And the table says what they are."""
+    printed = text("fld (rendered)", report(), Baselines(report(ne=0.177), report(ne=0.149), report()))
+    assert "normalised error on fld (rendered)" in printed
+    assert "not comparable with any published figure" in printed
+    assert not any(system.system in printed for system in FLD)
+    assert pose_lines("fld (rendered)") == []
+
+
 def test_nothing_counted_is_a_dash():
     printed = text("fld", Counters(Labels(FASHION8)).report())
     (ours,) = [line for line in printed.splitlines() if "this run" in line]

@@ -18,10 +18,14 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import ray
+from PIL import Image
 
+from glefld import storage
 from glefld.data.dataset import MANIFEST
 from glefld.errors import UserError
+from glefld.models import checkpoint
 from glefld.predict import prediction_schema
+from glefld.schema import GarmentType, Labels
 from pipelines.infer.overlays import write_overlays
 from pipelines.infer.run import (
     InferenceWorkers,
@@ -37,6 +41,7 @@ from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import ingest, prepare
 from pipelines.resumable import MARKER, to_bytes
 from tests import dots
+from tests.ingested import write_dataset
 from tests.raw_layouts import Row, write_fld
 
 WIDTH, HEIGHT = 120, 160
@@ -89,7 +94,7 @@ def run_here(options: InferOptions, output: Path, batch_size: int = 4) -> dict[s
     workers = dataclasses.replace(WORKERS, batch_size=batch_size)
     writer = ShardWriter(writer_settings(plan, output_at(str(output)), workers))
     for path, rows in plan.shards():
-        writer({"path": path, "rows": to_bytes(rows)})
+        writer({"number": 0, "path": path, "rows": to_bytes(rows), "killers": []})
     return check(infer(plan, str(output), workers, lambda *_: None), output)
 
 
@@ -445,3 +450,34 @@ def test_overlays_are_drawn_on_the_upright_photo(model: str, tmp_path: Path) -> 
     (source / "007.png").write_bytes(b"new")
     with pytest.raises(ValueError, match="which another infer run wrote"):
         write_overlays(options, str(tmp_path / "output"), 3)
+
+
+@pytest.mark.parametrize(("own", "yellow"), [((0, 1), True), ((1,), False)])
+def test_overlays_leave_out_what_the_garments_type_lacks(
+    own: tuple[int, ...], yellow: bool, tmp_path: Path
+) -> None:
+    """An ingested data set knows the types: the model answers for all landmarks, and the type's own are drawn."""
+    landmark_set = dataclasses.replace(dots.DOTS, garment_types=(GarmentType(1, "dots", own),))
+    data = write_dataset(tmp_path / "data", {"test": 2})
+    manifest = storage.read_json(f"{data}/{MANIFEST}")
+    storage.write_json(f"{data}/{MANIFEST}", {**manifest, "landmark_set": landmark_set.to_json()})
+    url = str(tmp_path / "checkpoint")
+    checkpoint.save(url, dots.network(), dots.card("gle", dots.CONFIG, Labels(landmark_set), dots.SIZE))
+    run_here(InferOptions(url, data, split="test"), tmp_path / "output")
+    write_overlays(InferOptions(url, data, split="test"), str(tmp_path / "output"), 1)
+    (drawn,) = (tmp_path / "output" / "_overlays").glob("00000-*.jpg")
+    red, green, blue = np.moveaxis(np.asarray(Image.open(drawn), int), 2, 0)
+    # The left dot's mark is the only yellow in these pictures.
+    assert ((red > 200) & (green > 150) & (blue < 100)).any() == yellow
+
+
+def test_a_photo_that_kills_its_worker_is_an_error_row(model: str, tmp_path: Path) -> None:
+    files, _ = make_photos(4)
+    options = InferOptions(model, str(write_folder(tmp_path / "input", files)))
+    plan = make_plan(options, str(tmp_path / "output"))
+    writer = ShardWriter(writer_settings(plan, output_at(str(tmp_path / "output")), WORKERS))
+    ((_, rows),) = plan.shards()
+    killer = rows["uri"][2].as_py()
+    found = list(writer.predict(rows, frozenset([killer])))
+    assert [row["uri"] for row in found if row["status"] == "error"] == [killer]
+    assert found[2]["error"].startswith("kills_its_worker: ")

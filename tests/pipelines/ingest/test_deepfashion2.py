@@ -63,7 +63,8 @@ def shards(source: str, output: Path, **options: Any) -> tuple[list[dict[str, An
     rejects = list(plan.rejects)
     rows = []
     for shard in plan.shards:
-        row = {"split": shard.split, "index": shard.index, "rows": to_bytes(shard.rows.combine_chunks())}
+        stream = to_bytes(shard.rows.combine_chunks())
+        row = {"split": shard.split, "index": shard.index, "rows": stream, "killers": []}
         write_shard(row, settings, frozenset())
         rows += pq.ParquetFile(output / shard.path).read().to_pylist()
     for path in output.glob("_rejects/*"):

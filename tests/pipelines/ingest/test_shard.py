@@ -16,7 +16,7 @@ from pipelines.ingest.plan import IngestOptions, PlannedShard
 from pipelines.ingest.run import output_at, prepare
 from pipelines.ingest.shard import ShardSettings, crop_box, shard_path, write_shard
 from pipelines.resumable import ROW_GROUP, to_bytes
-from tests.raw_layouts import Row, jpeg, write_fld
+from tests.raw_layouts import Row, jpeg, photos, rows, write_fld
 
 
 def shard(
@@ -24,6 +24,7 @@ def shard(
     listed: Sequence[Row],
     images: Mapping[str, bytes],
     held_out: frozenset[bytes] = frozenset(),
+    killers: Sequence[str] = (),
     **options: object,
 ) -> tuple[list[dict], list[dict]]:
     """Write these rows as one shard, as a task does; its rows and the rejects, those of the lists too."""
@@ -35,7 +36,8 @@ def shard(
     settings = ShardSettings(
         plan.archive, output_at(str(output)), FASHION8, chosen.margin, chosen.landmark_tolerance, plan.key
     )
-    row = {"split": planned.split, "index": planned.index, "rows": to_bytes(planned.rows.combine_chunks())}
+    rows = to_bytes(planned.rows.combine_chunks())
+    row = {"split": planned.split, "index": planned.index, "rows": rows, "killers": list(killers)}
     write_shard(row, settings, held_out)
     rejects = list(plan.rejects)
     for path in output.glob("_rejects/*.parquet"):
@@ -162,6 +164,16 @@ def test_bad_photos_are_turned_away(case: str, tmp_path: Path) -> None:
     assert (bad["sample_id"], bad["split"], bad["reason"]) == ("fld/img/a.jpg#0", "train", reason)
     assert bad["source_uri"] == f"{tmp_path}/source/img.zip::img/a.jpg"
     assert bad["detail"]
+
+
+def test_a_photo_that_kills_its_worker_is_turned_away_unseen(tmp_path: Path) -> None:
+    """With all its garments; its neighbours stay."""
+    listed = rows(4)
+    found, rejects = shard(tmp_path, listed, photos(listed), killers=[listed[1].photo])
+    assert [(r["source_uri"].rpartition("/")[2], r["reason"]) for r in rejects] == [
+        (listed[1].photo.rpartition("/")[2], "kills_its_worker")
+    ]
+    assert len(found) == 3
 
 
 def test_held_out_photos_are_turned_away(tmp_path: Path) -> None:
