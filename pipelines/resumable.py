@@ -8,7 +8,6 @@ skips finished shards and writes the manifest last. Output without a manifest is
 import dataclasses
 import hashlib
 import json
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -128,9 +127,8 @@ class ShardedOutput:
         ``pyarrow.parquet.ParquetWriter``. Raises OSError if the storage fails.
         """
         digest = hashlib.sha256()
-        # Unnamed, so a killed task leaves nothing behind.
-        with tempfile.TemporaryFile() as file:
-            with pq.ParquetWriter(file, schema, **options) as writer:
+        with storage.temporary_file() as file:
+            with storage.temporary_space(), pq.ParquetWriter(file, schema, **options) as writer:
                 for batch in batches:
                     content = batch.drop_columns(list(unhashed)) if unhashed else batch
                     digest.update(content.serialize())

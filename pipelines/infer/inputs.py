@@ -89,9 +89,11 @@ def open_input(url: str, boxes: str | None, split: Split | None, staging: str) -
             f"{public_url(url)} does not exist: --input must be a photo, a folder, an archive or a data set"
         )
     archive = open_archive(posixpath.dirname(url) if single else url, staging)
-    members = _one_member(url) if single else read_index(archive)
+    members, replaced = (_one_member(url), 0) if single else read_index(archive)
     found = members.filter(pa.array(map(is_picture, members["name"].to_pylist()), pa.bool_()))
     skipped = {"not a picture's name": len(members) - len(found)}
+    if replaced:
+        skipped["replaced by a later file of the same name"] = replaced
     if not len(found):
         raise UserError(
             f"{public_url(url)} holds no picture ({', '.join(PICTURES)}) among its {len(members)} files: check --input"
