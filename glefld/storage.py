@@ -8,12 +8,14 @@ Functions raise OSError or a botocore error when the storage fails, and UserErro
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import posixpath
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -208,10 +210,18 @@ def read_ranges(
 
 def read_json(url: str) -> Any:
     """Read a JSON file. Raises UserError if it is not valid JSON."""
+    return parse_json(read_bytes(url), url)
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """Parse JSON. Raises UserError, which names the file, if it is not valid JSON."""
     try:
-        return json.loads(read_bytes(url))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{url} is not valid JSON: {error}") from error
+        return json.loads(data)
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # bad JSON, bad UTF-8, an endless number, or nesting too deep
+        raise UserError(f"{name} is not valid JSON: {error}") from error
 
 
 def put(local: str | Path, url: str) -> None:
@@ -225,9 +235,36 @@ def put(local: str | Path, url: str) -> None:
     fs.invalidate_cache()
 
 
+@contextlib.contextmanager
+def temporary_space() -> Iterator[None]:
+    """Within the block only temporary files are written: OSError names their folder if it is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            f"no space for temporary files in {tempfile.gettempdir()} ({error.strerror}): free some, or set TMPDIR to "
+            "another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def temporary_file() -> Iterator[IO[bytes]]:
+    """Yield an unnamed temporary file, of which a killed process leaves nothing behind. See ``temporary_space``."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        yield file
+    finally:
+        # What is still buffered is not needed any more, and may be what did not fit.
+        with contextlib.suppress(OSError):
+            file.close()
+
+
 def put_file(file: IO[bytes], url: str) -> None:
-    """Like ``put``, for an open file, which may be unnamed (``tempfile.TemporaryFile``)."""
-    file.flush()
+    """Like ``put``, for an open temporary file, which may be unnamed."""
+    with temporary_space():
+        file.flush()
     # fsspec uploads files by name, and every open file has one under /dev/fd.
     put(f"/dev/fd/{file.fileno()}", url)
 
@@ -338,7 +375,14 @@ def redacted(value: Any) -> Any:
 
 
 def _split(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the URL's filesystem and the path within it. Raises UserError for a scheme that fsspec cannot open."""
+    """Return the URL's filesystem and the path within it.
+
+    Raises UserError for a scheme that fsspec cannot open, and for a path that no row could record.
+    """
+    try:
+        os.fspath(url).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the path {url!r} is not UTF-8: rename the file or folder") from None
     try:
         fs, path = fsspec.core.url_to_fs(os.fspath(url), **(s3_options() if is_s3(url) else {}))
     except (ImportError, ValueError) as error:

@@ -8,13 +8,15 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import itertools
+import os
+import posixpath
 import struct
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,12 +33,9 @@ MEMBERS = pa.schema(
         ("stop", pa.int64()),
         ("stored", pa.int64()),  # bytes as stored, possibly compressed
         ("size", pa.int64()),  # declared uncompressed bytes
-        ("method", pa.int32()),  # zip compression method; 0 is uncompressed
+        ("method", pa.int32()),  # zip compression method, 0 is uncompressed; or a key of UNREADABLE
         ("crc", pa.int64()),  # null if the archive has none
-        (
-            "version",
-            pa.string(),
-        ),  # of its file or the tar, as in ``storage.State``; null in a zip
+        ("version", pa.string()),  # of its file or the tar (``storage.State``); null in a zip
     ]
 )
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -53,7 +52,36 @@ BATCH_BYTES = 8 << 20
 MAX_WASTE = 0.1
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_ENCRYPTED = -1
+_ENCRYPTED, _LINK, _SPARSE, _NO_FILE, _NAME, _NOWHERE = -1, -2, -3, -4, -5, -6
+#: Why some members cannot be read. They stay in the index, so that each becomes an error row or a counted reject.
+UNREADABLE = {
+    _ENCRYPTED: "encrypted: repack the archive without a password",
+    _LINK: "a link to a file that is not in the archive",
+    _SPARSE: "a sparse file: repack the archive without --sparse",
+    _NO_FILE: "a device, a pipe or another thing that is no file",
+    _NAME: "its name is not UTF-8: rename the file",
+    _NOWHERE: "the archive's directory gives an offset outside the archive",
+}
+#: What zipfile and tarfile raise for damaged archives, beyond their own errors. OSError is the storage's.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    struct.error,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    MemoryError,
+)
+#: Declared sizes are cut to this, so that they and their sum have 64 bits.
+_MOST_BYTES = 1 << 40
+#: What may be wrong with one file of a folder: it has gone, is not ours to read, or is a link to a folder.
+_LOST = (FileNotFoundError, PermissionError, IsADirectoryError)
+#: A row of MEMBERS: the name and the rest.
+Row = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +131,13 @@ def _stage_tar(url: str, staging: str) -> str:
     identity = hashlib.blake2b(f"{url} {packed_bytes} {version}".encode(), digest_size=8).hexdigest()
     staged = storage.join(staging, f"{identity}.tar")
     if not storage.exists(staged):
-        # Unnamed, so nothing is left behind if the process is killed.
-        with tempfile.TemporaryFile() as plain:
+        with storage.temporary_file() as plain:
             try:
                 with storage.open(url) as packed, gzip.open(packed) as stream:
                     most = FREE_UNPACKED_BYTES + MAX_RATIO * packed_bytes
                     while data := stream.read(1 << 20):
-                        plain.write(data)
+                        with storage.temporary_space():
+                            plain.write(data)
                         if plain.tell() > most:
                             raise UserError(
                                 f"{public_url(url)} unpacks to more than {MAX_RATIO} times its size, which is unusual "
@@ -123,88 +151,178 @@ def _stage_tar(url: str, staging: str) -> str:
     return staged
 
 
-def read_index(archive: Archive) -> pa.Table:
-    """List the files of an archive as a table of ``MEMBERS``, sorted by offset (a folder's by name).
+class Index(NamedTuple):
+    """The files of an archive as a table of ``MEMBERS``, sorted by offset (a folder's by name); each name once.
 
-    Raises UserError for a damaged archive.
+    ``replaced`` is the number of files that a later one of the same name replaces, as it does when a tar is unpacked.
     """
+
+    members: pa.Table
+    replaced: int
+
+
+def read_index(archive: Archive) -> Index:
+    """List the files of an archive, also those that cannot be read. Raises UserError for a damaged archive."""
     readers = {"zip": _zip_members, "zips": _zips_members, "tar": _tar_members, "folder": _folder_members}
-    rows = readers[archive.kind](archive)
-    try:
-        columns = list(zip(*rows, strict=True)) or [()] * len(MEMBERS)
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        EOFError,
-        RuntimeError,  # zipfile's error for an unknown version
-    ) as error:
-        raise UserError(
-            f"{archive.name} is not a readable {archive.kind} ({error}): download it again"
-        ) from error
+    rows = list(readers[archive.kind](archive))
+    last = {row[0]: row for row in rows}
+    columns = list(zip(*last.values(), strict=True)) or [()] * len(MEMBERS)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, MEMBERS, strict=True)]
     table = pa.table(arrays, schema=MEMBERS)
     if archive.kind == "zips":
         zips = pc.list_element(pc.split_pattern(table["name"], "::", max_splits=1), 0)
         order = [("zip", "ascending"), ("start", "ascending")]
-        return table.append_column("zip", zips).sort_by(order).drop_columns(["zip"])
-    return table.sort_by([("name" if archive.kind == "folder" else "start", "ascending")])
+        table = table.append_column("zip", zips).sort_by(order).drop_columns(["zip"])
+    else:
+        table = table.sort_by([("name" if archive.kind == "folder" else "start", "ascending")])
+    return Index(table, len(rows) - len(last))
 
 
-def _zip_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
-    with storage.open(archive.url) as file, zipfile.ZipFile(file) as opened:
-        members = sorted((m for m in opened.infolist() if not m.is_dir()), key=lambda m: m.header_offset)
-        ends = [*(m.header_offset for m in members[1:]), opened.start_dir]
-        for member, end in zip(members, ends, strict=True):
-            # The directory does not tell the lengths of the local header's name and extra field: at most 65,535 each.
-            stop = min(end, member.header_offset + _LOCAL_HEADER.size + 2 * 65535 + member.compress_size)
-            method = _ENCRYPTED if member.flag_bits & 1 else member.compress_type
-            yield (
-                member.filename,
-                member.header_offset,
-                stop,
-                member.compress_size,
-                member.file_size,
-                method,
-                member.CRC,
-                None,
-            )
+def _row(
+    name: str,
+    start: int,
+    stop: int,
+    stored: int,
+    size: int,
+    method: int,
+    *,
+    crc: int | None = None,
+    version: str | None = None,
+) -> Row:
+    """Return a row of MEMBERS. A member that cannot be read has no bytes there."""
+    if method in UNREADABLE:
+        start = stop = 0
+    return _text(name), start, stop, min(stored, _MOST_BYTES), min(size, _MOST_BYTES), method, crc, version
 
 
-def _zips_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
+def _text(name: str) -> str:
+    """Return a file's name with each byte that is not UTF-8 as an escape such as ``\\xe9``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _not_readable(archive: Archive, error: object) -> UserError:
+    return UserError(f"{archive.name} is not a readable {archive.kind} ({error}): download it again")
+
+
+def _zip_members(archive: Archive) -> Iterator[Row]:
+    with storage.open(archive.url) as file:
+        try:
+            opened = zipfile.ZipFile(file)
+        except UnicodeDecodeError as error:
+            raise _not_readable(archive, f"the name {error.object!r} in it is not UTF-8") from error
+        except _DAMAGED as error:
+            raise _not_readable(archive, error) from error
+        members = opened.infolist()
+        promised = _promised_entries(file)
+    if promised not in (len(members), len(members) % 0x10000):
+        raise _not_readable(
+            archive, f"its directory lists {len(members)} files where its end record promises {promised}"
+        )
+    starts = sorted({m.header_offset for m in members if 0 <= m.header_offset < opened.start_dir})
+    ends = dict(itertools.pairwise([*starts, opened.start_dir]))
+    for member in members:
+        start = member.header_offset
+        if member.filename.endswith("/") and not member.file_size:
+            continue  # a folder
+        method = _ENCRYPTED if member.flag_bits & 1 else member.compress_type
+        if start not in ends:
+            method = _NOWHERE
+        # The directory does not tell the lengths of the local header's name and extra field: at most 65,535 each.
+        stop = min(ends.get(start, 0), start + _LOCAL_HEADER.size + 2 * 65535 + member.compress_size)
+        yield _row(
+            member.filename, start, stop, member.compress_size, member.file_size, method, crc=member.CRC
+        )
+
+
+def _promised_entries(file: BinaryIO) -> int:
+    """Return the number of entries that a zip's end record names; without zip64 it is the remainder by 65,536.
+
+    zipfile does not compare it with the directory. It is found as zipfile finds it.
+    """
+    length = file.seek(0, io.SEEK_END)
+    file.seek(max(0, length - 22 - 0x10000 - 76))
+    tail = file.read()
+    at = len(tail) - 22
+    if tail[at : at + 4] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
+        at = tail.rfind(b"PK\x05\x06")
+    if at >= 76 and tail[at - 20 : at - 16] == b"PK\x06\x07" and tail[at - 76 : at - 72] == b"PK\x06\x06":
+        return int.from_bytes(tail[at - 44 : at - 36], "little")
+    return int.from_bytes(tail[at + 10 : at + 12], "little")
+
+
+def _zips_members(archive: Archive) -> Iterator[Row]:
     for entry in storage.entries(archive.url):
         if entry.name.lower().endswith(".zip"):
-            for member, *rest in _zip_members(Archive(entry.url, entry.name, "zip")):
+            for member, *rest in _zip_members(Archive(entry.url, archive.uri(entry.name), "zip")):
                 yield f"{entry.name}::{member}", *rest
 
 
-def _tar_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
-    with (
-        storage.open(archive.url, block_size=BATCH_BYTES) as file,
-        tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:") as opened,
-    ):
-        before = -1
-        while (member := opened.next()) is not None:
-            opened.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-            # A negative size would make tarfile seek backwards and loop forever.
-            if member.size < 0 or opened.offset <= before:
-                raise tarfile.ReadError(f"a member of {member.size} bytes at byte {member.offset}")
-            before = opened.offset
-            if member.isreg() and not member.issparse():
-                start, size = member.offset_data, member.size
-                yield (
-                    member.name.removeprefix("./"),
-                    start,
-                    start + size,
-                    size,
-                    size,
-                    0,
-                    None,
-                    archive.version,
-                )
-        # tarfile treats a damaged header or a truncated file as the end of the archive.
-        file.seek(opened.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"damaged or cut off at byte {opened.offset}")
+def _tar_members(archive: Archive) -> Iterator[Row]:
+    rows: list[Row] = []
+    links: dict[int, tuple[str, bool]] = {}
+    for member in _tar_headers(archive):
+        name = member.name.removeprefix("./")
+        start, size = member.offset_data, member.size
+        if member.islnk() or member.issym():
+            links[len(rows)] = (_text(member.linkname), member.islnk())
+            method = _LINK
+        elif member.issparse():
+            method = _SPARSE
+        elif member.isreg():
+            method = zipfile.ZIP_STORED
+        elif member.isdir() and not size:
+            continue
+        else:
+            method = _NO_FILE
+        rows.append(_row(name, start, start + size, size, size, method, version=archive.version))
+    yield from _resolved(rows, links) if links else rows
+
+
+def _tar_headers(archive: Archive) -> Iterator[tarfile.TarInfo]:
+    with storage.open(archive.url, block_size=BATCH_BYTES) as file:
+        try:
+            with tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:") as opened:
+                before = -1
+                while (member := opened.next()) is not None:
+                    opened.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+                    # A negative size would make tarfile seek backwards and loop forever.
+                    if member.size < 0 or opened.offset <= before:
+                        raise tarfile.ReadError(f"a member of {member.size} bytes at byte {member.offset}")
+                    before = opened.offset
+                    yield member
+                # tarfile treats a damaged header or a truncated file as the end of the archive.
+                file.seek(opened.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError(f"damaged or cut off at byte {opened.offset}")
+        except _DAMAGED as error:
+            raise _not_readable(archive, error) from error
+
+
+def _resolved(rows: list[Row], links: dict[int, tuple[str, bool]]) -> list[Row]:
+    """Give each link the bytes of the file that it names; a link that names none stays unreadable.
+
+    links: by row number, the target and whether the link is hard. A hard link means the last file of that name before
+    it, a symbolic one the last of all.
+    """
+    last: dict[str, int] = {}
+    targets: dict[int, int | None] = {}
+    for i, (name, *_) in enumerate(rows):
+        if i in links and links[i][1]:
+            targets[i] = last.get(posixpath.normpath(links[i][0]))
+        last[posixpath.normpath(name)] = i
+    for i, (target, hard) in links.items():
+        if not hard:
+            targets[i] = last.get(posixpath.normpath(posixpath.join(posixpath.dirname(rows[i][0]), target)))
+    found = list(rows)
+    for i in links:
+        at: int | None = i
+        seen: set[int] = set()
+        while at is not None and at in links and at not in seen:
+            seen.add(at)
+            at = targets[at]
+        if at is not None and at not in links:
+            found[i] = (rows[i][0], *rows[at][1:])
+    return found
 
 
 class _Headers:
@@ -220,9 +338,10 @@ class _Headers:
         return self.file.read(size)
 
 
-def _folder_members(archive: Archive) -> Iterator[tuple[Any, ...]]:
+def _folder_members(archive: Archive) -> Iterator[Row]:
     for name, (size, version) in storage.find(archive.url).items():
-        yield name, 0, size, size, size, 0, None, version
+        method = zipfile.ZIP_STORED if _text(name) == name else _NAME
+        yield _row(name, 0, size, size, size, method, version=version)
 
 
 def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPhoto]:
@@ -246,7 +365,7 @@ def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPho
             [max(m["stop"] for m in r) for r in ranges],
         )
         for wanted, data in zip(ranges, found, strict=True):
-            if archive.kind == "folder" and isinstance(data, FileNotFoundError | PermissionError):
+            if archive.kind == "folder" and isinstance(data, _LOST):
                 gone = isinstance(data, FileNotFoundError)
                 yield from (
                     BadPhoto("missing_photo" if gone else "unreadable_photo", str(data)) for _ in wanted
@@ -266,6 +385,8 @@ def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPho
 
 def _refusal(member: dict[str, Any]) -> BadPhoto | None:
     """Return why a member must not be read, or None. An empty member is refused as servers reject empty ranges."""
+    if member["method"] in UNREADABLE:
+        return BadPhoto("unreadable_photo", UNREADABLE[member["method"]])
     if max(member["size"], member["stored"]) > MAX_MEMBER_BYTES:
         return BadPhoto("picture_too_large", f"{max(member['size'], member['stored'])} bytes")
     if member["stop"] == member["start"]:
@@ -303,7 +424,11 @@ def _ranges(rows: list[dict[str, Any]], files: list[tuple[str, ...]]) -> Iterato
 
 
 def open_member(archive: Archive, member: dict[str, Any]) -> BinaryIO:
-    """Open one member of a zip or tar as a stream. A tar member is read into memory."""
+    """Open one member of a zip or tar as a stream; UserError if it cannot be read. A tar member is read into memory."""
+    if member["method"] in UNREADABLE:
+        raise UserError(f"{archive.uri(member['name'])} cannot be read: {UNREADABLE[member['method']]}")
+    if member["stop"] == member["start"]:
+        return io.BytesIO()
     if archive.kind == "zip":
         return cast(BinaryIO, zipfile.ZipFile(storage.open(archive.url)).open(member["name"]))
     (data,) = storage.read_ranges([archive.url], [member["start"]], [member["stop"]])
@@ -339,7 +464,7 @@ def _unpack_zip(data: bytes, member: dict[str, Any]) -> bytes:
         except zlib.error as error:
             raise BadPhoto("unreadable_photo", f"damaged in the archive ({error})") from error
     else:
-        how = "encrypted" if member["method"] == _ENCRYPTED else f"packed by zip method {member['method']}"
+        how = f"packed by zip method {member['method']}"
         raise BadPhoto("unreadable_photo", f"{how}: repack the archive with deflate or store")
     if len(unpacked) != member["size"]:
         raise BadPhoto(

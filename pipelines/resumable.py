@@ -15,7 +15,6 @@ import itertools
 import json
 import logging
 import posixpath
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -237,9 +236,8 @@ class ShardedOutput:
         ``pyarrow.parquet.ParquetWriter``. Raises OSError if the storage fails.
         """
         digest = hashlib.sha256()
-        # Unnamed, so a killed task leaves nothing behind.
-        with tempfile.TemporaryFile() as file:
-            with pq.ParquetWriter(file, schema, **options) as writer:
+        with storage.temporary_file() as file:
+            with storage.temporary_space(), pq.ParquetWriter(file, schema, **options) as writer:
                 for batch in batches:
                     content = batch.drop_columns(list(unhashed)) if unhashed else batch
                     digest.update(content.serialize())

@@ -50,6 +50,12 @@ def photos(listed: Sequence[Row], **size: int) -> dict[str, bytes]:
     return {name: jpeg(seed, **size) for seed, name in enumerate(sorted({row.photo for row in listed}))}
 
 
+#: The header of ``list_landmarks.txt``, which names the first landmark's columns only.
+LANDMARK_COLUMNS = (
+    "image_name clothes_type variation_type landmark_visibility_1 landmark_location_x_1 landmark_location_y_1"
+)
+
+
 def listing(header: str, lines: Sequence[str]) -> str:
     return "\n".join([str(len(lines)), header, *lines]) + "\n"
 
@@ -63,7 +69,7 @@ def fld_lists(listed: Sequence[Row]) -> dict[str, str]:
 
     boxes = [f"{row.photo} " + " ".join(f"{value:03d}" for value in row.box) for row in listed]
     return {
-        "Anno/list_landmarks.txt": listing("image_name clothes_type ...", [landmarks(row) for row in listed]),
+        "Anno/list_landmarks.txt": listing(LANDMARK_COLUMNS, [landmarks(row) for row in listed]),
         "Anno/list_bbox.txt": listing("image_name x_1 y_1 x_2 y_2", boxes),
         "Eval/list_eval_partition.txt": listing(
             "image_name evaluation_status", [f"{row.photo} {row.split}" for row in listed]

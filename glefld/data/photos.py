@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PHOTOMETRIC_INTERPRETATION,
+    TILELENGTH,
+    TILEWIDTH,
+    TiffImageFile,
+)
 
 from glefld.data.augmentation import compose
 from glefld.errors import BadPhoto
@@ -94,15 +100,29 @@ def decode_rgb(data: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded picture to 8-bit RGB: 16-bit grey is scaled down, transparency is drawn over white."""
-    if image.mode.startswith("I"):
-        # Pillow would clip 16-bit grey at 255 and make it white.
-        grey = (np.asarray(image, np.int32).clip(0, 65535) + 128) // 257
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    """Convert a loaded picture to 8-bit RGB: grey of 12 or 16 bits is scaled down, transparency is drawn over white.
+
+    BadPhoto for grey of 32 bits or floats: such files do not say which number is white.
+    """
+    if image.mode in ("F", "I"):
+        numbers = "floating-point" if image.mode == "F" else "32-bit or signed"
+        raise BadPhoto("unreadable_photo", f"{numbers} grey: save it with 8 or 16 bits per channel")
+    if image.mode.startswith("I;16"):
+        return _grey(image).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Scale 12- or 16-bit grey to 8 bits. Pillow would clip it at 255 and make it white."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    white = 4095 if tags.get(BITSPERSAMPLE) == (12,) else 65535
+    grey = ((np.asarray(image, np.int32) * 255 + white // 2) // white).clip(max=255)
+    # Pillow inverts a TIFF whose white is 0 only if it has 8 bits or fewer.
+    inverted = tags.get(PHOTOMETRIC_INTERPRETATION) == 0
+    return Image.fromarray((255 - grey if inverted else grey).astype(np.uint8))
 
 
 def encode_jpeg(image: Image.Image) -> bytes:

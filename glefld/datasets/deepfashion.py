@@ -3,11 +3,13 @@
 Liu et al., "DeepFashion: Powering Robust Clothes Recognition and Retrieval with Rich Annotations", CVPR 2016.
 """
 
-import numpy as np
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from glefld.datasets.lists import (
+    PHOTO,
     Annotations,
     ListFile,
     ListFiles,
@@ -15,11 +17,11 @@ from glefld.datasets.lists import (
     name_and_type,
     read_benchmark,
 )
-from glefld.errors import UserError
 from glefld.schema import FASHION8, Attribute, Labels
 
 FOLDERS = ("Anno", "Anno_coarse", "")
 ATTRIBUTE_TYPES = ("texture", "fabric", "shape", "part", "style")
+MOST_CATEGORIES = 32_767  # what the column holds
 
 
 def read(lists: ListFiles) -> Annotations:
@@ -27,14 +29,14 @@ def read(lists: ListFiles) -> Annotations:
 
     UserError names the missing required list or the line that cannot be read.
     """
-    attributes = attribute_names(lists.find("list_attr_cloth.txt", FOLDERS))
+    attributes = attribute_names(lists.find("list_attr_cloth.txt", FOLDERS), ATTRIBUTE_TYPES)
+    names = tuple(name for name, _ in categories_and_types(lists, FOLDERS))
     extra = []
     if (categories := lists.find("list_category_img.txt", FOLDERS)) is not None:
-        extra.append(category_list(categories))
+        extra.append(category_list(categories, len(names)))
     if (values := lists.find("list_attr_img.txt", FOLDERS)) is not None:
         extra.append(attribute_list(values, len(attributes)))
     table = read_benchmark("deepfashion", lists, FASHION8, FOLDERS, *extra)
-    names = tuple(name for name, _ in categories_and_types(lists, FOLDERS))
     return Annotations(
         table,
         Labels(FASHION8, used_categories(table, names), attributes, ATTRIBUTE_TYPES if attributes else ()),
@@ -47,46 +49,40 @@ def used_categories(table: pa.Table, names: tuple[str, ...]) -> tuple[str, ...]:
     return names[: largest or 0]
 
 
-def attribute_names(file: ListFile | None) -> tuple[Attribute, ...]:
+def attribute_names(file: ListFile | None, types: Sequence[str]) -> tuple[Attribute, ...]:
     """Read ``list_attr_cloth.txt``: the attributes and their types; empty without the file."""
-    return tuple(Attribute(name, type_) for name, type_ in name_and_type(file)) if file is not None else ()
+    if file is None:
+        return ()
+    return tuple(Attribute(name, type_) for name, type_ in name_and_type(file, "attribute", len(types)))
 
 
 def categories_and_types(lists: ListFiles, folders: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
-    """Read ``list_category_cloth.txt``: the 50 categories and the garment type of each; empty without the list.
-
-    UserError if it names an unknown garment type.
-    """
+    """Read ``list_category_cloth.txt``: the 50 categories and the garment type of each; empty without the list."""
     if (file := lists.find("list_category_cloth.txt", folders)) is None:
         return ()
-    categories = name_and_type(file)
-    if unknown := {type_ for _, type_ in categories} - {garment.code for garment in FASHION8.garment_types}:
-        raise UserError(f"{file.path}: unknown garment types {sorted(unknown)}")
-    return categories
+    return name_and_type(file, "category", len(FASHION8.garment_types))
 
 
-def category_list(file: ListFile) -> pa.Table:
-    """Read ``list_category_img.txt``: photo and its 1-based category."""
-    photos, categories = [], []
-    for number, line in file.rows():
-        photo, *tokens = line.split()
+def category(file: ListFile, line: int, token: str, categories: int) -> int:
+    """Parse a 1-based category, at most ``categories`` if there is a list of them; UserError names the line."""
+    return file.whole(line, token, 1, categories or MOST_CATEGORIES)
+
+
+def category_list(file: ListFile, categories: int) -> pa.Table:
+    """Read ``list_category_img.txt``: photo and its category."""
+    photos, labels = [], []
+    for number, (photo, label) in file.rows((PHOTO, "category_label")):
         photos.append(photo)
-        categories.append(int(file.numbers(number, tokens, 1)[0]))
-    return pa.table({"photo": pa.array(photos, pa.string()), "category": pa.array(categories, pa.int16())})
+        labels.append(category(file, number, label, categories))
+    return pa.table({"photo": pa.array(photos, pa.string()), "category": pa.array(labels, pa.int16())})
 
 
 def attribute_list(file: ListFile, count: int) -> pa.Table:
     """Read ``list_attr_img.txt``: photo and the indices of its attributes with value 1 (-1 is no, 0 is unknown)."""
     photos, attributes = [], []
-    for number, line in file.rows():
-        photo, _, values = line.strip().partition(" ")
-        present = np.fromstring(values, np.int8, sep=" ")
-        if len(present) != count:
-            raise file.error(
-                number, f"expected {count} values, one per row of list_attr_cloth.txt, got {len(present)}"
-            )
+    for number, (photo, *values) in file.rows((PHOTO, "attribute_labels"), many="attribute_labels"):
         photos.append(photo)
-        attributes.append(np.flatnonzero(present == 1).astype(np.int16))
+        attributes.append(file.flags(number, values, count))
     return pa.table(
         {"photo": pa.array(photos, pa.string()), "attributes": list_array(attributes, pa.int16())}
     )

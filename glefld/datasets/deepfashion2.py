@@ -21,8 +21,9 @@ gigabytes.
 import dataclasses
 import itertools
 import json
-import math
 import re
+import reprlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,10 +34,12 @@ from numpy.typing import NDArray
 from glefld.datasets.deepfashion2_landmarks import CATEGORIES, DEEPFASHION2
 from glefld.datasets.lists import (
     ANNOTATIONS,
+    LARGEST,
     Annotations,
     ListFiles,
     box_array,
     list_array,
+    shown,
     spread,
 )
 from glefld.errors import UserError
@@ -48,7 +51,7 @@ LABELS = Labels(DEEPFASHION2, tuple(name for name, _ in CATEGORIES))
 VISIBILITY = {2: Visibility.VISIBLE, 1: Visibility.OCCLUDED, 0: Visibility.CUT_OFF}
 FRONTAL = 2
 CHUNK = 8192  # rows per table
-_ITEM = re.compile(r"item(\d+)")
+_ITEM = re.compile(r"item([1-9]\d{0,8})", re.ASCII)
 _PLACE = re.compile(rf"(?:^|.*[/:])({'|'.join(SPLITS)})/annos/([^/]+)\.json", re.IGNORECASE)
 
 
@@ -91,28 +94,41 @@ def read_photo(name: str, data: bytes) -> Iterator[Garment]:
         raise UserError(f"{name}: expected train/annos/NAME.json or validation/annos/NAME.json")
     folder, stem = place[1].lower(), place[2]
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or nesting too deep
         raise UserError(f"{name} is not JSON ({error}): download it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{name}: expected an object with item1, item2, ...")
     photo = f"{folder}/image/{stem}.jpg"
     for key, item in content.items():
-        if (number := _ITEM.fullmatch(key)) is None:
+        if not key.lower().startswith("item"):
             continue
+        if (number := _ITEM.fullmatch(key)) is None:
+            raise UserError(f"{name}: the key {shown(key)} is not item1, item2, ...")
         try:
             yield _garment(item, photo, SPLITS[folder], int(number[1]) - 1)
         except KeyError as error:
             raise UserError(f"{name}, {key}: {error} is missing") from error
-        except (TypeError, ValueError) as error:
+        except UserError as error:
             raise UserError(f"{name}, {key}: {error}") from error
 
 
-def _garment(item: dict[str, Any], photo: str, split: str, number: int) -> Garment:
-    """Convert one item; KeyError, TypeError or ValueError (UserError included) if it is incomplete or malformed."""
-    if item["category_id"] not in range(1, len(CATEGORIES) + 1):
-        raise UserError(f"category_id must be 1 to {len(CATEGORIES)}, not {item['category_id']!r}")
-    category = int(item["category_id"])
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; ValueError if a key is there twice, since the first would be lost without a word."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {shown(twice)} is there twice")
+    return found
+
+
+def _garment(item: Any, photo: str, split: str, number: int) -> Garment:
+    """Convert one item; KeyError if it is incomplete, UserError if it is malformed."""
+    if not isinstance(item, dict):
+        raise UserError(f"expected an object, not {reprlib.repr(item)}")
+    category = item["category_id"]
+    if type(category) is not int or not 1 <= category <= len(CATEGORIES):
+        raise UserError(f"category_id must be 1 to {len(CATEGORIES)}, not {reprlib.repr(category)}")
     count = len(DEEPFASHION2.garment_type(category).landmarks)
     box = _numbers(item["bounding_box"], "bounding_box", 4)
     triples = _numbers(item["landmarks"], "landmarks", 3 * count)
@@ -128,28 +144,42 @@ def _garment(item: dict[str, Any], photo: str, split: str, number: int) -> Garme
         box=box,
         category=category,
         view="front" if item.get("viewpoint") == FRONTAL else None,
-        area=mask_area(item.get("segmentation") or []),
+        area=mask_area(_polygons(item.get("segmentation"))),
         landmarks=landmarks,
         visibility=visibility,
     )
 
 
 def _numbers(values: Any, key: str, count: int) -> list[float]:
-    if not isinstance(values, list) or len(values) != count:
+    if not isinstance(values, list) or len(values) != count or not all(map(_is_number, values)):
         raise UserError(f"{key} must be {count} numbers")
-    numbers = [float(value) for value in values]
-    if not all(map(math.isfinite, numbers)):
-        raise UserError(f"{key} must be finite")
-    return numbers
+    if not all(abs(value) <= LARGEST for value in values):
+        raise UserError(f"{key} must be finite and within a photo")
+    return [float(value) for value in values]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _polygons(value: Any) -> list[list[float]]:
+    """Return the item's ``segmentation``, a list of polygons; UserError if it is anything else."""
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(
+        isinstance(polygon, list) and all(map(_is_number, polygon)) for polygon in value
+    ):
+        raise UserError("segmentation must be a list of polygons, each a list of numbers")
+    return value
 
 
 def mask_area(polygons: Sequence[Sequence[float]]) -> float | None:
     """Return the area in square pixels of polygons x1 y1 x2 y2 ...; None if it is 0 or a coordinate is not finite."""
     total = 0.0
     for polygon in polygons:
-        x, y = np.array(polygon[: len(polygon) // 2 * 2], np.float64).reshape(-1, 2).T
-        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        if not all(abs(value) <= LARGEST for value in polygon):
             return None
+        x, y = np.array(polygon[: len(polygon) // 2 * 2], np.float64).reshape(-1, 2).T
         total += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
     return total or None
 

@@ -3,12 +3,12 @@
 The files have no header and are aligned line by line. Landmarks are packed by garment type.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
 
+from glefld.datasets import deepfashion
 from glefld.datasets.deepfashion import attribute_names, categories_and_types, used_categories
 from glefld.datasets.lists import (
     ANNOTATIONS,
@@ -39,7 +39,7 @@ def read(lists: ListFiles) -> Annotations:
     """
     lists.require("train.txt", FOLDERS)
     categories = categories_and_types(lists, (*FOLDERS, "Anno_coarse"))
-    attributes = attribute_names(lists.find("list_attr_cloth.txt", FOLDERS))
+    attributes = attribute_names(lists.find("list_attr_cloth.txt", FOLDERS), ATTRIBUTE_TYPES)
     types = [type_ for _, type_ in categories]
     splits = [
         _read_split(split, photos, lists, types, len(attributes))
@@ -56,15 +56,22 @@ def _read_split(
 ) -> pa.Table:
     photos = [line.strip() for _, line in photo_file.lines()]
 
+    def rows(file: ListFile, parse: Callable[[int, list[str]], Row]) -> list[Row]:
+        return _aligned(
+            [parse(number, line.split()) for number, line in file.lines()], file, photos, photo_file
+        )
+
     def numbers(file: ListFile, count: int) -> list[list[float]]:
-        rows = [file.numbers(number, line.split(), count) for number, line in file.lines()]
-        return _aligned(rows, file, photos, photo_file)
+        return rows(file, lambda number, tokens: file.numbers(number, tokens, count))
 
     boxes = numbers(lists.require(f"{split}_bbox.txt", FOLDERS), 4)
     packed = numbers(lists.require(f"{split}_landmards.txt", FOLDERS), 2 * len(FASHION8))
     category: Sequence[int | None] = [None] * len(photos)
     if (cates := lists.find(f"{split}_cate.txt", FOLDERS)) is not None:
-        category = [int(row[0]) for row in numbers(cates, 1)]
+        category = rows(
+            cates,
+            lambda number, tokens: deepfashion.category(cates, number, " ".join(tokens), len(category_types)),
+        )
     types, landmarks, visibility = [], [], []
     for row, code in zip(packed, category, strict=True):
         points = list(zip(row[::2], row[1::2], strict=True))
@@ -84,11 +91,11 @@ def _read_split(
         "visibility": list_array(visibility, pa.int8()),
     }
     if (attrs := lists.find(f"{split}_attr.txt", FOLDERS)) is not None:
-        indices = [np.flatnonzero(np.array(row) == 1) for row in numbers(attrs, attribute_count)]
+        indices = rows(attrs, lambda number, tokens: attrs.flags(number, tokens, attribute_count))
         columns["attributes"] = list_array(indices, pa.int16())
     if (views := lists.find(f"{split}_view.txt", FOLDERS)) is not None:
-        words = [views.choice(number, line.strip(), VIEWS) for number, line in views.lines()]
-        columns["view"] = pa.array(_aligned(words, views, photos, photo_file), pa.string())
+        words = rows(views, lambda number, tokens: views.choice(number, " ".join(tokens), VIEWS))
+        columns["view"] = pa.array(words, pa.string())
     for field in ANNOTATIONS:
         if field.name not in columns and field.name not in ("sample_id", "duplicate"):
             columns[field.name] = pa.nulls(len(photos), field.type)

@@ -5,12 +5,15 @@ Letters in shapes: N rows, K landmarks of the set.
 
 import dataclasses
 import io
+import itertools
+import lzma
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +22,8 @@ import pyarrow.compute as pc
 from glefld.errors import UserError
 from glefld.schema import SPLITS, VIEWS, Labels, LandmarkSet, Visibility
 
+#: The column of the photo's name.
+PHOTO = "image_name"
 #: Boxes are clipped to their photo, so this one covers all of it. Used by layouts without boxes.
 WHOLE_PHOTO = (-math.inf, -math.inf, math.inf, math.inf)
 #: One row per listed garment. A value that is not in the lists is null. Coordinates are continuous photo pixels.
@@ -83,6 +88,19 @@ class ListFiles:
 
 #: Longer lines are rejected. The longest real ones, with 1,000 attributes, have about 3,000 characters.
 MAX_LINE = 1 << 20
+#: Larger numbers are rejected: no photo that may be decoded has a side of as many pixels.
+LARGEST = 1_000_000_000
+#: ``float`` and ``int`` would also take ``1_0``, ``infinity`` and other alphabets' digits.
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_NUMBERS = re.compile(rf"{_NUMBER}(?: {_NUMBER})*", re.ASCII)
+_WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+
+
+class Header(NamedTuple):
+    """The names of a list's columns, in lower case, and the number of their line."""
+
+    line: int
+    names: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +116,8 @@ class ListFile:
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """Yield number and text of each non-empty line; UserError if the file is damaged or not text."""
-        with self.open() as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
-            try:
+        try:
+            with self.open() as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
                 for number, line in enumerate(iter(partial(file.readline, MAX_LINE), ""), 1):
                     if len(line) == MAX_LINE:
                         raise self.error(
@@ -107,52 +125,112 @@ class ListFile:
                         )
                     if line.strip():
                         yield number, line
-            except (UnicodeDecodeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-                raise UserError(f"{self.path} cannot be read ({error}): download the list again") from error
+        except (
+            UnicodeDecodeError,
+            EOFError,
+            zlib.error,
+            lzma.LZMAError,
+            zipfile.BadZipFile,
+            RuntimeError,  # zipfile's error for an encrypted member or an unknown compression
+        ) as error:
+            raise UserError(f"{self.path} cannot be read ({error}): download the list again") from error
 
-    def rows(self) -> Iterator[tuple[int, str]]:
-        """Yield the lines after the two header lines; UserError if their number differs from line 1."""
+    def table(self) -> tuple[Header, Iterator[tuple[int, list[str]]]]:
+        """Return the header, and an iterator of the line number and values of each row below it.
+
+        The iterator raises UserError if the number of rows is not that of line 1.
+        """
         lines = self.lines()
         number, first = next(lines, (1, ""))
-        try:
-            count = int(first)
-        except ValueError:
-            raise self.error(number, f"expected the number of rows, got {first.strip()!r}") from None
-        next(lines, None)
-        seen = 0
-        for seen, row in enumerate(lines, 1):  # noqa: B007
-            yield row
-        if seen != count:
-            raise UserError(
-                f"{self.path}: line 1 says {count} rows, but {seen} follow: download the list again"
+        if _WHOLE_NUMBER.fullmatch(first.strip()) is None:
+            raise self.error(number, f"expected the number of rows, got {shown(first.strip())}")
+        count = int(first)
+        number, names = next(lines, (number + 1, ""))
+
+        def rows() -> Iterator[tuple[int, list[str]]]:
+            seen = 0
+            for seen, (number, line) in enumerate(lines, 1):  # noqa: B007
+                yield number, line.split()
+            if seen != count:
+                raise UserError(
+                    f"{self.path}: line 1 says {count} rows, but {seen} follow: download the list again"
+                )
+
+        return Header(number, names.lower().split()), rows()
+
+    def rows(self, columns: Sequence[str], many: str | None = None) -> Iterator[tuple[int, list[str]]]:
+        """Yield the line number and the values of each row after the header, in the order of ``columns``.
+
+        many: the column of which a row may have several values, such as a name with spaces. They stay together.
+        UserError if the header does not name just these columns, in any order, or a row has another number of values.
+        """
+        (line, names), rows = self.table()
+        if sorted(names) != sorted(columns):
+            raise self.error(
+                line, f"expected the column names {' '.join(columns)}, got {shown(' '.join(names))}"
             )
+        order = [names.index(name) for name in columns]
+        middle = names.index(many) if many is not None else len(names)
+        for number, values in rows:
+            extra = len(values) - len(names)
+            if extra < 0 or (extra and many is None):
+                raise self.error(number, f"expected {len(names)} values, got {len(values)}")
+            if order == sorted(order):
+                yield number, values
+            else:
+                cells = (values[i + extra * (i > middle) : i + 1 + extra * (i >= middle)] for i in order)
+                yield number, list(itertools.chain.from_iterable(cells))
 
     def numbers(self, line: int, tokens: Sequence[str], count: int) -> list[float]:
-        """Parse ``count`` finite numbers; UserError names the line if the tokens are anything else."""
+        """Parse ``count`` decimal numbers; UserError names the line if the tokens are anything else."""
         if len(tokens) != count:
             raise self.error(line, f"expected {count} numbers, got {len(tokens)}")
-        try:
-            values = [float(token) for token in tokens]
-        except ValueError as error:
-            raise self.error(line, str(error)) from None
-        if not all(map(math.isfinite, values)):
-            raise self.error(line, "expected finite numbers")
+        if tokens and _NUMBERS.fullmatch(" ".join(tokens)) is None:
+            wrong = next(token for token in tokens if _NUMBERS.fullmatch(token) is None)
+            raise self.error(line, f"expected a number, got {shown(wrong)}")
+        values = [float(token) for token in tokens]
+        if any(abs(value) > LARGEST for value in values):
+            wrong = next(token for token in tokens if abs(float(token)) > LARGEST)
+            raise self.error(line, f"{shown(wrong)} is larger than any coordinate of a photo")
         return values
+
+    def whole(self, line: int, token: str, least: int, most: int) -> int:
+        """Parse a whole number from ``least`` to ``most``; UserError names the line if the token is anything else."""
+        if _WHOLE_NUMBER.fullmatch(token) is None or not least <= int(token) <= most:
+            raise self.error(line, f"expected a whole number from {least} to {most}, got {shown(token)}")
+        return int(token)
 
     def choice(self, line: int, value: str, choices: Sequence[str]) -> str:
         """Return the value if it is one of the choices; UserError names the line otherwise."""
         if value not in choices:
-            raise self.error(line, f"expected one of {', '.join(choices)}, got {value!r}")
+            raise self.error(line, f"expected one of {', '.join(choices)}, got {shown(value)}")
         return value
 
+    def flags(self, line: int, tokens: Sequence[str], count: int) -> np.ndarray:
+        """Return the indices of 1 among ``count`` values of 1, 0 and -1; UserError names the line for others."""
+        if len(tokens) != count:
+            raise self.error(
+                line, f"expected {count} values, one per row of list_attr_cloth.txt, got {len(tokens)}"
+            )
+        ones = {token for token in set(tokens) if self.whole(line, token, -1, 1) == 1}
+        return np.array([i for i, token in enumerate(tokens) if token in ones], np.int16)
 
-def name_and_type(file: ListFile) -> tuple[tuple[str, int], ...]:
-    """Read ``list_category_cloth.txt`` or ``list_attr_cloth.txt``: a name, which may contain spaces, then its type."""
-    pairs = []
-    for number, line in file.rows():
-        name, *rest = line.strip().rsplit(None, 1)
-        pairs.append((name, int(file.numbers(number, rest, 1)[0])))
-    return tuple(pairs)
+
+def shown(text: str) -> str:
+    """Return the text in quotes for an error message, shortened if it is long."""
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def name_and_type(file: ListFile, kind: str, types: int) -> tuple[tuple[str, int], ...]:
+    """Read ``list_category_cloth.txt`` or ``list_attr_cloth.txt``: a name, which may contain spaces, and its type.
+
+    kind: ``category`` or ``attribute``, with which the columns' names begin. types: the largest type.
+    """
+    columns = (f"{kind}_name", f"{kind}_type")
+    return tuple(
+        (" ".join(words), file.whole(number, type_, 1, types))
+        for number, (*words, type_) in file.rows(columns, many=columns[0])
+    )
 
 
 def spread(
@@ -189,30 +267,65 @@ def unpack(
     return all_points, all_codes
 
 
+def landmark_columns(file: ListFile, header: Header) -> tuple[list[str], list[str]]:
+    """Return the names of the columns before the landmarks, and the order of the three columns of each landmark.
+
+    The rows have as many landmarks as their garment type, so the header need not name those of all, and none of the
+    other columns may follow. UserError for a header of other columns.
+    """
+    parts = ("landmark_visibility", "landmark_location_x", "landmark_location_y")
+    line, names = header
+    first = next((i for i, name in enumerate(names) if name.startswith(parts)), len(names))
+    before, points = names[:first], names[first:]
+    order = [name.removesuffix("_1") for name in points[:3]]
+    expected = [f"{part}_{i // 3 + 1}" for i, part in enumerate(order * (len(points) // 3))]
+    fixed = sorted({*before} - {"variation_type"})
+    if fixed != ["clothes_type", PHOTO] or len(before) != len({*before}):
+        raise file.error(
+            line, f"expected {PHOTO}, clothes_type and at most variation_type before the landmarks' columns"
+        )
+    if sorted(order) != sorted(parts) or points != expected:
+        raise file.error(
+            line,
+            f"expected {' '.join(f'{part}_1' for part in parts)}, then those of _2 and so on in the same order, got "
+            f"{shown(' '.join(points))}",
+        )
+    return before, order
+
+
 def landmark_list(file: ListFile, landmark_set: LandmarkSet) -> pa.Table:
     """Read ``list_landmarks.txt``: photo, garment_type, variation (null without that column) and landmarks."""
     k = len(landmark_set)
-    types = {garment.code: garment for garment in landmark_set.garment_types}
+    types = {str(garment.code): garment for garment in landmark_set.garment_types}
+    header, rows = file.table()
+    before, order = landmark_columns(file, header)
+    code, x, y = (order.index(f"landmark_{part}") for part in ("visibility", "location_x", "location_y"))
+    # Not every release's rows have the variation_type column that the header names.
+    unvaried = [name for name in before if name != "variation_type"]
     photos: list[str] = []
     kinds: list[tuple[int, int | None]] = []
     landmarks: list[np.ndarray] = []
     visibility: list[np.ndarray] = []
-    for number, line in file.rows():
-        photo, *tokens = line.split()
-        garment = types.get(int(tokens[0])) if tokens and tokens[0].isdigit() else None
+    for number, tokens in rows:
+        whole = (len(tokens) - len(before)) % 3 == 0
+        head = before if whole else unvaried
+        cells = dict(zip(head, tokens, strict=False))
+        garment = types.get(cells.get("clothes_type", "").lstrip("0"))
         if garment is None:
-            raise file.error(number, f"the garment type must be one of {sorted(types)}")
-        # Not every release has the variation_type column that the benchmark's readme names.
-        varied = len(tokens) == 2 + 3 * len(garment.landmarks)
-        values = file.numbers(number, tokens[1:], varied + 3 * len(garment.landmarks))
-        triples = np.array(values[varied:]).reshape(-1, 3)
-        if not np.isin(triples[:, 0], (0, 1, 2)).all():
+            raise file.error(number, f"the garment type must be one of {sorted(map(int, types))}")
+        values = file.numbers(number, tokens[len(head) :], 3 * len(garment.landmarks))
+        triples = np.array(values).reshape(-1, 3)
+        if not np.isin(triples[:, code], (0, 1, 2)).all():
             raise file.error(number, "visibility must be 0, 1 or 2")
         points, codes = spread(
-            [(x, y) for _, x, y in triples], triples[:, 0].astype(int).tolist(), garment.landmarks, k
+            [(triple[x], triple[y]) for triple in triples],
+            triples[:, code].astype(int).tolist(),
+            garment.landmarks,
+            k,
         )
-        photos.append(photo)
-        kinds.append((garment.code, int(values[0]) if varied else None))
+        variation = cells.get("variation_type")
+        photos.append(cells[PHOTO])
+        kinds.append((garment.code, file.whole(number, variation, 0, 127) if variation else None))
         landmarks.append(points)
         visibility.append(codes)
     return pa.table(
@@ -229,18 +342,19 @@ def landmark_list(file: ListFile, landmark_set: LandmarkSet) -> pa.Table:
 def box_list(file: ListFile) -> pa.Table:
     """Read ``list_bbox.txt``: photo and box [N, 4]."""
     photos, boxes = [], []
-    for number, line in file.rows():
-        photo, *tokens = line.split()
+    for number, (photo, *corners) in file.rows((PHOTO, "x_1", "y_1", "x_2", "y_2")):
         photos.append(photo)
-        boxes.append(file.numbers(number, tokens, 4))
+        boxes.append(file.numbers(number, corners, 4))
     return pa.table({"photo": pa.array(photos, pa.string()), "box": box_array(boxes)})
 
 
-def word_list(file: ListFile, column: str, choices: Sequence[str]) -> pa.Table:
-    """Read ``list_eval_partition.txt`` or ``list_view.txt``: photo and one of the given words."""
+def word_list(file: ListFile, name: str, column: str, choices: Sequence[str]) -> pa.Table:
+    """Read ``list_eval_partition.txt`` or ``list_view.txt``: photo and one of the given words.
+
+    name: the column's name in the file. column: its name in the table.
+    """
     photos, words = [], []
-    for number, line in file.rows():
-        photo, word, *_ = (*line.split(), "")
+    for number, (photo, word) in file.rows((PHOTO, name)):
         photos.append(photo)
         words.append(file.choice(number, word, choices))
     return pa.table({"photo": pa.array(photos, pa.string()), column: pa.array(words, pa.string())})
@@ -268,10 +382,12 @@ def read_benchmark(
     tables = [
         landmark_list(lists.require("list_landmarks.txt", folders), landmark_set),
         box_list(lists.require("list_bbox.txt", folders)),
-        word_list(lists.require("list_eval_partition.txt", ("Eval", *folders)), "split", SPLITS),
+        word_list(
+            lists.require("list_eval_partition.txt", ("Eval", *folders)), "evaluation_status", "split", SPLITS
+        ),
     ]
     if (views := lists.find("list_view.txt", folders)) is not None:
-        extra = (*extra, word_list(views, "view", VIEWS))
+        extra = (*extra, word_list(views, "view", "view", VIEWS))
     return join(dataset, tables, extra)
 
 

@@ -106,7 +106,10 @@ def overlay(
         text = ImageDraw.Draw(picture)
         for name, (x, y) in zip(landmark_set.landmarks, at, strict=True):
             if not math.isnan(x):
-                text.text((x + unit, y), short_name(name), PAPER, font, "lm", stroke_width=2, stroke_fill=RIM)
+                short = short_name(name)
+                fits = x + unit + text.textlength(short, font) <= picture.width
+                place, anchor = ((x + unit, y), "lm") if fits else ((x - unit, y), "rm")
+                text.text(place, short, PAPER, font, anchor, stroke_width=2, stroke_fill=RIM)
     return picture
 
 

@@ -21,7 +21,7 @@ from glefld.errors import UserError, require_between
 from glefld.schema import SCHEMA_VERSION, SPLITS
 from glefld.storage import public_url
 from glefld.synthetic.raw_lists import MARK
-from pipelines.archives import MEMBERS, Archive
+from pipelines.archives import MAX_MEMBER_BYTES, MEMBERS, Archive
 from pipelines.ingest.shard import REASONS, reject, shard_path
 from pipelines.ingest.source import Source, match_photos
 from pipelines.resumable import ROW_GROUP, to_bytes
@@ -151,6 +151,7 @@ def make_plan(options: IngestOptions, source: Source, source_state: str = "") ->
             "files": len(source.members),
             "file_bytes": pc.sum(source.members["size"]).as_py(),
             "files_not_used": len(source.members) - pc.count_distinct(kept["name"]).as_py(),
+            "files_replaced": source.replaced,
             "photos_found_by_other_capitals": capitals,
         },
         source_state=source_state,
@@ -171,7 +172,7 @@ def _cut(rows: pa.Table, shard_bytes: int) -> list[pa.Table]:
     """
     if not len(rows):
         return []
-    sizes = rows["size"].to_numpy().astype(np.int64)
+    sizes = rows["size"].to_numpy().astype(np.int64).clip(max=MAX_MEMBER_BYTES)  # larger ones are never read
     count = max(
         math.ceil(sizes.sum() * STORED_PER_PHOTO_BYTE / shard_bytes),
         min(MIN_SHARDS, math.ceil(len(rows) / ROW_GROUP)),

@@ -15,7 +15,7 @@ from glefld.datasets import PhotoPlace
 from glefld.datasets.lists import ListFiles
 from glefld.errors import BadPhoto, UserError
 from glefld.storage import public_url
-from pipelines.archives import ARCHIVES, Archive, open_archive, open_member, read_index, read_members
+from pipelines.archives import ARCHIVES, Archive, Index, open_archive, open_member, read_index, read_members
 
 LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
 #: DeepFashion2's layout: one folder or zip per split, with photos in ``image`` and a JSON file for each in ``annos``.
@@ -36,12 +36,13 @@ class Source:
     """A raw data set: its lists, and the archive of its photos with its index.
 
     ``members`` has the columns of ``MEMBERS`` and ``listed``, the name by which lists refer to the member (null if
-    they cannot). JSON annotations are not among them.
+    they cannot). JSON annotations are not among them. ``replaced`` is that of the index.
     """
 
     lists: ListFiles
     archive: Archive
     members: pa.Table
+    replaced: int
 
 
 def open_source(url: str, staging: str, place: PhotoPlace) -> Source:
@@ -52,8 +53,8 @@ def open_source(url: str, staging: str, place: PhotoPlace) -> Source:
     """
     if url.lower().endswith(ARCHIVES) and storage.is_file(url):
         archive = open_archive(url, staging)
-        members = read_index(archive)
-        return _source(archive.name, _lists_inside(archive, members), archive, members, place)
+        index = read_index(archive)
+        return _source(archive.name, _lists_inside(archive, index.members), archive, index, place)
     if not storage.is_folder(url):
         raise UserError(
             f"{public_url(url)} is neither a folder nor an archive ({', '.join(ARCHIVES)}): check --source"
@@ -70,9 +71,10 @@ def _source(
     name: str,
     files: dict[str, Callable[[], BinaryIO]],
     archive: Archive,
-    members: pa.Table,
+    index: Index,
     place: PhotoPlace,
 ) -> Source:
+    members, replaced = index
     documents = members.slice(0, 0)
     if place == "split-images":
         document = pc.match_substring_regex(members["name"], _DOCUMENT)
@@ -99,6 +101,7 @@ def _source(
         ListFiles(name, files, listed.drop_null().to_pylist(), read),
         archive,
         members.append_column("listed", listed),
+        replaced,
     )
 
 

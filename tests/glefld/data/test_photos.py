@@ -68,13 +68,56 @@ def test_every_16_bit_grey_is_the_nearest_8_bit_one(kind: str) -> None:
     np.testing.assert_array_equal(decoded, np.repeat((grey / 257).round()[..., None], 3, axis=2))
 
 
-def huge_tile() -> bytes:
-    """The TIFF of a picture of 8 x 8 pixels, cut from a tile of 16,384 x 16,384."""
-    data = bytearray(encoded(Image.new("L", (8, 8)), "TIFF"))
+def test_every_12_bit_grey_is_the_nearest_8_bit_one() -> None:
+    """Two values in three bytes, the first in the high bits, as TIFF packs them."""
+    grey = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    bits = np.unpackbits(grey.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, 4:]
+    packed = np.packbits(bits).tobytes()
+    data = encoded(Image.fromarray(grey), "TIFF")
+    tags = tiff_tags(data)
+    tags |= {258: (258, 3, 1, 12), 273: (273, 4, 1, len(data)), 279: (279, 4, 1, len(packed))}
+    decoded = np.asarray(decode_rgb(with_tags(data + packed, tags)))
+    np.testing.assert_array_equal(decoded, np.repeat((grey / 4095 * 255).round()[..., None], 3, axis=2))
+
+
+def test_a_tiff_whose_white_is_zero_is_no_negative() -> None:
+    for bits, grey in ((8, 77), (16, 77 * 257)):
+        data = encoded(Image.fromarray(np.full((8, 8), grey, f"u{bits // 8}")), "TIFF")
+        decoded = decode_rgb(with_tags(data, tiff_tags(data) | {262: (262, 3, 1, 0)}))
+        assert decoded.getpixel((3, 3)) == (178, 178, 178)
+
+
+def float_tiff() -> bytes:
+    return encoded(Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)), "TIFF")
+
+
+def integer_tiff(*, signed: bool, bits: int) -> bytes:
+    """Grey over the whole range of such integers."""
+    grey = np.linspace(0, 2 ** (bits - signed) - 1, 64).astype(f"{'i' if signed else 'u'}{bits // 8}")
+    data = encoded(Image.fromarray(grey.view(f"i{bits // 8}").reshape(8, 8).astype(np.int32)), "TIFF")
+    if bits == 16:
+        data = encoded(Image.fromarray(grey.view(np.uint16).reshape(8, 8)), "TIFF")
+    return with_tags(data, tiff_tags(data) | {339: (339, 3, 1, 2 if signed else 1)})
+
+
+def tiff_tags(data: bytes) -> dict[int, tuple[int, int, int, int]]:
+    """The entries of a little-endian TIFF's directory: tag, type, count and value."""
     (directory,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, directory)
     entries = [struct.unpack_from("<HHII", data, directory + 2 + 12 * i) for i in range(count)]
-    tags = {tag: (tag, kind, n, value) for tag, kind, n, value in entries}
+    return {tag: (tag, kind, n, value) for tag, kind, n, value in entries}
+
+
+def with_tags(data: bytes, tags: dict[int, tuple[int, int, int, int]]) -> bytes:
+    """The TIFF with another directory, put at its end."""
+    body = b"".join(struct.pack("<HHII", *tags[tag]) for tag in sorted(tags))
+    return data[:4] + struct.pack("<I", len(data)) + data[8:] + struct.pack("<H", len(tags)) + body + bytes(4)
+
+
+def huge_tile() -> bytes:
+    """The TIFF of a picture of 8 x 8 pixels, cut from a tile of 16,384 x 16,384."""
+    data = encoded(Image.new("L", (8, 8)), "TIFF")
+    tags = tiff_tags(data)
     (_, _, _, strip), (_, _, _, size) = tags.pop(273), tags.pop(279)
     tags |= {
         322: (322, 4, 1, 16384),
@@ -83,9 +126,7 @@ def huge_tile() -> bytes:
         325: (325, 4, 1, size),
     }
     tags.pop(278, None)  # rows a strip
-    body = b"".join(struct.pack("<HHII", *tags[tag]) for tag in sorted(tags))
-    struct.pack_into("<I", data, 4, len(data))
-    return bytes(data) + struct.pack("<H", len(tags)) + body + bytes(4)
+    return with_tags(data, tags)
 
 
 BAD = {
@@ -97,15 +138,22 @@ BAD = {
     "a picture of 120 megapixels": (encoded(Image.new("1", (12000, 10000)), "PNG"), "picture_too_large"),
     "a picture of 900 megapixels": (encoded(Image.new("1", (30000, 30000)), "PNG"), "picture_too_large"),
     "a small TIFF of one huge tile": (huge_tile(), "picture_too_large"),
+    # Nothing in these files says which number is white.
+    "a TIFF of floats": (float_tiff(), "unreadable_photo"),
+    "a TIFF of 32-bit integers": (integer_tiff(signed=False, bits=32), "unreadable_photo"),
+    "a TIFF of signed 32-bit integers": (integer_tiff(signed=True, bits=32), "unreadable_photo"),
+    "a TIFF of signed 16-bit integers": (integer_tiff(signed=True, bits=16), "unreadable_photo"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_damage_is_told_apart(case: str) -> None:
+    """By ingest's decoder and by that of inference."""
     data, reason = BAD[case]
-    with pytest.raises(BadPhoto) as error:
-        decode_rgb(data)
-    assert error.value.reason == reason
+    for decode in (decode_rgb, lambda photo: prepare(photo, 64)):
+        with pytest.raises(BadPhoto) as error:
+            decode(data)
+        assert error.value.reason == reason
 
 
 def test_stored_pictures_keep_colour_at_full_resolution() -> None:

@@ -98,7 +98,7 @@ BROKEN = {
     "brackets without end": (b"[" * 200_000, "is not JSON"),
     "not text": (b"\xff\xfe\x00", "is not JSON"),
     "a list": (b"[]", "an object with item1"),
-    "an item that is a number": ({"item1": 3}, "item1"),
+    "an item that is a number": ({"item1": 3}, "item1: expected an object, not 3"),
     "no category": (
         {"item1": {k: v for k, v in SKIRT.items() if k != "category_id"}},
         "'category_id' is missing",
@@ -115,8 +115,36 @@ BROKEN = {
     "an unknown visibility": ({"item1": {**SKIRT, "landmarks": [1, 1, 3] * 8}}, "must be 0, 1 or 2, not 3"),
     "a box that is no number": (
         {"item1": {**SKIRT, "bounding_box": [1, 2, 3, "x"]}},
-        "item1: could not convert",
+        "item1: bounding_box must be 4 numbers",
     ),
+    "a box in words": (
+        {"item1": {**SKIRT, "bounding_box": ["1", "2", "3", "1_0"]}},
+        "item1: bounding_box must be 4 numbers",
+    ),
+    "a box that is true": (
+        {"item1": {**SKIRT, "bounding_box": [True, 2, 3, 4]}},
+        "item1: bounding_box must be 4 numbers",
+    ),
+    "a number of 400 digits": (
+        {"item1": {**SKIRT, "bounding_box": [1, 2, 3, 10**400]}},
+        "item1: bounding_box must be finite",
+    ),
+    "a landmark beyond float32": (
+        {"item1": {**SKIRT, "landmarks": [1e39, 1, 2] * 8}},
+        "item1: landmarks must be finite",
+    ),
+    "a number of 5,000 digits": (b'{"item1": ' + b"1" * 5000 + b"}", "is not JSON"),
+    "a category that is true": ({"item1": {**SKIRT, "category_id": True}}, "must be 1 to 13, not True"),
+    "a category that is a list": ({"item1": {**SKIRT, "category_id": [1]}}, "must be 1 to 13, not"),
+    "a mask that is a number": ({"item1": {**SKIRT, "segmentation": 7}}, "segmentation must be a list"),
+    "a mask of words": ({"item1": {**SKIRT, "segmentation": [["1", "2"]]}}, "segmentation must be a list"),
+    "an item twice": (
+        json.dumps({"item1": SKIRT})[:-1].encode() + b', "item1": ' + json.dumps(SKIRT).encode() + b"}",
+        "the key 'item1' is there twice",
+    ),
+    "an item without a number": ({"item": SKIRT}, "the key 'item' is not item1, item2"),
+    "an item with another alphabet's number": ({"item１": SKIRT}, "is not item1, item2"),
+    "an item 0": ({"item0": SKIRT}, "the key 'item0' is not item1, item2"),
     "an endless box": (
         b'{"item1": ' + json.dumps(SKIRT).encode().replace(b"55", b"1e999") + b"}",
         "must be finite",
@@ -149,6 +177,8 @@ def test_no_annotation_at_all_is_said() -> None:
         ([[]], None),
         ([], None),
         ([[0, 0, 1e999, 0, 5, 5]], None),
+        ([[0, 0, 10**400, 0, 5, 5]], None),
+        ([[0, 0, 1e300, 0, 1e300, 1e300]], None),
     ],
 )
 def test_mask_area(polygons: list[list[float]], area: float | None) -> None:

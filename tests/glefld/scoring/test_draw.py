@@ -95,6 +95,15 @@ def test_names_and_box_are_drawn_on_request():
     assert changed[0].max() / scale == pytest.approx(90, abs=1)
 
 
+def test_a_name_at_the_right_edge_stands_to_the_left_of_its_mark():
+    """Where it would be cut off otherwise."""
+    points = at("right_waistline", 58, 50)
+    plain = np.asarray(overlay(PICTURES["black"], FASHION8, predicted=points))
+    named = np.asarray(overlay(PICTURES["black"], FASHION8, predicted=points, names=True))
+    columns = np.nonzero((named != plain).any(axis=(0, 2)))[0]
+    assert columns.max() < 58 / 60 * named.shape[1]
+
+
 def test_sides():
     """By name where it says so, by the order of a mirror pair where it does not."""
     assert sides(FASHION8) == ["left", "right"] * 4
