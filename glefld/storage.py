@@ -20,7 +20,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
-from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow.fs
@@ -39,8 +38,12 @@ from glefld.errors import UserError
 
 #: Matches the name of a temporary file, which no other program gives.
 _PART = re.compile("_part-[0-9a-f]{32}")
-#: Matches a URL within a text. Two URLs without a space between them are two matches.
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://(?:(?![a-z][a-z0-9+.-]*://)\S)+", re.IGNORECASE)
+#: Matches where a text goes on to another URL.
+_ANOTHER = re.compile(r"[\s,;\"'(<|](?=[a-z][a-z0-9+.-]+://)", re.IGNORECASE)
+#: Matches an address with a port, which is no user with a password: nobody is called 127.0.0.1.
+_ADDRESS = re.compile(r"(localhost|\d+(\.\d+){3}|\[[\da-f:.]+\]):\d{1,5}(?![^\s/?#;,.:)\]}>'\"`!|\\])", re.I)
+#: Matches a host, perhaps with a port, and not a user with a password that has lost its end.
+_HOST = re.compile(r"(\[[^]\s]*\]|[^\s/?#:;@[\]]*)(:\d*:?)?(?![^\s/?#;,.)\]}>'\"`!|\\])")
 
 
 def s3_options() -> dict[str, Any]:
@@ -352,26 +355,52 @@ def remove_tree(url: str) -> None:
 
 
 def public_url(url: str) -> str:
-    """Return the URL without user name, password, query and fragment, any of which may hold a secret."""
-    if "://" not in url:
-        return url
-    scheme = url.partition("://")[0]
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # malformed, so a password could be anywhere
-        return f"{scheme}://..."
-    return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """Return the URL without user, password, query, parameters and fragment, any of which may hold a secret.
+
+    A password may hold any character, percent escapes or not. So what stands between ``user:`` and the last ``@`` is
+    taken for one, also where programs would read it as something else: ``http://store:80/a@b`` becomes ``http://b``.
+    """
+    return _without_secrets(url, blank="")
 
 
 def redacted(value: Any) -> Any:
-    """Return a copy of a nested value with every URL in its strings replaced by its ``public_url``."""
+    """Return a copy of a nested value with every URL in its strings replaced by its ``public_url``.
+
+    Within a text a user name and a query end at white space. A password does not: it may reach to the last ``@``
+    before the next URL.
+    """
     if isinstance(value, dict):
         return {key: redacted(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [redacted(item) for item in value]
-    if isinstance(value, str):
-        return _URL.sub(lambda match: public_url(match[0]), value)
-    return value
+    return _without_secrets(value, blank=r"\s") if isinstance(value, str) else value
+
+
+def _without_secrets(text: str, blank: str) -> str:
+    """Return the text with the secrets of its URLs cut out. ``blank``: the characters that end a URL's part."""
+    shown = []
+    while "://" in text:
+        before, sign, text = text.partition("://")
+        another = _ANOTHER.search(text) if blank else None
+        end = another.start() if another else len(text)
+        user = re.compile(rf"[^{blank}/:]*(:.*)?@", re.DOTALL)  # up to the last @
+        if not _ADDRESS.match(text):
+            found = user.match(text, 0, end)
+            if not found and not _HOST.match(text):  # a password that looks as if it held another URL
+                found, end = user.match(text), len(text)
+            if found:
+                text, end = text[found.end() :], end - found.end()
+        own, text = text[:end], text[end:]
+        host = _HOST.match(own)
+        place = re.compile(rf"((?!://)[^{blank}?#;]|;(?![^{blank}/;?#]*=))*").match(own)
+        assert place is not None
+        kept = place.end() if host else 0
+        shown += [before, sign, own[:kept] if host else "..."]
+        own = own[kept:]
+        if not host or own.startswith(("?", "#", ";")):
+            own = re.sub(rf"^[^{blank}]*" if blank else r"(?s)^.*", "", own)
+        text = own + text
+    return "".join([*shown, text])
 
 
 def _split(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -14,7 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
 import ray.exceptions
@@ -23,7 +22,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from glefld import tracking
 from glefld.errors import UserError
-from glefld.storage import public_url
+from glefld.storage import public_url, redacted
 from jobs.cli import guard
 from pipelines import ray_private
 
@@ -36,8 +35,6 @@ PASSED = re.compile(
     "GLEFLD_ROOT|GLEFLD_DEBUG|MLFLOW_TRACKING_URI|AWS_ENDPOINT_URL(_S3)?|AWS_REGION|AWS_DEFAULT_REGION|AWS_RETRY_MODE"
     "|AWS_MAX_ATTEMPTS|AWS_REQUEST_CHECKSUM_CALCULATION|GLOO_SOCKET_IFNAME|NCCL_.*"
 )
-#: Matches names of URL query parameters that carry a secret: X-Amz-Signature, sig, access_token, password.
-SECRET = re.compile("sig|secret|token|key|password|credential", re.IGNORECASE)
 #: Stop jobs with SIGINT rather than SIGTERM, and give them time to end their MLflow run: they may wait up to
 #: ``glefld.tracking.log.END_SECONDS`` for MLflow, and then store what it did not accept.
 STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "100"}
@@ -75,10 +72,10 @@ def run(options: Options) -> None:
             )
         except RuntimeError as error:  # what Ray's SDK raises if, for example, no agent has started yet
             raise ConnectionError(
-                f"the cluster did not accept the job: {' '.join(str(error).split())[:300]}"
+                f"the cluster did not accept the job: {redacted(' '.join(str(error).split()))[:300]}"
             ) from None
     print(f"job        {job_id}", flush=True)
-    at = f" --address {options.address}" if options.address else ""
+    at = f" --address {public_url(options.address)}" if options.address else ""
     try:
         log_end = follow(client, job_id, at)
     except KeyboardInterrupt:
@@ -128,7 +125,7 @@ def check(job: str, arguments: list[str]) -> None:
 
 
 def job_environment() -> dict[str, str]:
-    """Return the job's environment variables. Raises UserError if one is a URL with a password in it."""
+    """Return the job's environment variables. Raises what ``require_no_password`` raises."""
     passed = {name: value for name, value in os.environ.items() if PASSED.fullmatch(name) and value}
     for name, value in passed.items():
         require_no_password(value, name)
@@ -136,15 +133,15 @@ def job_environment() -> dict[str, str]:
 
 
 def require_no_password(text: str, what: str) -> None:
-    """Raise UserError, without repeating the secret, if a URL in the text has a user, a password or a signed query."""
-    urls = [urlsplit(found) for found in re.findall(r"[a-z][a-z0-9+.-]*://\S+", text, re.IGNORECASE)]
-    if any(
-        "@" in url.netloc or SECRET.search("&".join(name for name, _ in parse_qsl(url.query))) for url in urls
-    ):
+    """Raise UserError, without repeating the secret, if a URL in the text has a part that may hold one.
+
+    That is all that messages leave out: no list of parameters' names knows every key.
+    """
+    if redacted(text) != text:
         raise UserError(
-            f"{what} is a URL with a user, password or key in it, which everyone who sees the cluster's jobs could "
-            "read: remove it, and set it where the cluster is started (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+            f"{what} is a URL with a user, password or key in it (before an @, or after a ?, # or ;), which everyone "
+            "who sees the cluster's jobs could read: remove it, and set it where the cluster is started "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
         )
 
 
@@ -279,7 +276,7 @@ def report_end(job: JobDetails, log_end: str) -> None:
         reason = f"its process ended with status {code}; see the end of the log above"
     else:
         reason = " ".join((job.message or "it never started").split())
-    print(f"error: {name} failed: {reason}", file=sys.stderr)
+    print(f"error: {name} failed: {redacted(reason)}", file=sys.stderr)
     raise SystemExit(code if code and 0 < code < 256 else 1)
 
 

@@ -110,29 +110,6 @@ def test_only_code_is_packed(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in files) < 5 << 20
 
 
-SECRETS = {
-    "an option": ("--source https://someone:hunter2@host/photos.zip", {}),
-    "a signed address": ("--source https://host/photos.zip?X-Amz-Expires=60&X-Amz-Signature=hunter2", {}),
-    "an option with =": ("--source=https://someone:hunter2@host/photos.zip", {}),
-    "the tracking server": ("--source /data", {"MLFLOW_TRACKING_URI": "http://someone:hunter2@mlflow:5000"}),
-    "the object store": ("--source /data", {"AWS_ENDPOINT_URL": "http://token@store:9000"}),
-}
-
-
-@pytest.mark.parametrize("case", SECRETS)
-def test_a_password_is_not_submitted(
-    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The dashboard would show it. It is refused without being repeated, before any cluster is asked."""
-    line, environment = SECRETS[case]
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    options = submit.parse(f"ingest --dataset fld {line} --address http://127.0.0.1:1".split())
-    printed = one_line(lambda: submit.run(options), capsys)
-    assert "a user, password or key in it" in printed
-    assert "hunter2" not in printed
-
-
 def test_no_address_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Ray would look for any cluster of this machine."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

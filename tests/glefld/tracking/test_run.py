@@ -172,6 +172,22 @@ def test_a_local_store_is_for_one_machine_only(monkeypatch: pytest.MonkeyPatch, 
     assert tracking_uri("s3://bucket/root", on_cluster=True) == "http://tracking:5000"
 
 
+@pytest.mark.parametrize("uri", ["postgresql://mlflow:p@ss@db/mlflow", "mysql+pymysql://me@home:pass@db/a/b"])
+def test_a_database_with_an_at_sign_in_its_password_is_not_asked(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy would look for the host ss@db, and the error would show a part of the password."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(
+        UserError, match=r"MLFLOW_TRACKING_URI=\S+://db/\S+ has an @ .* write it as %40"
+    ) as raised:
+        tracking_uri("/data", on_cluster=False)
+    assert "ss" not in str(raised.value).replace("password", "")
+    for fine in (uri.replace("p@ss", "p%40ss").replace("me@home", "me%40home"), "sqlite:////data/a@b@c.db"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", fine)
+        assert tracking_uri("/data", on_cluster=False) == fine
+
+
 def test_a_users_mistake_is_one_clear_error(
     start: Callable[..., RunHandle], uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
