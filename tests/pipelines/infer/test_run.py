@@ -17,6 +17,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import ray
+from PIL import Image
 
 from glefld.errors import UserError
 from glefld.predict import prediction_schema
@@ -157,6 +158,19 @@ def test_every_kind_of_input_gives_the_same_predictions(model: str, tmp_path: Pa
             np.testing.assert_allclose(row["landmarks"], found[0][name, 0]["landmarks"], atol=1e-3)
     uris = {read(tmp_path / f"output{i}")["uri"][0].as_py() for i in range(2)}
     assert uris == {f"{folder}/000.PNG", f"{tmp_path}/input.zip::000.PNG"}
+
+
+def test_answers_that_are_no_numbers_are_error_rows(tmp_path: Path) -> None:
+    """Counted in the manifest as other errors are; the photos that the network still answers are ok."""
+    model = dots.write_checkpoint(str(tmp_path / "checkpoint"), dots.overflowing())
+    files, _ = make_photos(5)
+    files["grey.png"] = dots.encoded(Image.new("RGB", (WIDTH, HEIGHT), (128, 128, 128)), "PNG")
+    options = InferOptions(model, str(write_folder(tmp_path / "input", files)))
+    manifest = run_here(options, tmp_path / "output")
+    assert (manifest["ok"], manifest["errors"]) == (1, {"not_finite": 5})
+    for (name, _), row in by_name(tmp_path / "output").items():
+        assert row["status"] == ("ok" if name == "grey.png" else "error")
+        assert row["error"] is None or row["error"].startswith("not_finite: ")
 
 
 def test_one_photo_is_an_input(model: str, tmp_path: Path) -> None:
