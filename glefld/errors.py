@@ -1,4 +1,4 @@
-"""The two kinds of error that are not bugs: what a user can fix, and one row's input that cannot be used."""
+"""The two kinds of error that are not bugs: what a user can fix, and one row that cannot be used or answered."""
 
 
 class UserError(ValueError):
@@ -8,8 +8,12 @@ class UserError(ValueError):
     """
 
 
+class Mistake(UserError):
+    """A UserError that only training's workers can find. All ranks raise it at the same time, never one alone."""
+
+
 class BadInput(Exception):
-    """One row's input that cannot be used. It becomes a counted reject or an error row and ends no job."""
+    """One row that cannot be used or answered. It becomes a counted reject or an error row and ends no job."""
 
     def __init__(self, reason: str, detail: str) -> None:
         """reason: a constant that can be counted. detail: what is wrong, in words."""
@@ -27,6 +31,10 @@ class BadPhoto(BadInput):
 
 class BadBox(BadInput):
     """A box that shares no area with its photo: ``empty_box`` or ``box_outside_photo``."""
+
+
+class BadAnswer(BadInput):
+    """A garment for which the model answers with what is no number: ``not_finite``."""
 
 
 class BadRow(BadInput):

@@ -22,7 +22,7 @@ from glefld.data.augmentation import box_to_input, compose, invert
 from glefld.data.loader import InputPipeline, Picture, to_photo
 from glefld.data.photos import is_decodable_jpeg, is_plain_jpeg, open_photo, orient, orientation, to_rgb
 from glefld.data.prefetch import ahead
-from glefld.errors import BadBox, BadPhoto, UserError
+from glefld.errors import BadAnswer, BadBox, BadPhoto, UserError
 from glefld.models import MODELS, checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
@@ -31,6 +31,7 @@ from glefld.schema import LandmarkSet
 
 #: Upper bound on the pixels decoded at once: a batch of large photos is split into smaller batches.
 BATCH_PIXELS = 128_000_000
+#: What can be wrong with a crop before the model sees it.
 Bad = BadPhoto | BadBox
 Damaged = Literal["error", "answer"]
 
@@ -143,10 +144,11 @@ class Predictor:
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.pipeline = self._new_pipeline()
 
-    def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad]:
+    def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad | BadAnswer]:
         """Yield one prediction per crop, in order. A BadPhoto or BadBox in place of a crop is passed through.
 
-        A thread reads ``crops`` and decodes ahead of the model. A picture that cannot be decoded becomes a BadPhoto.
+        A thread reads ``crops`` and decodes ahead of the model. A picture that cannot be decoded becomes a BadPhoto, a
+        crop for which a heatmap is not finite a BadAnswer.
         """
         for batch, images in ahead(self._load(crops), 2):
             good = [crop for crop in batch if isinstance(crop, Crop)]
@@ -154,7 +156,7 @@ class Predictor:
             for crop in batch:
                 yield next(answers) if isinstance(crop, Crop) else crop
 
-    def _infer(self, images: Tensor, crops: list[Crop]) -> Iterator[Prediction]:
+    def _infer(self, images: Tensor, crops: list[Crop]) -> Iterator[Prediction | BadAnswer]:
         with (
             torch.no_grad(),  # not inference_mode: Grad-CAM attention needs gradients
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
@@ -166,7 +168,10 @@ class Predictor:
         affine = torch.from_numpy(np.stack([crop.to_photo for crop in crops]))
         points = to_photo(landmarks.cpu(), affine).float().numpy()
         for crop, xy, height in zip(crops, points, score.cpu().numpy(), strict=True):
-            yield Prediction(crop.box, xy, height)
+            if lost := int((~np.isfinite(height)).sum()):
+                yield BadAnswer("not_finite", f"{lost} of {len(height)} heatmaps, so the model has diverged")
+            else:
+                yield Prediction(crop.box, xy, height)
 
     def _load(self, crops: Iterable[Crop | Bad]) -> Iterator[tuple[list[Crop | Bad], Tensor | None]]:
         """Yield batches, each with the images [b, 3, S, S] of its crops that could be decoded."""

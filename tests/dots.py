@@ -72,6 +72,16 @@ def network() -> Model:
     return model
 
 
+def overflowing() -> Model:
+    """The same network with weights so large that a dot's heatmaps overflow, but not those of a grey photo."""
+    model = network()
+    last = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-2:]
+    with torch.no_grad():
+        for layer in last:
+            layer.weight.mul_(1e20)
+    return model
+
+
 def card(name: str, config: dict[str, Any], labels: Labels, size: int) -> ModelCard:
     """What a checkpoint says of a model that no job trained."""
     return ModelCard(
@@ -88,7 +98,7 @@ def card(name: str, config: dict[str, Any], labels: Labels, size: int) -> ModelC
     )
 
 
-def write_checkpoint(url: str) -> str:
-    """The network as a checkpoint folder; its URL again."""
-    checkpoint.save(url, network(), card("gle", CONFIG, LABELS, SIZE))
+def write_checkpoint(url: str, model: Model | None = None) -> str:
+    """The network, or one of its kind with other weights, as a checkpoint folder; its URL again."""
+    checkpoint.save(url, model or network(), card("gle", CONFIG, LABELS, SIZE))
     return url

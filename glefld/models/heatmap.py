@@ -50,14 +50,20 @@ class Codec:
     def decode(self, heatmaps: Tensor, window: int = 2) -> tuple[Tensor, Tensor]:
         """Return sub-pixel peaks and their heights: [B, K, H, W] -> [B, K, 2] (x, y in input pixels) and [B, K].
 
+        A map with a value that is NaN or infinite gives NaN for both: a network that has diverged has no peaks.
+
         The logarithm of a peak of any height gives equations linear in a few unknowns, the landmark among them
         (``_system``). They are solved by least squares over the (2 window + 1)^2 neighbours of the maximum, weighted
         by their values. The result is exact for targets and unbiased where the border cuts the window. It is clamped
         to 1.5 pixels from the maximum, since a peak further away would have its maximum elsewhere.
+
+        A window whose values are all equal, or all below 1e-6, has no peak to fit. Its landmark is the centre of the
+        maximum's pixel; of equal maxima the first by rows counts. So a map of zeros gives the first pixel's centre.
         """
         b, k, h, w = heatmaps.shape
         maps = heatmaps.float().reshape(b * k, h * w)
         score, peak = maps.max(dim=1)
+        finite = score.isfinite() & maps.amin(dim=1).isfinite()  # NaN is both the maximum and the minimum
         row, col = peak // w, peak % w
 
         # Pixels beyond the border get weight 0; clamping keeps the gather in range.
@@ -66,13 +72,13 @@ class Codec:
         rows, cols = row[:, None] + dy, col[:, None] + dx  # [BK, P]
         inside = (rows >= 0) & (rows < h) & (cols >= 0) & (cols < w)
         index = rows.clamp(0, h - 1) * w + cols.clamp(0, w - 1)
-        value = maps.gather(1, index).clamp(min=1e-6).double()
+        value = torch.where(finite[:, None], maps.gather(1, index), 0).clamp(min=1e-6).double()
 
         weight = torch.where(inside, value, 0.0)
         design, observed = self._system(value.log(), torch.stack([dx, dy], dim=-1).double(), h)
         gram = torch.einsum("np,npi,npj->nij", weight, design, design)
         moment = torch.einsum("np,npi,np->ni", weight, design, observed)
-        # A flat map makes the system singular.
+        # A flat window makes the system singular.
         gram = gram + 1e-9 * torch.eye(4, device=gram.device, dtype=gram.dtype)
         if self.kind == "gaussian":
             # In a corner a narrow peak covers too few pixels to determine its width: fall back on the target's.
@@ -80,9 +86,11 @@ class Codec:
             gram[:, 2, 2] += WIDTH_PRIOR / sharp**2
             moment[:, 2] += WIDTH_PRIOR / sharp
         centre = self._centre(torch.linalg.solve(gram, moment)).clamp(-1.5, 1.5)
-        xy = torch.stack([col, row], dim=-1) + 0.5 + centre
+        flat = (value == value.amax(dim=1, keepdim=True)).all(dim=1)
+        xy = torch.stack([col, row], dim=-1) + 0.5 + torch.where(flat[:, None], 0, centre)
         limit = torch.tensor([w, h], device=xy.device, dtype=xy.dtype)
         xy = torch.minimum(xy.clamp(min=0), limit) * self.stride
+        xy, score = torch.where(finite[:, None], xy, torch.nan), torch.where(finite, score, torch.nan)
         return xy.float().reshape(b, k, 2), score.reshape(b, k)
 
     def _system(self, log: Tensor, p: Tensor, side: int) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,8 @@ AUC_PIXELS = 30.0
 AUC_STEPS = 20
 TOP = (1, 3, 5)
 RECALL_AT = (3, 5)
+#: What to tell a user whose training gives no numbers any more.
+DIVERGED = "training has diverged: train a new run with a lower --learning-rate, or with --precision fp32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Counters(Sums):
         self.sums["rows"] += rows
 
     def add_landmarks(self, predicted: Tensor, truth: Truth) -> None:
-        """Score the landmarks of B rows; predicted is [B, K, 2] in photo pixels."""
+        """Score the landmarks of B rows; predicted is [B, K, 2] in photo pixels, annotated or not."""
         predicted, points, box = predicted.double(), truth.points.double(), truth.box.double()
         size = box[:, 2:] - box[:, :2]
         visible = truth.visibility == Visibility.VISIBLE
@@ -163,7 +165,9 @@ class Counters(Sums):
         paired = visible & scored[:, self._mirror] & has_partner
         nearer_to_partner = (predicted - partner).norm(dim=-1) < distance
 
-        # where() rather than a product, since values that do not count may be NaN.
+        # Also where nothing is annotated: a network that gives NaN anywhere has diverged.
+        self.sums["not_finite"] += (~predicted.isfinite()).any(dim=-1).sum()
+        # where() rather than a product, since annotations that do not count may be NaN.
         zero = ne.new_zeros(())
         view = torch.where(truth.view >= 0, truth.view, len(VIEWS))
         group = type_slot(truth.garment_type, self._codes) * (len(VIEWS) + 1) + view
@@ -204,11 +208,10 @@ class Counters(Sums):
     def report(self) -> Report:
         """Return the scores of all rows counted so far; UserError if a prediction or a landmark is not finite."""
         s = self.sums
-        if s["not_finite"] > 0 or not self.vector().isfinite().all():
-            raise UserError(
-                "predictions or annotated landmarks are not finite: either training has diverged (lower the learning "
-                "rate), or the data set was not written by ingest"
-            )
+        if s["not_finite"] > 0:
+            raise UserError(f"{int(s['not_finite']):,} predictions are not finite: {DIVERGED}")
+        if not self.vector().isfinite().all():
+            raise UserError("annotated landmarks are not finite: ingest the data set again")
         ne, visible = s["ne"].sum(dim=(0, 1)), s["visible"].sum(dim=(0, 1))
         landmark_set = self.labels.landmark_set
         names = landmark_set.landmarks

@@ -18,7 +18,7 @@ from glefld import storage
 from glefld.data.dataset import open_dataset
 from glefld.data.loader import Batch, BatchLoader, InputPipeline
 from glefld.data.reader import SplitReader, global_batch, share, steps_per_epoch
-from glefld.errors import UserError
+from glefld.errors import Mistake, UserError
 from glefld.models import build_model, checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
@@ -29,10 +29,6 @@ from glefld.scoring.evaluation import EVAL_BATCH, evaluate
 from glefld.scoring.metrics import Report
 from glefld.training.losses import total_loss
 from glefld.training.meter import Meter, learning_rate
-
-
-class Mistake(UserError):
-    """A UserError that only the workers can find. All ranks raise it at the same time, never one alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +94,8 @@ def train(
 
     log: gets metrics by step, on every rank. report: called on every rank once an epoch, before its checkpoint.
     store_log: called before a checkpoint within an epoch. Uses torch.distributed's default group if there is one.
-    Mistake for a data set or a number of workers that cannot be trained with.
+    Mistake for a data set or a number of workers that cannot be trained with, and once a logged loss or a prediction on
+    the val split is not finite.
     """
     training, position = Training.begin(job, device)
     while position.epoch < job.recipe.epochs:
@@ -222,7 +219,7 @@ class Training:
             counters.load_vector(total.cpu())
         try:
             result = counters.report()
-        except UserError as error:  # not a number; all ranks have the same sums
+        except UserError as error:  # not finite; all ranks have the same sums
             raise Mistake(str(error)) from error
         assert result.rows == self.val_rows.rows, (
             f"validation counted {result.rows} rows of {self.val_rows.rows}"

@@ -8,7 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from glefld.errors import Mistake
 from glefld.recipe import Recipe
+from glefld.scoring.metrics import DIVERGED
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -44,7 +46,7 @@ class Meter:
             self.flush()
 
     def flush(self) -> None:
-        """Log what was recorded since the last time."""
+        """Log what was recorded since the last time; Mistake at the first loss that is not finite."""
         if not self.losses:
             return
         losses = torch.stack(self.losses)
@@ -55,6 +57,8 @@ class Meter:
         rate = sum(rows for _, rows, _ in self.figures) / seconds
         for (step, _, waited), value in zip(self.figures, values, strict=True):
             at = self.first + step
+            if not math.isfinite(value):
+                raise Mistake(f"the loss of step {at} is not finite: {DIVERGED}")
             self.log(
                 {
                     "loss": value,

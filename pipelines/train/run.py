@@ -15,14 +15,14 @@ from ray.train.torch import TorchTrainer
 
 from glefld import storage, tracking
 from glefld.data.dataset import open_dataset
-from glefld.errors import UserError
+from glefld.errors import Mistake, UserError
 from glefld.models import checkpoint
 from glefld.scoring import evaluation
 from glefld.scoring.baselines import Baselines
 from glefld.scoring.metrics import Report
 from glefld.tracking import Registration, RunHandle, RunLog
 from glefld.training import loop
-from glefld.training.loop import EpochReport, Job, Mistake
+from glefld.training.loop import EpochReport, Job
 from pipelines import evaluate, ray_private
 from pipelines.train.process_group import NodeAddressConfig
 

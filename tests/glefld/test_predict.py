@@ -17,12 +17,13 @@ from PIL import Image, ImageOps
 from glefld import predict
 from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.data.loader import BatchLoader, InputPipeline
-from glefld.errors import BadBox, BadPhoto
+from glefld.errors import BadAnswer, BadBox, BadPhoto
 from glefld.predict import Crop, Prediction, Predictor, prepare
 from glefld.schema import sample_schema
 from tests import dots
 
 WIDTH, HEIGHT = 240, 160
+CPU = torch.device("cpu")
 #: How the upright picture is stored for each orientation, by Pillow's names.
 STORED = {
     1: None,
@@ -71,7 +72,7 @@ KINDS: dict[str, tuple[Callable[[Image.Image], Image.Image], str, dict[str, obje
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     url = dots.write_checkpoint(str(tmp_path_factory.mktemp("predict") / "checkpoint"))
-    return Predictor(url, torch.device("cpu"), batch_size=8)
+    return Predictor(url, CPU, batch_size=8)
 
 
 @functools.cache
@@ -90,7 +91,7 @@ def stored(image: Image.Image, orientation: int, kind: str) -> bytes:
     )
 
 
-def answers(predictor: Predictor, files: list[bytes]) -> list[Prediction | BadPhoto | BadBox]:
+def answers(predictor: Predictor, files: list[bytes]) -> list[Prediction | BadPhoto | BadBox | BadAnswer]:
     def crops() -> list[Crop | BadPhoto | BadBox]:
         found: list[Crop | BadPhoto | BadBox] = []
         for data in files:
@@ -212,6 +213,21 @@ def test_a_bad_photo_is_told_and_leaves_its_neighbours_alone(kind: str, predicto
         assert isinstance(expected, Prediction)
         np.testing.assert_array_equal(answer.landmarks, expected.landmarks)
         np.testing.assert_array_equal(answer.score, expected.score)
+
+
+def test_an_answer_that_is_no_number_is_told_from_the_rest(tmp_path: Path) -> None:
+    """Of one batch, the garments that overflow become a BadAnswer in their place; with NaN weights all do."""
+    overflowing = Predictor(dots.write_checkpoint(str(tmp_path / "large"), dots.overflowing()), CPU, 8)
+    plain = dots.encoded(Image.new("RGB", (WIDTH, HEIGHT), (128, 128, 128)), "PNG")
+    dotted = stored(example(1)[1], 1, "PNG")
+    found = answers(overflowing, [plain, dotted, b"", plain])
+    assert [type(answer) for answer in found] == [Prediction, BadAnswer, BadPhoto, Prediction]
+    assert str(found[1]) == "not_finite: 2 of 2 heatmaps, so the model has diverged"
+    nan = dots.network()
+    for parameter in nan.parameters():
+        parameter.data.fill_(torch.nan)
+    found = answers(Predictor(dots.write_checkpoint(str(tmp_path / "nan"), nan), CPU, 8), [plain, dotted])
+    assert [type(answer) for answer in found] == [BadAnswer, BadAnswer]
 
 
 @pytest.mark.parametrize(

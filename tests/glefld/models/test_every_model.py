@@ -14,12 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from glefld.data.loader import Batch
 from glefld.data.truth import Truth
+from glefld.errors import UserError
 from glefld.models import MODELS, build_model, checkpoint
 from glefld.models.classifier import SANLResNet
 from glefld.models.sanl import SANL
 from glefld.models.system import Model, Output
 from glefld.recipe import Recipe
 from glefld.schema import FASHION8, Attribute, GarmentType, Labels, LandmarkSet
+from glefld.scoring.evaluation import count_labels, predicted_points, run_model
+from glefld.scoring.metrics import Counters
 from glefld.training.loop import train_step
 from glefld.training.losses import total_loss
 from tests.dots import card
@@ -218,6 +221,29 @@ def test_bf16_runs_forward_and_back(case: str) -> None:
             assert parameter.grad is not None
             assert parameter.grad.dtype == torch.float32
             assert parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("case", EACH_SYSTEM)
+def test_a_diverged_network_has_no_score(case: str) -> None:
+    """With weights that are no numbers, scoring ends in an error: whatever the shape of its peaks."""
+    model = build(case).eval()
+    counters = Counters(LABELS, model.label)
+    batch = make_batch(3)
+
+    @torch.no_grad()
+    def score() -> None:
+        output = run_model(model, batch)
+        if output.heatmaps is not None:
+            counters.add_landmarks(predicted_points(model, output.heatmaps, batch)[0], batch.truth)
+        count_labels(counters, model, output, batch)
+        counters.report()
+
+    score()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(UserError, match="predictions are not finite: training has diverged"):
+        score()
 
 
 @each_model

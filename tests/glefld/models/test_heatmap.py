@@ -49,6 +49,33 @@ def test_decode_stays_in_the_map(codec: str) -> None:
         assert (decoded <= 32 * CODECS[codec].stride).all()
 
 
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_map_that_is_no_number_has_no_peak(value: float, codec: str) -> None:
+    """Wherever the value is, place and height are NaN; the other maps decode as they would without it."""
+    chosen = CODECS[codec]
+    points = torch.tensor([[[40.3, 51.8], [20.5, 20.5], [33.0, 70.1]]]).repeat(3, 1, 1)
+    maps = chosen.encode(points, 112 // chosen.stride)
+    expected = chosen.decode(maps)
+    maps[0, 0] = value
+    maps[1, 1, -1, -1] = value
+    maps[2, 2].view(-1)[maps[2, 2].argmax()] = value
+    wrong = torch.eye(3, dtype=torch.bool)
+    for found, whole in zip(chosen.decode(maps), expected, strict=True):
+        assert found[wrong].isnan().all()
+        assert torch.equal(found[~wrong], whole[~wrong])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 1e-9])
+def test_a_map_of_one_value_is_its_first_pixels_centre(value: float, codec: str) -> None:
+    """A map without a peak says nothing of where between the pixels it lies."""
+    chosen = CODECS[codec]
+    decoded, score = chosen.decode(torch.full((1, 2, 28, 28), value))
+    assert torch.equal(decoded, torch.full((1, 2, 2), chosen.stride / 2))
+    assert torch.equal(score, torch.full((1, 2), value))
+
+
 def test_target_is_the_papers() -> None:
     """exp(-d / 2R) with R = 8 at 224: at the landmark's own pixel centre 1, at 16 pixels exp(-1)."""
     target = Codec().encode(torch.tensor([[[100.5, 100.5]]]), 224)[0, 0]

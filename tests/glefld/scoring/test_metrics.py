@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glefld.data.truth import Truth
+from glefld.errors import UserError
 from glefld.schema import (
     FASHION8,
     VIEWS,
@@ -261,12 +262,22 @@ def test_nothing_counted_is_null_not_a_division_by_zero():
 
 
 def test_prediction_that_is_not_a_number_is_an_error():
-    """A diverged model must not be averaged away; NaN in slots that do not count is none of our business."""
+    """A diverged model must not be averaged away, nor hide where nothing is annotated: each such point is counted."""
     predicted, truth = garment({"left_hem": (0, 0)})
-    predicted[0, FASHION8.landmarks.index("left_collar")] = math.nan
     assert report_of((predicted, truth)).ne == 0
-    predicted[0, FASHION8.landmarks.index("left_hem")] = math.nan
-    with pytest.raises(ValueError, match="not finite"):
+    predicted[0, FASHION8.landmarks.index("left_collar"), 1] = math.nan
+    with pytest.raises(UserError, match=r"1 predictions are not finite.* --learning-rate.* --precision fp32"):
+        report_of((predicted, truth))
+    predicted[0, FASHION8.landmarks.index("left_hem")] = math.inf
+    with pytest.raises(UserError, match="4 predictions are not finite"):
+        report_of((predicted, truth), (predicted, truth))
+
+
+def test_an_annotation_that_is_not_a_number_is_an_error() -> None:
+    """The model is not to blame for it."""
+    predicted, truth = garment({"left_hem": (0, 0)})
+    truth.points[:] = math.nan
+    with pytest.raises(UserError, match="annotated landmarks are not finite"):
         report_of((predicted, truth))
 
 

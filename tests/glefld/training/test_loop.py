@@ -18,14 +18,16 @@ from glefld.data.augmentation import Augmentation
 from glefld.data.dataset import open_dataset
 from glefld.data.loader import BatchLoader, InputPipeline
 from glefld.data.reader import SplitReader, share
+from glefld.errors import Mistake
 from glefld.models import build_model, checkpoint
 from glefld.models.backbones import VGG_LAYERS
 from glefld.recipe import Recipe
 from glefld.scoring import evaluation
 from glefld.scoring.evaluation import evaluate
 from glefld.scoring.metrics import Counters
-from glefld.training.loop import EpochReport, Job, Mistake, Training, initial_model, train, train_step
+from glefld.training.loop import EpochReport, Job, Training, initial_model, train, train_step
 from glefld.training.losses import attribute_loss
+from glefld.training.meter import Meter
 from tests.dots import LABELS, card, network, write_checkpoint
 from tests.ingested import write_dataset
 from tests.ranks import start_ranks
@@ -122,6 +124,8 @@ class Rank:
     """By the number of the batch's rows with a hidden landmark."""
     attribute_loss: float
     curves: list[list[tuple[int, float]]]
+    mistakes: list[str]
+    """What ended the trainings of ``DIVERGING``, and a step with a loss that is finite on rank 0 alone."""
 
 
 HIDDEN = (0, 6)
@@ -144,7 +148,13 @@ def work_of_a_rank(rank: int, world: int, data: str, folder: str) -> None:
     logits, target = attributes()
     first, end = share(0, len(logits), rank, world)
     loss = attribute_loss(logits[first:end], target[first:end], world).item()
-    torch.save((gradients, loss, curves(data, Path(folder))), f"{folder}/{rank}.pt")
+    mistakes = [diverge(data, Path(folder) / f"diverged-{i}", recipe) for i, recipe in enumerate(DIVERGING)]
+    meter = Meter(RECIPE, 0, 1, lambda metrics, step: None)
+    meter.add(0, torch.tensor(1.0 if rank == 0 else torch.nan), 8, 0)
+    with pytest.raises(Mistake) as caught:
+        meter.flush()
+    computed = (gradients, loss, curves(data, Path(folder)), [*mistakes, str(caught.value)])
+    torch.save(computed, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -161,6 +171,50 @@ def curves(data: str, folder: Path) -> list[list[tuple[int, float]]]:
     recipe = dataclasses.replace(RECIPE, epochs=2)
     seeds = (recipe, recipe, dataclasses.replace(recipe, seed=1))
     return [run(data, folder / f"run-{i}", recipe) for i, recipe in enumerate(seeds)]
+
+
+#: Their first step makes the weights far too large: the loss of the second shows it, or validation if there is none.
+DIVERGING = [
+    dataclasses.replace(RECIPE, learning_rate=1e30, log_steps=1),
+    dataclasses.replace(RECIPE, learning_rate=1e30, batch_size=21),
+]
+
+
+def diverge(data: str, folder: Path, recipe: Recipe) -> str:
+    """The Mistake in which training ends. What was logged is finite, and no checkpoint was written."""
+    logged: list[float] = []
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        logged.append(metrics["loss"])
+
+    # Its peaks are Gaussians: their decoding took NaN for a peak in a corner.
+    job = Job("fld", data, str(folder), "baseline", {"backbone": "resnet18", "width": 8}, recipe)
+    with pytest.raises(Mistake) as caught:
+        train(job, torch.device("cpu"), log, lambda epoch: None)
+    assert np.isfinite(logged).all()
+    assert checkpoint.pointed(str(folder), "last") is None
+    return str(caught.value)
+
+
+def test_a_training_that_diverges_ends_with_what_to_try(data: str, tmp_path: Path) -> None:
+    """As soon as a logged loss is not finite, or a prediction on val."""
+    by_loss, by_validation = (diverge(data, tmp_path / str(i), r) for i, r in enumerate(DIVERGING))
+    assert by_loss.startswith("the loss of step 1 is not finite: training has diverged")
+    assert by_validation.startswith("10 predictions are not finite: training has diverged")
+    for message in (by_loss, by_validation):
+        assert "--learning-rate" in message
+        assert "--precision fp32" in message
+
+
+def test_all_workers_of_a_diverged_training_end_alike(group: list[Rank]) -> None:
+    """None waits for another, though the numbers of one alone are at fault."""
+    first, second = (rank.mistakes for rank in group)
+    assert first == second
+    assert [message.partition(":")[0] for message in first] == [
+        "the loss of step 1 is not finite",
+        "10 predictions are not finite",
+        "the loss of step 0 is not finite",
+    ]
 
 
 @pytest.mark.parametrize("hide", HIDDEN, ids=["equal shares", "unequal shares"])

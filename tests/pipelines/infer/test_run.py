@@ -166,6 +166,19 @@ def test_every_kind_of_input_gives_the_same_predictions(model: str, tmp_path: Pa
     assert uris == {f"{folder}/000.PNG", f"{tmp_path}/input.zip::000.PNG"}
 
 
+def test_answers_that_are_no_numbers_are_error_rows(tmp_path: Path) -> None:
+    """Counted in the manifest as other errors are; the photos that the network still answers are ok."""
+    model = dots.write_checkpoint(str(tmp_path / "checkpoint"), dots.overflowing())
+    files, _ = make_photos(5)
+    files["grey.png"] = dots.encoded(Image.new("RGB", (WIDTH, HEIGHT), (128, 128, 128)), "PNG")
+    options = InferOptions(model, str(write_folder(tmp_path / "input", files)))
+    manifest = run_here(options, tmp_path / "output")
+    assert (manifest["ok"], manifest["errors"]) == (1, {"not_finite": 5})
+    for (name, _), row in by_name(tmp_path / "output").items():
+        assert row["status"] == ("ok" if name == "grey.png" else "error")
+        assert row["error"] is None or row["error"].startswith("not_finite: ")
+
+
 def test_one_photo_is_an_input(model: str, tmp_path: Path) -> None:
     files, points = make_photos(3)
     folder = write_folder(tmp_path / "input", files)
