@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from glefld import storage
 from glefld.data.augmentation import box_to_input, compose, invert
 from glefld.data.loader import InputPipeline, Picture, to_photo
 from glefld.data.photos import is_decodable_jpeg, is_plain_jpeg, open_photo, orient, orientation, to_rgb
@@ -108,9 +107,12 @@ def _as_ppm(image: Image.Image) -> bytes:
 
 
 def checkpoint_hash(url: str) -> str:
-    """Return 16 hex digits that identify a checkpoint's weights and model card."""
-    files = storage.read_json(storage.join(url, "complete.json"))
-    facts = [files[name]["sha256"] for name in ("model.safetensors", "model.json")]
+    """Return 16 hex digits that identify a checkpoint's weights and model card; UserError if it is incomplete."""
+    files = checkpoint.complete(url)
+    names = ("model.safetensors", "model.json")
+    if missing := [name for name in names if name not in files]:
+        raise UserError(f"the checkpoint {url} has no {missing[0]}")
+    facts = [files[name]["sha256"] for name in names]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

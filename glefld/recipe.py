@@ -7,6 +7,8 @@ from glefld.data.augmentation import Augmentation
 from glefld.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
+#: The largest side of the input: a batch of larger ones fits no machine.
+MOST_INPUT = 4096
 
 
 def mirror_only() -> Augmentation:
@@ -55,6 +57,8 @@ class Recipe:
         for name in ("input_size", "epochs", "batch_size", "step_epochs", "log_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        if self.input_size > MOST_INPUT:
+            raise UserError(f"input-size must be at most {MOST_INPUT}, not {self.input_size}")
         if self.learning_rate <= 0:
             raise UserError(f"learning-rate must be above 0, not {self.learning_rate}")
 

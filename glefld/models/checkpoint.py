@@ -10,9 +10,10 @@ never runs code from it: weights are safetensors, and ``training.pt`` is read wi
 """
 
 import dataclasses
-import json
+import io
 import pickle
 import re
+import reprlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +21,13 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from glefld import storage
-from glefld.errors import UserError
-from glefld.models import build_model
+from glefld.errors import UserError, require_between
+from glefld.models import build_model, first_mistake
 from glefld.models.system import Model
+from glefld.recipe import MOST_INPUT
 from glefld.schema import Labels
 
 CARD_VERSION = 2
@@ -48,25 +51,43 @@ class ModelCard:
     """Scores on the val split (``Report.numbers``); empty for a checkpoint saved within an epoch."""
     version: int = CARD_VERSION
 
+    def __post_init__(self) -> None:
+        require_between("input_size", self.input_size, 1, MOST_INPUT)
+        types = {attribute.type for attribute in self.labels.attributes}
+        if not types <= set(range(1, len(self.labels.attribute_types) + 1)):
+            raise UserError(f"attributes have the types {sorted(types)}, of which some have no name")
+
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "ModelCard":
-        """Rebuild a model card from ``model.json``; UserError if it has another version."""
-        if value.get("version") != CARD_VERSION:
+    def parse(cls, data: bytes, name: str) -> "ModelCard":
+        """Rebuild a model card from the content of ``model.json``, at ``name``.
+
+        UserError if it has another version, or keys or values that are not those of a card.
+        """
+        value = storage.parse_json(data, name)
+        version = value.get("version") if isinstance(value, dict) else None
+        if version != CARD_VERSION:
             raise UserError(
-                f"model.json has version {value.get('version')}, but this program reads {CARD_VERSION}: "
-                "train the model again"
+                f"{name} has version {reprlib.repr(version)}, but this program reads {CARD_VERSION}: train the model "
+                "again"
             )
-        return cls(**{**value, "labels": Labels.from_json(value["labels"])})
+        try:
+            return TypeAdapter(cls).validate_json(data, strict=True, extra="forbid")
+        except ValidationError as error:
+            raise UserError(f"{name} is not a model card of this program: {first_mistake(error)}") from error
 
 
 def save(url: str, model: Model, card: ModelCard, training: Mapping[str, Any] | None = None) -> None:
     """Write a checkpoint folder; OSError if a file reads back differently than it was written."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
-        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        safetensors.torch.save_file(state, Path(folder, "model.safetensors"))
-        Path(folder, "model.json").write_bytes(storage.json_bytes(dataclasses.asdict(card)))
-        if training is not None:
-            torch.save(dict(training), Path(folder, "training.pt"))
+        # Not by safetensors and PyTorch themselves, whose errors for a full disk are no OSError.
+        with storage.temporary_space():
+            Path(folder, "model.safetensors").write_bytes(safetensors.torch.save(state))
+            Path(folder, "model.json").write_bytes(storage.json_bytes(dataclasses.asdict(card)))
+            if training is not None:
+                buffer = io.BytesIO()
+                torch.save(dict(training), buffer)
+                Path(folder, "training.pt").write_bytes(buffer.getbuffer())
         files = {
             path.name: storage.put_verified(path, storage.join(url, path.name))
             for path in sorted(Path(folder).iterdir())
@@ -92,11 +113,41 @@ def keep(run: str, model: Model, card: ModelCard, training: Mapping[str, Any], b
 
 
 def load(url: str) -> tuple[Model, ModelCard]:
-    """Load the model, in eval mode on the CPU, and its card; UserError if the checkpoint is incomplete or damaged."""
+    """Load the model, in eval mode on the CPU, and its card.
+
+    UserError if the checkpoint is incomplete or damaged, or if its weights are not those of the model in its card.
+    """
     files = _verified(url, ["model.safetensors", "model.json"])
-    card = ModelCard.from_json(json.loads(files["model.json"]))
+    name = storage.join(url, "model.json")
+    card = ModelCard.parse(files["model.json"], name)
+    weights = storage.join(url, "model.safetensors")
+    try:
+        state = safetensors.torch.load(files["model.safetensors"])
+    except Exception as error:  # SafetensorError, and KeyError and others for an unknown type of number
+        raise UserError(f"{weights} cannot be read ({error}): copy the checkpoint again") from error
+    try:
+        # Without memory for its weights: a card may name any width.
+        with torch.device("meta"):
+            skeleton = build_model(card.model, card.config, card.labels)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    except RuntimeError as error:  # PyTorch's for sizes beyond 64 bits
+        raise UserError(f"{name} describes no network that can be built: {error}") from error
+    wanted, found = (
+        {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
+        for tensors in (skeleton.state_dict(), state)
+    )
+    if differing := sorted(key for key in wanted | found if wanted.get(key) != found.get(key)):
+        raise UserError(
+            f"{weights} does not hold the weights of the model in model.json: {len(differing)} tensors differ, such as "
+            f"{differing[0]}"
+        )
+    if card.input_size % skeleton.stride:
+        raise UserError(
+            f"{name}: the input size {card.input_size} is not a multiple of {card.model}'s stride {skeleton.stride}"
+        )
     model = build_model(card.model, card.config, card.labels)
-    model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
+    model.load_state_dict(state)
     return model.eval(), card
 
 
@@ -105,13 +156,13 @@ def load_training(url: str) -> dict[str, Any]:
 
     UserError if the checkpoint is incomplete or damaged, or if unpickling would run code.
     """
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(_verified(url, ["training.pt"])["training.pt"])
-        file.flush()
-        try:
-            return torch.load(file.name, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise UserError(f"{url}/training.pt holds more than tensors and numbers: {error}") from error
+    data = _verified(url, ["training.pt"])["training.pt"]
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{url}/training.pt holds more than tensors and numbers: {error}") from error
+    except (RuntimeError, EOFError, ValueError, LookupError) as error:
+        raise UserError(f"{url}/training.pt cannot be read: {error}") from error
 
 
 def export(url: str, folder: Path) -> None:
@@ -141,9 +192,10 @@ def pointed(run: str, name: Literal["last", "best"]) -> str | None:
     url = storage.join(run, f"{name}.json")
     if not storage.exists(url):
         return None
-    found = storage.read_json(url)["checkpoint"]
-    if not isinstance(found, str) or not re.fullmatch(r"checkpoints/\d{8,}", found):
-        raise UserError(f"{url} names {found!r}, which is not a checkpoint of this run")
+    value = storage.read_json(url)
+    found = value.get("checkpoint") if isinstance(value, dict) else value
+    if not isinstance(found, str) or not re.fullmatch(r"checkpoints/[0-9]{8,}", found):
+        raise UserError(f"{url} names {reprlib.repr(found)}, which is not a checkpoint of this run")
     return found
 
 
@@ -168,12 +220,31 @@ def _write_verified(url: str, value: Any) -> None:
     raise OSError(f"{url} was written {WRITE_ATTEMPTS} times and reads back differently each time")
 
 
-def _verified(url: str, names: list[str]) -> dict[str, bytes]:
-    """Read files of a checkpoint; UserError if one is missing or does not match ``complete.json``."""
+def complete(url: str) -> dict[str, dict[str, Any]]:
+    """Read the size and hash of each file of a checkpoint; UserError if it is incomplete or its list is damaged."""
+    name = storage.join(url, "complete.json")
     try:
-        expected = storage.read_json(storage.join(url, "complete.json"))
+        value = storage.read_json(name)
     except FileNotFoundError as error:
         raise UserError(f"{url} is not a complete checkpoint: it has no complete.json") from error
+    match value:
+        case dict(files) if all(map(_is_digest, files.values())):
+            return files
+    raise UserError(
+        f"{name} does not list the sizes and hashes of a checkpoint's files: copy the checkpoint again"
+    )
+
+
+def _is_digest(value: Any) -> bool:
+    match value:
+        case {"bytes": int(), "sha256": str()}:
+            return True
+    return False
+
+
+def _verified(url: str, names: list[str]) -> dict[str, bytes]:
+    """Read files of a checkpoint; UserError if one is missing or does not match ``complete.json``."""
+    expected = complete(url)
     files = {}
     for name in names:
         if name not in expected:

@@ -132,7 +132,7 @@ class Guide(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class SANLResNetConfig(ResNetConfig):
-    """Options of ``sanl-resnet``. UserError for fewer than 1 block."""
+    """Options of ``sanl-resnet``. UserError for fewer than 1 or more than 100 blocks."""
 
     block: Literal["none", "nonlocal", "sanl"] = "sanl"
     """none: the plain ResNet. nonlocal: with non-local blocks. sanl: blocks guided by --classifier's attention."""
@@ -140,9 +140,10 @@ class SANLResNetConfig(ResNetConfig):
     """Number of blocks after layer3."""
 
     def __post_init__(self) -> None:
-        if self.blocks < 1:
+        if not 1 <= self.blocks <= 100:
             raise UserError(
-                f"--model.blocks must be at least 1, not {self.blocks}: use --model.block none to leave the blocks out"
+                f"--model.blocks must be from 1 to 100, not {self.blocks}: use --model.block none to leave the blocks "
+                "out"
             )
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from glefld.errors import UserError
+from glefld.errors import UserError, require_between
 from glefld.models.backbones import Stride8, load_features, stride8
 from glefld.models.blocks import LandmarkBranch, NonLocal
 from glefld.models.system import Model, Output, Preset, System
@@ -25,7 +25,7 @@ from glefld.schema import Labels
 
 @dataclasses.dataclass(frozen=True)
 class GLEConfig:
-    """Options of ``gle``. UserError for a negative number of modules or a width that is not a multiple of 4."""
+    """Options of ``gle``. UserError for fewer than 0 or more than 100 modules, or a width that is no multiple of 4."""
 
     backbone: Stride8 = "vgg16"
     """Backbone at stride 8: vgg16 as in the paper, vgg-small for small machines, or resnet18."""
@@ -37,8 +37,7 @@ class GLEConfig:
     """Channels of the landmark branch. The paper has 64."""
 
     def __post_init__(self) -> None:
-        if self.modules < 0:
-            raise UserError(f"--model.modules must be 0 or more, not {self.modules}")
+        require_between("--model.modules", self.modules, 0, 100)
         if self.width < 4 or self.width % 4:
             raise UserError(f"--model.width must be a multiple of 4, not {self.width}")
 

@@ -151,7 +151,7 @@ WRONG = {
     "not a switch": ("sanl:refine=perhaps", "refine cannot be 'perhaps'"),
     "the seed, which is counted": ("gle:seed=1", "'seed=1' is not OPTION=VALUE"),
     "a method": ("gle:from_json=1", "'from_json=1' is not OPTION=VALUE"),
-    "out of range": ("gle:modules=-1", "must be 0 or more"),
+    "out of range": ("gle:modules=-1", "must be between 0 and 100"),
 }
 
 

@@ -263,7 +263,10 @@ def test_a_mistake_is_one_line_before_training_writes_anything(
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("--model.modules=-1", "must be 0 or more"), ("--augmentation.mirror 2", "mirror is a probability")],
+    [
+        ("--model.modules=-1", "must be between 0 and 100"),
+        ("--augmentation.mirror 2", "mirror is a probability"),
+    ],
 )
 def test_a_wrong_nested_option_is_told_as_the_parser_tells_it(
     line: str, message: str, root: Path, capsys: pytest.CaptureFixture[str]

@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from glefld.errors import BadPhoto, UserError
 from pipelines import archives
 from pipelines.archives import open_archive, read_index, read_members
+from tests.full_disk import on_full_disk
 from tests.raw_layouts import write_archive
 
 
@@ -199,6 +200,13 @@ def test_a_tar_that_unpacks_to_far_more_than_photos_do_is_refused(
     assert path.stat().st_size < 100_000
     with pytest.raises(ValueError, match="more than 20 times its size"):
         open_archive(str(path), str(tmp_path / "staging"))
+    assert not (tmp_path / "staging").exists()
+
+
+def test_a_tar_that_the_folder_for_temporary_files_cannot_hold(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "a.tar.gz", {"a.jpg": bytes(20 << 20)})
+    told = on_full_disk(1 << 20, tmp_path / "tmp", open_archive, str(path), str(tmp_path / "staging"))
+    assert told.startswith(f"OSError: no space for temporary files in {tmp_path / 'tmp'} (File too large)")
     assert not (tmp_path / "staging").exists()
 
 

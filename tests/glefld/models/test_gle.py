@@ -123,7 +123,7 @@ def test_identity_start_passes_its_input_on() -> None:
     [
         ("gel", {}, "unknown model 'gel'"),
         ("gle", {"module": 2}, "has no option module"),
-        ("gle", {"modules": -1}, "must be 0 or more"),
+        ("gle", {"modules": -1}, "must be between 0 and 100"),
         ("gle", {"width": 6}, "multiple of 4"),
     ],
 )

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from glefld.schema import FASHION8, REJECT_SCHEMA, sample_schema
-from pipelines.ingest.plan import IngestOptions, PlannedShard
+from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import output_at, prepare
 from pipelines.ingest.shard import ShardSettings, crop_box, shard_path, write_shard
 from pipelines.resumable import ROW_GROUP, to_bytes
+from tests.full_disk import on_full_disk
 from tests.raw_layouts import Row, jpeg, photos, rows, write_fld
 
 
@@ -28,21 +29,30 @@ def shard(
     **options: object,
 ) -> tuple[list[dict], list[dict]]:
     """Write these rows as one shard, as a task does; its rows and the rejects, those of the lists too."""
-    source = write_fld(tmp_path / "source", listed, images)
-    chosen = IngestOptions(dataset="fld", source=str(source), **options)
-    output = tmp_path / "output"
-    plan = prepare(chosen, str(output))
-    planned = PlannedShard("train", 0, pa.concat_tables(part.rows for part in plan.shards))
-    settings = ShardSettings(
-        plan.archive, output_at(str(output)), FASHION8, chosen.margin, chosen.landmark_tolerance, plan.key
-    )
-    rows = to_bytes(planned.rows.combine_chunks())
-    row = {"split": planned.split, "index": planned.index, "rows": rows, "killers": list(killers)}
+    row, settings, listed_rejects = planned(tmp_path, listed, images, **options)
+    row = {**row, "killers": list(killers)}
     write_shard(row, settings, held_out)
-    rejects = list(plan.rejects)
+    rejects = list(listed_rejects)
+    output = tmp_path / "output"
     for path in output.glob("_rejects/*.parquet"):
         rejects += pq.read_table(path, schema=REJECT_SCHEMA).to_pylist()
     return pq.ParquetFile(output / shard_path("train", 0)).read().to_pylist(), rejects
+
+
+def planned(
+    tmp_path: Path, listed: Sequence[Row], images: Mapping[str, bytes], **options: object
+) -> tuple[dict, ShardSettings, Sequence[dict]]:
+    """One shard of all of these rows: what a task is given of it, and the rejects of the lists."""
+    source = write_fld(tmp_path / "source", listed, images)
+    chosen = IngestOptions(dataset="fld", source=str(source), **options)
+    output = str(tmp_path / "output")
+    plan = prepare(chosen, output)
+    rows = pa.concat_tables(part.rows for part in plan.shards)
+    settings = ShardSettings(
+        plan.archive, output_at(output), FASHION8, chosen.margin, chosen.landmark_tolerance, plan.key
+    )
+    row = {"split": "train", "index": 0, "rows": to_bytes(rows.combine_chunks()), "killers": []}
+    return row, settings, plan.rejects
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.25, 1.5, "full"])
@@ -201,3 +211,11 @@ def test_a_shard_is_as_the_schema_says(tmp_path: Path) -> None:
     assert (image.path_in_schema, image.compression) == ("image", "UNCOMPRESSED")
     report = json.loads(file.metadata.metadata[b"glefld.ingest"])
     assert report["rows"] + sum(report["rejects"].values()) == report["rows_in"]
+
+
+def test_a_shard_that_the_folder_for_temporary_files_cannot_hold(tmp_path: Path) -> None:
+    listed = rows(20)
+    row, settings, _ = planned(tmp_path, listed, photos(listed))
+    told = on_full_disk(20_000, tmp_path / "tmp", write_shard, row, settings, frozenset())
+    assert told.startswith(f"OSError: no space for temporary files in {tmp_path / 'tmp'} (File too large)")
+    assert not list((tmp_path / "output").rglob("part-*"))
