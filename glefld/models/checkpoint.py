@@ -92,11 +92,19 @@ def keep(run: str, model: Model, card: ModelCard, training: Mapping[str, Any], b
 
 
 def load(url: str) -> tuple[Model, ModelCard]:
-    """Load the model, in eval mode on the CPU, and its card; UserError if the checkpoint is incomplete or damaged."""
+    """Load the model, in eval mode on the CPU, and its card.
+
+    UserError if the checkpoint is incomplete or damaged, or if its system had other layers when it was trained.
+    """
     files = _verified(url, ["model.safetensors", "model.json"])
     card = ModelCard.from_json(json.loads(files["model.json"]))
     model = build_model(card.model, card.config, card.labels)
-    model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
+    try:
+        model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
+    except RuntimeError as error:  # names or shapes differ
+        raise UserError(
+            f"the weights of {url} do not fit {card.model}, whose layers have changed since: train the model again"
+        ) from error
     return model.eval(), card
 
 
