@@ -140,7 +140,7 @@ def load(url: str) -> tuple[Model, ModelCard]:
     if differing := sorted(key for key in wanted | found if wanted.get(key) != found.get(key)):
         raise UserError(
             f"{weights} does not hold the weights of the model in model.json: {len(differing)} tensors differ, such as "
-            f"{differing[0]}"
+            f"{differing[0]}. If the layers of {card.model} have changed since, train the model again"
         )
     if card.input_size % skeleton.stride:
         raise UserError(

@@ -4,7 +4,11 @@ Jingyuan Liu and Hong Lu, "Deep Fashion Analysis with Feature Map Upsampling and
 ECCV Workshops 2018.
 
 ``liu2018`` is the landmark branch alone. ``liu2018-full`` adds the attention and the heads for category and attributes.
-The data set's labels set the size of the heads; a head without labels is left out.
+The branch and the attention are the released network's, layer by layer.
+
+The data set's labels set the size of the heads; a head without labels is left out. DeepFashion lists 50 categories, of
+which four were merged into Dress, the last two among them. The data set keeps the list up to the largest label that
+occurs, so the category head has 48 outputs as in the paper, two of which are never the answer.
 """
 
 import dataclasses
@@ -112,38 +116,51 @@ class Liu2018Full(Liu2018):
 
 
 class Attention(nn.Module):
-    """The attention: a small U-Net (width 32, two downsamplings) over the features and the landmark heatmaps.
+    """The attention of the released network: a U-Net over the features and the landmark heatmaps.
 
-    The layers are this project's; the released code upsamples by transposed convolutions.
+    Strides 1, 2 and 4 of the features, with ``WIDTHS`` channels. Activations come before the convolutions, and what a
+    level of the way down puts out is joined to that of the way up before its activation. For 512 features that makes
+    574,944 parameters. The released network has 28 x 28 positions; here a side may be any from 4 on, and where halving
+    rounds down, the transposed convolution adds the row or column again.
     """
 
-    def __init__(self, channels: int, width: int = 32) -> None:
-        super().__init__()
+    WIDTHS = (32, 64, 128)
 
-        def block(layer: nn.Module, c_out: int) -> nn.Sequential:
-            return nn.Sequential(layer, nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2, inplace=True))
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        w0, w1, w2 = self.WIDTHS
 
         def down(c_in: int, c_out: int) -> nn.Sequential:
-            return block(nn.Conv2d(c_in, c_out, 4, stride=2, padding=1), c_out)
+            halve = nn.Conv2d(c_in, c_out, 4, stride=2, padding=1, bias=False)
+            return nn.Sequential(nn.LeakyReLU(0.2), halve, nn.BatchNorm2d(c_out))
 
-        self.first = block(nn.Conv2d(channels + 1, width, 3, padding=1), width)
-        self.down1 = down(width, 2 * width)
-        self.down2 = down(2 * width, 4 * width)
-        self.up1 = block(nn.Conv2d(6 * width, 2 * width, 3, padding=1), 2 * width)
-        self.up2 = block(nn.Conv2d(3 * width, width, 3, padding=1), width)
-        self.last = nn.Conv2d(width, channels, 3, padding=1)
+        self.first = nn.Conv2d(channels + 1, w0, 1, bias=False)
+        self.down1 = down(w0, w1)
+        self.down2 = down(w1, w2)
+        self.inner = nn.Sequential(
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(w2, w2, 1, bias=False),
+            nn.ReLU(),
+            nn.ConvTranspose2d(w2, w2, 1),
+            nn.BatchNorm2d(w2),
+        )
+        self.up2 = nn.ConvTranspose2d(2 * w2, w1, 4, stride=2, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(w1)
+        self.up1 = nn.ConvTranspose2d(2 * w1, w0, 4, stride=2, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(w0)
+        self.last = nn.ConvTranspose2d(2 * w0, channels, 1)
 
     def forward(self, features: Tensor, heatmaps: Tensor) -> Tensor:
         """[B, C, h, w] and [B, K, H, W] -> [B, C, h, w] in (-1, 1)"""
         where = heatmaps.amax(dim=1, keepdim=True)
-        where = F.adaptive_avg_pool2d(where, (features.shape[2], features.shape[3]))
-        x0 = self.first(torch.cat([features, where], dim=1))
-        x1 = self.down1(x0)
-        x2 = self.down2(x1)
-        # Interpolation rather than transposed convolution, so that sides need not be divisible by 4.
-        y1 = self.up1(torch.cat([F.interpolate(x2, x1.shape[2:], mode="bilinear"), x1], dim=1))
-        y0 = self.up2(torch.cat([F.interpolate(y1, x0.shape[2:], mode="bilinear"), x0], dim=1))
-        return torch.tanh(self.last(y0))
+        where = F.interpolate(where, features.shape[2:], mode="bilinear")
+        e0 = self.first(torch.cat([features, where], dim=1))
+        e1 = self.down1(e0)
+        e2 = self.down2(e1)
+        x = torch.cat([self.inner(e2), e2], dim=1)
+        x = torch.cat([self.norm2(self.up2(x.relu(), list(e1.shape[2:]))), e1], dim=1)
+        x = torch.cat([self.norm1(self.up1(x.relu(), list(e0.shape[2:]))), e0], dim=1)
+        return torch.tanh(self.last(x.relu()))
 
 
 #: The paper's recipe: Adam 1e-4, x0.8 every epoch, batch 16, 20 epochs, no augmentation.

@@ -20,7 +20,7 @@ from glefld.scoring.tables import MOST_COLUMNS, cell, short_name
 BESIDE = {
     "oks_ap": "AP over\nOKS",
     "accuracy_top3": "category\ntop-3",
-    "recall_at3/all": "attri-\nbutes at 3",
+    "recall_at3/mean": "attri-\nbutes at 3",
 }
 #: Seeds needed per system before a difference counts.
 SEEDS = 3

@@ -9,7 +9,8 @@ released code of GLE and of Liu & Lu. PCK, AUC and EPE also count occluded landm
 
 Attribute recall at k, from Liu & Lu, "Deep Fashion Analysis with Feature Map Upsampling and Landmark-driven Attention",
 ECCV Workshops 2018: the true attributes of a type that are among the type's k highest positive logits, divided by all
-true attributes of the type. For all types together, both counts are summed over the types.
+true attributes of the type. ``mean`` is the plain mean over the types that have any, which is what the paper prints
+for all types together. (Its released code looks among the k highest of all 1,000 attributes instead.)
 
 Letters in shapes: B rows, K landmarks, T garment types of the landmark set, V views.
 """
@@ -55,7 +56,7 @@ class Report:
     )  # share of visible, mirror-paired landmarks predicted nearer to their partner
     label: ClassLabel  # what ``accuracy`` refers to
     accuracy: dict[str, float | None]  # classification accuracy: "top1", "top3", "top5"
-    recall: dict[str, dict[str, float | None]]  # attribute recall "at3" and "at5", by type and for "all"
+    recall: dict[str, dict[str, float | None]]  # attribute recall "at3" and "at5", by type and their "mean"
     attributes_by_type: dict[str, int]  # attributes per type; recall at k >= this number is always 1
     oks: "OksScores | None" = None  # if defined; it is not a sum over rows, so counters leave it None
 
@@ -64,13 +65,13 @@ class Report:
         """What selects the best checkpoint, the lower the better: NE, else 1 - top-1 accuracy, else 1 - recall at 3."""
         if self.ne is not None:
             return self.ne
-        for score in (self.accuracy["top1"], self.recall["at3"]["all"]):
+        for score in (self.accuracy["top1"], self.recall["at3"]["mean"]):
             if score is not None:
                 return 1 - score
         return None
 
     def numbers(self) -> dict[str, float]:
-        """Return all counted scores as a flat dict, with names like ``ne``, ``ne/left_collar``, ``recall_at3/all``."""
+        """Return all counted scores as a flat dict, with names like ``ne``, ``ne/left_collar``, ``recall_at3/mean``."""
         flat: dict[str, float | None] = {
             name: getattr(self, name)
             for name in ("ne", "ne_occluded", "pck", "auc", "epe", "left_right_confusion")
@@ -218,27 +219,27 @@ class Counters(Sums):
         true, types = s["true_attributes"], self._attribute_types
         return Report(
             rows=int(s["rows"]),
-            ne=_mean_over_landmarks(ne, visible),
+            ne=_plain_mean(ne, visible),
             ne_by_landmark={n: _ratio(ne[i], visible[i]) for i, n in enumerate(names)},
             ne_by_type={
-                t.name: _mean_over_landmarks(s["ne"][i].sum(dim=0), s["visible"][i].sum(dim=0))
+                t.name: _plain_mean(s["ne"][i].sum(dim=0), s["visible"][i].sum(dim=0))
                 for i, t in enumerate(landmark_set.garment_types)
             },
             ne_by_view={
-                view: _mean_over_landmarks(s["ne"][:, i].sum(dim=0), s["visible"][:, i].sum(dim=0))
+                view: _plain_mean(s["ne"][:, i].sum(dim=0), s["visible"][:, i].sum(dim=0))
                 for i, view in enumerate(VIEWS)
             },
-            ne_occluded=_mean_over_landmarks(s["occluded_ne"], s["occluded"]),
+            ne_occluded=_plain_mean(s["occluded_ne"], s["occluded"]),
             counted={n: int(visible[i]) for i, n in enumerate(names)},
-            pck=_mean_over_landmarks(s["pck"], s["scored"]),
-            auc=_mean_over_landmarks(s["auc"], s["scored"]),
+            pck=_plain_mean(s["pck"], s["scored"]),
+            auc=_plain_mean(s["auc"], s["scored"]),
             epe=_ratio(s["epe"].sum(), s["scored"].sum()),
             left_right_confusion=_ratio(s["confused"].sum(), s["paired"].sum()),
             label=self.label,
             accuracy={f"top{k}": _ratio(s["top"][i], s["classified"][0]) for i, k in enumerate(TOP)},
             recall={
                 f"at{k}": {name: _ratio(found[t], true[t]) for t, name in enumerate(types)}
-                | {"all": _ratio(found.sum(), true.sum())}
+                | {"mean": _plain_mean(found, true)}
                 for k, found in zip(RECALL_AT, s["recalled"], strict=True)
             },
             attributes_by_type={n: int((self._attribute_type == t).sum()) for t, n in enumerate(types)},
@@ -249,7 +250,7 @@ def _ratio(total: Tensor, count: Tensor) -> float | None:
     return float(total / count) if count > 0 else None
 
 
-def _mean_over_landmarks(total: Tensor, count: Tensor) -> float | None:
-    """Return the plain mean of the landmarks' means from [K] sums and counts, over landmarks with a count."""
+def _plain_mean(total: Tensor, count: Tensor) -> float | None:
+    """Return the plain mean of the ratios of [N] sums and counts, over those with a count; None if there is none."""
     any_ = count > 0
     return float((total[any_] / count[any_]).mean()) if any_.any() else None

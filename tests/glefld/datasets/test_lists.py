@@ -321,6 +321,21 @@ def test_deepfashion_reads_categories_attributes_and_views() -> None:
         read_annotations("deepfashion", list_files(files))
 
 
+def test_categories_end_with_the_largest_that_occurs() -> None:
+    """DeepFashion lists 50, and photos have at most the 48th: 48 it is, those in between without photos included."""
+    labels = [1, 48, 5]
+    photos = [f"img/A/{label}.jpg" for label in labels]
+    files = fld_lists([Row(photo) for photo in photos])
+    files |= {
+        "Anno/list_category_cloth.txt": listing("name type", [f"name{i} 1" for i in range(1, 51)]),
+        "Anno/list_category_img.txt": listing(
+            "name label", [f"{photo} {label}" for photo, label in zip(photos, labels, strict=True)]
+        ),
+    }
+    annotations = read_annotations("deepfashion", list_files(files))
+    assert annotations.labels.categories == tuple(f"name{i}" for i in range(1, 49))
+
+
 # Slots in use, the category's garment type if there is a category, the type expected.
 FINE_TYPES = [
     (8, None, 3),

@@ -29,17 +29,19 @@ def test_class_ranks_by_hand():
 
 
 def test_attribute_recall_by_hand():
-    """By type among its own k highest logits; over all types, found over true; unknown rows are left out."""
-    types = (1, 1, 1, 1, 1, 2)
+    """By type among its own k highest logits, and the mean of the types that occur; unknown rows are left out."""
+    types = (1, 1, 1, 1, 1, 2, 3)
     labels = Labels(FASHION8, attributes=tuple(Attribute(f"a{i}", t) for i, t in enumerate(types)))
     counters = Counters(labels)
-    logits = torch.tensor([[5.0, 4, 3, 2, 1, -9]])
-    counters.add_attributes(logits, torch.tensor([[1.0, 0, 0, 1, 1, 0]]))
-    counters.add_attributes(logits, torch.tensor([[0.0, 0, 0, 0, 0, 1]]))
-    counters.add_attributes(logits, torch.full((1, 6), math.nan))
+    logits = torch.tensor([[5.0, 4, 3, 2, 1, -9, 0]])
+    counters.add_attributes(logits, torch.tensor([[1.0, 0, 0, 1, 1, 0, 0]]))
+    counters.add_attributes(logits, torch.tensor([[0.0, 0, 0, 0, 0, 1, 0]]))
+    counters.add_attributes(logits, torch.full((1, 7), math.nan))
     recall = counters.report().recall
-    assert recall["at3"] == {"type 1": pytest.approx(1 / 3), "type 2": 1, "all": 0.5}
-    assert recall["at5"] == {"type 1": 1, "type 2": 1, "all": 1}
+    # Two of four attributes are found, but by type a third and all of them.
+    third = pytest.approx(1 / 3)
+    assert recall["at3"] == {"type 1": third, "type 2": 1, "type 3": None, "mean": pytest.approx(2 / 3)}
+    assert recall["at5"] == {"type 1": 1, "type 2": 1, "type 3": None, "mean": 1}
 
 
 def test_a_data_set_of_classes_alone():

@@ -395,4 +395,4 @@ def test_most_frequent_labels_by_hand():
     assert (result.rows, result.label, result.ne) == (6, "category", None)
     # In order: 4, 1, and then 0, 2, 3, 5, which nobody has.
     assert result.accuracy == {"top1": 0.2, "top3": 0.8, "top5": 0.8}
-    assert result.recall["at3"] == {"texture": 1, "fabric": None, "all": 1}
+    assert result.recall["at3"] == {"texture": 1, "fabric": None, "mean": 1}

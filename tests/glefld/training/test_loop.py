@@ -18,7 +18,7 @@ from glefld.data.augmentation import Augmentation
 from glefld.data.dataset import open_dataset
 from glefld.data.loader import BatchLoader, InputPipeline
 from glefld.data.reader import SplitReader, share
-from glefld.errors import Mistake
+from glefld.errors import Mistake, UserError
 from glefld.models import build_model, checkpoint
 from glefld.models.backbones import VGG_LAYERS
 from glefld.recipe import Recipe
@@ -336,6 +336,16 @@ def test_a_damaged_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
     else:
         path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(ValueError, match="checkpoint"):
+        checkpoint.load(url)
+
+
+def test_a_checkpoint_of_other_layers_is_refused(tmp_path: Path) -> None:
+    """As one of a system that has changed since it was trained."""
+    url = str(tmp_path / "checkpoint")
+    model = network()
+    model.get_submodule("branch").extra = nn.Linear(1, 1)
+    checkpoint.save(url, model, card("gle", CONFIG | {"modules": 0}, LABELS, SIZE))
+    with pytest.raises(UserError, match=r"checkpoint do not fit gle.*: train the model again"):
         checkpoint.load(url)
 
 
