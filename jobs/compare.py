@@ -16,8 +16,7 @@ from glefld.models import MODELS, build_model
 from glefld.models.system import Preset
 from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels, Split
-from glefld.scoring import comparison
-from glefld.scoring.comparison import Result
+from glefld.scoring.comparison import Result, chart, rows, table
 from glefld.scoring.tables import as_text
 from jobs.cli import (
     Device,
@@ -31,7 +30,7 @@ from jobs.cli import (
     start_ray,
     use_gpu,
 )
-from pipelines.compare import Comparison, Entry, check, compare, find_guides, measure, slug
+from pipelines.compare import ComparedSystem, Comparison, check, compare, find_guides, measure, slug
 from pipelines.evaluate import baselines
 from pipelines.train.run import WorkerGroup
 
@@ -88,7 +87,9 @@ def run(options: Options) -> None:
         require_between(f"--{field.replace('_', '-')}", getattr(options, field), 1)
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
-    entries = [parse_entry(text, options) for text in options.models or suiting(options, manifest.labels)]
+    entries = [
+        parse_entry(text, options) for text in options.models or trainable_systems(options, manifest.labels)
+    ]
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         raise UserError("--models names a system twice with the same options: remove one of them")
@@ -97,7 +98,7 @@ def run(options: Options) -> None:
     uri = tracking.tracking_uri(root, on_cluster())
     name = options.name or f"compare-{options.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = storage.join(root, "runs", name)
-    plan = Comparison(
+    comparison = Comparison(
         dataset=options.dataset,
         data=data,
         folder=folder,
@@ -107,7 +108,7 @@ def run(options: Options) -> None:
         parallel=options.parallel,
         experiment=options.experiment,
     )
-    guided_by = check(plan, entries)
+    guided_by = check(comparison, entries)
     start_ray(dashboard=True)
     workers = choose_workers(options)
     record = storage.join(folder, "compare.json")
@@ -124,19 +125,21 @@ def run(options: Options) -> None:
     storage.write_json(record, {"run_id": parent.run_id})
     console = Console()
 
-    def tell(result: Result) -> None:
+    def print_result(result: Result) -> None:
         console.print(f"{result.system}, seed {result.seed}: error {result.error:.4f}")
 
     written = storage.join(folder, f"results-{options.split}.json")
     seeds = range(options.recipe.seed, options.recipe.seed + options.seeds)
-    with tracking.to_its_end(parent, folder) as log:
-        guides = find_guides(plan, guided_by, seeds, classifier, options.recipe, parent, workers, tell)
-        results = compare(plan, entries, seeds, parent, guides, workers, tell)
+    with tracking.logged_run(parent, folder) as log:
+        guides = find_guides(
+            comparison, guided_by, seeds, classifier, options.recipe, parent, workers, print_result
+        )
+        results = compare(comparison, entries, seeds, parent, guides, workers, print_result)
         baseline = baselines(data, options.split, "category")
         costs = measure(results, workers)
-        compared = comparison.rows(results, costs)
-        words = as_text(comparison.table(manifest.title, options.split, compared, baseline), width=160)
-        chart = comparison.chart(manifest.title, options.split, compared, baseline)
+        compared = rows(results, costs)
+        words = as_text(table(manifest.title, options.split, compared, baseline), width=160)
+        figure = chart(manifest.title, options.split, compared, baseline)
         value = {
             "split": options.split,
             "results": [dataclasses.asdict(result) for result in results],
@@ -144,7 +147,7 @@ def run(options: Options) -> None:
         }
         log.log({f"error/{slug(r.system)}-seed{r.seed}": r.error for r in results}, step=0)
         log.log_text(words, f"{options.split}/table.txt")
-        log.log_figure(chart, f"{options.split}/ne.png")
+        log.log_figure(figure, f"{options.split}/ne.png")
         log.log_dict(value, f"{options.split}/results.json")
         storage.write_json(written, value)
     console.print(words, soft_wrap=True, highlight=False)
@@ -152,7 +155,7 @@ def run(options: Options) -> None:
     console.print(f"MLflow     {tracking.where(parent)}", soft_wrap=True)
 
 
-def suiting(options: Options, labels: Labels) -> list[str]:
+def trainable_systems(options: Options, labels: Labels) -> list[str]:
     """Return the systems that can be trained on these labels, and print why the others are left out."""
     found = []
     for system in ALL:
@@ -165,7 +168,7 @@ def suiting(options: Options, labels: Labels) -> list[str]:
     return found
 
 
-def parse_weights(options: Options, entries: list[Entry]) -> dict[str, str]:
+def parse_weights(options: Options, entries: list[ComparedSystem]) -> dict[str, str]:
     """Parse --weights to absolute paths or URLs by backbone.
 
     Raises UserError for a malformed item, for a backbone that no system has, and for missing weights with
@@ -189,7 +192,7 @@ def parse_weights(options: Options, entries: list[Entry]) -> dict[str, str]:
     return weights
 
 
-def parse_entry(text: str, options: Options) -> Entry:
+def parse_entry(text: str, options: Options) -> ComparedSystem:
     """Parse ``NAME:OPTION=VALUE,...``, with options of the system's config or of the recipe.
 
     Raises UserError for an unknown system or option, or a value that cannot be parsed.
@@ -213,7 +216,7 @@ def parse_entry(text: str, options: Options) -> Entry:
             config = with_option(config, name, value, text)
         else:
             recipe = with_option(recipe, name, value, text)
-    return Entry(text, system, config, recipe)
+    return ComparedSystem(text, system, config, recipe)
 
 
 def with_option(value: Any, name: str, text: str, entry: str) -> Any:

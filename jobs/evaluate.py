@@ -83,7 +83,7 @@ def run(options: Options) -> None:
         name=f"evaluate-{options.split}",
         experiment=options.experiment,
     )
-    with tracking.to_its_end(handle) as log:
+    with tracking.logged_run(handle) as log:
         start = time.monotonic()
         report = evaluate_checkpoint(url, data, options.split, tasks)
         seconds = time.monotonic() - start
@@ -92,7 +92,7 @@ def run(options: Options) -> None:
             report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baseline
         )
         # Print and write the scores before logging, which can fail with the MLflow server.
-        tell(manifest.title, report, baseline, seconds)
+        print_scores(manifest.title, report, baseline, seconds)
         if output is not None:
             storage.write_json(output, scores)
             print(f"written to {output}")
@@ -101,7 +101,7 @@ def run(options: Options) -> None:
     Console().print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
 
 
-def tell(dataset: str, report: Report, baseline: Baselines, seconds: float) -> None:
+def print_scores(dataset: str, report: Report, baseline: Baselines, seconds: float) -> None:
     """Print the scores."""
     console = Console()
     console.print(score_tables(dataset, report, baseline))

@@ -26,7 +26,7 @@ from pipelines.train.run import WorkerGroup, train_and_score
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ComparedSystem:
     """One row of the comparison: a system, its config, and its recipe, which is the shared one with its own changes."""
 
     name: str
@@ -56,8 +56,8 @@ def slug(name: str) -> str:
 
 
 def compare(
-    plan: Comparison,
-    entries: Sequence[Entry],
+    comparison: Comparison,
+    entries: Sequence[ComparedSystem],
     seeds: Sequence[int],
     parent: RunHandle,
     guides: Mapping[tuple[str, int], str],
@@ -80,16 +80,16 @@ def compare(
 
     try:
         while waiting or running:
-            while waiting and len(running) < plan.parallel:
+            while waiting and len(running) < comparison.parallel:
                 entry, seed = waiting.pop(0)
-                job = make_job(plan, entry, seed, guides)
+                job = make_job(comparison, entry, seed, guides)
                 earlier = begun(job)
-                if earlier is not None and (found := finished(job, plan.split)) is not None:
+                if earlier is not None and (found := finished(job, comparison.split)) is not None:
                     note(found)
                     continue
                 resume = earlier["run_id"] if earlier is not None else None
-                handle = open_run(job, f"{entry.name} seed {seed}", plan.experiment, parent, resume)
-                running[_child.remote(job, entry.name, plan.split, workers, handle)] = handle
+                handle = open_run(job, f"{entry.name} seed {seed}", comparison.experiment, parent, resume)
+                running[_child.remote(job, entry.name, comparison.split, workers, handle)] = handle
             if running:
                 (ready,), _ = ray.wait(list(running), num_returns=1)
                 result = ray.get(ready)  # may raise, so its run stays in ``running`` and is ended below
@@ -104,7 +104,7 @@ def compare(
 
 
 def find_guides(
-    plan: Comparison,
+    comparison: Comparison,
     guided_by: dict[str, str],
     seeds: Sequence[int],
     given: str | None,
@@ -121,24 +121,26 @@ def find_guides(
         return {(name, seed): given for name in guided_by for seed in seeds}
     labels = dict.fromkeys(guided_by.values())
     trained = [
-        Entry(f"classifier:label={label}", "resnet", ResNetConfig("resnet18", cast(Label, label)), recipe)
+        ComparedSystem(
+            f"classifier:label={label}", "resnet", ResNetConfig("resnet18", cast(Label, label)), recipe
+        )
         for label in labels
     ]
-    results = iter(compare(plan, trained, seeds, parent, {}, workers, done))
+    results = iter(compare(comparison, trained, seeds, parent, {}, workers, done))
     checkpoints = {(label, seed): next(results).checkpoint for label in labels for seed in seeds}
     return {(name, seed): checkpoints[label, seed] for name, label in guided_by.items() for seed in seeds}
 
 
-def check(plan: Comparison, entries: Sequence[Entry]) -> dict[str, str]:
+def check(comparison: Comparison, entries: Sequence[ComparedSystem]) -> dict[str, str]:
     """Build each entry's model, and return the labels that guides classify, by name of the entries that need one.
 
     Raises UserError for an entry that cannot be trained, before hours are spent on the others.
     """
-    labels = open_dataset(plan.data).labels
+    labels = open_dataset(comparison.data).labels
     guided_by = {}
     for entry in entries:
         try:
-            model = initial_model(make_job(plan, entry, entry.recipe.seed, {}), labels)
+            model = initial_model(make_job(comparison, entry, entry.recipe.seed, {}), labels)
         except UserError as error:
             raise UserError(f"{entry.name}: {error}") from error
         if model.guided_by is not None:
@@ -146,18 +148,20 @@ def check(plan: Comparison, entries: Sequence[Entry]) -> dict[str, str]:
     return guided_by
 
 
-def make_job(plan: Comparison, entry: Entry, seed: int, guides: Mapping[tuple[str, int], str]) -> Job:
+def make_job(
+    comparison: Comparison, entry: ComparedSystem, seed: int, guides: Mapping[tuple[str, int], str]
+) -> Job:
     """Return the training job of one entry and seed, in its own folder inside the comparison's."""
     return Job(
-        dataset=plan.dataset,
-        data=plan.data,
-        run=storage.join(plan.folder, f"{slug(entry.name)}-seed{seed}"),
+        dataset=comparison.dataset,
+        data=comparison.data,
+        run=storage.join(comparison.folder, f"{slug(entry.name)}-seed{seed}"),
         model=entry.system,
         config=dataclasses.asdict(entry.config),
         recipe=dataclasses.replace(entry.recipe, seed=seed),
-        weights=plan.weights.get(getattr(entry.config, "backbone", "")),
+        weights=comparison.weights.get(getattr(entry.config, "backbone", "")),
         classifier=guides.get((entry.name, seed)),
-        rows=plan.rows,
+        rows=comparison.rows,
     )
 
 

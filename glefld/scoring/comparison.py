@@ -53,7 +53,7 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class SystemScores:
     """One system with the results of all its seeds."""
 
     system: str
@@ -80,7 +80,7 @@ class Row:
         values = [r.numbers[name] for r in self.results if name in r.numbers]
         return statistics.fmean(values) if values else None
 
-    def differs(self, other: "Row") -> bool:
+    def differs(self, other: "SystemScores") -> bool:
         """Return whether the gap between the two systems' closest seeds exceeds the spread of either one.
 
         Always False with fewer than ``SEEDS`` seeds each. For two equal systems with three normally distributed seeds
@@ -96,13 +96,13 @@ class Row:
         return [r.ne for r in self.results if r.ne is not None]
 
 
-def rows(results: Sequence[Result], costs: Mapping[str, Cost]) -> list[Row]:
+def rows(results: Sequence[Result], costs: Mapping[str, Cost]) -> list[SystemScores]:
     """Group results by system, in order of first appearance. Classifiers are left out, since they have no NE."""
     names = dict.fromkeys(r.system for r in results if r.ne is not None)
-    return [Row(name, tuple(r for r in results if r.system == name), costs[name]) for name in names]
+    return [SystemScores(name, tuple(r for r in results if r.system == name), costs[name]) for name in names]
 
 
-def verdict(row: Row, best: Row) -> str:
+def verdict(row: SystemScores, best: SystemScores) -> str:
     """Return how a row compares to the best one, in a few words."""
     if row is best:
         return "lowest"
@@ -111,7 +111,9 @@ def verdict(row: Row, best: Row) -> str:
     return "no clear difference"
 
 
-def table(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines) -> rich.table.Table:
+def table(
+    dataset: str, split: str, compared: Sequence[SystemScores], baseline: Baselines
+) -> rich.table.Table:
     """Return a table of each system's NE by landmark, cost and verdict, with the baselines and published figures."""
     first = compared[0].results[0]
     names = tuple(first.ne_by_landmark)
@@ -168,7 +170,9 @@ def table(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines
     return result
 
 
-def chart(dataset: str, split: str, compared: Sequence[Row], baseline: Baselines) -> matplotlib.figure.Figure:
+def chart(
+    dataset: str, split: str, compared: Sequence[SystemScores], baseline: Baselines
+) -> matplotlib.figure.Figure:
     """Return a chart of each system's mean NE and its span over seeds, with the published averages below."""
     systems = published(dataset, tuple(compared[0].results[0].ne_by_landmark))
     figure = matplotlib.figure.Figure(

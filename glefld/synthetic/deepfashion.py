@@ -20,7 +20,7 @@ import numpy as np
 from glefld import storage
 from glefld.errors import UserError
 from glefld.schema import SPLITS, Split
-from glefld.synthetic.faults import KINDS, REJECTED, Row, plant
+from glefld.synthetic.faults import KINDS, REJECTED, ListRow, plant
 from glefld.synthetic.raw_lists import MARK, write_deepfashion, write_deepfashion_fine, write_fld
 from glefld.synthetic.render.photo import Photo, render_photo
 from glefld.synthetic.render.wardrobe import Product, sample_product
@@ -33,7 +33,7 @@ SPLIT_SIZES: dict[SyntheticLayout, tuple[int, int, int]] = {
     "deepfashion": (209222, 40000, 40000),
     "deepfashion-fine": (14000, 2000, 4000),
 }
-WRITERS: dict[SyntheticLayout, Callable[[str, list[Row]], None]] = {
+WRITERS: dict[SyntheticLayout, Callable[[str, list[ListRow]], None]] = {
     "fld": write_fld,
     "deepfashion": write_deepfashion,
     "deepfashion-fine": write_deepfashion_fine,
@@ -109,7 +109,7 @@ def write_dataset(
             listed[index] = dataclasses.replace(
                 listed[index], drawn=listed[twin].drawn, product=listed[twin].product
             )
-    rows: list[Row] = []
+    rows: list[ListRow] = []
     with tempfile.TemporaryDirectory(prefix="glefld-synthesize-") as folder:
         local = Path(folder) / "img.zip"
         with zipfile.ZipFile(local, "w", zipfile.ZIP_STORED) as file:
@@ -236,9 +236,9 @@ def draw_one(task: tuple[int, int, int]) -> tuple[Photo, Product]:
     return render_photo(np.random.default_rng((seed, PHOTO, drawn)), item), item
 
 
-def _row(listed: _Listed, photo: Photo, item: Product, layout: SyntheticLayout) -> Row:
+def _row(listed: _Listed, photo: Photo, item: Product, layout: SyntheticLayout) -> ListRow:
     attributes = fine_attributes(item) if layout == "deepfashion-fine" else coarse_attributes(item)
-    return Row(
+    return ListRow(
         name=listed.name,
         member=listed.name,
         split=listed.split,

@@ -13,7 +13,7 @@ LARGEST = 999  # the lists hold three digits per coordinate
 
 
 @dataclasses.dataclass
-class Row:
+class ListRow:
     """One row of the lists and its photo's file, None if the archive lacks it; ``member`` is its name there."""
 
     name: str
@@ -33,41 +33,41 @@ class Row:
     view: str
 
 
-def unreadable_photo(row: Row, rng: np.random.Generator) -> None:
+def unreadable_photo(row: ListRow, rng: np.random.Generator) -> None:
     """Replace the photo by random bytes."""
     row.photo = rng.bytes(2000)
 
 
-def truncated_photo(row: Row, rng: np.random.Generator) -> None:
+def truncated_photo(row: ListRow, rng: np.random.Generator) -> None:
     """Cut the file short, as a broken download does. Some decoders silently fill the rest with grey."""
     assert row.photo is not None
     row.photo = row.photo[: int(len(row.photo) * rng.uniform(0.5, 0.8))]
 
 
-def missing_photo(row: Row, rng: np.random.Generator) -> None:
+def missing_photo(row: ListRow, rng: np.random.Generator) -> None:
     """Leave the photo out of the archive."""
     row.photo = None
 
 
-def empty_box(row: Row, rng: np.random.Generator) -> None:
+def empty_box(row: ListRow, rng: np.random.Generator) -> None:
     """Make the box zero pixels wide, or swap its corners."""
     x1, y1, x2, y2 = row.box
     row.box = (x1, y1, x1, y2) if rng.random() < 0.5 else (x2, y2, x1, y1)
 
 
-def box_outside_photo(row: Row, rng: np.random.Generator) -> None:
+def box_outside_photo(row: ListRow, rng: np.random.Generator) -> None:
     """Move the box to the right of the photo."""
     x1, y1, x2, y2 = row.box
     moved = row.width + int(rng.integers(5, 50))
     row.box = (moved, y1, moved + x2 - x1, y2)
 
 
-def no_landmarks(row: Row, rng: np.random.Generator) -> None:
+def no_landmarks(row: ListRow, rng: np.random.Generator) -> None:
     """Cut off every landmark."""
     row.visibility[row.visibility != Visibility.ABSENT] = Visibility.CUT_OFF
 
 
-def landmark_outside_box(row: Row, rng: np.random.Generator) -> None:
+def landmark_outside_box(row: ListRow, rng: np.random.Generator) -> None:
     """Move a landmark away from the box by more than the box's size."""
     x1, y1, x2, y2 = row.box
     slot = rng.choice(np.flatnonzero(row.visibility < Visibility.CUT_OFF))
@@ -75,45 +75,45 @@ def landmark_outside_box(row: Row, rng: np.random.Generator) -> None:
     row.landmarks[slot] = np.minimum(far, LARGEST)
 
 
-def as_listed(row: Row, rng: np.random.Generator) -> None:
+def as_listed(row: ListRow, rng: np.random.Generator) -> None:
     """Leave the row unchanged; the caller lists it twice, or gives it another split's photo."""
 
 
-def grey(row: Row, rng: np.random.Generator) -> None:
+def grey(row: ListRow, rng: np.random.Generator) -> None:
     """Encode the photo as a greyscale JPEG."""
     row.photo = _encoded(_decoded(row).convert("L"), "JPEG")
 
 
-def cmyk(row: Row, rng: np.random.Generator) -> None:
+def cmyk(row: ListRow, rng: np.random.Generator) -> None:
     """Encode the photo as a CMYK JPEG."""
     row.photo = _encoded(_decoded(row).convert("CMYK"), "JPEG")
 
 
-def png(row: Row, rng: np.random.Generator) -> None:
+def png(row: ListRow, rng: np.random.Generator) -> None:
     """Encode the photo as a PNG, under a name that ends in .jpg."""
     row.photo = _encoded(_decoded(row), "PNG")
 
 
-def exif_orientation(row: Row, rng: np.random.Generator) -> None:
+def exif_orientation(row: ListRow, rng: np.random.Generator) -> None:
     """Add an EXIF orientation. Annotations are in stored pixels, so ingest must ignore it."""
     exif = Image.Exif()
     exif[0x0112] = int(rng.integers(2, 9))
     row.photo = _encoded(_decoded(row), "JPEG", exif=exif)
 
 
-def box_beyond_edge(row: Row, rng: np.random.Generator) -> None:
+def box_beyond_edge(row: ListRow, rng: np.random.Generator) -> None:
     """Extend the box slightly beyond the photo; ingest must clip it, not reject it."""
     x1, y1, _, y2 = row.box
     row.box = (x1, y1, row.width + int(rng.integers(2, 12)), y2)
 
 
-def folder_capitals(row: Row, rng: np.random.Generator) -> None:
+def folder_capitals(row: ListRow, rng: np.random.Generator) -> None:
     """Write the folder in lower case in the archive, unlike in the lists."""
     row.member = row.name.lower()
 
 
 #: Faults that ingest must reject, by the reason it must give.
-REJECTED: dict[str, Callable[[Row, np.random.Generator], None]] = {
+REJECTED: dict[str, Callable[[ListRow, np.random.Generator], None]] = {
     "unreadable_photo": unreadable_photo,
     "truncated_photo": truncated_photo,
     "missing_photo": missing_photo,
@@ -124,7 +124,7 @@ REJECTED: dict[str, Callable[[Row, np.random.Generator], None]] = {
     "duplicate_id": as_listed,
 }
 #: Irregularities that ingest must accept.
-KEPT: dict[str, Callable[[Row, np.random.Generator], None]] = {
+KEPT: dict[str, Callable[[ListRow, np.random.Generator], None]] = {
     "two_splits": as_listed,
     "grey": grey,
     "cmyk": cmyk,
@@ -136,12 +136,12 @@ KEPT: dict[str, Callable[[Row, np.random.Generator], None]] = {
 KINDS = (*REJECTED, *KEPT)
 
 
-def plant(kind: str, row: Row, rng: np.random.Generator) -> None:
+def plant(kind: str, row: ListRow, rng: np.random.Generator) -> None:
     """Apply one of ``KINDS`` to a row."""
     (REJECTED | KEPT)[kind](row, rng)
 
 
-def _decoded(row: Row) -> Image.Image:
+def _decoded(row: ListRow) -> Image.Image:
     assert row.photo is not None
     return Image.open(io.BytesIO(row.photo))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from glefld import storage
 from glefld.schema import FASHION8, SPLITS, Attribute, Visibility
-from glefld.synthetic.faults import Row
+from glefld.synthetic.faults import ListRow
 from glefld.synthetic.vocabulary import CATEGORIES, COARSE_ATTRIBUTES, FINE_ATTRIBUTES
 
 #: A file that only rendered data sets have. Ingest tells by it that the photos are not the benchmark's.
@@ -41,12 +41,12 @@ class ListWriter:
         self.lines(name, lines())
 
 
-def write_fld(output: str, rows: Sequence[Row]) -> None:
+def write_fld(output: str, rows: Sequence[ListRow]) -> None:
     """Write FLD's ``list_landmarks`` (with variation_type), ``list_bbox`` and partition, and a ``list_view``."""
     _write_common(ListWriter(output), rows, [row.name for row in rows], variation=True)
 
 
-def write_deepfashion(output: str, rows: Sequence[Row]) -> None:
+def write_deepfashion(output: str, rows: Sequence[ListRow]) -> None:
     """Write DeepFashion's coarse lists, with names padded to 70 characters, and a ``list_view``."""
     writer, names = ListWriter(output), [row.name.ljust(70) for row in rows]
     _write_common(writer, rows, names, variation=False)
@@ -66,10 +66,10 @@ def write_deepfashion(output: str, rows: Sequence[Row]) -> None:
     )
 
 
-def write_deepfashion_fine(output: str, rows: Sequence[Row]) -> None:
+def write_deepfashion_fine(output: str, rows: Sequence[ListRow]) -> None:
     """Write DeepFashion's fine lists: one file without header per column and split, and a ``_view`` file."""
     writer = ListWriter(output)
-    columns: dict[str, Callable[[Row], str]] = {
+    columns: dict[str, Callable[[ListRow], str]] = {
         "": lambda row: row.name,
         "_bbox": lambda row: _padded(row.box),
         "_landmards": _packed_landmarks,
@@ -84,16 +84,16 @@ def write_deepfashion_fine(output: str, rows: Sequence[Row]) -> None:
     _write_vocabulary(writer, "Anno_fine", FINE_ATTRIBUTES)
 
 
-def _write_common(writer: ListWriter, rows: Sequence[Row], names: Sequence[str], variation: bool) -> None:
+def _write_common(writer: ListWriter, rows: Sequence[ListRow], names: Sequence[str], variation: bool) -> None:
     named = list(zip(names, rows, strict=True))
     points = " ".join(
         f"landmark_visibility_{i} landmark_location_x_{i} landmark_location_y_{i}" for i in range(1, 9)
     )
 
-    def garment(row: Row) -> str:
+    def garment(row: ListRow) -> str:
         return f"{row.garment_type} {row.variation}" if variation else str(row.garment_type)
 
-    tables: dict[str, tuple[str, Callable[[Row], str]]] = {
+    tables: dict[str, tuple[str, Callable[[ListRow], str]]] = {
         "Anno/list_landmarks.txt": (
             f"image_name clothes_type {'variation_type ' if variation else ''}{points}",
             lambda row: f"{garment(row)} {_landmark_tokens(row)}",
@@ -125,7 +125,7 @@ def _padded(values: Iterable[int]) -> str:
     return " ".join(f"{value:03d}" for value in values)
 
 
-def _landmark_tokens(row: Row) -> str:
+def _landmark_tokens(row: ListRow) -> str:
     """Return visibility, x and y of each landmark of the garment type; ``2 000 000`` if it is cut off."""
     tokens = []
     for slot in FASHION8.garment_type(row.garment_type).landmarks:
@@ -134,7 +134,7 @@ def _landmark_tokens(row: Row) -> str:
     return " ".join(tokens)
 
 
-def _packed_landmarks(row: Row) -> str:
+def _packed_landmarks(row: ListRow) -> str:
     """Return 16 integers: the garment type's landmarks in its order, ``0 0`` if cut off and after the last."""
     tokens = []
     for slot in FASHION8.garment_type(row.garment_type).landmarks:
@@ -143,7 +143,7 @@ def _packed_landmarks(row: Row) -> str:
     return " ".join(tokens + ["0 0"] * (len(FASHION8) - len(tokens)))
 
 
-def _attribute_tokens(row: Row) -> str:
+def _attribute_tokens(row: ListRow) -> str:
     """Return each attribute's value, two characters wide: 1 yes, -1 no, 0 unknown."""
     tokens = ["-1"] * len(COARSE_ATTRIBUTES)
     for index in np.random.default_rng(row.number).integers(0, len(tokens), UNKNOWN_ATTRIBUTES):

@@ -5,7 +5,7 @@
 package imports from here.
 """
 
-from glefld.tracking.log import RunLog, to_its_end
+from glefld.tracking.log import RunLog, logged_run
 from glefld.tracking.model_registry import Registration, fetch
 from glefld.tracking.run import COMMIT, RunHandle, finish, git_commit, start_run, tracking_uri, where
 
@@ -17,8 +17,8 @@ __all__ = [
     "fetch",
     "finish",
     "git_commit",
+    "logged_run",
     "start_run",
-    "to_its_end",
     "tracking_uri",
     "where",
 ]

@@ -45,7 +45,7 @@ class Artifact:
 
 
 @dataclasses.dataclass
-class Model:
+class LoggedModel:
     """A checkpoint to store as one of the run's models."""
 
     name: str
@@ -70,7 +70,7 @@ class Status:
         return {"kind": "status", "status": self.status}
 
 
-LogItem = Metrics | Artifact | Model | Status
+LogItem = Metrics | Artifact | LoggedModel | Status
 
 
 def from_json(value: Any, files: str) -> LogItem:
@@ -95,7 +95,7 @@ def from_json(value: Any, files: str) -> LogItem:
             "registration": registration,
             "model_id": str() | None as model_id,
         } if all(isinstance(score, float | int) for score in scores.values()):
-            return Model(name, checkpoint, step, scores, _registration(registration), model_id)
+            return LoggedModel(name, checkpoint, step, scores, _registration(registration), model_id)
         case {"kind": "status", "status": "FINISHED" | "FAILED" | "KILLED" as status}:
             return Status(status)
     raise ValueError("not a line that this program writes")

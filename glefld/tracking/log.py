@@ -23,7 +23,7 @@ from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.storage import redacted
 from glefld.tracking import model_registry, unsent
-from glefld.tracking.items import Artifact, LogItem, Metrics, Model, RunStatus, Status, Value
+from glefld.tracking.items import Artifact, LoggedModel, LogItem, Metrics, RunStatus, Status, Value
 from glefld.tracking.model_registry import Registration
 from glefld.tracking.outbox import Outbox
 from glefld.tracking.run import RunHandle, connect
@@ -52,7 +52,7 @@ class RunLog:
     def __init__(self, handle: RunHandle, folder: str | None = None) -> None:
         self.handle, self.folder = handle, folder
         self._client = connect(handle.tracking_uri)
-        self._outbox: Outbox[LogItem] = Outbox(self._send, _is_refusal)
+        self._outbox: Outbox[LogItem] = Outbox(self._send, _is_permanent)
         # Created with the first file: training workers log none, and Ray kills them before they could delete it.
         self._spool: tempfile.TemporaryDirectory[str] | None = None
         self._collected: list[Value] = []
@@ -101,7 +101,7 @@ class RunLog:
     ) -> None:
         """Store a checkpoint, without its training state, as one of the run's models, and register it if asked to."""
         self._take_up()
-        self._outbox.put(Model(name, url, step, metrics, registration))
+        self._outbox.put(LoggedModel(name, url, step, metrics, registration))
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Wait until everything logged is stored, for at most ``seconds``. Returns whether it is.
@@ -121,7 +121,7 @@ class RunLog:
         try:
             self._take_up()
         except (OSError, BotoCoreError, UserError) as error:
-            # Perhaps the very error that ends the run: MLflow is told how it ended all the same.
+            # This may be the error that ends the run: still tell MLflow how it ended.
             logger.warning("what an earlier process of this run kept for MLflow was not sent: %s", error)
         self._send_collected()
         self._outbox.put(Status(status))
@@ -201,14 +201,14 @@ class RunLog:
                     local = Path(folder, to.name)
                     local.write_bytes(storage.read_bytes(file))
                     self._client.log_artifact(run_id, str(local), str(to.parent) if to.parent.name else None)
-            case Model():
+            case LoggedModel():
                 self._send_model(item)
             case Status(status):
                 self._client.set_terminated(run_id, status)
             case _:
                 assert_never(item)
 
-    def _send_model(self, model: Model) -> None:
+    def _send_model(self, model: LoggedModel) -> None:
         # The id is remembered, and looked up on the server, so that a second attempt continues with the same model.
         if model.model_id is None:
             model.model_id = model_registry.find_model(self.handle, model.name, model.step)
@@ -224,7 +224,7 @@ class RunLog:
 
 
 @contextlib.contextmanager
-def to_its_end(handle: RunHandle, folder: str | None = None) -> Iterator[RunLog]:
+def logged_run(handle: RunHandle, folder: str | None = None) -> Iterator[RunLog]:
     """End the run with the block: as FINISHED, FAILED after an error, or KILLED after Ctrl-C.
 
     UserError, before the block, if what an earlier process kept in ``folder`` cannot be used.
@@ -232,7 +232,8 @@ def to_its_end(handle: RunHandle, folder: str | None = None) -> Iterator[RunLog]
     log = RunLog(handle, folder)
     try:
         if folder is not None:
-            unsent.read(folder)  # the driver's one line; in a worker, Ray would try again and fail again
+            # Fail here, on the driver, in one line: in a worker Ray would restart the group and fail again.
+            unsent.read(folder)
         yield log
     except BaseException as error:
         try:
@@ -243,7 +244,7 @@ def to_its_end(handle: RunHandle, folder: str | None = None) -> Iterator[RunLog]
     log.end("FINISHED")
 
 
-def _is_refusal(error: Exception) -> bool:
+def _is_permanent(error: Exception) -> bool:
     """Whether sending again is useless: MLflow rejected the content, or the item itself cannot be read."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code

@@ -25,12 +25,12 @@ class Outbox(Generic[Item]):
     """Sends items in order and loses none: each one is sent, or is among ``unsent``.
 
     send: sends one item or raises. An item may be sent twice, when the answer to the first attempt is lost.
-    refused: whether an error means that the receiver will never take the item, which is then set aside. After any
-    other error the item is sent again.
+    is_permanent: whether an error means that the receiver will never take the item, which is then set aside. After
+    any other error the item is sent again.
     """
 
-    def __init__(self, send: Callable[[Item], None], refused: Callable[[Exception], bool]) -> None:
-        self._send, self._is_refusal = send, refused
+    def __init__(self, send: Callable[[Item], None], is_permanent: Callable[[Exception], bool]) -> None:
+        self._send, self._is_permanent = send, is_permanent
         self._waiting: deque[Item] = deque()
         self._refused: list[Unsent[Item]] = []
         self._changed = threading.Condition()
@@ -87,7 +87,7 @@ class Outbox(Generic[Item]):
             try:
                 self._send(item)
             except Exception as error:
-                refused = self._is_refusal(error)
+                refused = self._is_permanent(error)
                 with self._changed:
                     self.error = error
                     if refused:

@@ -37,7 +37,7 @@ CORNERS = ("x1", "y1", "x2", "y2")
 MAX_BOXES = 20_000_000
 
 
-class Photo(NamedTuple):
+class InputPhoto(NamedTuple):
     """A photo's encoded bytes, or a data set's stored crop of it. ``origin`` is the crop's x, y in the photo."""
 
     data: bytes | BadPhoto
@@ -51,7 +51,7 @@ class Photos:
     archive: Archive | None
     dataset: str | None
 
-    def read(self, rows: pa.Table) -> Iterator[Photo]:
+    def read(self, rows: pa.Table) -> Iterator[InputPhoto]:
         """Yield the photo of each row of ``Input.rows``, in order.
 
         At most one range of the archive, or one row group of the data set, is in memory at a time.
@@ -251,7 +251,7 @@ def _numbers(column: pa.ChunkedArray | pa.Array, what: str, name: str) -> np.nda
     return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
-def _read_archive(archive: Archive, rows: pa.Table) -> Iterator[Photo]:
+def _read_archive(archive: Archive, rows: pa.Table) -> Iterator[InputPhoto]:
     # Garments of one photo are adjacent, so each photo is read once. Garments without a photo come last.
     places = list(zip(rows["name"].to_pylist(), rows["start"].to_pylist(), strict=True))
     first = [
@@ -261,7 +261,7 @@ def _read_archive(archive: Archive, rows: pa.Table) -> Iterator[Photo]:
     for (name, _), garments in itertools.groupby(places):
         photo = BadPhoto("missing_photo", f"not in {archive.name}") if name is None else next(found)
         for _ in garments:
-            yield Photo(photo)
+            yield InputPhoto(photo)
 
 
 def _dataset_input(url: str, split: Split | None) -> Input:
@@ -309,14 +309,14 @@ def _dataset_input(url: str, split: Split | None) -> Input:
 ROWS = pa.schema([*GARMENTS, *STORED])
 
 
-def _read_dataset(root: str, rows: pa.Table) -> Iterator[Photo]:
+def _read_dataset(root: str, rows: pa.Table) -> Iterator[InputPhoto]:
     places = rows.select(STORED.names).to_pylist()
     for (shard, group), wanted in itertools.groupby(places, lambda p: (p["path"], p["group"])):
         with storage.open(storage.join(root, shard), cache_type="readahead", block_size=8 << 20) as file:
             table = pq.ParquetFile(file).read_row_group(group, columns=["image", "crop_box"])
         for place in wanted:
             x1, y1, _, _ = table["crop_box"][place["row"]].as_py()
-            yield Photo(table["image"][place["row"]].as_py(), (x1, y1))
+            yield InputPhoto(table["image"][place["row"]].as_py(), (x1, y1))
 
 
 def file_hash(url: str) -> str:

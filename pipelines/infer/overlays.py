@@ -17,7 +17,7 @@ from glefld.errors import BadPhoto
 from glefld.schema import LandmarkSet, Visibility
 from glefld.scoring.draw import contact_sheet, overlay
 from glefld.scoring.tables import MOST_COLUMNS
-from pipelines.infer.inputs import Photo
+from pipelines.infer.inputs import InputPhoto
 from pipelines.infer.run import InferencePlan, InferOptions, make_plan, output_at
 
 #: Parquet readers skip it for its underscore.
@@ -66,7 +66,7 @@ def _write_overlays(plan: InferencePlan, output: str, number: int) -> str | None
     return url
 
 
-def _predicted(plan: InferencePlan, output: str) -> Iterator[tuple[dict[str, Any], Photo]]:
+def _predicted(plan: InferencePlan, output: str) -> Iterator[tuple[dict[str, Any], InputPhoto]]:
     """Yield the rows without an error, in order, with their photos."""
     for path, planned in plan.shards():
         with storage.open(storage.join(output, path)) as file:
@@ -93,7 +93,7 @@ def _of_type(landmark_set: LandmarkSet, code: int | None) -> np.ndarray | None:
     return None
 
 
-def _upright(photo: Photo) -> tuple[np.ndarray, np.ndarray]:
+def _upright(photo: InputPhoto) -> tuple[np.ndarray, np.ndarray]:
     """Return the picture, [H, W, 3] uint8, upright by its EXIF, and its top left corner in the photo, [2]."""
     assert not isinstance(photo.data, BadPhoto), "a photo that was predicted can no longer be read"
     with open_photo(photo.data) as image:

@@ -35,7 +35,7 @@ from glefld.predict import (
 from glefld.recipe import Precision
 from glefld.schema import Split
 from glefld.storage import public_url
-from pipelines.infer.inputs import GARMENTS, Input, Photo, Photos, file_hash, open_input
+from pipelines.infer.inputs import GARMENTS, Input, InputPhoto, Photos, file_hash, open_input
 from pipelines.resumable import (
     KILLER,
     ROW_GROUP,
@@ -337,7 +337,7 @@ def read_rows(rows: bytes, settings: WriterSettings) -> None:
         pass
 
 
-def _crop(photo: Photo, box: list[float] | None, size: int, damaged: Damaged) -> Crop | Bad:
+def _crop(photo: InputPhoto, box: list[float] | None, size: int, damaged: Damaged) -> Crop | Bad:
     if isinstance(photo.data, BadPhoto):
         return photo.data
     try:

@@ -70,7 +70,7 @@ def train_and_score(
     Returns the checkpoint's URL, its scores and those of the baselines. ``registration`` registers the best checkpoint
     in MLflow's model registry. Raises what ``train`` raises.
     """
-    with tracking.to_its_end(handle, job.run) as log:
+    with tracking.logged_run(handle, job.run) as log:
         best = train(job, workers, handle)
         scorer = evaluate.Tasks(cpus=workers.cpus, gpu=workers.gpu)
         report, baselines = score(best, job.data, log, scorer, registration)

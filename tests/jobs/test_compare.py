@@ -17,7 +17,7 @@ from ray.util.state import list_tasks
 from glefld import storage
 from glefld.data.dataset import open_dataset
 from glefld.recipe import Recipe
-from jobs.compare import Options, parse_entry, run, suiting
+from jobs.compare import Options, parse_entry, run, trainable_systems
 from pipelines import compare
 from pipelines.train import run as train
 from tests.in_process import train_here
@@ -189,7 +189,13 @@ def test_all_systems_that_the_labels_suit_are_compared(
 ) -> None:
     """By default; without categories and attributes one is left out, and that is said."""
     manifest = open_dataset(write_dataset(tmp_path / "data", {"train": 4, "val": 2}))
-    assert suiting(Options("fld"), manifest.labels) == ["gle", "liu2018", "sanl", "dafe", "baseline"]
+    assert trainable_systems(Options("fld"), manifest.labels) == [
+        "gle",
+        "liu2018",
+        "sanl",
+        "dafe",
+        "baseline",
+    ]
     assert "left out: liu2018-full" in capsys.readouterr().out
 
 

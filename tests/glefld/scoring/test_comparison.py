@@ -5,7 +5,7 @@ import pytest
 
 from glefld.schema import FASHION8, Labels
 from glefld.scoring.baselines import Baselines
-from glefld.scoring.comparison import SEEDS, Result, Row, chart, rows, table, verdict
+from glefld.scoring.comparison import SEEDS, Result, SystemScores, chart, rows, table, verdict
 from glefld.scoring.cost import Cost
 from glefld.scoring.metrics import Counters
 from glefld.scoring.tables import as_text
@@ -29,8 +29,8 @@ def result(system: str, ne: float | None, seed: int = 0) -> Result:
 COST = Cost(parameters=1_500_000, multiply_adds=250_000_000, images_per_second=123.4)
 
 
-def row(*values: float) -> Row:
-    return Row("system", tuple(result("system", ne, seed) for seed, ne in enumerate(values)), COST)
+def row(*values: float) -> SystemScores:
+    return SystemScores("system", tuple(result("system", ne, seed) for seed, ne in enumerate(values)), COST)
 
 
 DIFFERENCES = {

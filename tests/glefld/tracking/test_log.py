@@ -16,9 +16,9 @@ import pytest
 from mlflow import MlflowClient
 
 from glefld.errors import UserError
-from glefld.tracking import Registration, RunHandle, RunLog, to_its_end, unsent
+from glefld.tracking import Registration, RunHandle, RunLog, logged_run, unsent
 from glefld.tracking import log as tracking_log
-from glefld.tracking.items import Artifact, LogItem, Metrics, Model, Status, Value
+from glefld.tracking.items import Artifact, LoggedModel, LogItem, Metrics, Status, Value
 from glefld.tracking.outbox import Unsent
 from tests import dots
 
@@ -48,7 +48,7 @@ def test_every_logged_value_is_stored(handle: RunHandle) -> None:
 
 def test_artifacts_are_stored_under_their_names(handle: RunHandle) -> None:
     """Text, JSON, picture and chart."""
-    with to_its_end(handle) as log:
+    with logged_run(handle) as log:
         log.log_text("a table", "evaluation/table.txt")
         log.log_dict({"ne": 0.5}, "results.json")
         log.log_image(PIL.Image.new("RGB", (4, 3), "red"), "pictures/sheet.png")
@@ -65,7 +65,7 @@ def test_artifacts_are_stored_under_their_names(handle: RunHandle) -> None:
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
 def test_the_run_ends_as_its_block_does(handle: RunHandle, error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), to_its_end(handle):
+    with pytest.raises(error), logged_run(handle):
         raise error
     assert MlflowClient(handle.tracking_uri).get_run(handle.run_id).info.status == status
 
@@ -81,7 +81,7 @@ def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
     run = str(tmp_path / "run")
     url = dots.write_checkpoint(f"{run}/checkpoints/00000001")
     waited = 0.0
-    with to_its_end(away, run) as log:
+    with logged_run(away, run) as log:
         for step in range(1500):
             log.log({"loss": float(step)}, step)
             if step % 100 == 0:
@@ -100,7 +100,7 @@ def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
     assert history(handle, "loss") == []
 
     monkeypatch.setattr("glefld.tracking.log.END_SECONDS", 60.0)
-    with to_its_end(handle, run) as log:
+    with logged_run(handle, run) as log:
         log.log({"loss": -1.0}, 1500)
     assert history(handle, "loss") == [*((step, float(step)) for step in range(1500)), (1500, -1.0)]
     assert artifact(handle, "val/table.txt") == "a table"
@@ -108,14 +108,14 @@ def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
     assert (model.name, model.metrics[0].value) == ("gle", 0.5)
     assert not list((tmp_path / "run").glob("unsent*"))
     # Resuming a finished run logs its model again.
-    with to_its_end(handle, run) as log:
+    with logged_run(handle, run) as log:
         log.log_model(url, name="gle", step=1, metrics={"best_ne": 0.5})
     assert len(MlflowClient(handle.tracking_uri).search_logged_models([handle.experiment_id])) == 1
 
 
 def test_without_a_folder_unsent_values_are_an_error(away: RunHandle) -> None:
     """An evaluation has no run folder to keep them in."""
-    with pytest.raises(ConnectionError, match="1 metric values and 1 other items"), to_its_end(away) as log:
+    with pytest.raises(ConnectionError, match="1 metric values and 1 other items"), logged_run(away) as log:
         log.log({"ne": 0.5}, 0)
 
 
@@ -123,7 +123,7 @@ def test_a_refused_value_is_kept_and_does_not_block_the_rest(
     handle: RunHandle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The end's warning counts it, its line says why it was refused, and later values are stored."""
-    with to_its_end(handle, str(tmp_path / "run")) as log:
+    with logged_run(handle, str(tmp_path / "run")) as log:
         log.log({"a key that MLflow refuses: #": 1.0}, 0)
         assert not log.flush(60)
         log.log({"loss": 2.0}, 0)
@@ -136,8 +136,10 @@ def test_a_refused_value_is_kept_and_does_not_block_the_rest(
 ITEMS: list[LogItem] = [
     Metrics((Value("loss", 0.5, 1700000000000, 3), Value("val_ne", float("inf"), 1700000000001, 3))),
     Artifact("val/table.txt", "{run}/unsent/val/table.txt"),
-    Model("gle", "s3://bucket/checkpoints/00000003", 3, {"best_ne": 0.5}, Registration("fld", "best"), "m-1"),
-    Model("gle", "s3://bucket/checkpoints/00000003", 3, {}, None),
+    LoggedModel(
+        "gle", "s3://bucket/checkpoints/00000003", 3, {"best_ne": 0.5}, Registration("fld", "best"), "m-1"
+    ),
+    LoggedModel("gle", "s3://bucket/checkpoints/00000003", 3, {}, None),
     Status("FAILED"),
 ]
 
@@ -196,7 +198,7 @@ def test_an_unusable_unsent_file_ends_the_job_and_stays(
     kept.write_text("[1]\n")
     with (
         pytest.raises(UserError, match=r"unsent\.jsonl, line 1"),
-        to_its_end(request.getfixturevalue(server), str(tmp_path)),
+        logged_run(request.getfixturevalue(server), str(tmp_path)),
     ):
         pytest.fail("the job started")
     assert kept.read_text() == "[1]\n"

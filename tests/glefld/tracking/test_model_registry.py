@@ -8,13 +8,13 @@ from mlflow import MlflowClient
 from glefld import tracking
 from glefld.errors import UserError
 from glefld.models import checkpoint
-from glefld.tracking import Registration, RunHandle, model_registry, to_its_end
+from glefld.tracking import Registration, RunHandle, logged_run, model_registry
 from tests import dots
 
 
 def test_every_form_of_a_models_uri_fetches_the_stored_checkpoint(handle: RunHandle, tmp_path: Path) -> None:
     url = dots.write_checkpoint(str(tmp_path / "checkpoint"))
-    with to_its_end(handle) as log:
+    with logged_run(handle) as log:
         for step in (1, 2):
             named = Registration("fld-gle", "champion")
             log.log_model(url, name="gle", step=step, metrics={"best_ne": 0.09}, registration=named)

@@ -14,7 +14,7 @@ def test_a_receiver_that_does_not_answer_counts_as_away_until_it_does() -> None:
         assert thaw.wait(60)
         received.append(item)
 
-    outbox = Outbox(send, refused=lambda error: False)
+    outbox = Outbox(send, is_permanent=lambda error: False)
     outbox.put(0)
     assert not outbox.stuck(0.2)
     assert not outbox.wait(0.3)
@@ -36,7 +36,7 @@ def test_draining_waits_for_a_slow_receiver_and_gives_up_a_silent_one() -> None:
             assert silent.wait(60)
         time.sleep(0.05)
 
-    outbox = Outbox(send, refused=lambda error: False)
+    outbox = Outbox(send, is_permanent=lambda error: False)
     for n in range(8):
         outbox.put(n)
     assert outbox.drain(0.25), "eight items, 0.05 seconds each"
@@ -57,7 +57,7 @@ def test_a_refused_item_is_set_aside_with_its_error() -> None:
             raise refusal
         received.append(item)
 
-    outbox = Outbox(send, refused=lambda error: error is refusal)
+    outbox = Outbox(send, is_permanent=lambda error: error is refusal)
     for item in ("first", "refused", "last"):
         outbox.put(item)
     assert not outbox.drain(60)
