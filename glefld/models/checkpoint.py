@@ -10,11 +10,12 @@ never runs code from it: weights are safetensors, and ``training.pt`` is read wi
 """
 
 import dataclasses
+import hashlib
 import json
 import pickle
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ from glefld.models.system import Model
 from glefld.schema import Labels
 
 CARD_VERSION = 2
+#: What an exported model consists of, besides complete.json.
+EXPORTED = ("model.safetensors", "model.json")
 WRITE_ATTEMPTS = 3
 
 
@@ -93,7 +96,7 @@ def keep(run: str, model: Model, card: ModelCard, training: Mapping[str, Any], b
 
 def load(url: str) -> tuple[Model, ModelCard]:
     """Load the model, in eval mode on the CPU, and its card; UserError if the checkpoint is incomplete or damaged."""
-    files = _verified(url, ["model.safetensors", "model.json"])
+    files = _verified(url, EXPORTED)
     card = ModelCard.from_json(json.loads(files["model.json"]))
     model = build_model(card.model, card.config, card.labels)
     model.load_state_dict(safetensors.torch.load(files["model.safetensors"]))
@@ -119,13 +122,23 @@ def export(url: str, folder: Path) -> None:
 
     UserError if the checkpoint is incomplete or damaged.
     """
-    names = ["model.safetensors", "model.json"]
-    files = _verified(url, names)
-    for name in names:
-        Path(folder, name).write_bytes(files[name])
+    files = _verified(url, EXPORTED)
+    for name, data in files.items():
+        Path(folder, name).write_bytes(data)
     storage.write_json(
-        str(Path(folder, "complete.json")), {name: storage.digest(files[name]) for name in names}
+        str(Path(folder, "complete.json")), {name: storage.digest(data) for name, data in files.items()}
     )
+
+
+def digest(url: str) -> str:
+    """Return one SHA-256 of the weights and the card as they are now, to compare with one that is kept elsewhere.
+
+    In a checkpoint's folder, ``sha256sum model.safetensors model.json | sha256sum`` prints the same.
+    FileNotFoundError if a file is missing; complete.json is not asked.
+    """
+    files = {name: storage.digest(storage.read_bytes(storage.join(url, name))) for name in EXPORTED}
+    lines = "".join(f"{found['sha256']}  {name}\n" for name, found in files.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def point(run: str, name: Literal["last", "best"], checkpoint: str) -> None:
@@ -168,7 +181,7 @@ def _write_verified(url: str, value: Any) -> None:
     raise OSError(f"{url} was written {WRITE_ATTEMPTS} times and reads back differently each time")
 
 
-def _verified(url: str, names: list[str]) -> dict[str, bytes]:
+def _verified(url: str, names: Sequence[str]) -> dict[str, bytes]:
     """Read files of a checkpoint; UserError if one is missing or does not match ``complete.json``."""
     try:
         expected = storage.read_json(storage.join(url, "complete.json"))
