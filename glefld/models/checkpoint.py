@@ -32,6 +32,8 @@ CARD_VERSION = 2
 #: What an exported model consists of, besides complete.json.
 EXPORTED = ("model.safetensors", "model.json")
 WRITE_ATTEMPTS = 3
+#: Matches the path of a checkpoint relative to its run.
+OF_A_RUN = re.compile(r"checkpoints/\d{8,}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +157,7 @@ def pointed(run: str, name: Literal["last", "best"]) -> str | None:
     if not storage.exists(url):
         return None
     found = storage.read_json(url)["checkpoint"]
-    if not isinstance(found, str) or not re.fullmatch(r"checkpoints/\d{8,}", found):
+    if not isinstance(found, str) or not OF_A_RUN.fullmatch(found):
         raise UserError(f"{url} names {found!r}, which is not a checkpoint of this run")
     return found
 
