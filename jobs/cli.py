@@ -122,7 +122,12 @@ def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
 
     place = resolve_root(root)
     uri = tracking.tracking_uri(place, on_cluster())
-    return tracking.fetch(given, uri, storage.join(place, "models"))
+    return tracking.fetch(given, uri, models_folder(place))
+
+
+def models_folder(root: str) -> str:
+    """Return the folder of a root for copies of MLflow's models."""
+    return storage.join(root, "models")
 
 
 def open_data(data: str | None, root: str, dataset: str) -> tuple[str, Manifest]:

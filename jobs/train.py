@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import datetime
+import logging
 import re
 import sys
 from typing import Annotated, Any, Generic, TypeVar, get_args
@@ -22,9 +23,11 @@ from glefld.tracking import Registration
 from glefld.training import loop
 from glefld.training.loop import Job
 from jobs.cli import (
+    ONE_LINE,
     Device,
     Root,
     guard,
+    models_folder,
     on_cluster,
     open_data,
     resolve_checkpoint,
@@ -34,6 +37,8 @@ from jobs.cli import (
     use_gpu,
 )
 from pipelines.train.run import WorkerGroup, parse_workers, train_and_score
+
+logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
@@ -154,11 +159,27 @@ def run(options: Options[Any]) -> None:
         storage.join(folder, "run.json"), {"options": _comparable(options), "run_id": handle.run_id}
     )
     best, report, baselines = train_and_score(job, workers, handle, registration)
+    if registration is not None:
+        copy_model(handle, root)
     console = Console()
     console.print(score_tables(options.dataset, report, baselines))
     console.print(f"run        {folder}", soft_wrap=True)
     console.print(f"checkpoint {best}", soft_wrap=True)
     console.print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
+
+
+def copy_model(handle: tracking.RunHandle, root: str) -> None:
+    """Copy the run's model below the root, where jobs find it that may not write there.
+
+    If MLflow does not have it yet, a warning says so: the training is done all the same.
+    """
+    try:
+        tracking.fetch(f"runs:/{handle.run_id}", handle.tracking_uri, models_folder(root))
+    except ONE_LINE as error:
+        logger.warning(
+            "the registered model was not copied, which --resume makes up for: %s",
+            storage.redacted(str(error)),
+        )
 
 
 def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | None]:

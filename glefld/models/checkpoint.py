@@ -10,12 +10,13 @@ never runs code from it: weights are safetensors, and ``training.pt`` is read wi
 """
 
 import dataclasses
+import hashlib
 import io
 import pickle
 import re
 import reprlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,11 @@ from glefld.recipe import MOST_INPUT
 from glefld.schema import Labels
 
 CARD_VERSION = 2
+#: What an exported model consists of, besides complete.json.
+EXPORTED = ("model.safetensors", "model.json")
 WRITE_ATTEMPTS = 3
+#: Matches the path of a checkpoint relative to its run.
+OF_A_RUN = re.compile(r"checkpoints/\d{8,}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +122,7 @@ def load(url: str) -> tuple[Model, ModelCard]:
 
     UserError if the checkpoint is incomplete or damaged, or if its weights are not those of the model in its card.
     """
-    files = _verified(url, ["model.safetensors", "model.json"])
+    files = _verified(url, EXPORTED)
     name = storage.join(url, "model.json")
     card = ModelCard.parse(files["model.json"], name)
     weights = storage.join(url, "model.safetensors")
@@ -170,13 +175,23 @@ def export(url: str, folder: Path) -> None:
 
     UserError if the checkpoint is incomplete or damaged.
     """
-    names = ["model.safetensors", "model.json"]
-    files = _verified(url, names)
-    for name in names:
-        Path(folder, name).write_bytes(files[name])
+    files = _verified(url, EXPORTED)
+    for name, data in files.items():
+        Path(folder, name).write_bytes(data)
     storage.write_json(
-        str(Path(folder, "complete.json")), {name: storage.digest(files[name]) for name in names}
+        str(Path(folder, "complete.json")), {name: storage.digest(data) for name, data in files.items()}
     )
+
+
+def digest(url: str) -> str:
+    """Return one SHA-256 of the weights and the card as they are now, to compare with one that is kept elsewhere.
+
+    In a checkpoint's folder, ``sha256sum model.safetensors model.json | sha256sum`` prints the same.
+    FileNotFoundError if a file is missing; complete.json is not asked.
+    """
+    files = {name: storage.digest(storage.read_bytes(storage.join(url, name))) for name in EXPORTED}
+    lines = "".join(f"{found['sha256']}  {name}\n" for name, found in files.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def point(run: str, name: Literal["last", "best"], checkpoint: str) -> None:
@@ -194,7 +209,7 @@ def pointed(run: str, name: Literal["last", "best"]) -> str | None:
         return None
     value = storage.read_json(url)
     found = value.get("checkpoint") if isinstance(value, dict) else value
-    if not isinstance(found, str) or not re.fullmatch(r"checkpoints/[0-9]{8,}", found):
+    if not isinstance(found, str) or not OF_A_RUN.fullmatch(found):
         raise UserError(f"{url} names {reprlib.repr(found)}, which is not a checkpoint of this run")
     return found
 
@@ -242,7 +257,7 @@ def _is_digest(value: Any) -> bool:
     return False
 
 
-def _verified(url: str, names: list[str]) -> dict[str, bytes]:
+def _verified(url: str, names: Sequence[str]) -> dict[str, bytes]:
     """Read files of a checkpoint; UserError if one is missing or does not match ``complete.json``."""
     expected = complete(url)
     files = {}

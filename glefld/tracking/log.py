@@ -209,15 +209,17 @@ class RunLog:
                 assert_never(item)
 
     def _send_model(self, model: LoggedModel) -> None:
-        # The id is remembered, and looked up on the server, so that a second attempt continues with the same model.
-        if model.model_id is None:
-            model.model_id = model_registry.find_model(self.handle, model.name, model.step)
-        if model.model_id is None:
-            model.model_id = model_registry.create_model(self.handle, model.name)
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.export(model.checkpoint, Path(folder))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            checkpoint.export(model.checkpoint, folder)
+            # The id is remembered, and looked up on the server, so that a second attempt continues with the same model.
+            if model.model_id is None:
+                digest = checkpoint.digest(temporary)
+                model.model_id = model_registry.find_model(self.handle, model.name, model.step, digest)
+                if model.model_id is None:
+                    model.model_id = model_registry.create_model(self.handle, model.name, digest)
             model_registry.store_model(
-                self.handle, model.model_id, Path(folder), step=model.step, metrics=model.scores
+                self.handle, model.model_id, folder, step=model.step, metrics=model.scores
             )
         if model.registration is not None:
             model_registry.register(self.handle, model.model_id, model.registration)

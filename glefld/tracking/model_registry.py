@@ -1,6 +1,7 @@
 """Models in MLflow: store a checkpoint's folder as a model of a run, register it, and fetch it as a checkpoint again.
 
-The folder is stored as it is, without a pickle and without one of MLflow's generated wrappers.
+The folder is stored as it is, without a pickle and without one of MLflow's generated wrappers. Its digest is a
+parameter of the model, which MLflow lets nobody change, and what is fetched is compared with it.
 """
 
 import dataclasses
@@ -15,11 +16,14 @@ from mlflow.exceptions import MlflowException
 
 from glefld import storage
 from glefld.errors import UserError
+from glefld.models import checkpoint
 from glefld.storage import redacted
 from glefld.tracking.mlflow_private import validate_registration
 from glefld.tracking.run import RunHandle, connect, unusable
 
 FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID, runs:/ID or runs:/ID/MODEL"
+#: The model's parameter that holds ``checkpoint.digest`` of what was logged.
+DIGEST = "checkpoint_sha256"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +41,24 @@ class Registration:
             raise UserError(f"the model cannot be registered under this name: {error.message}") from error
 
 
-def find_model(handle: RunHandle, name: str, step: int) -> str | None:
-    """Id of the run's model of that name and step; None if no earlier process has stored it."""
+def find_model(handle: RunHandle, name: str, step: int, digest: str) -> str | None:
+    """Id of the run's model of that name, step and digest; None if no earlier process has stored it.
+
+    A model that was logged before digests were kept counts as one of any digest.
+    """
     models = _models(connect(handle.tracking_uri), handle.run_id, step)
-    return next((model.model_id for model in models if model.name == name), None)
+    fitting = (m.model_id for m in models if m.name == name and m.params.get(DIGEST, digest) == digest)
+    return next(fitting, None)
 
 
-def create_model(handle: RunHandle, name: str) -> str:
-    """Create an empty model of the run and return its id. ``store_model`` completes it."""
+def create_model(handle: RunHandle, name: str, digest: str) -> str:
+    """Create an empty model of the run for a checkpoint of that digest, and return its id.
+
+    ``store_model`` completes it.
+    """
     client = connect(handle.tracking_uri)
-    return client.create_logged_model(handle.experiment_id, name, handle.run_id).model_id
+    params = {DIGEST: digest}
+    return client.create_logged_model(handle.experiment_id, name, handle.run_id, params=params).model_id
 
 
 def store_model(
@@ -87,33 +99,72 @@ def register(handle: RunHandle, model_id: str, registration: Registration) -> No
 def fetch(uri: str, tracking_uri: str, folder: str) -> str:
     """Copy the checkpoint that a models:/ or runs:/ URI names to a folder below ``folder``, and return its URL.
 
-    Workers then need only the shared storage and no access to MLflow. A model is copied once; an alias is looked up
-    each time. UserError if there is no such model or it is not a checkpoint, ConnectionError if MLflow does not answer.
+    Workers then need only the shared storage and no access to MLflow. A model is copied once. Each time, an alias is
+    looked up, and the copy is compared with the digest that MLflow keeps; for a model that was logged without one, with
+    MLflow's own files.
+
+    UserError if there is no such model, it is not a checkpoint or its files have changed; ConnectionError if MLflow
+    does not answer.
     """
     try:
         client = connect(tracking_uri)
-        model_id = _model_id(client, uri)
-        url = storage.join(folder, model_id)
-        if not storage.exists(storage.join(url, "complete.json")):
+        model = client.get_logged_model(_model_id(client, uri))
+        url = storage.join(folder, model.model_id)
+        digest = model.params.get(DIGEST)
+        copied = storage.exists(storage.join(url, "complete.json"))
+        if not copied or digest is None:
             with tempfile.TemporaryDirectory() as local:
-                source = client.get_logged_model(model_id).artifact_location
-                found = mlflow.artifacts.download_artifacts(source, dst_path=local, tracking_uri=tracking_uri)
-                _copy(Path(found), url, uri)
+                source = mlflow.artifacts.download_artifacts(
+                    model.artifact_location, dst_path=local, tracking_uri=tracking_uri
+                )
+                digest = _checked(Path(source), uri, digest)
+                if not copied:
+                    _copy(Path(source), url, uri)
     except MlflowException as error:
         if error.get_http_status_code() in (400, 404):
-            words = f"MLflow at {redacted(tracking_uri)} has no {uri}: {redacted(str(error))}"
+            words = f"there is no {uri} in MLflow at {redacted(tracking_uri)}: {redacted(str(error))}"
             raise UserError(words) from error
         raise unusable(tracking_uri, error) from error
+    if _digest(url) != digest:
+        raise UserError(
+            f"{url} is not the model that MLflow has as {uri}: its weights or card were changed after they were "
+            "copied. Delete this folder, and the next job copies the model again; then find out who may write there"
+        )
     return url
+
+
+def _checked(local: Path, uri: str, digest: str | None) -> str:
+    """Return the digest of what MLflow has sent. UserError if it is no checkpoint or not the one that was logged."""
+    if not (local / "complete.json").exists():
+        raise UserError(f"{uri} is not a checkpoint of this program: it has no complete.json")
+    found = _digest(str(local))
+    if found is None or digest not in (None, found):
+        raise UserError(
+            f"the files that MLflow has of {uri} are not those that were logged: their digest is not the model's "
+            f"parameter {DIGEST}. Continue its training with --resume, which stores them again, or use another model"
+        )
+    return found
+
+
+def _digest(url: str) -> str | None:
+    """The digest of a folder; None if it has not all files of a checkpoint."""
+    try:
+        return checkpoint.digest(url)
+    except FileNotFoundError:
+        return None
 
 
 def _copy(local: Path, url: str, uri: str) -> None:
     files = [path for path in local.iterdir() if path.is_file()]
-    if "complete.json" not in {path.name for path in files}:
-        raise UserError(f"{uri} is not a checkpoint of this program: it has no complete.json")
-    # complete.json last: it marks the copy as whole.
-    for path in sorted(files, key=lambda path: path.name == "complete.json"):
-        storage.put_verified(path, storage.join(url, path.name))
+    try:
+        # complete.json last: it marks the copy as whole.
+        for path in sorted(files, key=lambda path: path.name == "complete.json"):
+            storage.put_verified(path, storage.join(url, path.name))
+    except PermissionError as error:
+        raise UserError(
+            f"{uri} is not copied to {url} yet, and this job may not write there ({error}): name the run's folder "
+            "instead, or register the model with jobs.train --register, which makes the copy"
+        ) from error
 
 
 def _model_id(client: MlflowClient, uri: str) -> str:

@@ -1,14 +1,18 @@
 """What MLflow has not taken yet, kept in the run's folder for its next process: a worker, the driver or a resumed job.
 
-Each line of ``unsent.jsonl`` is an item; the contents of artifacts lie in ``unsent/``.
+Each line of ``unsent.jsonl`` is an item; the contents of artifacts lie in ``unsent/``. Whoever may write there decides
+what is sent, but never from where: only the run's own files and checkpoints are.
 """
 
+import dataclasses
 import json
+import os
 
 from glefld import storage
 from glefld.errors import UserError
+from glefld.models import checkpoint
 from glefld.storage import redacted
-from glefld.tracking.items import Artifact, LogItem, from_json
+from glefld.tracking.items import Artifact, LoggedModel, LogItem, from_json
 from glefld.tracking.outbox import Unsent
 
 
@@ -28,7 +32,7 @@ def read(folder: str) -> list[LogItem] | None:
     items = []
     for number, line in enumerate(storage.read_bytes(url).splitlines(), start=1):
         try:
-            items.append(from_json(json.loads(line), _files(folder)))
+            items.append(_from_here(from_json(json.loads(line), _files(folder)), folder))
         except ValueError as error:
             raise UserError(
                 f"{url}, line {number}, cannot be sent to MLflow: {error}. Delete the line, or the file"
@@ -44,8 +48,13 @@ def write(folder: str, unsent: list[Unsent[LogItem]]) -> None:
             url = storage.join(_files(folder), entry.item.path)
             if entry.item.file != url:
                 storage.put(entry.item.file, url)
+        item = entry.item
+        if isinstance(item, LoggedModel):
+            start = storage.join(folder, "")
+            assert item.checkpoint.startswith(start), "a run logs its own checkpoints"
+            item = dataclasses.replace(item, checkpoint=item.checkpoint.removeprefix(start))
         why = {"error": str(entry.error)} if entry.error is not None else {}
-        lines.append(json.dumps(redacted({**entry.item.to_json(), **why})) + "\n")
+        lines.append(json.dumps(redacted({**item.to_json(), **why})) + "\n")
     storage.write_bytes(location(folder), "".join(lines).encode())
 
 
@@ -53,6 +62,19 @@ def remove(folder: str) -> None:
     """Delete what was kept."""
     storage.remove_tree(location(folder))
     storage.remove_tree(_files(folder))
+
+
+def _from_here(item: LogItem, folder: str) -> LogItem:
+    """The item with the URL of its checkpoint. ValueError if it names a file or a checkpoint that is not the run's."""
+    if isinstance(item, LoggedModel):
+        if not checkpoint.OF_A_RUN.fullmatch(item.checkpoint):
+            raise ValueError(f"{item.checkpoint!r} is not a checkpoint of this run")
+        return dataclasses.replace(item, checkpoint=storage.join(folder, item.checkpoint))
+    if isinstance(item, Artifact) and storage.is_local(folder):
+        inside = os.path.join(os.path.realpath(storage.local_path(folder)), "unsent", item.path)
+        if os.path.realpath(storage.local_path(item.file)) != os.path.normpath(inside):
+            raise ValueError(f"the artifact {item.path!r} is a link to another place")
+    return item
 
 
 def _files(folder: str) -> str:

@@ -1,5 +1,5 @@
 # One bucket: raw/ photos/ weights/ (yours), data/ (ingest), runs/ (train), predictions/ (infer),
-# models/ (copies of registered models, by whichever job uses one), mlflow/ (the server).
+# models/ (copies of MLflow's models, by train), mlflow/ (the server).
 resource "aws_s3_bucket" "root" {
   bucket = var.bucket
 }

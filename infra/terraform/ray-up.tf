@@ -63,7 +63,7 @@ resource "aws_iam_role_policy" "ray_up_bucket" {
   for_each = local.machines
   name     = "bucket"
   role     = aws_iam_role.ray_up[each.key].id
-  policy   = aws_iam_role_policy.work["ray"].policy
+  policy   = local.policies["ray"]
 }
 
 # The head's autoscaler starts machines, tags them, and ends those of its own cluster.

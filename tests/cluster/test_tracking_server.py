@@ -95,8 +95,8 @@ def test_the_demo_on_servers_tells_no_secret(
 
 
 MISTAKES = {
-    "no alias": ("models:/nothing@champion", {}, "has no models:/nothing@champion"),
-    "no run": ("runs:/0123456789abcdef", {}, "has no runs:/0123456789abcdef"),
+    "no alias": ("models:/nothing@champion", {}, "there is no models:/nothing@champion"),
+    "no run": ("runs:/0123456789abcdef", {}, "there is no runs:/0123456789abcdef"),
     "wrong password": ("models:/demo-gle@champion", {"MLFLOW_TRACKING_PASSWORD": "wrong"}, "cannot be used"),
     "no server": (
         "models:/demo-gle@champion",

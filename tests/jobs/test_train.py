@@ -19,6 +19,7 @@ from mlflow.entities import Run
 from ray.util.state import list_actors
 
 from glefld.models import checkpoint
+from glefld.tracking import RunHandle
 from jobs import evaluate, train
 from pipelines import evaluate as evaluation
 from pipelines.train.run import WorkerGroup, parse_workers
@@ -151,8 +152,12 @@ def test_a_finished_run_has_nothing_left_to_do(disturbed: Disturbed, monkeypatch
         train.run(options(disturbed.root, f"{TINY} --name killed"))
     with pytest.raises(ValueError, match="recipe"):
         train.run(options(disturbed.root, f"{TINY} --name killed --resume --learning-rate 0.5"))
-    train.run(options(disturbed.root, f"{TINY} --resume --name killed"))
+    train.run(options(disturbed.root, f"{TINY} --resume --name killed --register dots --alias best"))
     assert only_run(disturbed.root).info.run_id == disturbed.run.info.run_id
+    # What is registered is copied for jobs that may not write there.
+    (copy,) = (disturbed.root / "models").iterdir()
+    assert checkpoint.digest(str(copy)) == checkpoint.digest(checkpoint.resolve(str(disturbed.folder)))
+    assert train.resolve_checkpoint("models:/dots@best", "--checkpoint", str(disturbed.root)) == str(copy)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -203,6 +208,23 @@ def test_worker_counts(text: str, bounds: tuple[int, int]) -> None:
 def test_wrong_worker_counts_end_in_one_line(text: str) -> None:
     with pytest.raises(ValueError, match="--num-workers"):
         parse_workers(text)
+
+
+def test_a_model_that_mlflow_does_not_have_yet_does_not_fail_its_training(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while the server is away nor while the model waits in the run's folder. One line a time says so."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = f"sqlite:///{root}/mlflow.db"
+    client = MlflowClient(uri)
+    made = client.create_run(client.create_experiment("test"))
+    for place, why in (("http://127.0.0.1:1", "cannot be used"), (uri, "the run has no such model")):
+        caplog.clear()
+        train.copy_model(RunHandle(place, made.info.experiment_id, made.info.run_id), str(root))
+        (line,) = (record.getMessage() for record in caplog.records if record.name == "jobs.train")
+        assert "the registered model was not copied" in line
+        assert why in line
+    assert not (root / "models").exists()
 
 
 def test_presets_are_defaults_that_options_override() -> None:

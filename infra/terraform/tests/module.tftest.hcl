@@ -66,7 +66,7 @@ run "each_role_has_its_prefixes_only" {
       } == {
       ingest = ["arn:aws:s3:::glefld-test/data/*"]
       train  = ["arn:aws:s3:::glefld-test/runs/*", "arn:aws:s3:::glefld-test/models/*"]
-      infer  = ["arn:aws:s3:::glefld-test/predictions/*", "arn:aws:s3:::glefld-test/models/*"]
+      infer  = ["arn:aws:s3:::glefld-test/predictions/*"]
       mlflow = ["arn:aws:s3:::glefld-test/mlflow/*"]
       ray = [
         "arn:aws:s3:::glefld-test/data/*", "arn:aws:s3:::glefld-test/runs/*", "arn:aws:s3:::glefld-test/predictions/*",
@@ -81,6 +81,22 @@ run "each_role_has_its_prefixes_only" {
       statement.Resource if contains(statement.Action, "s3:GetObject")
     ])) == toset([for prefix in ["data", "weights", "runs", "models"] : "arn:aws:s3:::glefld-test/${prefix}/*"])
     error_message = "training may read where it should not"
+  }
+  assert {
+    condition = toset(flatten([
+      for statement in jsondecode(aws_iam_role_policy.work["infer"].policy).Statement :
+      statement.Resource if contains(statement.Action, "s3:GetObject")
+    ])) == toset([for prefix in ["runs", "photos", "data", "models", "predictions"] : "arn:aws:s3:::glefld-test/${prefix}/*"])
+    error_message = "inference cannot read the models, or reads where it should not"
+  }
+  assert {
+    condition = toset([
+      for name, policy in aws_iam_role_policy.work : name if anytrue([
+        for statement in jsondecode(policy.policy).Statement :
+        contains(statement.Resource, "arn:aws:s3:::glefld-test/models/*") && contains(statement.Action, "s3:PutObject")
+      ])
+    ]) == toset(["train", "ray"])
+    error_message = "models can be exchanged by those who only use them"
   }
   assert {
     condition = alltrue(flatten([
@@ -149,6 +165,17 @@ run "ray_up_is_closed" {
   assert {
     condition     = keys(aws_iam_role_policy.ray_up_machines) == ["head"]
     error_message = "a worker may start machines"
+  }
+}
+
+run "ray_up_needs_no_kubernetes" {
+  variables {
+    oidc_provider_arn = null
+    ray_up            = { vpc_id = "vpc-1", ssh_cidr = "10.1.0.0/16", region = "eu-central-1", account = "123456789012" }
+  }
+  assert {
+    condition     = keys(aws_iam_role_policy.ray_up_bucket) == ["head", "worker"]
+    error_message = "machines that may not use the bucket"
   }
 }
 

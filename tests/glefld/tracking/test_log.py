@@ -136,10 +136,8 @@ def test_a_refused_value_is_kept_and_does_not_block_the_rest(
 ITEMS: list[LogItem] = [
     Metrics((Value("loss", 0.5, 1700000000000, 3), Value("val_ne", float("inf"), 1700000000001, 3))),
     Artifact("val/table.txt", "{run}/unsent/val/table.txt"),
-    LoggedModel(
-        "gle", "s3://bucket/checkpoints/00000003", 3, {"best_ne": 0.5}, Registration("fld", "best"), "m-1"
-    ),
-    LoggedModel("gle", "s3://bucket/checkpoints/00000003", 3, {}, None),
+    LoggedModel("gle", "{run}/checkpoints/00000003", 3, {"best_ne": 0.5}, Registration("fld", "best"), "m-1"),
+    LoggedModel("gle", "{run}/checkpoints/00000003", 3, {}, None),
     Status("FAILED"),
 ]
 
@@ -147,25 +145,38 @@ ITEMS: list[LogItem] = [
 def test_unsent_items_come_back_as_they_were_kept(tmp_path: Path) -> None:
     """In order, each of its own type, and artifacts with their content."""
     (tmp_path / "table.txt").write_text("a table")
-    given = [
-        dataclasses.replace(item, file=str(tmp_path / "table.txt")) if isinstance(item, Artifact) else item
-        for item in ITEMS
-    ]
     run = str(tmp_path / "run")
+
+    def items(run: str, table: str) -> list[LogItem]:
+        return [
+            dataclasses.replace(item, file=table)
+            if isinstance(item, Artifact)
+            else dataclasses.replace(item, checkpoint=item.checkpoint.format(run=run))
+            if isinstance(item, LoggedModel)
+            else item
+            for item in ITEMS
+        ]
+
     assert unsent.read(run) is None
+    given = items(run, str(tmp_path / "table.txt"))
     unsent.write(run, [Unsent(item, ValueError("refused")) for item in given])
-    found = unsent.read(run)
-    kept = Artifact("val/table.txt", f"{run}/unsent/val/table.txt")
-    assert found == [kept if isinstance(item, Artifact) else item for item in ITEMS]
-    assert Path(kept.file).read_text() == "a table"
-    unsent.remove(run)
-    assert not list((tmp_path / "run").iterdir())
+    table = f"{run}/unsent/val/table.txt"
+    assert unsent.read(run) == items(run, table)
+    assert Path(table).read_text() == "a table"
+    # Also where the run was moved to, and by another name of its folder.
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "linked").symlink_to(tmp_path / "moved")
+    linked = str(tmp_path / "linked")
+    assert unsent.read(linked) == items(linked, f"{linked}/unsent/val/table.txt")
+    unsent.remove(linked)
+    assert not list((tmp_path / "moved").iterdir())
 
 
 WRONG_LINES = {
     "not JSON": '{"kind": "metrics", "val',
     "not an object": "[1]",
     "unknown kind": '{"kind": "picture", "path": "a.png"}',
+    "a file in the old format": '{"artifact": "a", "file": "/etc/passwd"}',
     "without a kind": '{"metrics": [["loss", 0.5, 1700000000000, 3]]}',
     "missing field": '{"kind": "model", "name": "gle"}',
     "wrong value": '{"kind": "metrics", "values": [["loss", "0.5", 1700000000000, 3]]}',
@@ -174,6 +185,10 @@ WRONG_LINES = {
     "wrong registration": '{"kind": "model", "name": "gle", "checkpoint": "c", "step": 1, "scores": {}, '
     '"registration": {"name": "a/b", "alias": null}, "model_id": null}',
     "wrong status": '{"kind": "status", "status": "DONE"}',
+    "another run's checkpoint": '{"kind": "model", "name": "gle", "checkpoint": "../other/checkpoints/00000003", '
+    '"step": 1, "scores": {}, "registration": null, "model_id": null}',
+    "a checkpoint elsewhere": '{"kind": "model", "name": "gle", "checkpoint": "/models/00000003", "step": 1, '
+    '"scores": {}, "registration": null, "model_id": null}',
     "artifact above the folder": '{"kind": "artifact", "path": "../run.json"}',
     "artifact elsewhere": '{"kind": "artifact", "path": "/etc/passwd"}',
     "artifact without a name": '{"kind": "artifact", "path": ""}',
@@ -187,6 +202,29 @@ def test_an_unusable_unsent_line_is_one_clear_error(line: str, tmp_path: Path) -
     with pytest.raises(UserError, match=r"unsent\.jsonl, line 2, cannot be sent to MLflow") as raised:
         unsent.read(str(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("link", ["unsent/a.txt", "unsent"])
+def test_a_link_out_of_the_run_is_not_followed(link: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a secret")
+    run = tmp_path / "run"
+    (run / link).parent.mkdir(parents=True)
+    (run / link).symlink_to(tmp_path / "a.txt" if link.endswith(".txt") else tmp_path)
+    (run / "unsent.jsonl").write_text('{"kind": "artifact", "path": "a.txt"}\n')
+    with pytest.raises(UserError, match=r"line 1, cannot be sent to MLflow: the artifact 'a\.txt' is a link"):
+        unsent.read(str(run))
+
+
+def test_an_artifact_is_read_from_the_run_whatever_its_line_says(handle: RunHandle, tmp_path: Path) -> None:
+    (tmp_path / "passwd").write_text("a secret")
+    run = tmp_path / "run"
+    (run / "unsent").mkdir(parents=True)
+    (run / "unsent" / "a.txt").write_text("a table")
+    line = {"kind": "artifact", "path": "a.txt", "file": str(tmp_path / "passwd")}
+    (run / "unsent.jsonl").write_text(json.dumps(line) + "\n")
+    with logged_run(handle, str(run)) as log:
+        log.log({"loss": 1.0}, 0)
+    assert artifact(handle, "a.txt") == "a table"
 
 
 @pytest.mark.parametrize("server", ["handle", "away"])
