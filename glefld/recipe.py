@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from glefld.data.augmentation import Augmentation
-from glefld.errors import UserError
+from glefld.errors import require_between
 
 Precision = Literal["auto", "fp32", "bf16"]
 #: The largest side of the input: a batch of larger ones fits no machine.
@@ -54,13 +54,12 @@ class Recipe:
     augmentation: Augmentation = dataclasses.field(default_factory=mirror_only)
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "epochs", "batch_size", "step_epochs", "log_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if self.input_size > MOST_INPUT:
-            raise UserError(f"input-size must be at most {MOST_INPUT}, not {self.input_size}")
-        if self.learning_rate <= 0:
-            raise UserError(f"learning-rate must be above 0, not {self.learning_rate}")
+        for name in ("epochs", "batch_size", "step_epochs", "log_steps"):
+            require_between(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        for name in ("warmup_epochs", "weight_decay", "step_factor", "seed", "checkpoint_steps"):
+            require_between(f"--{name.replace('_', '-')}", getattr(self, name), 0)
+        require_between("--input-size", self.input_size, 1, MOST_INPUT)
+        require_between("--learning-rate", self.learning_rate, 1e-12)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Recipe":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glefld.errors import UserError
+from glefld.errors import require_between
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,8 @@ class Augmentation:
     """Maximum relative change of brightness, contrast and saturation. Hue changes by up to 30 degrees times this."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mirror <= 1:
-            raise UserError(f"augmentation: mirror is a probability from 0 to 1, not {self.mirror}")
-        if not (0 <= self.scale < 1 and 0 <= self.colour < 1 and self.rotate >= 0 and self.shift >= 0):
-            raise UserError(
-                "augmentation: scale and colour must be at least 0 and below 1, rotate and shift at least 0"
-            )
+        for name, most in (("mirror", 1), ("rotate", 180), ("scale", 0.99), ("shift", 1), ("colour", 0.99)):
+            require_between(f"--augmentation.{name}", getattr(self, name), 0, most)
 
 
 NO_AUGMENTATION = Augmentation(mirror=0, rotate=0, scale=0, shift=0, colour=0)

@@ -10,7 +10,7 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from glefld.errors import UserError
+from glefld.errors import require_between
 from glefld.models.backbones import Stride32, load_features, stride32
 from glefld.models.blocks import start_heatmaps
 from glefld.models.heatmap import Codec
@@ -29,8 +29,7 @@ class BaselineConfig:
     """Channels of the deconvolution head."""
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UserError(f"--model.width must be at least 1, not {self.width}")
+        require_between("--model.width", self.width, 1)
 
 
 class Baseline(Model):

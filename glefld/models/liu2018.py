@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
 from glefld.data.augmentation import NO_AUGMENTATION
-from glefld.errors import UserError
+from glefld.errors import UserError, require_between
 from glefld.models.backbones import Stride8, load_features, stride8
 from glefld.models.blocks import LandmarkBranch
 from glefld.models.system import Model, Objective, Output, Preset, System
@@ -59,8 +59,7 @@ class Liu2018FullConfig(Liu2018Config):
     """Units in the hidden layer of both heads. The paper has 1024."""
 
     def __post_init__(self) -> None:
-        if self.hidden < 1:
-            raise UserError(f"--model.hidden must be at least 1, not {self.hidden}")
+        require_between("--model.hidden", self.hidden, 1)
 
 
 class Liu2018Full(Liu2018):

@@ -8,7 +8,7 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from glefld.errors import UserError
+from glefld.errors import require_between
 from glefld.models.system import Model, Output, System
 from glefld.recipe import SMALL
 from glefld.schema import Labels
@@ -25,8 +25,7 @@ class LocalConfig:
     """Channels of each layer."""
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UserError(f"--model.width must be at least 1, not {self.width}")
+        require_between("--model.width", self.width, 1)
 
 
 class Local(Model):

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from glefld import storage
-from glefld.errors import UserError
+from glefld.errors import UserError, require_between
 from glefld.schema import SPLITS, Split
 from glefld.synthetic.faults import KINDS, REJECTED, ListRow, plant
 from glefld.synthetic.raw_lists import MARK, write_deepfashion, write_deepfashion_fine, write_fld
@@ -89,10 +89,10 @@ def write_dataset(
     The archive is written last, so a data set without ``img.zip`` is incomplete. ``on_photo`` is called after each
     photo. UserError if ``count`` is too small, or if there is an archive already.
     """
-    if count < 1 or irregularities < 0:
-        raise UserError(
-            f"count must be at least 1 and irregularities at least 0, not {count} and {irregularities}"
-        )
+    require_between("--count", count, 1)
+    require_between("--irregularities", irregularities, 0)
+    require_between("--seed", seed, 0)
+    require_between("--processes", processes, 1)
     kinds = [kind for kind in KINDS if layout != "fld" or kind != "folder_capitals"] * irregularities
     if count < 4 * len(kinds):
         raise UserError(

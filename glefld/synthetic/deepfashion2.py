@@ -17,7 +17,7 @@ import numpy as np
 
 from glefld import storage
 from glefld.datasets.deepfashion2_landmarks import CATEGORIES
-from glefld.errors import UserError
+from glefld.errors import UserError, require_between
 from glefld.synthetic.deepfashion import OUTFIT, Summary, in_processes
 from glefld.synthetic.raw_lists import MARK
 from glefld.synthetic.render.outfit import OCCLUDED, UNLABELLED, OutfitPhoto, WornGarment, render_outfits
@@ -44,8 +44,9 @@ def write_dataset(
     The summary counts garments. ``on_photo`` is called after each photo. UserError for a count below 1, or
     if there is an archive already.
     """
-    if count < 1:
-        raise UserError(f"count must be at least 1, not {count}")
+    require_between("--count", count, 1)
+    require_between("--seed", seed, 0)
+    require_between("--processes", processes, 1)
     archives = {split: storage.join(output, f"{split}.zip") for split in SPLIT_SIZES}
     if there := [url for url in archives.values() if storage.exists(url)]:
         raise UserError(f"{there[0]} already exists: choose another --output, or delete it")

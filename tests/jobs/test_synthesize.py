@@ -65,7 +65,5 @@ def test_a_process_ends_in_one_line_with_status_1(tmp_path: Path) -> None:
         [*command, "--output", str(tmp_path / "raw")], capture_output=True, text=True, check=False
     )
     assert result.returncode == 1
-    assert (
-        result.stderr.strip() == "error: count must be at least 1 and irregularities at least 0, not 0 and 0"
-    )
+    assert result.stderr.strip() == "error: --count must be at least 1, not 0"
     assert not (tmp_path / "raw").exists()

@@ -287,7 +287,7 @@ def test_a_mistake_is_one_line_before_training_writes_anything(
     ("line", "message"),
     [
         ("--model.modules=-1", "must be between 0 and 100"),
-        ("--augmentation.mirror 2", "mirror is a probability"),
+        ("--augmentation.mirror 2", "mirror must be between 0 and 1"),
     ],
 )
 def test_a_wrong_nested_option_is_told_as_the_parser_tells_it(

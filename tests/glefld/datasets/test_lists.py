@@ -327,9 +327,12 @@ def test_categories_end_with_the_largest_that_occurs() -> None:
     photos = [f"img/A/{label}.jpg" for label in labels]
     files = fld_lists([Row(photo) for photo in photos])
     files |= {
-        "Anno/list_category_cloth.txt": listing("name type", [f"name{i} 1" for i in range(1, 51)]),
+        "Anno/list_category_cloth.txt": listing(
+            "category_name category_type", [f"name{i} 1" for i in range(1, 51)]
+        ),
         "Anno/list_category_img.txt": listing(
-            "name label", [f"{photo} {label}" for photo, label in zip(photos, labels, strict=True)]
+            "image_name category_label",
+            [f"{photo} {label}" for photo, label in zip(photos, labels, strict=True)],
         ),
     }
     annotations = read_annotations("deepfashion", list_files(files))
