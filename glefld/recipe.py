@@ -12,14 +12,15 @@ MOST_INPUT = 4096
 
 
 def mirror_only() -> Augmentation:
-    """Return the augmentation that only mirrors, as in GLE's paper."""
+    """Return the augmentation that only mirrors, as in GLE's released code; its paper names none."""
     return Augmentation(rotate=0, scale=0, shift=0, colour=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to train. The defaults are those of GLE's paper: Adam 1e-4, x0.1 every 5 epochs, batch 50, 30 epochs.
+    """How to train. The defaults are GLE's: a rate of 1e-4, x0.1 every 5 epochs; Adam, batch 50, 30 epochs, mirroring.
 
+    The rate and its steps are its paper's. Optimizer, batch, epochs and mirroring are in its released code alone.
     UserError for a value out of range.
     """
 

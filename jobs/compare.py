@@ -46,7 +46,8 @@ class Options:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = SMALL
     models: tuple[str, ...] = ()
     """Systems to compare, each NAME or NAME:OPTION=VALUE,... with options of its config or of the recipe, such as
-    gle:modules=0 or sanl:attention=none,landmarks=annotated. Default: all that the data set's labels allow."""
+    gle:modules=0 or sanl:attention=none,landmarks=annotated. Default: all that the data set's labels allow, with DAFE
+    in both of its forms."""
     backbone: str | None = None
     """Backbone of all systems that have one, such as resnet18. Default: each system's own, from the preset."""
     preset: Preset = "small"
@@ -156,7 +157,10 @@ def run(options: Options) -> None:
 
 
 def trainable_systems(options: Options, labels: Labels) -> list[str]:
-    """Return the systems that can be trained on these labels, and print why the others are left out."""
+    """Return the systems that can be trained on these labels, each with its other forms.
+
+    Prints why the others are left out.
+    """
     found = []
     for system in ALL:
         try:
@@ -164,7 +168,7 @@ def trainable_systems(options: Options, labels: Labels) -> list[str]:
         except UserError as error:
             print(f"left out: {error}")
         else:
-            found.append(system)
+            found += [system, *(f"{system}:{form}" for form in MODELS[system].forms)]
     return found
 
 

@@ -60,7 +60,7 @@ FREE_ON_RESUME = {
 
 @dataclasses.dataclass(frozen=True)
 class Options(Generic[Config]):
-    """Options of the training job. Defaults come from the preset: `--preset paper --help` shows the paper's."""
+    """Options of the training job. Defaults come from the preset: `--preset paper --help` shows its own."""
 
     dataset: Dataset
     """Data set to train on."""
@@ -70,7 +70,8 @@ class Options(Generic[Config]):
     task: Task = "landmarks"
     """landmarks, or classify: the classifiers resnet and sanl-resnet, for their own use or to guide SANL."""
     preset: Preset = "small"
-    """paper: the paper's network and recipe at 224 pixels. small: a narrow network at 112 pixels, for two CPU cores."""
+    """paper: the paper's network, and its or its released code's recipe, at 224 pixels. small: a narrow network at 112
+    pixels, for two CPU cores."""
     data: str | None = None
     """Ingested data set, path or URL. Default: <root>/data/<dataset>."""
     output: str | None = None

@@ -7,7 +7,8 @@ The network is VGG16 up to conv4_3, a number of modules (in the paper 2 for Deep
 landmark branch. A module is a non-local block for global context, followed by two 3x3 convolutions for local context.
 
 This implements the paper, not the released code, whose module discards the output of the non-local block and of the
-first convolution. One detail is from the released code: the batch norm after the non-local block's w, missing in eq. 3.
+first convolution. What the paper does not say is from the released code: the batch norm after the non-local block's w,
+which eq. 3 lacks, and of the recipe Adam, batch 50, 30 epochs and mirroring.
 """
 
 import dataclasses
@@ -97,7 +98,8 @@ class GLE(Model):
 def preset(name: Preset, dataset: str) -> tuple[GLEConfig, Recipe]:
     """Return the preset's config and recipe for a data set.
 
-    The paper's only augmentation is mirroring. Unlike the released code, this one swaps left and right landmarks.
+    The recipe of ``paper`` is ``Recipe``'s defaults. Mirroring is the released code's, which leaves it out for FLD and
+    does not swap left and right landmarks; this one mirrors every data set and swaps them.
     """
     modules = 3 if dataset == "fld" else 2  # as in the paper
     if name == "paper":

@@ -3,13 +3,14 @@
 Li et al., "Spatial-Aware Non-Local Attention for Fashion Landmark Detection", ICME 2019
 (https://arxiv.org/abs/1903.04104).
 
-The network is a feature pyramid on a ResNet, with a non-local block at each of the strides 4, 8, 16 and 32. The blocks
-are guided by the Grad-CAM of a ResNet-18 trained to classify the garments. CoarseNet predicts wide heatmaps, and
-FineNet refines them with narrow ones.
+The network is a feature pyramid on a ResNet, with a non-local block on each of its outputs, at strides 4, 8, 16 and 32.
+The blocks are guided by the Grad-CAM of a ResNet-18 trained to classify the garments. CoarseNet predicts wide heatmaps,
+and FineNet refines them with narrow ones.
 
-From the paper: the pyramid, the four blocks, Grad-CAM at the matching stride, coarse to fine. The details are not
-known, so these are this project's: how attention enters a block (``blocks.NonLocal``), the peaks' widths (sigma 16 and
-8 pixels at 224), channels, heads and recipe.
+From the paper: the pyramid, the four blocks, one at each stride, Grad-CAM at the matching stride, coarse to fine. The
+details are not known, so these are this project's: the blocks' place on the pyramid's outputs (the paper has them "in
+the backbone"), how attention enters a block (``blocks.NonLocal``), the peaks' widths (sigma 16 and 8 pixels at 224),
+channels, heads and recipe.
 """
 
 import dataclasses

@@ -75,3 +75,5 @@ class System(NamedTuple):
     module: Callable[[Any, Labels], Model]
     preset: Callable[[Preset, str], tuple[Any, Recipe]]
     """Returns the config and recipe of a preset, given the data set's name."""
+    forms: tuple[str, ...] = ()
+    """Other forms that a comparison trains by default, each as ``OPTION=VALUE,...`` of the config."""

@@ -187,16 +187,20 @@ def test_a_mistake_shows_before_anything_starts(
 def test_all_systems_that_the_labels_suit_are_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By default; without categories and attributes one is left out, and that is said."""
+    """By default; without categories and attributes one is left out, and that is said. DAFE is there in both forms."""
     manifest = open_dataset(write_dataset(tmp_path / "data", {"train": 4, "val": 2}))
+    other = "dafe:pixel=elementwise,channel=se"
     assert trainable_systems(Options("fld"), manifest.labels) == [
         "gle",
         "liu2018",
         "sanl",
         "dafe",
+        other,
         "baseline",
     ]
     assert "left out: liu2018-full" in capsys.readouterr().out
+    config = parse_entry(other, Options("fld")).config
+    assert (config.pixel, config.channel) == ("elementwise", "se")
 
 
 @pytest.mark.parametrize("case", WRONG)

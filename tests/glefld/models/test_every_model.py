@@ -48,7 +48,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sanl-nonlocal": ("sanl", {"backbone": "resnet18", "width": 16, "attention": "nonlocal"}),
     "sanl-none": ("sanl", {"backbone": "resnet18", "width": 16, "attention": "none", "refine": False}),
     "dafe": ("dafe", {"backbone": "resnet18", "width": 16}),
-    "dafe-plain": ("dafe", {"backbone": "resnet18", "width": 16, "pixel": False, "channel": False}),
+    "dafe-elementwise": (
+        "dafe",
+        {"backbone": "resnet18", "width": 16, "pixel": "elementwise", "channel": "se"},
+    ),
+    "dafe-elementwise-affinity": ("dafe", {"backbone": "resnet18", "width": 16, "pixel": "elementwise"}),
+    "dafe-plain": ("dafe", {"backbone": "resnet18", "width": 16, "pixel": "none", "channel": "none"}),
     "baseline": ("baseline", {"backbone": "resnet18", "width": 16}),
     "baseline-convnext": ("baseline", {"backbone": "convnext-tiny", "width": 16}),
     "local": ("local", {"width": 16}),
@@ -165,7 +170,7 @@ def test_every_parameter_learns(case: str) -> None:
             assert gradient > least, name
 
 
-@pytest.mark.parametrize("case", EACH_SYSTEM)
+@pytest.mark.parametrize("case", [*EACH_SYSTEM, "dafe-elementwise"])
 def test_it_overfits_eight_samples(case: str) -> None:
     """Steps on one batch: both landmarks come within .3 of the mean position's error, or all eight classes are right.
 

@@ -9,7 +9,7 @@ from glefld.training.meter import learning_rate
 
 
 def test_learning_rates_follow_the_schedule() -> None:
-    """The paper's: 1e-4, times 0.1 every five epochs. The cosine warms up, peaks at the given rate and ends near 0."""
+    """GLE's: 1e-4, times 0.1 every five epochs. The cosine warms up, peaks at the given rate and ends near 0."""
     paper = Recipe()
     rates = [learning_rate(paper, epoch * 7, 7) for epoch in range(30)]
     assert rates[:5] == [1e-4] * 5
