@@ -7,9 +7,10 @@ NE (normalised error) of a landmark is sqrt((dx / box width)^2 + (dy / box heigh
 is visible. The average NE is the plain mean over the landmarks that are visible in at least one row, as computed by the
 released code of GLE and of Liu & Lu. PCK, AUC and EPE also count occluded landmarks, as defined by mmpose.
 
-Attribute recall at k, from Liu & Lu, "Deep Fashion Analysis with Feature Map Upsampling and Landmark-driven Attention",
-ECCV Workshops 2018: the true attributes of a type that are among the type's k highest positive logits, divided by all
-true attributes of the type. For all types together, both counts are summed over the types.
+Attribute recall at k, from Liu & Lu, "Deep Fashion Analysis with Feature Map Upsampling and Landmark-driven
+Attention", ECCV Workshops 2018 (https://doi.org/10.1007/978-3-030-11015-4_4): the true attributes of a type that are
+among the type's k highest positive logits, divided by all true attributes of the type. For all types together, both
+counts are summed over the types.
 
 Letters in shapes: B rows, K landmarks, T garment types of the landmark set, V views.
 """
