@@ -167,7 +167,7 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    ray_private.choose_gcs_port(port)
     address = f"{ray.util.get_node_ip_address()}:{port}"
     ray.init(
         address="local",

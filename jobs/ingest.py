@@ -59,7 +59,7 @@ def summary(manifest: Manifest, rows_per_second: float | None = None) -> Table:
     table.add_row("shards", f"{len(manifest.shards):,}")
     table.add_row("MiB", f"{sum(shard.bytes for shard in manifest.shards) / 2**20:,.1f}")
     if rows_per_second is not None:
-        table.add_row("rows a second", f"{rows_per_second:,.0f}")
+        table.add_row("rows per second", f"{rows_per_second:,.0f}")
     table.add_row("content", manifest.content_hash[:16])
     return table
 

@@ -169,8 +169,8 @@ def connect(address: str | None) -> JobSubmissionClient:
     try:
         return JobSubmissionClient()
     except ray.exceptions.AuthenticationError as error:
-        wants = "takes another token than the one given" if "invalid" in error.message else "wants a token"
-        raise UserError(f"the cluster at {shown} {wants}: set {TOKEN}") from None
+        problem = "rejects this token" if "invalid" in error.message else "requires a token"
+        raise UserError(f"the cluster at {shown} {problem}: set {TOKEN}") from None
     except ConnectionError:
         raise ConnectionError(
             f"nothing answers at {shown}: check that --address is a cluster's dashboard"
@@ -249,7 +249,7 @@ def interrupted(client: JobSubmissionClient, job_id: str, at: str, *, stop: bool
     """After Ctrl-C, stop the job or print how to do so. Exits with status 130."""
     if not stop:
         print(
-            f"{job_id} goes on: follow it with `ray job logs --follow {job_id}{at}`, "
+            f"{job_id} is still running: follow it with `ray job logs --follow {job_id}{at}`, "
             f"stop it with `ray job stop {job_id}{at}`",
             file=sys.stderr,
         )

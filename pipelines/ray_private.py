@@ -31,6 +31,11 @@ def listen_on_loopback() -> None:
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
 
 
+def choose_gcs_port(port: int) -> None:
+    """Make a local Ray's GCS, whose address is the cluster's, listen on this port: ``ray.init`` takes none."""
+    os.environ[ray._private.ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE] = str(port)
+
+
 def is_start_timeout(error: BaseException) -> bool:
     """Return whether Ray Train gave up because the cluster had no room for its workers."""
     return isinstance(error, WorkerGroupStartupTimeoutError)

@@ -130,7 +130,7 @@ def _graph(size: int, gpu: bool) -> object:
         device="mixed" if gpu else "cpu",
         output_type=types.RGB,
         adjust_orientation=False,
-        jpeg_fancy_upsampling=True,  # as the CPU's decoder does: otherwise the two differ by up to ten levels
+        jpeg_fancy_upsampling=True,  # as the CPU's decoder does: otherwise the two differ by up to 12 levels
     )
     images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)
     images = fn.warp_affine(

@@ -1,4 +1,4 @@
-"""The model registry. Each system has its own file with a config dataclass, a ``Model`` and its presets.
+"""All systems by name. Each system has its own file with a config dataclass, a ``Model`` and its presets.
 
 To add a system, add its file and an entry in ``MODELS``.
 """

@@ -8,7 +8,8 @@ is visible. The average NE is the plain mean over the landmarks that are visible
 released code of GLE and of Liu & Lu. PCK, AUC and EPE also count occluded landmarks, as defined by mmpose.
 
 Attribute recall at k, from Liu & Lu, "Deep Fashion Analysis with Feature Map Upsampling and Landmark-driven Attention",
-ECCV Workshops 2018: the true attributes of a type that are among the type's k highest positive logits, divided by all
+ECCV Workshops 2018 (https://doi.org/10.1007/978-3-030-11015-4_4): the true attributes of a type that are among the
+type's k highest positive logits, divided by all
 true attributes of the type. ``mean`` is the plain mean over the types that have any, which is what the paper prints
 for all types together. (Its released code looks among the k highest of all 1,000 attributes instead.)
 

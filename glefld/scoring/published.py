@@ -29,12 +29,12 @@ class PublishedLabels:
 
 
 _FASHIONNET = "Liu et al., DeepFashion, CVPR 2016"
-_DFA = "Liu et al., Fashion Landmark Detection in the Wild, ECCV 2016"
-_DLAN = "Yan et al., Unconstrained Fashion Landmark Detection, ACM MM 2017"
+_DFA = "Liu et al., Fashion Landmark Detection in the Wild, ECCV 2016, https://arxiv.org/abs/1608.03049"
+_DLAN = "Yan et al., Unconstrained Fashion Landmark Detection, ACM MM 2017, https://arxiv.org/abs/1708.02044"
 _BCRNN = "Wang et al., Attentive Fashion Grammar Network, CVPR 2018"
-_LIU_LU = "Liu & Lu, Deep Fashion Analysis, ECCV Workshops 2018"
-_GLE = "Lee et al., A Global-Local Embedding Module, 2019"
-_SANL = "Li et al., Spatial-Aware Non-Local Attention, 2019; as later papers cite it"
+_LIU_LU = "Liu & Lu, Deep Fashion Analysis, ECCV Workshops 2018, https://doi.org/10.1007/978-3-030-11015-4_4"
+_GLE = "Lee et al., A Global-Local Embedding Module, 2019, https://arxiv.org/abs/1908.10548"
+_SANL = "Li et al., Spatial-Aware Non-Local Attention, 2019, https://arxiv.org/abs/1903.04104; as later papers cite it"
 
 FLD = (
     Published(

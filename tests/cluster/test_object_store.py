@@ -203,7 +203,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes_end_in_one_line(store: ObjectStore, forks: Forks, case: str, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_used_is_one_line(
+    store: ObjectStore, forks: Forks, case: str, tmp_path: Path
+) -> None:
     """Exit status 1, one line that says what to do, no traceback and no key in it, in a bounded time."""
     changes, message = MISTAKES[case]
     bucket = "s3://no-such-bucket" if case == "no bucket" else store.bucket()

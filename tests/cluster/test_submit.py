@@ -132,7 +132,7 @@ def test_a_job_ends_as_it_would_here(cluster: Cluster) -> None:
         )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "rows a second" in done.stdout
+    assert "rows per second" in done.stdout
     manifest = open_dataset(str(cluster.root / "data" / "fld"))
     assert manifest.rows_in == 30
     job = cluster.jobs()[0]
@@ -168,9 +168,9 @@ def test_a_wrong_option_is_told_before_anything_is_submitted(cluster: Cluster) -
 
 
 NO_ENTRY = {
-    "no token": ({"RAY_AUTH_TOKEN_PATH": "/dev/null"}, "wants a token: set RAY_AUTH_MODE=token"),
-    "authentication off": ({"RAY_AUTH_MODE": "disabled"}, "wants a token: set RAY_AUTH_MODE=token"),
-    "a wrong token": ({"RAY_AUTH_TOKEN": uuid.uuid4().hex}, "takes another token than the one given"),
+    "no token": ({"RAY_AUTH_TOKEN_PATH": "/dev/null"}, "requires a token: set RAY_AUTH_MODE=token"),
+    "authentication off": ({"RAY_AUTH_MODE": "disabled"}, "requires a token: set RAY_AUTH_MODE=token"),
+    "a wrong token": ({"RAY_AUTH_TOKEN": uuid.uuid4().hex}, "rejects this token"),
 }
 
 
@@ -195,7 +195,7 @@ def test_a_wrong_address_is_one_line(cluster: Cluster) -> None:
 def by_ray(
     cluster: Cluster, folder: str, entrypoint: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """`ray job submit`, as README has it."""
+    """`ray job submit`, as docs/cluster.md has it."""
     given = json.dumps({"env_vars": environment})
     words = ["ray", "job", "submit", "--address", cluster.address, "--working-dir", folder]
     return cluster.host.call([*words, "--runtime-env-json", given, "--", *entrypoint.split()])
@@ -338,7 +338,7 @@ def test_interrupted_a_job_goes_on_or_stops(cluster: Cluster) -> None:
     leaving.send_signal(signal.SIGINT)
     assert leaving.wait(30) == 130
     job = cluster.jobs()[0]
-    assert f"{job['submission_id']} goes on" in cluster.host.log.read_text()
+    assert f"{job['submission_id']} is still running" in cluster.host.log.read_text()
     assert job["status"] == "RUNNING"
     told = re.search(r"stop it with `(ray job stop .*)`", cluster.host.log.read_text())
     assert told is not None

@@ -107,7 +107,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes_end_in_one_line(tracking: TrackingServer, forks: Forks, case: str, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_fetched_is_one_line(
+    tracking: TrackingServer, forks: Forks, case: str, tmp_path: Path
+) -> None:
     """Exit status 1, one line, no traceback and no password in it."""
     uri, environment, message = MISTAKES[case]
     run = job if case == "wrong password" else forks.job  # one as a user starts it, imports and all

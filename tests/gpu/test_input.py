@@ -68,7 +68,7 @@ def test_a_picture_that_cannot_be_decoded_is_an_error(device: torch.device) -> N
         InputPipeline(SIZE, 2, device.index).run([whole, broken])
 
 
-def test_rate(device: torch.device, tell: Callable[[str], None]) -> None:
+def test_how_many_pictures_a_second_are_loaded(device: torch.device, tell: Callable[[str], None]) -> None:
     """Tells what the graph loads a second, all augmentations on."""
     threads = os.cpu_count() or 1
     pictures = [augmented(picture(seed, SIZE), seed) for seed in range(128)]

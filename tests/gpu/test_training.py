@@ -143,7 +143,9 @@ def resident(size: int, rows: int, device: torch.device) -> Batch:
 
 
 @pytest.mark.parametrize("system", ["gle", "sanl", "dafe", "liu2018", "baseline"])
-def test_rate(system: str, device: torch.device, tell: Callable[[str], None]) -> None:
+def test_how_fast_the_papers_presets_train(
+    system: str, device: torch.device, tell: Callable[[str], None]
+) -> None:
     """Tells the training steps' rate on a batch that is on the GPU already: each paper's preset and its batch."""
     config, recipe = MODELS[system].preset("paper", "fld")
     batch = resident(recipe.input_size, recipe.batch_size, device)

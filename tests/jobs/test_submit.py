@@ -1,11 +1,16 @@
 """What a submission refuses before any cluster is asked: the dashboard would show it to everybody."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from glefld.errors import UserError
 from jobs import submit
 from tests.mistakes import one_line
 from tests.passwords import PLACES, passwords
+
+CLUSTER = Path(__file__).parents[2] / "docs" / "cluster.md"
 
 SECRETS = {
     "an option": ("--source https://someone:hunter2@host/photos.zip", {}),
@@ -85,3 +90,14 @@ def test_a_long_answer_is_not_cut_within_a_password(
     printed = one_line(lambda: submit.run(options), capsys)
     assert "the cluster did not accept the job" in printed
     assert "12" not in printed
+
+
+def test_the_documentation_names_every_variable_that_is_passed_on() -> None:
+    listed = re.search(r"only these variables are passed on:(.*?)\.\s+A URL", CLUSTER.read_text(), re.DOTALL)
+    assert listed is not None
+    named = set(re.findall(r"`([A-Z0-9_*]+)`", listed[1]))
+    assert named == {
+        name.replace(".*", "*")
+        for pattern in submit.PASSED.pattern.split("|")
+        for name in {pattern.replace("(_S3)?", ""), pattern.replace("(_S3)?", "_S3")}
+    }

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -162,7 +163,7 @@ def test_a_finished_run_has_nothing_left_to_do(disturbed: Disturbed, monkeypatch
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_mistake_that_only_the_workers_see_is_one_line(root: Path) -> None:
-    """It comes back as the user's ValueError, at once, and the run is marked as failed."""
+    """It comes back as a UserError, at once, and the run is marked as failed."""
     with pytest.raises(ValueError, match="batches of at least 2 rows"):
         train.run(options(root, f"{TINY} --batch-size 1 --num-workers 2 --name wrong"))
     assert only_run(root).info.status == "FAILED"
@@ -248,6 +249,16 @@ def test_resume_finds_the_newest_run_of_the_model_itself(tmp_path: Path) -> None
     folder, started = train.find_run(resumed, str(tmp_path))
     assert folder == f"{tmp_path}/runs/fld-sanl-20260102-000000"
     assert started["run_id"] == "fld-sanl-20260102-000000"
+
+
+def test_the_documentation_names_every_option_that_may_differ_on_resume() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    listed = re.search(
+        r"Repeat the options that the run\s+was started with\. Only (.*?) may differ", text, re.DOTALL
+    )
+    assert listed is not None
+    named = {name.replace("-", "_") for name in re.findall("`--([a-z-]+)`", listed[1])}
+    assert named == train.FREE_ON_RESUME - {"resume"}
 
 
 WRONG = {

@@ -2,10 +2,12 @@
 
 import importlib
 import logging
+import os
 import subprocess
 import sys
 
 import pytest
+import ray
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution import context
 
@@ -30,6 +32,13 @@ def test_ray_on_one_machine_takes_the_loopback_address() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=".")
     assert done.stdout.split()[-1] == "127.0.0.1"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_listens_on_the_port_that_was_chosen() -> None:
+    """Workers are told the cluster's address before it has started."""
+    told = ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote())
+    assert told == ray.get_runtime_context().gcs_address
 
 
 def test_a_group_that_found_no_room_is_told_from_other_failures() -> None:

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-import ray
 from PIL import Image
+from ray.util.state import list_actors
 
 from glefld import storage
 from glefld.data.dataset import MANIFEST
@@ -311,9 +311,8 @@ def test_a_lost_worker_and_missing_shards_are_made_good(model: str, tmp_path: Pa
     def progress(done: int, total: int) -> None:
         seen.append((done, total))
         if done and not killed:
-            actors = ray._private.state.actors().values()
-            alive = [a for a in actors if a["State"] == "ALIVE" and "ShardWriter" in a["ActorClassName"]]
-            killed.append(alive[0]["Pid"])
+            alive = list_actors(filters=[("state", "=", "ALIVE")])
+            killed.append(next(actor.pid for actor in alive if "ShardWriter" in actor.class_name))
             os.kill(killed[0], signal.SIGKILL)
 
     assert (
