@@ -136,8 +136,12 @@ def load(url: str) -> tuple[Model, ModelCard]:
             skeleton = build_model(card.model, card.config, card.labels)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
-    except RuntimeError as error:  # PyTorch's for sizes beyond 64 bits
-        raise UserError(f"{name} describes no network that can be built: {error}") from error
+    except (
+        RuntimeError,
+        TypeError,
+    ) as error:  # PyTorch's for sizes beyond 64 bits, with a page of its own frames
+        words = str(error).partition("\n")[0]
+        raise UserError(f"{name} describes no network that can be built: {words}") from error
     wanted, found = (
         {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
         for tensors in (skeleton.state_dict(), state)

@@ -75,6 +75,7 @@ CARDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a width in words": (config(width="8"), "model 'gle': width: Input should be a valid integer"),
     "a width that does not fit": (config(width=7), "--model.width must be a multiple of 4, not 7"),
     "a width of 2^40": (config(width=2**40), "describes no network that can be built|tensors differ"),
+    "a width of 10^400": (config(width=10**400), "describes no network that can be built"),
     "a million modules": (config(modules=1_000_000), "--model.modules must be between 0 and 100"),
     "another width": (config(width=16), r"does not hold the weights .* tensors differ, such as branch"),
     "more modules": (config(modules=1), "does not hold the weights"),
