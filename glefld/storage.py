@@ -66,6 +66,7 @@ def s3_options() -> dict[str, Any]:
 
 
 def is_s3(url: str) -> bool:
+    """Return whether the URL is on S3 or another object storage that speaks its protocol."""
     return os.fspath(url).startswith(("s3://", "s3a://"))
 
 
@@ -75,6 +76,7 @@ def arrow_filesystem(url: str) -> pyarrow.fs.FileSystem:
 
 
 def is_local(url: str) -> bool:
+    """Return whether the URL is a path or a URL on this machine."""
     return isinstance(_split(url)[0], LocalFileSystem)
 
 
@@ -112,6 +114,7 @@ def require_access(url: str) -> None:
 
 
 def join(url: str, *parts: str) -> str:
+    """Append parts to a path or URL, with one slash before each."""
     return posixpath.join(url.rstrip("/"), *parts) if parts else url
 
 
@@ -126,16 +129,19 @@ def local_path(url: str) -> str:
 
 
 def exists(url: str) -> bool:
+    """Return whether there is a file or folder. On object storage a folder is any prefix of an object."""
     fs, path = _fresh(url)
     return fs.exists(path)
 
 
 def is_file(url: str) -> bool:
+    """Return whether there is a file."""
     fs, path = _fresh(url)
     return fs.isfile(path)
 
 
 def is_folder(url: str) -> bool:
+    """Return whether there is a folder, which on object storage is any prefix of an object."""
     fs, path = _fresh(url)
     return fs.isdir(path)
 
@@ -194,6 +200,7 @@ def open(url: str, **options: Any) -> BinaryIO:
 
 
 def read_bytes(url: str) -> bytes:
+    """Read a whole file. Raises FileNotFoundError if it does not exist."""
     fs, path = _split(url)
     # s3fs retries an interrupted read, but not when it fetches the parts of a large object concurrently.
     return fs.cat_file(path, **({"max_concurrency": 1} if is_s3(url) else {}))
@@ -330,6 +337,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def write_json(url: str, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
     write_bytes(url, json_bytes(value))
 
 

@@ -212,6 +212,7 @@ class RowBar(contextlib.AbstractContextManager["RowBar"]):
         self._bar.update(self._task, completed=done, total=total)
 
     def rows_per_second(self) -> float:
+        """Return the mean rate since the bar was made."""
         return (self._done - (self._first or 0)) / (time.monotonic() - self._start)
 
 

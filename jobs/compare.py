@@ -84,6 +84,7 @@ class Options:
 
 
 def run(options: Options) -> None:
+    """Train and score the systems, print their table and log it. Raises UserError if an option is wrong."""
     for field in ("seeds", "num_workers", "parallel"):
         require_between(f"--{field.replace('_', '-')}", getattr(options, field), 1)
     root = resolve_root(options.root)

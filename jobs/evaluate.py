@@ -59,6 +59,7 @@ class Options:
 
 
 def run(options: Options) -> None:
+    """Score the checkpoint; print, write and log its scores. Raises UserError if an option is wrong."""
     require_between("--num-workers", options.num_workers, 1)
     require_between("--cpus-per-worker", options.cpus_per_worker, 1)
     root = resolve_root(options.root)

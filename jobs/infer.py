@@ -59,6 +59,7 @@ class Options(InferOptions):
 
 
 def run(options: Options) -> None:
+    """Predict, and print a summary. Raises UserError if an option is wrong or the output is another run's."""
     options.check()
     source = resolve_url(options.input, "--input").rstrip("/")
     output = (

@@ -22,6 +22,7 @@ class Options(IngestOptions):
 
 
 def run(options: Options) -> None:
+    """Ingest, and print a summary. Raises UserError if an option is wrong or the output is another run's."""
     options.check()
     output = (
         resolve_url(options.output, "--output")

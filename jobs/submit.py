@@ -58,6 +58,7 @@ class Options:
 
 
 def run(options: Options) -> None:
+    """Submit the job, follow its log and exit with its status. Raises UserError for a wrong option or cluster."""
     check(options.job, options.arguments)
     environment = job_environment()
     for word in options.arguments:

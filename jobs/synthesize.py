@@ -39,6 +39,7 @@ class Options:
 
 
 def run(options: Options) -> None:
+    """Render the data set and print what was written. Raises UserError if an option is wrong."""
     output = (
         cli.resolve_url(options.output, "--output")
         if options.output

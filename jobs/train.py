@@ -108,6 +108,7 @@ class Options(Generic[Config]):
 
 
 def run(options: Options[Any]) -> None:
+    """Train, and print the best checkpoint and its scores. Raises UserError if an option is wrong."""
     require_between("--resize-seconds", options.resize_seconds, 0)
     if MODELS[options.system].task != options.task:
         names = ", ".join(name for name, system in MODELS.items() if system.task == options.task)

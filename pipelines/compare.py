@@ -185,6 +185,7 @@ def finished(job: Job, split: Split) -> Result | None:
 
 
 def result_url(job: Job, split: Split) -> str:
+    """Return where a job's scores on a split are stored."""
     return storage.join(job.run, f"result-{split}.json")
 
 

@@ -1,0 +1,1 @@
+"""Ingested data sets: opening, reading, loading and augmenting them, and their truth as tensors."""

@@ -1,0 +1,1 @@
+"""Scores, baselines, comparisons, costs and published figures, with their tables and drawings."""

@@ -1,0 +1,1 @@
+"""Rendered raw archives in the benchmarks' layouts, on request with faults."""

@@ -53,6 +53,7 @@ class Job:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Job":
+        """Return the job that ``dataclasses.asdict`` made the value of."""
         return cls(**{**value, "recipe": Recipe.from_json(value["recipe"])})
 
 

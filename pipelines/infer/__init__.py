@@ -1,0 +1,1 @@
+"""Inference on Ray: from photos to predictions in Parquet."""

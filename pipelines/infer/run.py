@@ -121,6 +121,7 @@ class InferencePlan:
         ]
 
     def paths(self) -> list[str]:
+        """Return the path of each shard, relative to the output."""
         return [path for path, _ in self.shards()]
 
 
@@ -141,6 +142,7 @@ class WriterSettings:
 
 
 def output_at(url: str) -> ShardedOutput:
+    """Return the folder of predictions at a URL; nothing is read or written."""
     return ShardedOutput(url, "infer")
 
 
@@ -229,6 +231,7 @@ def infer(
 
 
 def writer_settings(plan: InferencePlan, output: ShardedOutput, workers: InferenceWorkers) -> WriterSettings:
+    """Return the settings for the plan's writers, which are sent to each worker."""
     return WriterSettings(
         checkpoint=plan.options.checkpoint,
         model=model_name(plan.options.checkpoint),

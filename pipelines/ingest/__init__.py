@@ -1,0 +1,1 @@
+"""Ingest on Ray: from raw archives to a data set in Parquet."""

@@ -76,6 +76,7 @@ class PlannedShard:
 
     @property
     def path(self) -> str:
+        """The shard's path, relative to the output."""
         return shard_path(self.split, self.index)
 
 

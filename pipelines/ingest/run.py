@@ -29,6 +29,7 @@ from pipelines.resumable import (
 
 
 def output_at(url: str) -> ShardedOutput:
+    """Return the folder of an ingested data set at a URL; nothing is read or written."""
     return ShardedOutput(url, "ingest")
 
 

@@ -52,10 +52,12 @@ class ShardSettings:
 
 
 def shard_path(split: str, index: int) -> str:
+    """Return a shard's path, relative to the output."""
     return f"split={split}/part-{index:05d}.parquet"
 
 
 def rejects_path(split: str, index: int) -> str:
+    """Return the path of a shard's rejects, relative to the output."""
     return f"_rejects/{split}-{index:05d}.parquet"
 
 

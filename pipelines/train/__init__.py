@@ -1,0 +1,1 @@
+"""Training on Ray Train: worker groups, restarts and the process group."""
