@@ -16,6 +16,7 @@ from ray.util.state import list_tasks
 
 from glefld import storage
 from glefld.data.dataset import open_dataset
+from glefld.errors import UserError
 from glefld.recipe import Recipe
 from jobs.compare import Options, parse_entry, run, trainable_systems
 from pipelines import compare
@@ -93,7 +94,7 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
     assert other["checkpoint"] == same["checkpoint"]
     assert other["ne"] != same["ne"]
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
-    with pytest.raises(ValueError, match="started with other options"):
+    with pytest.raises(UserError, match="started with other options"):
         run(dataclasses.replace(options, recipe=dataclasses.replace(TINY, epochs=2)))
 
 

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from ray.util.state import list_actors
 
+from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.tracking import RunHandle
 from jobs import evaluate, train
@@ -149,9 +150,9 @@ def test_several_tasks_score_a_checkpoint_as_its_training_did(disturbed: Disturb
 def test_a_finished_run_has_nothing_left_to_do(disturbed: Disturbed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its name is taken; resumed, with its own options only, it stays one run."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ValueError, match="give --resume to continue it"):
+    with pytest.raises(UserError, match="give --resume to continue it"):
         train.run(options(disturbed.root, f"{TINY} --name killed"))
-    with pytest.raises(ValueError, match="recipe"):
+    with pytest.raises(UserError, match="recipe"):
         train.run(options(disturbed.root, f"{TINY} --name killed --resume --learning-rate 0.5"))
     train.run(options(disturbed.root, f"{TINY} --resume --name killed --register dots --alias best"))
     assert only_run(disturbed.root).info.run_id == disturbed.run.info.run_id
@@ -164,7 +165,7 @@ def test_a_finished_run_has_nothing_left_to_do(disturbed: Disturbed, monkeypatch
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_mistake_that_only_the_workers_see_is_one_line(root: Path) -> None:
     """It comes back as a UserError, at once, and the run is marked as failed."""
-    with pytest.raises(ValueError, match="batches of at least 2 rows"):
+    with pytest.raises(UserError, match="batches of at least 2 rows"):
         train.run(options(root, f"{TINY} --batch-size 1 --num-workers 2 --name wrong"))
     assert only_run(root).info.status == "FAILED"
 
@@ -177,7 +178,7 @@ def test_workers_that_find_no_room_are_not_waited_for_for_ever(
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     monkeypatch.setattr("pipelines.train.run.START_TRIES", 2)
     monkeypatch.setattr("jobs.train.choose_workers", lambda _: WorkerGroup(50, 50, 1, False, 0))
-    with pytest.raises(ValueError, match="no room for 50 workers of 1 CPUs in 2 tries"):
+    with pytest.raises(UserError, match="no room for 50 workers of 1 CPUs in 2 tries"):
         train.run(options(root, f"{TINY} --name crowded"))
     assert only_run(root).info.status == "FAILED"
 
@@ -207,7 +208,7 @@ def test_worker_counts(text: str, bounds: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "4-1", "two", "1-", "1-2-3", ""])
 def test_wrong_worker_counts_end_in_one_line(text: str) -> None:
-    with pytest.raises(ValueError, match="--num-workers"):
+    with pytest.raises(UserError, match="--num-workers"):
         parse_workers(text)
 
 

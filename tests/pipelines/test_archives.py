@@ -177,7 +177,7 @@ def test_an_archive_cut_short_is_refused(name: str, keep: float, tmp_path: Path)
     """Half a download must not pass for a smaller data set."""
     path = write_archive(tmp_path / name, some_files(3))
     cut(path, keep)
-    with pytest.raises(ValueError, match="download it again") as error:
+    with pytest.raises(UserError, match="download it again") as error:
         contents(str(path), str(tmp_path / "staging"))
     assert str(path) in str(error.value)
     assert not any(staged.stat().st_size for staged in tmp_path.glob("staging/*"))
@@ -187,7 +187,7 @@ def test_a_tar_cut_between_members_is_refused(tmp_path: Path) -> None:
     """The end mark tells a whole tar from one that ends where a member does."""
     path = write_archive(tmp_path / "a.tar", {"a": b"x" * 512, "b": b"y" * 512})
     path.write_bytes(path.read_bytes()[: 2 * tarfile.BLOCKSIZE])
-    with pytest.raises(ValueError, match="byte 1024"):
+    with pytest.raises(UserError, match="byte 1024"):
         read_index(open_archive(str(path), ""))
 
 
@@ -198,7 +198,7 @@ def test_a_tar_that_unpacks_to_far_more_than_photos_do_is_refused(
     monkeypatch.setattr(archives, "FREE_UNPACKED_BYTES", 1 << 20)
     path = write_archive(tmp_path / "a.tar.gz", {"a.jpg": bytes(20 << 20)})
     assert path.stat().st_size < 100_000
-    with pytest.raises(ValueError, match="more than 20 times its size"):
+    with pytest.raises(UserError, match="more than 20 times its size"):
         open_archive(str(path), str(tmp_path / "staging"))
     assert not (tmp_path / "staging").exists()
 
@@ -234,7 +234,7 @@ def test_a_hostile_tar_ends_in_one_line(case: str, tmp_path: Path) -> None:
     """Neither a loop without end nor memory as the header asks for it."""
     path = tmp_path / "a.tar"
     path.write_bytes(HOSTILE_TARS[case] + bytes(1024))
-    with pytest.raises(ValueError, match=r"is not a readable tar .*bytes at byte"):
+    with pytest.raises(UserError, match=r"is not a readable tar .*bytes at byte"):
         read_index(open_archive(str(path), ""))
 
 

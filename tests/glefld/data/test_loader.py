@@ -19,6 +19,7 @@ from glefld.data.augmentation import (
 from glefld.data.dataset import open_dataset
 from glefld.data.loader import MEAN, STD, Batch, BatchLoader, InputPipeline, Picture, to_photo
 from glefld.data.reader import SplitReader
+from glefld.errors import UserError
 from glefld.schema import NO_LANDMARKS, Labels, sample_schema
 from tests.blots import COLOURS, HEIGHT, WIDTH, blot
 from tests.dots import LABELS
@@ -156,7 +157,7 @@ def test_draws_stay_within_their_ranges() -> None:
 
 @pytest.mark.parametrize("wrong", [{"mirror": 1.5}, {"scale": 1.0}, {"colour": -0.1}, {"rotate": -1}])
 def test_wrong_ranges_end_in_one_line(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="augmentation"):
+    with pytest.raises(UserError, match="augmentation"):
         Augmentation(**wrong)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from glefld.data.dataset import open_dataset
 from glefld.data.reader import SplitReader, global_batch, share, shuffled, steps_per_epoch
+from glefld.errors import UserError
 from tests.ingested import write_dataset
 
 
@@ -80,7 +81,7 @@ def test_a_limit_keeps_the_first_rows(reader: SplitReader) -> None:
 
 
 def test_an_empty_split_ends_in_one_line(reader: SplitReader) -> None:
-    with pytest.raises(ValueError, match="no rows in its split 'val'; it has: train"):
+    with pytest.raises(UserError, match="no rows in its split 'val'; it has: train"):
         SplitReader(reader.root, open_dataset(reader.root), "val")
 
 

@@ -10,6 +10,7 @@ from glefld.datasets import read_annotations
 from glefld.datasets.deepfashion2 import mask_area
 from glefld.datasets.deepfashion2_landmarks import CATEGORIES, DEEPFASHION2, SIGMAS
 from glefld.datasets.lists import ListFiles, unpack
+from glefld.errors import UserError
 from glefld.schema import LandmarkSet, Visibility
 from tests.conftest import SHARED
 from tests.raw_layouts import deepfashion2_files, deepfashion2_item
@@ -156,13 +157,13 @@ BROKEN = {
 def test_a_broken_file_is_named(case: str) -> None:
     content, message = BROKEN[case]
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_annotations("deepfashion2", documents({"train.zip::train/annos/000001.json": data}))
     assert str(error.value).startswith("train.zip::train/annos/000001.json")
 
 
 def test_no_annotation_at_all_is_said() -> None:
-    with pytest.raises(ValueError, match=r"no annotations found.*train/annos"):
+    with pytest.raises(UserError, match=r"no annotations found.*train/annos"):
         read_annotations("deepfashion2", ListFiles("raw", {}))
 
 

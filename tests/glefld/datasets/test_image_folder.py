@@ -4,6 +4,7 @@ import pytest
 
 from glefld.datasets import read_annotations
 from glefld.datasets.lists import ANNOTATIONS, WHOLE_PHOTO, ListFiles
+from glefld.errors import UserError
 from glefld.schema import NO_LANDMARKS, Labels
 
 PHOTOS = (
@@ -72,5 +73,5 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_mistakes_are_named(case: str) -> None:
     photos, message = WRONG[case]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         read(*photos)

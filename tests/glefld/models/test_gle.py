@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from glefld.errors import UserError
 from glefld.models import build_model
 from glefld.models.blocks import LandmarkBranch
 from glefld.models.gle import GLEConfig, GlobalLocalModule
@@ -128,7 +129,7 @@ def test_identity_start_passes_its_input_on() -> None:
     ],
 )
 def test_wrong_options_end_in_one_line(name: str, config: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         build_model(name, config, Labels(FASHION8))
 
 

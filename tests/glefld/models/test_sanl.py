@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from glefld.errors import UserError
 from glefld.models import build_model
 from glefld.models.blocks import NonLocal
 from glefld.models.classifier import Guide, ResNetClassifier, ResNetConfig
@@ -87,6 +88,6 @@ def test_a_guide_takes_only_what_it_expects() -> None:
         "with blocks": build_model("sanl-resnet", {"block": "nonlocal"}, LABELS),
     }
     for name, model in wrong.items():
-        with pytest.raises(ValueError, match="--classifier"):
+        with pytest.raises(UserError, match="--classifier"):
             guide.load(model)
         assert name

@@ -259,7 +259,7 @@ def test_a_count_that_is_too_small_is_refused(
     count: int, irregularities: int, message: str, tmp_path: Path
 ) -> None:
     """The user is told what to do, and nothing is written."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         write_dataset(str(tmp_path / "raw"), "deepfashion", count, irregularities=irregularities)
     assert not (tmp_path / "raw").exists()
 

@@ -136,7 +136,7 @@ def test_the_reader_reads_it(root: Path) -> None:
 
 
 def test_mistakes_are_told(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(UserError, match="at least 1"):
         write_dataset(str(tmp_path / "raw"), 0)
     with pytest.raises(UserError, match=r"train\.zip already exists"):
         write_dataset(str(root), 3)

@@ -346,10 +346,10 @@ def test_a_finished_output_is_left_alone(model: str, tmp_path: Path) -> None:
     found = find_finished(options, str(output))
     assert found is not None
     assert found["content_hash"] == manifest["content_hash"]
-    with pytest.raises(ValueError, match=r"shard_rows 2048 \(now 7\)"):
+    with pytest.raises(UserError, match=r"shard_rows 2048 \(now 7\)"):
         find_finished(dataclasses.replace(options, shard_rows=7), str(output))
     write_csv(boxes, [{"uri": "000.PNG", "box": (1, 1, 60, 61)}])
-    with pytest.raises(ValueError, match=r"boxes '.*boxes\.csv@\w+' \(now"):
+    with pytest.raises(UserError, match=r"boxes '.*boxes\.csv@\w+' \(now"):
         find_finished(options, str(output))
     (output / "_manifest.json").unlink()
     with pytest.raises(UserError, match="which another infer run wrote"):
@@ -445,7 +445,7 @@ def test_a_users_mistake_is_one_line(
     make: Callable[[Path], InferOptions], words: str, model: str, tmp_path: Path
 ) -> None:
     options = dataclasses.replace(make(tmp_path), checkpoint=model)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
         make_plan(options, str(tmp_path / "output"))
 
 
@@ -460,7 +460,7 @@ def test_overlays_are_drawn_on_the_upright_photo(model: str, tmp_path: Path) -> 
     assert drawn == ["00000-000-0.jpg", "00001-002-0.jpg", "00002-004-0.jpg", "contact-sheet.jpg"]
     assert sheet == str(tmp_path / "output" / "_overlays" / "contact-sheet.jpg")
     (source / "007.png").write_bytes(b"new")
-    with pytest.raises(ValueError, match="which another infer run wrote"):
+    with pytest.raises(UserError, match="which another infer run wrote"):
         write_overlays(options, str(tmp_path / "output"), 3)
 
 

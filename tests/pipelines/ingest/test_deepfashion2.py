@@ -13,6 +13,7 @@ import pytest
 
 from glefld.data.dataset import open_dataset
 from glefld.datasets.deepfashion2 import LABELS
+from glefld.errors import UserError
 from glefld.models import build_model, checkpoint
 from glefld.schema import Manifest
 from glefld.scoring import oks
@@ -116,7 +117,7 @@ def test_a_photo_is_read_once_for_its_garments(tmp_path: Path, monkeypatch: pyte
 def test_broken_and_locked_annotations_are_named(tmp_path: Path) -> None:
     files = deepfashion2_files(PHOTOS) | {"train/annos/000002.json": b"{"}
     source = raw(tmp_path / "raw", "a zip a split", files)
-    with pytest.raises(ValueError, match=r"train\.zip::train/annos/000002\.json is not JSON"):
+    with pytest.raises(UserError, match=r"train\.zip::train/annos/000002\.json is not JSON"):
         shards(source, tmp_path / "output")
     locked = bytearray((tmp_path / "raw/train.zip").read_bytes())
     for signature, offset in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
@@ -124,13 +125,13 @@ def test_broken_and_locked_annotations_are_named(tmp_path: Path) -> None:
         while (at := locked.find(signature, at + 1)) >= 0:
             locked[at + offset] |= 1
     (tmp_path / "raw/train.zip").write_bytes(locked)
-    with pytest.raises(ValueError, match=r"train/annos/000001\.json cannot be read: encrypted"):
+    with pytest.raises(UserError, match=r"train/annos/000001\.json cannot be read: encrypted"):
         shards(source, tmp_path / "output")
 
 
 def test_a_folder_without_annotations_says_so(tmp_path: Path) -> None:
     files = {k: v for k, v in deepfashion2_files(PHOTOS).items() if k.endswith(".jpg")}
-    with pytest.raises(ValueError, match="no annotations found"):
+    with pytest.raises(UserError, match="no annotations found"):
         shards(raw(tmp_path, "folders", files), tmp_path / "output")
 
 

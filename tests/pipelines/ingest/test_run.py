@@ -16,6 +16,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from glefld.data.dataset import open_dataset
+from glefld.errors import UserError
 from glefld.schema import NO_LANDMARKS, Labels, Manifest
 from glefld.synthetic.deepfashion import write_dataset
 from pipelines.archives import Archive
@@ -196,13 +197,13 @@ def test_a_finished_data_set_is_left_alone(tmp_path: Path) -> None:
     before = files(output)
     assert find_finished(options, str(output)) == manifest
     other = dataclasses.replace(options, margin="full")
-    with pytest.raises(ValueError, match=r"margin 0\.25 \(now 'full'\)"):
+    with pytest.raises(UserError, match=r"margin 0\.25 \(now 'full'\)"):
         find_finished(other, str(output))
     assert files(output) == before
     (output / "_manifest.json").unlink()
-    with pytest.raises(ValueError, match="which another ingest run wrote"):
+    with pytest.raises(UserError, match="which another ingest run wrote"):
         ingest(prepare(other, str(output)), str(output), lambda done, total: None)
-    with pytest.raises(ValueError, match="not a finished data set"):
+    with pytest.raises(UserError, match="not a finished data set"):
         open_dataset(str(output))
 
 

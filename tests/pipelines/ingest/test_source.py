@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from glefld.datasets import read_annotations
+from glefld.errors import UserError
 from pipelines.archives import read_members
 from pipelines.ingest.source import listed_names, match_photos, open_source
 from tests.raw_layouts import fld_lists, photos, rows, write_archive, write_files
@@ -88,13 +89,13 @@ def test_photos_of_splits_are_named_from_the_split_on() -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="neither a folder nor an archive"):
+    with pytest.raises(UserError, match="neither a folder nor an archive"):
         open_source(str(tmp_path / "absent"), "", "img")
-    with pytest.raises(ValueError, match="neither a folder nor an archive"):
+    with pytest.raises(UserError, match="neither a folder nor an archive"):
         open_source(str(tmp_path / "absent.zip"), "", "img")
     write_files(tmp_path, fld_lists(LISTED))
-    with pytest.raises(ValueError, match=r"no photos: --source or its folder Img/ needs img\.zip"):
+    with pytest.raises(UserError, match=r"no photos: --source or its folder Img/ needs img\.zip"):
         open_source(str(tmp_path), "", "img")
     (tmp_path / "img.zip").write_bytes(b"<html>please log in</html>")
-    with pytest.raises(ValueError, match=r"img\.zip is not a readable zip"):
+    with pytest.raises(UserError, match=r"img\.zip is not a readable zip"):
         open_source(str(tmp_path), "", "img")
