@@ -155,7 +155,8 @@ def ingested(source: Path, folder: Path) -> int:
     )
     kept, rejects = 0, len(plan.rejects)
     for shard in plan.shards:
-        task = {"split": shard.split, "index": shard.index, "rows": to_bytes(shard.rows.combine_chunks())}
+        stream = to_bytes(shard.rows.combine_chunks())
+        task = {"split": shard.split, "index": shard.index, "rows": stream, "killers": []}
         write_shard(task, settings, frozenset())
         kept += pq.read_metadata(f"{output.url}/{shard_path(shard.split, shard.index)}").num_rows
         path = Path(output.url, rejects_path(shard.split, shard.index))
