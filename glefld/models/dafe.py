@@ -18,10 +18,11 @@ widths, how the layers start and the recipe are this project's in both.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from glefld.errors import UserError
@@ -32,9 +33,10 @@ from glefld.models.system import Model, Output, Preset, System
 from glefld.recipe import SMALL, Recipe
 from glefld.schema import Labels
 
-#: What the first checkpoints say of ``pixel`` and ``channel``, which could then only be on or off.
-FORMER_PIXEL: dict[object, str] = {True: "spatial", False: "none"}
-FORMER_CHANNEL: dict[object, str] = {True: "affinity", False: "none"}
+
+def _switch(on: str) -> BeforeValidator:
+    """Read what the first checkpoints say of ``pixel`` and ``channel``, which could then only be on or off."""
+    return BeforeValidator(lambda value: (on if value else "none") if isinstance(value, bool) else value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +45,10 @@ class DAFEConfig:
 
     backbone: ResNet = "resnet50"
     """Backbone of the feature pyramid."""
-    pixel: Literal["spatial", "elementwise", "none"] = "spatial"
+    pixel: Annotated[Literal["spatial", "elementwise", "none"], _switch("spatial")] = "spatial"
     """Pixel-wise attention on low-level features. spatial: a weight per position. elementwise: one per position and
     channel, with the backbone's own widths (second hand). none: the levels are added, as in a plain pyramid."""
-    channel: Literal["affinity", "se", "none"] = "affinity"
+    channel: Annotated[Literal["affinity", "se", "none"], _switch("affinity")] = "affinity"
     """Channel-wise attention. affinity: by the similarity of the channels' maps. se: squeeze-and-excitation without the
     sigmoid (second hand). none: no such attention."""
     width: int = 256
@@ -55,8 +57,6 @@ class DAFEConfig:
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
             raise UserError(f"--model.width must be a multiple of 8, not {self.width}")
-        object.__setattr__(self, "pixel", FORMER_PIXEL.get(self.pixel, self.pixel))
-        object.__setattr__(self, "channel", FORMER_CHANNEL.get(self.channel, self.channel))
 
 
 class PlainSum(nn.Module):

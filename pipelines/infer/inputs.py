@@ -223,7 +223,12 @@ def _texts(column: pa.ChunkedArray, name: str) -> pa.Array:
         raise UserError(f"{name}: the column uri must be text, not {column.type}")
     if column.null_count:
         raise UserError(f"{name} has {column.null_count} rows without a uri: fill in or remove them")
-    return column.cast(pa.string())
+    texts = column.cast(pa.string())
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{name}: the column uri holds text that is not UTF-8 ({error})") from error
+    return texts
 
 
 def _corners(table: pa.Table, name: str) -> np.ndarray:
