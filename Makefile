@@ -62,10 +62,12 @@ setup: .venv/.installed
 	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.txt
 	@touch $@
 
-$(UV):
+# Another uv: its version through the command that uv.txt begins with.
+$(UV): uv.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .tools
-	.tools/bin/python -m pip install --quiet "uv>=0.9"
+	.tools/bin/python -m pip install --quiet --require-hashes --only-binary :all: --requirement uv.txt
+	@touch $@
 
 lock: $(UV)  ## renew requirements.txt from pyproject.toml
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

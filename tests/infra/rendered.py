@@ -69,7 +69,11 @@ def pods() -> list[Document]:
     return found
 
 
+def readme_blocks() -> list[str]:
+    return re.findall(r"^```\n(.*?)^```", (INFRA / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
 def readme_commands() -> list[str]:
     """The lines of the README's blocks, those that end in a backslash joined."""
-    blocks = re.findall(r"^```\n(.*?)^```", (INFRA / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = readme_blocks()
     return [line.strip() for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]

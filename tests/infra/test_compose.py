@@ -70,6 +70,14 @@ def test_compose_services_are_healthy_before_others_start() -> None:
     }
 
 
+def test_compose_services_write_to_volumes_and_memory_only() -> None:
+    for name, service in compose()["services"].items():
+        assert service["read_only"] is True, name
+        assert "/tmp" in service["tmpfs"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+    assert "/var/run/postgresql" in compose()["services"]["postgres"]["tmpfs"]
+
+
 def cluster() -> dict[str, Any]:
     return yaml.safe_load((INFRA / "ray-cluster.yaml").read_text())
 

@@ -1,16 +1,33 @@
 """Names that must agree between files which nothing else reads together."""
 
+import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import tyro
 import yaml
 
-from tests.infra.rendered import COMPONENT, INFRA, ROOT, everything, of_kind, pods, readme_commands, walk
+from tests.infra.dockerfiles import stages
+from tests.infra.rendered import (
+    COMPONENT,
+    INFRA,
+    ROOT,
+    everything,
+    of_kind,
+    pods,
+    readme_blocks,
+    readme_commands,
+    walk,
+)
 
 
 def made_secrets() -> set[tuple[str, str]]:
@@ -75,6 +92,68 @@ def test_pods_get_images_from_the_registry_that_is_named() -> None:
     ours = {image for image in images if "glefld" in image}
     assert ours == {"registry.example.com/glefld:0.1.0", "registry.example.com/glefld-mlflow:0.1.0"}
     assert all(re.search(r":[\d.]+", image) for image in images), "an image without a version"
+
+
+def third_party_images() -> list[str]:
+    """Each mention of an image that is not ours, in the Dockerfile, the manifests and the compose file."""
+    bases = [commands[0].value[0] for commands in stages().values()]
+    services = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"].values()
+    images = [container["image"] for pod in pods() for container in pod["spec"]["containers"]]
+    return [image for image in (*bases, *(s["image"] for s in services), *images) if "glefld" not in image]
+
+
+def test_other_peoples_images_are_named_by_tag_and_digest() -> None:
+    """A tag can be moved. The same tag has the same digest everywhere."""
+    found = set(third_party_images())
+    assert {image.rpartition(":")[0].rpartition("@")[0].partition(":")[0] for image in found} == {
+        *("python", "nvidia/cuda", "postgres", "chrislusf/seaweedfs")
+    }
+    for image in found:
+        assert re.fullmatch(r"[\w/]+:\d+\.\d+[\w.-]*@sha256:[0-9a-f]{64}", image), image
+    assert len({image.partition("@")[0] for image in found}) == len(found)
+
+
+def test_the_readmes_loop_writes_the_registrys_digests(tmp_path: Path) -> None:
+    """As it stands, but that a script answers in the registry's place: into every file, for every image."""
+    (loop,) = (block for block in readme_blocks() if "imagetools inspect" in block)
+    shutil.copytree(INFRA, tmp_path / "infra", ignore=shutil.ignore_patterns(".terraform", ".env"))
+    (tmp_path / "docker").write_text(
+        '#!/bin/sh\ncat > /dev/null; printf %s "$6" | sha256sum | sed "s/^/sha256:/; s/ .*//"\n'
+    )
+    (tmp_path / "docker").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-ec", loop], check=True, cwd=tmp_path, env={"PATH": path}, timeout=60)
+    for image in set(third_party_images()):
+        name, _, digest = image.partition("@")
+        written = f"{name}@sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+        for file in (path for path in INFRA.rglob("*") if path.is_file() and ".terraform" not in path.parts):
+            if image in (before := file.read_text()):
+                after = (tmp_path / "infra" / file.relative_to(INFRA)).read_text()
+                assert after.count(written) == before.count(image)
+                assert digest not in after
+
+
+def test_what_the_readme_makes_for_ray_up_is_its_owners_alone(tmp_path: Path) -> None:
+    """From the start, under an ordinary umask, also where an earlier one made it readable."""
+    (block,) = (block for block in readme_blocks() if "get-auth-token" in block)
+    commands = block.partition("\n)\n")[0] + "\n)"
+    (tmp_path / "PASSWORD-FILE").write_text("from a file")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    made = tmp_path / ".ray"
+    watched = f"umask 022; {commands}"
+    for earlier in (False, True):
+        if earlier:
+            for file in made.iterdir():
+                file.chmod(0o644)
+            # Checked as it is written: a later chmod would come too late.
+            watched = watched.replace(
+                "MLFLOW_TRACKING_PASSWORD=", "MODE=$(stat -c %a ~/.ray/*)\nMLFLOW_TRACKING_PASSWORD="
+            )
+        environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+        subprocess.run(["bash", "-c", watched], check=True, cwd=tmp_path, env=environment, timeout=120)
+        assert {file.name for file in made.iterdir()} == {"auth_token", "glefld.env"}
+        assert {file.stat().st_mode & 0o777 for file in made.iterdir()} == {0o600}
+    assert "MODE=600\n600\n" in (made / "glefld.env").read_text()
 
 
 def test_what_pods_take_their_settings_from_is_there() -> None:

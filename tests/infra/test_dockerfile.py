@@ -2,34 +2,16 @@
 
 import fnmatch
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
 
-import dockerfile
 import pytest
 
-from tests.infra.rendered import INFRA, ROOT
+from tests.infra.dockerfiles import DOCKERFILE, run_steps, stages
+from tests.infra.rendered import ROOT
 
-DOCKERFILE = INFRA / "Dockerfile"
 SECRET = re.compile(r"password|secret|token|access_key", re.IGNORECASE)
-
-
-def stages() -> dict[str, list[dockerfile.Command]]:
-    """The commands of each stage, by its name."""
-    found: dict[str, list[dockerfile.Command]] = {}
-    for command in dockerfile.parse_file(str(DOCKERFILE)):
-        if command.cmd.upper() == "FROM":
-            current = found.setdefault(command.value[-1], [])
-        current.append(command)
-    return found
-
-
-def run_steps(stage: str) -> list[list[str]]:
-    """The simple commands of a stage's RUN steps."""
-    steps = [command.value[0] for command in stages()[stage] if command.cmd.upper() == "RUN"]
-    return [shlex.split(part) for step in steps for part in step.split("&&")]
 
 
 def hadolint(path: Path) -> subprocess.CompletedProcess[str]:
@@ -44,7 +26,7 @@ def test_hadolint_has_nothing_to_say() -> None:
 
 def test_hadolint_refuses_a_spoiled_one(tmp_path: Path) -> None:
     spoiled = tmp_path / "Dockerfile"
-    spoiled.write_text(re.sub(r":13\.0\.2-base-ubuntu24\.04", ":latest", DOCKERFILE.read_text()))
+    spoiled.write_text(re.sub(r":13\.0\.2-base-ubuntu24\.04@\S+", ":latest", DOCKERFILE.read_text()))
     assert "DL3007" in hadolint(spoiled).stdout
 
 
@@ -104,8 +86,6 @@ def test_image_runs_as_a_user_and_holds_no_secret(stage: str) -> None:
     for command in commands:
         if command.cmd.upper() in ("ENV", "ARG"):
             assert not SECRET.search(" ".join(command.value)), command.original
-    base = commands[0].value[0]
-    assert re.search(r":\d+\.\d+", base), f"{base} is not one version"
 
 
 def uv() -> Path:
@@ -114,6 +94,38 @@ def uv() -> Path:
     if not found.exists():
         pytest.skip("no .tools/bin/uv: `make setup` installs it")
     return found
+
+
+def test_the_makefile_and_the_image_install_one_uv() -> None:
+    """Of one version, by its hashes; and it is the one that is installed here."""
+    (pinned,) = re.findall(
+        r"^uv==([\d.]+) \\\n    --hash=sha256:", (ROOT / "uv.txt").read_text(), re.MULTILINE
+    )
+    how = ["--require-hashes", "--only-binary", ":all:", "--requirement"]
+    (step,) = run_steps("uv")
+    assert step[:2] == ["pip", "install"]
+    assert step[-5:] == [*how, "/uv.txt"]
+    (made,) = re.findall(r"-m pip install --quiet (.*)", (ROOT / "Makefile").read_text())
+    assert made.split() == [*how, "uv.txt"]
+    told = subprocess.run([uv(), "--version"], check=True, capture_output=True, text=True)
+    assert told.stdout.split()[:2] == ["uv", pinned]
+
+
+def test_uvs_hashes_are_the_package_indexs() -> None:
+    options = [
+        "--dry-run",
+        "--reinstall",
+        "--require-hashes",
+        "--only-binary",
+        ":all:",
+        "--python",
+        sys.executable,
+    ]
+    command = [uv(), "pip", "install", *options, "--requirement", ROOT / "uv.txt"]
+    resolved = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
+    if "Failed to fetch" in resolved.stderr or "error sending request" in resolved.stderr:
+        pytest.skip("no package index can be reached")
+    assert resolved.returncode == 0, resolved.stderr
 
 
 @pytest.mark.parametrize(

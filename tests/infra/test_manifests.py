@@ -1,6 +1,7 @@
 """The manifests against the schemas of what would read them."""
 
 import copy
+import re
 from typing import Any
 
 import jsonschema
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import SHARED
+from tests.infra.dockerfiles import run_steps
 from tests.infra.rendered import TARGETS, Document, of_kind, pods, render, walk
 
 KUBERNETES_VERSION = "1.34"
@@ -115,7 +117,40 @@ def test_pods_keep_to_the_restricted_standard() -> None:
 
 def assert_confined(context: Document) -> None:
     assert context["allowPrivilegeEscalation"] is False
+    assert context["readOnlyRootFilesystem"] is True
     assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+#: What each image writes to, beside its volume of data. Ray's objects are in /dev/shm, which KubeRay mounts.
+WRITTEN = {
+    "glefld": {"/tmp", "/home/ray"},
+    "glefld-mlflow": {"/tmp", "/home/mlflow"},
+    "postgres": {"/tmp", "/var/run/postgresql"},
+    "seaweedfs": {"/tmp"},
+}
+
+
+def test_what_is_written_beside_a_read_only_root_is_a_volume_of_the_pod() -> None:
+    for stage, user in (("cluster", "ray"), ("mlflow", "mlflow")):
+        assert f"/home/{user}" in WRITTEN["glefld" if stage == "cluster" else "glefld-mlflow"]
+        assert ["useradd", "--uid", "1000", "--create-home", user] in run_steps(stage)
+    for pod in pods():
+        empty = {v["name"] for v in pod["spec"].get("volumes", []) if "emptyDir" in v}
+        for container in pod["spec"]["containers"]:
+            name = re.split("[:@]", container["image"])[0].rpartition("/")[2]
+            mounted = {m["mountPath"] for m in container["volumeMounts"] if m["name"] in empty}
+            assert mounted == WRITTEN[name], (pod["of"], container["name"])
+        assert empty == {m["name"] for c in pod["spec"]["containers"] for m in c["volumeMounts"]} & empty
+        assert pod["spec"]["securityContext"]["fsGroup"] == pod["spec"]["securityContext"]["runAsUser"]
+    for document in (*of_kind("RayCluster"), *of_kind("RayJob")):
+        for part in walk(document):
+            if "autoscalerOptions" in part:
+                mounts = part["autoscalerOptions"]["volumeMounts"]
+                assert {mount["mountPath"] for mount in mounts} == WRITTEN["glefld"]
+                volumes = {v["name"] for v in part["headGroupSpec"]["template"]["spec"]["volumes"]}
+                assert {mount["name"] for mount in mounts} <= volumes, (
+                    "the autoscaler stands in the head's pod"
+                )
 
 
 def test_clusters_ask_for_a_token_and_scale_from_nothing_on_spot() -> None:

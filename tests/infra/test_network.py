@@ -1,11 +1,16 @@
 """Who reaches what: the network policies, evaluated as a network plugin would."""
 
+import ipaddress
+
 import pytest
 
 from tests.infra.rendered import COMPONENT, Document, of_kind, pods
 
 ELSEWHERE = {COMPONENT: "anything"}
 OPERATOR = {COMPONENT: "kuberay-operator"}
+#: Addresses of what is no pod, by the name that stands for its namespace. Pods are at POD.
+OUTSIDE = {"internet": "203.0.113.7", "api server": "192.168.49.2", "metadata": "169.254.169.254"}
+POD = "10.244.1.5"
 
 
 def matches(selector: Document, labels: dict[str, str]) -> bool:
@@ -18,13 +23,16 @@ def matches(selector: Document, labels: dict[str, str]) -> bool:
 
 def peer_matches(peer: Document, labels: dict[str, str], namespace: str) -> bool:
     if "ipBlock" in peer:  # it covers pods too: 0.0.0.0/0 is everybody
-        return True
+        address = ipaddress.ip_address(OUTSIDE.get(namespace, POD))
+        return address in ipaddress.ip_network(peer["ipBlock"]["cidr"]) and not any(
+            address in ipaddress.ip_network(hole) for hole in peer["ipBlock"].get("except", [])
+        )
     if "namespaceSelector" in peer:
         if not matches(peer["namespaceSelector"], {"kubernetes.io/metadata.name": namespace}):
             return False
     elif namespace != "glefld":
         return False
-    return namespace != "internet" and matches(peer.get("podSelector", {}), labels)
+    return namespace not in OUTSIDE and matches(peer.get("podSelector", {}), labels)
 
 
 def passes(direction: str, pod: dict[str, str], peer: dict[str, str], namespace: str, port: int) -> bool:
@@ -108,7 +116,9 @@ def test_who_reaches_the_outside() -> None:
         assert not passes("Egress", one_pod(component), {}, "internet", 443)
     heads = [pod["labels"] for pod in pods() if pod["labels"].get("ray.io/node-type") == "head"]
     assert len(heads) == 4
-    assert all(passes("Egress", head, {}, "internet", 6443) for head in heads)
-    assert not passes("Egress", {COMPONENT: "ray"}, {}, "internet", 6443)
+    assert all(passes("Egress", head, {}, "api server", 6443) for head in heads)
+    assert not passes("Egress", {COMPONENT: "ray"}, {}, "api server", 6443)
+    assert not any(passes("Egress", pod["labels"], {}, "internet", 6443) for pod in pods())
+    assert not any(passes("Egress", pod["labels"], {}, "metadata", 443) for pod in pods())
     for pod in pods():
         assert passes("Egress", pod["labels"], {}, "kube-system", 53)

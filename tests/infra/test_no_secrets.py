@@ -22,7 +22,12 @@ NO_VALUE = re.compile(
 KEY = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|[A-Za-z0-9+/]{40,}|\b[0-9a-f]{32,}\b")
 
 
+#: An image's digest, which is no secret.
+DIGEST = re.compile(r"(?<=[\w.-]@)sha256:[0-9a-f]{64}\b")
+
+
 def secrets_in(text: str) -> list[str]:
+    text = DIGEST.sub("", text)
     found = [name for name, value in ASSIGNED.findall(text) if not NO_VALUE.match(value)]
     found += IN_URL.findall(text)
     return found + [key for key in KEY.findall(text) if entropy(key) > 3]
@@ -58,6 +63,7 @@ def test_no_file_holds_a_secret() -> None:
         "POSTGRES_PASSWORD: mlflow-Hunter2",
         "admin_password = anything123",
         "password: <hunter2>",
+        "x@sha256: 3b5d5c3712955042212316173ccf37be800a4a3d2d9b5a1b",
         "x: wJalrXUtnFEMI/K7MDENG/bPxRfiCYzEXAMPLEKEY",
     ],
 )
