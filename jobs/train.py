@@ -157,9 +157,12 @@ def run(options: Options[Any]) -> None:
         experiment=options.experiment,
         resume=started["run_id"] if started else None,
     )
-    storage.write_json(
-        storage.join(folder, "run.json"), {"options": _comparable(options), "run_id": handle.run_id}
-    )
+    record = {
+        "options": _comparable(options),
+        "run_id": handle.run_id,
+        "begun": _begun(folder) or datetime.datetime.now(datetime.UTC).isoformat(),
+    }
+    storage.write_json(storage.join(folder, "run.json"), record)
     best, report, baselines = train_and_score(job, workers, handle, registration)
     if registration is not None:
         copy_model(handle, root)
@@ -184,6 +187,12 @@ def copy_model(handle: tracking.RunHandle, root: str) -> None:
         )
 
 
+def _begun(folder: str) -> str:
+    """Return when a run was begun, in UTC as ISO 8601, from its run.json; empty if it has none or does not say."""
+    record = storage.join(folder, "run.json")
+    return storage.read_json(record).get("begun", "") if storage.exists(record) else ""
+
+
 def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | None]:
     """Return the run's folder, and its run.json if the run is resumed.
 
@@ -205,9 +214,9 @@ def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | No
             raise UserError(
                 f"--resume: there is no run {prefix}... in {runs}: name the run with --name or --output"
             )
-        folder = storage.join(runs, max(names))
+        folder = storage.join(runs, max(names, key=lambda name: (_begun(storage.join(runs, name)), name)))
     else:
-        folder = storage.join(runs, prefix + datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
+        folder = storage.join(runs, prefix + datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"))
     record = storage.join(folder, "run.json")
     if not storage.exists(record):
         if options.resume:

@@ -241,15 +241,34 @@ def test_presets_are_defaults_that_options_override() -> None:
 
 def test_resume_finds_the_newest_run_of_the_model_itself(tmp_path: Path) -> None:
     """sanl's runs are not sanl-resnet's, whose names begin alike and sort behind them."""
-    for name in ("fld-sanl-20260101-000000", "fld-sanl-20260102-000000", "fld-sanl-resnet-20260101-000000"):
-        line = f"--dataset fld --model sanl --root {tmp_path} --name {name}"
+    runs = ("fld-sanl-20260101-000000", "fld-sanl-20260102-000000", "fld-sanl-resnet-20260101-000000")
+    assert resumed_of(tmp_path, dict.fromkeys(runs)) == "fld-sanl-20260102-000000"
+
+
+def test_resume_goes_by_when_a_run_was_begun_not_by_the_clock_in_its_name(tmp_path: Path) -> None:
+    """A run begun after summer time ended, or on a machine further west, may have the smaller name."""
+    runs = {
+        "fld-sanl-20261025-025959": "2026-10-25T00:59:59+00:00",
+        "fld-sanl-20261025-020100": "2026-10-25T01:01:00+00:00",
+        "fld-sanl-20261024-000000": None,  # of before this was recorded
+    }
+    assert resumed_of(tmp_path, runs) == "fld-sanl-20261025-020100"
+
+
+def resumed_of(root: Path, runs: dict[str, str | None]) -> str:
+    """The run that --resume without a name chooses of these, given by name and when each was begun."""
+    for name, begun in runs.items():
+        line = f"--dataset fld --model sanl --root {root} --name {name}"
         record = {"options": train._comparable(train.parse(line.split())), "run_id": name}
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "run.json").write_text(json.dumps(record))
-    resumed = train.parse(f"--dataset fld --model sanl --root {tmp_path} --resume".split())
-    folder, started = train.find_run(resumed, str(tmp_path))
-    assert folder == f"{tmp_path}/runs/fld-sanl-20260102-000000"
-    assert started["run_id"] == "fld-sanl-20260102-000000"
+        (root / "runs" / name).mkdir(parents=True)
+        (root / "runs" / name / "run.json").write_text(
+            json.dumps(record | ({"begun": begun} if begun else {}))
+        )
+    resumed = train.parse(f"--dataset fld --model sanl --root {root} --resume".split())
+    folder, started = train.find_run(resumed, str(root))
+    assert started is not None
+    assert folder == f"{root}/runs/{started['run_id']}"
+    return started["run_id"]
 
 
 def test_the_documentation_names_every_option_that_may_differ_on_resume() -> None:
