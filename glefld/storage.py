@@ -9,8 +9,10 @@ Functions raise OSError or a botocore error when the storage fails, and UserErro
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import posixpath
 import re
@@ -35,6 +37,8 @@ from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
 
 from glefld.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 #: Matches the name of a temporary file, which no other program gives.
 _PART = re.compile("_part-[0-9a-f]{32}")
@@ -70,6 +74,10 @@ def is_s3(url: str) -> bool:
     return os.fspath(url).startswith(("s3://", "s3a://"))
 
 
+def is_http(url: str) -> bool:
+    return os.fspath(url).startswith(("http://", "https://"))
+
+
 def arrow_filesystem(url: str) -> pyarrow.fs.FileSystem:
     """Return the URL's filesystem as a pyarrow filesystem."""
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(_split(url)[0]))
@@ -81,11 +89,13 @@ def is_local(url: str) -> bool:
 
 
 def require_access(url: str) -> None:
-    """Raise UserError unless the bucket of an S3 URL can be listed.
+    """Raise UserError unless the bucket of an S3 URL can be listed, or the server of an HTTP URL answers.
 
-    Only the bucket needs to exist, not the key. Other kinds of URL are not checked.
+    Neither the key nor the file needs to exist. Other kinds of URL are not checked.
     """
     fs, path = _split(url)
+    if is_http(url):
+        _require_answer(fs, path)
     if not is_s3(url):
         return
     bucket, prefix, _ = fs.split_path(path)
@@ -111,6 +121,21 @@ def require_access(url: str) -> None:
         ) from error
     except (OSError, ClientError, BotoCoreError) as error:
         raise UserError(f"the bucket {bucket} at {endpoint} cannot be used: {error}") from error
+
+
+def _require_answer(fs: fsspec.AbstractFileSystem, url: str) -> None:
+    try:
+        fs.info(url)
+    except FileNotFoundError as error:  # which fsspec makes of any failure
+        status = getattr(error.__cause__, "status", None)
+        if status is None:
+            raise UserError(
+                f"{public_url(url)} cannot be reached: check the address and the network ({error.__cause__})"
+            ) from error
+        if status not in (403, 404):  # a folder's page may be absent where its files are not
+            raise UserError(
+                f"{public_url(url)} cannot be read: its server answers with status {status}"
+            ) from error
 
 
 def join(url: str, *parts: str) -> str:
@@ -314,16 +339,43 @@ def remove_unfinished(url: str) -> None:
                 part.unlink(missing_ok=True)
 
 
-def put_verified(local: str | Path, url: str) -> dict[str, Any]:
-    """Like ``put``, but read the file back and return its ``digest``.
+def create(url: str, data: bytes) -> None:
+    """Write a small file that does not exist yet. Of several processes that try at the same time, one succeeds.
+
+    On object storage this is a conditional write (``If-None-Match``). No two calls may write the same data.
+    Raises FileExistsError if the file exists.
+    """
+    fs, path = _fresh(url)
+    if isinstance(fs, LocalFileSystem):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("xb") as file:
+            file.write(data)
+        return
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except (OSError, ClientError):
+        # The write may have succeeded all the same: its answer was lost, and when it was repeated, the file was there.
+        if not exists(url):
+            raise
+    if read_bytes(url) != data:
+        raise FileExistsError(f"{url} exists already")
+
+
+def write_verified(url: str, data: bytes) -> dict[str, Any]:
+    """Like ``write_bytes``, but read the file back and return its ``digest``.
 
     Raises OSError if the content differs: some clients lose a failed write silently.
     """
-    put(local, url)
-    expected = digest(Path(local).read_bytes())
+    write_bytes(url, data)
+    expected = digest(data)
     if not exists(url) or digest(read_bytes(url)) != expected:
         raise OSError(f"{url} was written but reads back differently")
     return expected
+
+
+def put_verified(local: str | Path, url: str) -> dict[str, Any]:
+    """``write_verified`` of a local file's content."""
+    return write_verified(url, Path(local).read_bytes())
 
 
 def digest(data: bytes) -> dict[str, Any]:
@@ -360,6 +412,86 @@ def remove_tree(url: str) -> None:
     fs, path = _fresh(url)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def require_writable(url: str, option: str, *, folder: bool) -> None:
+    """Raise UserError unless a local file can be written at the URL or, with ``folder``, files below it.
+
+    Nothing is created. Object storage is not asked: it tells only when something is written.
+    """
+    if is_http(url):
+        raise UserError(
+            f"{option} {public_url(url)}: HTTP is for reading only, give a path or s3://bucket/prefix"
+        )
+    if not is_local(url):
+        return
+    path = above = Path(local_path(url))
+    try:
+        if path.exists() and path.is_dir() != folder:
+            kinds = ("file", "folder") if folder else ("folder", "file")
+            raise UserError(f"{option} {url} is a {kinds[0]}: give a {kinds[1]}")
+        while not above.exists() or above.is_file():
+            above = above.parent
+            if above.is_file():
+                raise UserError(f"{option} {url} lies in {above}, which is a file: give another place")
+        with tempfile.TemporaryFile(dir=above):  # it has no name; only the attempt shows what is allowed
+            pass
+    except OSError as error:
+        raise UserError(f"{option} {url} cannot be written ({error.strerror}): give another place") from error
+
+
+#: Start of the names of temporary folders.
+_TEMPORARY = "glefld-temporary-"
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[str]:
+    """Yield a new folder for temporary files, and remove it at the end.
+
+    A process that is killed leaves its folder, and the next call on this machine removes it. A folder in use is told
+    from an abandoned one by a lock, which ends with the process that holds it.
+    """
+    place = Path(tempfile.gettempdir())
+    _remove_abandoned(place)
+    folder, lock = _locked_folder(place)
+    try:
+        yield str(folder)
+    finally:
+        shutil.rmtree(folder)
+        os.close(lock)
+
+
+def _remove_abandoned(place: Path) -> None:
+    for folder in place.glob(f"{_TEMPORARY}*"):
+        if not re.fullmatch(_TEMPORARY + "[0-9a-f]{32}", folder.name):
+            continue
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # another user's, or gone by now
+            continue
+        try:
+            if os.fstat(lock).st_uid == os.geteuid():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # which says that it is in use
+                logger.warning("%s, which a killed process left, cannot be removed: %s", folder, error)
+        finally:
+            os.close(lock)
+
+
+def _locked_folder(place: Path) -> tuple[Path, int]:
+    """Make a temporary folder. Returns it with the descriptor that holds its lock."""
+    while True:
+        folder = place / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        folder.mkdir(mode=0o700)
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+        # Another process took it for abandoned before it was locked.
 
 
 def public_url(url: str) -> str:

@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +19,7 @@ import ray.exceptions
 import tyro
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from glefld import tracking
+from glefld import storage, tracking
 from glefld.errors import UserError
 from glefld.storage import public_url, redacted
 from jobs.cli import guard
@@ -64,7 +63,7 @@ def run(options: Options) -> None:
     for word in options.arguments:
         require_no_password(word, f"an option of {options.job}")
     client = connect(options.address)
-    with tempfile.TemporaryDirectory() as folder:
+    with storage.temporary_folder() as folder:
         pack(Path(folder))
         try:
             job_id = client.submit_job(

@@ -15,7 +15,6 @@ import io
 import pickle
 import re
 import reprlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +36,8 @@ EXPORTED = ("model.safetensors", "model.json")
 WRITE_ATTEMPTS = 3
 #: Matches the path of a checkpoint relative to its run.
 OF_A_RUN = re.compile(r"checkpoints/\d{8,}")
+#: The files of a run's checkpoint.
+FILES = {*EXPORTED, "training.pt", "complete.json"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +85,17 @@ class ModelCard:
 def save(url: str, model: Model, card: ModelCard, training: Mapping[str, Any] | None = None) -> None:
     """Write a checkpoint folder; OSError if a file reads back differently than it was written."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    with tempfile.TemporaryDirectory() as folder:
-        # Not by safetensors and PyTorch themselves, whose errors for a full disk are no OSError.
-        with storage.temporary_space():
-            Path(folder, "model.safetensors").write_bytes(safetensors.torch.save(state))
-            Path(folder, "model.json").write_bytes(storage.json_bytes(dataclasses.asdict(card)))
-            if training is not None:
-                buffer = io.BytesIO()
-                torch.save(dict(training), buffer)
-                Path(folder, "training.pt").write_bytes(buffer.getbuffer())
-        files = {
-            path.name: storage.put_verified(path, storage.join(url, path.name))
-            for path in sorted(Path(folder).iterdir())
-        }
-        _write_verified(storage.join(url, "complete.json"), files)
+    # In memory: Ray kills workers before they could remove a temporary file.
+    files = {
+        "model.json": storage.json_bytes(dataclasses.asdict(card)),
+        "model.safetensors": safetensors.torch.save(state),
+    }
+    if training is not None:
+        buffer = io.BytesIO()
+        torch.save(dict(training), buffer)
+        files["training.pt"] = buffer.getvalue()
+    digests = {name: storage.write_verified(storage.join(url, name), data) for name, data in files.items()}
+    _write_verified(storage.join(url, "complete.json"), digests)
 
 
 def keep(run: str, model: Model, card: ModelCard, training: Mapping[str, Any], best: bool) -> None:
@@ -115,6 +113,24 @@ def keep(run: str, model: Model, card: ModelCard, training: Mapping[str, Any], b
     point(run, "last", name)
     for old in before - {None, name, pointed(run, "best")}:
         storage.remove_tree(storage.join(run, str(old)))
+
+
+def tidy(run: str) -> None:
+    """Remove what killed processes left in a run: older checkpoints without a pointer, and partial files.
+
+    A checkpoint that is newer than the last one stays: the run comes to that step again and writes it anew. Nor could
+    it be removed while a worker that was given up may still be writing it. Files that are not a checkpoint's stay.
+    """
+    last, best = pointed(run, "last"), pointed(run, "best")
+    storage.remove_unfinished(run)
+    for entry in storage.entries(storage.join(run, "checkpoints")):
+        name = f"checkpoints/{entry.name}"
+        if not OF_A_RUN.fullmatch(name):
+            continue
+        storage.remove_unfinished(entry.url)
+        old = last is not None and int(entry.name) < int(last.rpartition("/")[2])
+        if old and name != best and storage.find(entry.url).keys() <= FILES:
+            storage.remove_tree(entry.url)
 
 
 def load(url: str) -> tuple[Model, ModelCard]:
@@ -158,6 +174,11 @@ def load(url: str) -> tuple[Model, ModelCard]:
     model = build_model(card.model, card.config, card.labels)
     model.load_state_dict(state)
     return model.eval(), card
+
+
+def read_card(url: str) -> ModelCard:
+    """Return a checkpoint's card alone, without building its model; UserError if it is incomplete or damaged."""
+    return ModelCard.parse(_verified(url, ["model.json"])["model.json"], storage.join(url, "model.json"))
 
 
 def load_training(url: str) -> dict[str, Any]:

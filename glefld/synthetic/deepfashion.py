@@ -7,7 +7,6 @@ the benchmarks: ``list_view.txt`` (``{split}_view.txt`` in the fine layout) give
 
 import dataclasses
 import multiprocessing
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -110,7 +109,7 @@ def write_dataset(
                 listed[index], drawn=listed[twin].drawn, product=listed[twin].product
             )
     rows: list[ListRow] = []
-    with tempfile.TemporaryDirectory(prefix="glefld-synthesize-") as folder:
+    with storage.temporary_folder() as folder:
         local = Path(folder) / "img.zip"
         with zipfile.ZipFile(local, "w", zipfile.ZIP_STORED) as file:
             for index, (photo, product) in enumerate(draw(listed, seed, processes)):

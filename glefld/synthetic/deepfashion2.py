@@ -6,7 +6,6 @@ downloads, the zips have no password, and there is no test split, since its anno
 
 import contextlib
 import json
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -55,7 +54,7 @@ def write_dataset(
     views: Counter[str] = Counter()
     categories: Counter[str] = Counter()
     written: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix="glefld-synthesize-") as folder, contextlib.ExitStack() as stack:
+    with storage.temporary_folder() as folder, contextlib.ExitStack() as stack:
         local = {split: Path(folder) / f"{split}.zip" for split in SPLIT_SIZES}
         files = {split: stack.enter_context(zipfile.ZipFile(path, "w")) for split, path in local.items()}
         photos = in_processes(draw_one, [(seed, index) for index in range(count)], processes)

@@ -25,10 +25,9 @@ class ListWriter:
     def lines(self, name: str, lines: Iterable[str]) -> None:
         """Write a file of these lines."""
         # Stream through a local file: the attribute list of a full-sized data set is nearly a gigabyte.
-        with tempfile.NamedTemporaryFile("w", encoding="ascii", newline="\n", prefix="glefld-list-") as file:
-            file.writelines(f"{line}\n" for line in lines)
-            file.flush()
-            storage.put(file.name, storage.join(self.output, name))
+        with tempfile.TemporaryFile() as file:
+            file.writelines(f"{line}\n".encode("ascii") for line in lines)
+            storage.put_file(file, storage.join(self.output, name))
 
     def table(self, name: str, columns: str, count: int, rows: Iterable[str]) -> None:
         """Write a list with its two header lines: the number of rows and the column names."""

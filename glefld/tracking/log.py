@@ -7,7 +7,6 @@ While the server is away, everything waits in memory. From the end of an epoch o
 import contextlib
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -54,7 +53,8 @@ class RunLog:
         self._client = connect(handle.tracking_uri)
         self._outbox: Outbox[LogItem] = Outbox(self._send, _is_permanent)
         # Created with the first file: training workers log none, and Ray kills them before they could delete it.
-        self._spool: tempfile.TemporaryDirectory[str] | None = None
+        self._spool = contextlib.ExitStack()
+        self._spool_folder: str | None = None
         self._collected: list[Value] = []
         self._last_collected = time.monotonic()
         self._taken_up = folder is None  # whether what an earlier process kept is in the outbox
@@ -129,9 +129,8 @@ class RunLog:
             self._warn_and_keep()
         elif self._kept:
             self._drop_kept()
-        if self._spool is not None:
-            self._spool.cleanup()
-            self._spool = None
+        self._spool.close()
+        self._spool_folder = None
 
     def _warn_and_keep(self) -> None:
         left = self._outbox.unsent()
@@ -157,9 +156,9 @@ class RunLog:
         self._collected, self._last_collected = [], time.monotonic()
 
     def _spooled(self, file: str) -> Path:
-        if self._spool is None:
-            self._spool = tempfile.TemporaryDirectory(prefix="glefld-unsent-")
-        path = Path(self._spool.name, file)
+        if self._spool_folder is None:
+            self._spool_folder = self._spool.enter_context(storage.temporary_folder())
+        path = Path(self._spool_folder, file)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -197,7 +196,7 @@ class RunLog:
                 self._client.log_batch(run_id, [Metric(*value) for value in values])
             case Artifact(path, file):
                 to = PurePosixPath(path)
-                with tempfile.TemporaryDirectory() as folder:
+                with storage.temporary_folder() as folder:
                     local = Path(folder, to.name)
                     local.write_bytes(storage.read_bytes(file))
                     self._client.log_artifact(run_id, str(local), str(to.parent) if to.parent.name else None)
@@ -209,7 +208,7 @@ class RunLog:
                 assert_never(item)
 
     def _send_model(self, model: LoggedModel) -> None:
-        with tempfile.TemporaryDirectory() as temporary:
+        with storage.temporary_folder() as temporary:
             folder = Path(temporary)
             checkpoint.export(model.checkpoint, folder)
             # The id is remembered, and looked up on the server, so that a second attempt continues with the same model.

@@ -5,7 +5,6 @@ parameter of the model, which MLflow lets nobody change, and what is fetched is 
 """
 
 import dataclasses
-import tempfile
 import time
 from pathlib import Path
 
@@ -113,7 +112,7 @@ def fetch(uri: str, tracking_uri: str, folder: str) -> str:
         digest = model.params.get(DIGEST)
         copied = storage.exists(storage.join(url, "complete.json"))
         if not copied or digest is None:
-            with tempfile.TemporaryDirectory() as local:
+            with storage.temporary_folder() as local:
                 source = mlflow.artifacts.download_artifacts(
                     model.artifact_location, dst_path=local, tracking_uri=tracking_uri
                 )

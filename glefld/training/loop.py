@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import math
-import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from glefld.recipe import Recipe
 from glefld.schema import Labels, Manifest
 from glefld.scoring.evaluation import EVAL_BATCH, evaluate
 from glefld.scoring.metrics import Report
+from glefld.storage import public_url
 from glefld.training.losses import total_loss
 from glefld.training.meter import Meter, learning_rate
 
@@ -143,6 +143,8 @@ class Training:
                 f"{world} workers need batches of at least {world} rows: the train split has {train_rows.rows} "
                 f"and batch-size is {recipe.batch_size}"
             )
+        if rank == 0:
+            checkpoint.tidy(job.run)
         model, optimizer, position = _last_or_initial(job, manifest, device)
         pipeline = InputPipeline(
             recipe.input_size,
@@ -305,11 +307,32 @@ def _last_or_initial(
     return model, optimizer, Position(**state["position"])
 
 
+def read_weights(url: str) -> dict[str, Tensor]:
+    """Read a torchvision checkpoint: tensors by name. UserError if there is none at the URL."""
+    shown = f"--weights {public_url(url)}"
+    try:
+        data = io.BytesIO(storage.read_bytes(url))
+    except FileNotFoundError as error:
+        raise UserError(f"{shown}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{shown} is a folder: name the file in it") from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of odd pickles, beside the one line that says it all
+            state = torch.load(data, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of another kind is read as a pickle, and breaks that anywhere
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"{shown} is not a torchvision checkpoint ({why})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{shown} is not a torchvision checkpoint: it holds more than tensors by name")
+    return state
+
+
 def initial_model(job: Job, labels: Labels) -> Model:
     """The model that a run starts with: initialised from the seed, then with the job's weights and classifier.
 
     UserError for an input size that the system does not accept, and for weights that are not usable or do not fit.
     """
+    weights = read_weights(job.weights) if job.weights is not None else None
     torch.manual_seed(job.recipe.seed)
     model = build_model(job.model, job.config, labels)
     size = job.recipe.input_size
@@ -317,13 +340,8 @@ def initial_model(job: Job, labels: Labels) -> Model:
         raise UserError(
             f"input-size must be a multiple of {model.stride}, the stride of {job.model}, not {size}"
         )
-    if job.weights is not None:
-        data = io.BytesIO(storage.read_bytes(job.weights))
-        try:
-            state = torch.load(data, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise UserError(f"--weights {job.weights} is not a torchvision checkpoint: {error}") from error
-        model.load_backbone(state)
+    if weights is not None:
+        model.load_backbone(weights)
     if job.classifier is not None:
         classifier, _ = checkpoint.load(job.classifier)
         model.load_classifier(classifier)

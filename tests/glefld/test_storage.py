@@ -1,8 +1,12 @@
 """Files by URL: whole or not there, listed alike everywhere, and no secret of a URL in what is shown."""
 
+import multiprocessing
 import os
+import signal
 import tempfile
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -89,6 +93,89 @@ def test_a_changed_file_has_another_state(tmp_path: Path) -> None:
     storage.write_bytes(url, b"new")
     assert storage.state(url).size == before.size
     assert storage.state(url) != before
+
+
+def test_a_file_is_created_once(root: str) -> None:
+    url = storage.join(root, "claims", "1")
+    storage.create(url, b"first")
+    with pytest.raises(FileExistsError):
+        storage.create(url, b"second")
+    assert storage.read_bytes(url) == b"first"
+
+
+def test_of_many_that_create_a_file_at_once_one_succeeds(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def create(data: bytes) -> bytes | None:
+        together.wait()
+        try:
+            storage.create(str(tmp_path / "claims" / "1"), data)
+        except FileExistsError:
+            return None
+        return data
+
+    with ThreadPoolExecutor(8) as pool:
+        succeeded = [data for data in pool.map(create, map(bytes, range(8))) if data is not None]
+    assert succeeded == [(tmp_path / "claims" / "1").read_bytes()]
+
+
+def leave_a_folder(printed: str) -> None:
+    """What a process does that is killed while it has a temporary folder."""
+    with storage.temporary_folder() as folder:
+        Path(folder, "weights").write_bytes(bytes(100))
+        Path(printed).write_text(folder)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_leaves_its_temporary_folder_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which removes it, but no folder in use, and nothing of another name."""
+    temporary = tmp_path / "temporary"
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    for name in ("glefld-temporary-mine", f"glefld-{uuid.uuid4().hex}", "elsewhere"):
+        (temporary / name).mkdir(parents=True)
+    (temporary / f"glefld-temporary-{uuid.uuid4().hex}").symlink_to(temporary / "elsewhere")
+    there = sorted(temporary.iterdir())
+    process = multiprocessing.get_context("fork").Process(
+        target=leave_a_folder, args=(str(tmp_path / "printed"),)
+    )
+    process.start()
+    process.join()
+    left = Path((tmp_path / "printed").read_text())
+    assert list(left.iterdir())
+    with storage.temporary_folder() as first:
+        assert not left.exists()
+        with storage.temporary_folder() as second:
+            assert sorted(temporary.iterdir()) == sorted([*there, Path(first), Path(second)])
+    assert sorted(temporary.iterdir()) == there
+
+
+UNWRITABLE = {
+    "a file for a folder": ("file", True, r"--output .*/file is a file: give a folder"),
+    "a folder for a file": ("folder", False, r"--output .*/folder is a folder: give a file"),
+    "below a file": ("file/a/b", True, r"--output .*/file/a/b lies in .*/file, which is a file"),
+    "where nothing can be made": ("/proc/a/b", False, r"--output /proc/a/b cannot be written \("),
+    "over HTTP": ("http://127.0.0.1:1/a", True, r"--output http://127.0.0.1:1/a: HTTP is for reading only"),
+}
+
+
+@pytest.mark.parametrize("case", UNWRITABLE)
+def test_a_place_that_cannot_be_written_is_told_before(case: str, tmp_path: Path) -> None:
+    name, folder, message = UNWRITABLE[case]
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    url = name if name.startswith(("/", "http:")) else str(tmp_path / name)
+    with pytest.raises(UserError, match=message):
+        storage.require_writable(url, "--output", folder=folder)
+
+
+def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, folder in (("file", False), ("new", False), ("a/b/c", True), ("", True)):
+        storage.require_writable(str(tmp_path / name), "--output", folder=folder)
+    storage.require_writable("s3://nobodys-bucket/a", "--output", folder=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_kind_of_url_that_nobody_reads_is_the_users_to_mend() -> None:

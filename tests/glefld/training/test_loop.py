@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,7 +28,15 @@ from glefld.recipe import Recipe
 from glefld.scoring import evaluation
 from glefld.scoring.evaluation import evaluate
 from glefld.scoring.metrics import Counters
-from glefld.training.loop import EpochReport, Job, Training, initial_model, train, train_step
+from glefld.training.loop import (
+    EpochReport,
+    Job,
+    Training,
+    initial_model,
+    read_weights,
+    train,
+    train_step,
+)
 from glefld.training.losses import attribute_loss
 from glefld.training.meter import Meter
 from tests.dots import LABELS, card, network, write_checkpoint
@@ -314,6 +325,59 @@ def test_only_the_best_and_the_last_checkpoint_are_kept(data: str, tmp_path: Pat
     assert {f"checkpoints/{name}" for name in kept} == pointed
 
 
+def test_what_killed_workers_left_is_gone_when_the_run_goes_on(data: str, tmp_path: Path) -> None:
+    """Partial files, and a checkpoint that lost its pointers and was not deleted. What is not a run's own stays."""
+    folder = tmp_path / "run"
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    with pytest.raises(Stopped):
+        run(data, folder, recipe, stop_after=2)
+    first = folder / "checkpoints" / "00000003"
+    part = f"_part-{uuid.uuid4().hex}"
+    for older in ("00000001", "00000002"):
+        shutil.copytree(first, first.with_name(older))
+    mine = [
+        first.with_name("00000002") / "notes.txt",
+        folder / "checkpoints" / "mine" / part,
+        folder / "_part-y",
+    ]
+    for path in (folder / part, first.with_name("00000001") / part, first / part, *mine):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    # Newer than the last one: it may still be written by a worker that was given up, and is written anew.
+    (first.with_name("00000006")).mkdir()
+    (first.with_name("00000006") / "model.safetensors").write_bytes(b"half")
+    run(data, folder, recipe)
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    of_checkpoints = {
+        f"checkpoints/{step}/{name}" for step in kept_steps(folder) for name in checkpoint.FILES
+    }
+    stays = {f"checkpoints/00000002/{name}" for name in checkpoint.FILES - {"complete.json"}}
+    assert left - {str(path.relative_to(folder)) for path in mine} == {
+        "last.json",
+        "best.json",
+        "checkpoints/00000002/complete.json",
+        *stays,
+        *of_checkpoints,
+    }
+    assert all(path.exists() for path in mine)
+    checkpoint.load(storage.join(str(folder), "checkpoints/00000006"))
+
+
+def kept_steps(folder: Path) -> set[str]:
+    pointed = {checkpoint.pointed(str(folder), name) for name in ("last", "best")}
+    return {str(name).rpartition("/")[2] for name in pointed}
+
+
+def test_a_checkpoint_is_written_without_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is killed would leave them, 9 MB each."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "there is no such folder"))
+    saved = card("gle", CONFIG, LABELS, SIZE)
+    checkpoint.save(str(tmp_path / "checkpoint"), network(), saved, {"step": 1})
+    assert checkpoint.load_training(str(tmp_path / "checkpoint")) == {"step": 1}
+
+
 @pytest.mark.parametrize("foreign", ["../../data/fld", "/home/victim", "checkpoints", "", None])
 def test_a_pointer_that_leads_out_of_the_run_is_refused(
     foreign: str | None, data: str, tmp_path: Path
@@ -408,9 +472,7 @@ def test_the_backbone_starts_from_a_torchvision_checkpoint(data: str, tmp_path: 
     model = initial_model(job, labels)
     for name, value in model.get_submodule("features").state_dict().items():
         assert torch.equal(value, state[f"features.{name}"])
-    (tmp_path / "text.pth").write_text("no checkpoint")
     wrong = {
-        "not a torchvision checkpoint": dataclasses.replace(job, weights=str(tmp_path / "text.pth")),
         "does not fit this backbone": dataclasses.replace(job, config=CONFIG),
         "has no backbone": dataclasses.replace(job, model="local", config={}),
         "multiple of 8": dataclasses.replace(job, recipe=dataclasses.replace(RECIPE, input_size=36)),
@@ -418,6 +480,41 @@ def test_the_backbone_starts_from_a_torchvision_checkpoint(data: str, tmp_path: 
     for message, mistaken in wrong.items():
         with pytest.raises(ValueError, match=message):
             initial_model(mistaken, labels)
+
+
+NO_WEIGHTS: dict[str, bytes] = {
+    "words": b"no checkpoint",
+    "a list of groceries": b"shopping list: milk\n",
+    "nothing": b"",
+    "an archive": b"PK\x03\x04" + bytes(100),
+    "a picture": b"\xff\xd8\xff\xe0" + bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("case", NO_WEIGHTS)
+def test_weights_that_are_none_are_told_in_one_line_that_names_the_option(case: str, tmp_path: Path) -> None:
+    """Whatever the reader stumbles over."""
+    (tmp_path / "weights").write_bytes(NO_WEIGHTS[case])
+    with pytest.raises(UserError, match=r"--weights .* is not a torchvision checkpoint") as told:
+        read_weights(str(tmp_path / "weights"))
+    assert "\n" not in str(told.value)
+
+
+def test_random_bytes_are_no_weights(tmp_path: Path) -> None:
+    seed = int(np.random.default_rng().integers(1 << 31))
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    for _ in range(300):
+        (tmp_path / "weights").write_bytes(rng.bytes(int(rng.integers(1, 60))))
+        with pytest.raises(UserError, match=r"--weights .* is not a torchvision checkpoint"):
+            read_weights(str(tmp_path / "weights"))
+
+
+@pytest.mark.parametrize("state", [{"epoch": 3, "state_dict": {}}, [torch.zeros(1)], torch.zeros(1)])
+def test_a_checkpoint_of_another_shape_is_no_weights(state: object, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "weights")
+    with pytest.raises(UserError, match="it holds more than tensors by name"):
+        read_weights(str(tmp_path / "weights"))
 
 
 def test_a_run_does_not_resume_on_other_data(data: str, tmp_path: Path) -> None:
