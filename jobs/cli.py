@@ -7,11 +7,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import ray
-import ray.data
 import tyro
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
@@ -20,9 +19,10 @@ from rich.progress import MofNCompleteColumn, Progress
 from glefld import storage
 from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
-from glefld.models import checkpoint
 from glefld.schema import Manifest
-from pipelines import ray_private
+
+# Ray, PyTorch and MLflow take seconds to import, so functions import them when they need them: a user is told of a
+# mistake before that.
 
 Options = TypeVar("Options")
 Root = Annotated[
@@ -44,9 +44,15 @@ Device = Annotated[
 
 def main(options_type: type[Options], run: Callable[[Options], None]) -> None:
     """Parse the command line (exit status 2 if it is wrong) and run the job."""
-    description = sys.modules[options_type.__module__].__doc__
+    module = sys.modules[options_type.__module__]
     # Parse inside the guard: options may check their values when they are constructed.
-    guard(lambda: run(tyro.cli(options_type, description=description)))
+    guard(lambda: run(tyro.cli(options_type, prog=program(module.__file__), description=module.__doc__)))
+
+
+def program(file: str | None) -> str:
+    """Return how a user calls the job in a file, for the parser's messages."""
+    assert file is not None
+    return f"python -m jobs.{Path(file).stem}"
 
 
 def guard(action: Callable[[], None]) -> None:
@@ -72,7 +78,8 @@ def guard(action: Callable[[], None]) -> None:
 
 def user_error(error: BaseException) -> BaseException | None:
     """Return the error of ``ONE_LINE`` that is inside Ray's wrappers, or None if there is none."""
-    if isinstance(error, ray.exceptions.RayTaskError):
+    # Without Ray there is no error of its.
+    if (ray := sys.modules.get("ray")) is not None and isinstance(error, ray.exceptions.RayTaskError):
         return user_error(error.cause) if error.cause is not None else None
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     for failure in failures.values():
@@ -105,8 +112,18 @@ def resolve_url(url: str, option: str) -> str:
             "give a URL (s3://bucket/prefix) or an absolute path that all of them share"
         )
     place = storage.absolute(url)
-    storage.require_access(place)
+    with naming(option):
+        storage.require_access(place)
     return place
+
+
+@contextlib.contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Name the option in the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
 
 
 def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
@@ -115,13 +132,16 @@ def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
     An MLflow model is copied below the root, so that workers need only the shared storage.
     Raises UserError if there is no such checkpoint.
     """
-    # MLflow takes seconds to import, and is not needed for a path or URL.
-    if not given.startswith(("models:/", "runs:/")):
-        return checkpoint.resolve(resolve_url(given, option))
     from glefld import tracking
+    from glefld.models import checkpoint
 
+    if not given.startswith(("models:/", "runs:/")):
+        url = resolve_url(given, option)
+        with naming(option):
+            return checkpoint.resolve(url)
     place = resolve_root(root)
     uri = tracking.tracking_uri(place, on_cluster())
+    tracking.require_answer(uri)
     return tracking.fetch(given, uri, models_folder(place))
 
 
@@ -156,6 +176,10 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
     dashboard: start the dashboard too; Ray Train needs its state API to clean up after a lost worker group.
     local: passed to ``ray.init`` on this machine, such as its resources.
     """
+    import ray
+
+    from pipelines import ray_private
+
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -177,15 +201,41 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
     )
 
 
-def use_gpu(device: Device) -> bool:
-    """Return whether to use GPUs. Raises UserError for ``gpu`` on a single machine that has none.
+def available() -> Mapping[str, float]:
+    """Return the numbers of CPUs and GPUs, as ``CPU`` and ``GPU``: those that Ray has, or will have on this machine.
+
+    Connects to a cluster, but does not start Ray on this machine, which takes seconds: options can be checked before.
+    """
+    import ray
+
+    from pipelines import ray_private
+
+    if on_cluster():
+        start_ray()
+    if ray.is_initialized():
+        return ray.cluster_resources()
+    import torch
+
+    return {"CPU": ray_private.cpus(), "GPU": torch.cuda.device_count()}
+
+
+def count_machines() -> int:
+    """Return the number of machines to compute on: at least 1, as an autoscaling cluster may have none yet."""
+    import ray
+
+    if not ray.is_initialized():
+        return 1
+    return max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes()))
+
+
+def use_gpu(device: Device, gpus: float) -> bool:
+    """Return whether to use GPUs, of which there are ``gpus``. Raises UserError for ``gpu`` on a machine without one.
 
     A cluster is not checked, as it may add machines with GPUs on demand.
     """
-    available = ray.cluster_resources().get("GPU", 0) >= 1
-    if device == "gpu" and not available and not on_cluster():
-        raise UserError("--device gpu: Ray has no GPU here; omit --device to use CPUs")
-    return available if device == "auto" else device == "gpu"
+    if device == "gpu" and gpus < 1 and not on_cluster():
+        raise UserError("--device gpu: this machine has no GPU; omit --device to use CPUs")
+    return gpus >= 1 if device == "auto" else device == "gpu"
 
 
 class RowBar(contextlib.AbstractContextManager["RowBar"]):
@@ -218,6 +268,10 @@ class RowBar(contextlib.AbstractContextManager["RowBar"]):
 
 def show_own_progress() -> None:
     """Silence Ray Data's progress bars and execution logs, which would disturb the job's own progress bar."""
+    import ray.data
+
+    from pipelines import ray_private
+
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger(ray_private.DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)
     logging.getLogger(ray_private.DATA_EXECUTION_LOGGER).setLevel(logging.WARNING)

@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 from typing import Annotated, Any, get_type_hints
 
-import ray
 import tyro
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
@@ -21,6 +20,7 @@ from glefld.scoring.tables import as_text
 from jobs.cli import (
     Device,
     Root,
+    available,
     main,
     on_cluster,
     open_data,
@@ -31,8 +31,7 @@ from jobs.cli import (
     use_gpu,
 )
 from pipelines.compare import ComparedSystem, Comparison, check, compare, find_guides, measure, slug
-from pipelines.evaluate import baselines
-from pipelines.train.run import WorkerGroup
+from pipelines.train.workers import WorkerGroup, require_rows
 
 ALL = tuple(name for name, system in MODELS.items() if system.task == "landmarks" and name != "local")
 
@@ -85,46 +84,43 @@ class Options:
 
 def run(options: Options) -> None:
     """Train and score the systems, print their table and log it. Raises UserError if an option is wrong."""
-    for field in ("seeds", "num_workers", "parallel"):
-        require_between(f"--{field.replace('_', '-')}", getattr(options, field), 1)
+    for field in ("seeds", "num_workers", "parallel", "cpus_per_worker", "rows"):
+        if (value := getattr(options, field)) is not None:
+            require_between(f"--{field.replace('_', '-')}", value, 1)
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
+    if not manifest.splits.get(options.split):
+        raise UserError(f"--split {options.split}: the data set {data} has no rows in it")
+    uri = tracking.tracking_uri(root, on_cluster())
+    tracking.require_answer(uri)
+    name = options.name or f"compare-{options.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    folder = storage.join(root, "runs", name)
+    storage.require_writable(folder, "--root", folder=True)
     entries = [
         parse_entry(text, options) for text in options.models or trainable_systems(options, manifest.labels)
     ]
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         raise UserError("--models names a system twice with the same options: remove one of them")
-    weights = parse_weights(options, entries)
-    classifier = resolve_checkpoint(options.classifier, "--classifier", root) if options.classifier else None
-    uri = tracking.tracking_uri(root, on_cluster())
-    name = options.name or f"compare-{options.dataset}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    folder = storage.join(root, "runs", name)
+    for recipe in (options.recipe, *(entry.recipe for entry in entries)):
+        require_rows(data, manifest, options.num_workers, recipe.batch_size, options.rows)
     comparison = Comparison(
         dataset=options.dataset,
         data=data,
         folder=folder,
         split=options.split,
         rows=options.rows,
-        weights=weights,
+        weights=parse_weights(options, entries),
         parallel=options.parallel,
         experiment=options.experiment,
     )
-    guided_by = check(comparison, entries)
-    start_ray(dashboard=True)
+    classifier = resolve_checkpoint(options.classifier, "--classifier", root) if options.classifier else None
     workers = choose_workers(options)
-    record = storage.join(folder, "compare.json")
-    begun = storage.read_json(record)["run_id"] if storage.exists(record) else None
-    parent = tracking.start_run(
-        uri,
-        options=options,
-        manifest=manifest,
-        data=data,
-        name=name,
-        experiment=options.experiment,
-        resume=begun,
-    )
-    storage.write_json(record, {"run_id": parent.run_id})
+    guided_by = check(comparison, entries)
+
+    from pipelines.evaluate import baselines
+    from pipelines.lease import hold
+
     console = Console()
 
     def print_result(result: Result) -> None:
@@ -132,26 +128,40 @@ def run(options: Options) -> None:
 
     written = storage.join(folder, f"results-{options.split}.json")
     seeds = range(options.recipe.seed, options.recipe.seed + options.seeds)
-    with tracking.logged_run(parent, folder) as log:
-        guides = find_guides(
-            comparison, guided_by, seeds, classifier, options.recipe, parent, workers, print_result
+    with hold(folder) as lease:
+        start_ray(dashboard=True)
+        record = storage.join(folder, "compare.json")
+        begun = storage.read_json(record)["run_id"] if storage.exists(record) else None
+        parent = tracking.start_run(
+            uri,
+            options=options,
+            manifest=manifest,
+            data=data,
+            name=name,
+            experiment=options.experiment,
+            resume=begun,
         )
-        results = compare(comparison, entries, seeds, parent, guides, workers, print_result)
-        baseline = baselines(data, options.split, "category")
-        costs = measure(results, workers)
-        compared = rows(results, costs)
-        words = as_text(table(manifest.title, options.split, compared, baseline), width=160)
-        figure = chart(manifest.title, options.split, compared, baseline)
-        value = {
-            "split": options.split,
-            "results": [dataclasses.asdict(result) for result in results],
-            "costs": {system: dataclasses.asdict(cost) for system, cost in costs.items()},
-        }
-        log.log({f"error/{slug(r.system)}-seed{r.seed}": r.error for r in results}, step=0)
-        log.log_text(words, f"{options.split}/table.txt")
-        log.log_figure(figure, f"{options.split}/ne.png")
-        log.log_dict(value, f"{options.split}/results.json")
-        storage.write_json(written, value)
+        storage.write_json(record, {"run_id": parent.run_id})
+        with tracking.logged_run(parent, folder) as log:
+            guides = find_guides(
+                comparison, guided_by, seeds, classifier, options.recipe, parent, lease, workers, print_result
+            )
+            results = compare(comparison, entries, seeds, parent, lease, guides, workers, print_result)
+            baseline = baselines(data, options.split, "category")
+            costs = measure(results, workers)
+            compared = rows(results, costs)
+            words = as_text(table(manifest.title, options.split, compared, baseline), width=160)
+            figure = chart(manifest.title, options.split, compared, baseline)
+            value = {
+                "split": options.split,
+                "results": [dataclasses.asdict(result) for result in results],
+                "costs": {system: dataclasses.asdict(cost) for system, cost in costs.items()},
+            }
+            log.log({f"error/{slug(r.system)}-seed{r.seed}": r.error for r in results}, step=0)
+            log.log_text(words, f"{options.split}/table.txt")
+            log.log_figure(figure, f"{options.split}/ne.png")
+            log.log_dict(value, f"{options.split}/results.json")
+            storage.write_json(written, value)
     console.print(words, soft_wrap=True, highlight=False)
     console.print(f"results    {written}", soft_wrap=True)
     console.print(f"MLflow     {tracking.where(parent)}", soft_wrap=True)
@@ -235,11 +245,12 @@ def with_option(value: Any, name: str, text: str, entry: str) -> Any:
 
 
 def choose_workers(options: Options) -> WorkerGroup:
-    """Choose the worker group of each run from the options and Ray's resources.
+    """Choose the worker group of each run from the options and what is available.
 
     Raises UserError if this machine has too few CPUs.
     """
-    cpus = int(ray.cluster_resources().get("CPU", 1))
+    resources = available()
+    cpus = int(resources.get("CPU", 1))
     share = options.num_workers * options.parallel
     each = options.cpus_per_worker or (1 if on_cluster() else max(1, cpus // share))
     if not on_cluster() and options.num_workers * each > cpus:
@@ -247,7 +258,7 @@ def choose_workers(options: Options) -> WorkerGroup:
             f"{options.num_workers} workers of {each} CPUs need more than this machine's {cpus} CPUs: "
             "lower --num-workers or --cpus-per-worker"
         )
-    gpu = use_gpu(options.device)
+    gpu = use_gpu(options.device, resources.get("GPU", 0))
     return WorkerGroup(options.num_workers, options.num_workers, each, gpu, options.max_failures)
 
 

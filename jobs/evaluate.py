@@ -5,9 +5,8 @@ The scores are printed as tables, logged to an MLflow run and optionally written
 
 import dataclasses
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import ray
 import tyro
 from rich.console import Console
 
@@ -22,7 +21,9 @@ from glefld.scoring.tables import oks_table, pose_lines, score_tables
 from jobs.cli import (
     Device,
     Root,
+    available,
     main,
+    naming,
     on_cluster,
     open_data,
     resolve_checkpoint,
@@ -31,7 +32,9 @@ from jobs.cli import (
     start_ray,
     use_gpu,
 )
-from pipelines.evaluate import Tasks, baselines, evaluate_checkpoint, log_scores, shared_labels
+
+if TYPE_CHECKING:
+    from pipelines.evaluate import Tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +67,23 @@ def run(options: Options) -> None:
     require_between("--cpus-per-worker", options.cpus_per_worker, 1)
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
-    url = resolve_checkpoint(options.checkpoint, "--checkpoint", root)
+    if not manifest.splits.get(options.split):
+        raise UserError(f"--split {options.split}: the data set {data} has no rows in it")
     output = resolve_url(options.output, "--output") if options.output else None
-    if (shared := shared_labels(url, data)) != manifest.labels:
-        print(f"scored: {shared.summary()}. The checkpoint was not trained for the data set's other labels.")
+    if output is not None:
+        storage.require_writable(output, "--output", folder=False)
     uri = tracking.tracking_uri(root, on_cluster())
+    tracking.require_answer(uri)
+    url = resolve_checkpoint(options.checkpoint, "--checkpoint", root)
+
+    from pipelines import evaluate
+
+    tasks = choose_tasks(options)
+    with naming("--checkpoint"):
+        shared = evaluate.shared_labels(url, data)
+    if shared != manifest.labels:
+        print(f"scored: {shared.summary()}. The checkpoint was not trained for the data set's other labels.")
     start_ray()
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    if options.cpus_per_worker > cpus and not on_cluster():
-        raise UserError(
-            f"--cpus-per-worker {options.cpus_per_worker} is more than this machine's {cpus} CPUs: lower it"
-        )
-    tasks = Tasks(options.num_workers, options.cpus_per_worker, use_gpu(options.device))
     handle = tracking.start_run(
         uri,
         options=options,
@@ -86,9 +94,9 @@ def run(options: Options) -> None:
     )
     with tracking.logged_run(handle) as log:
         start = time.monotonic()
-        report = evaluate_checkpoint(url, data, options.split, tasks)
+        report = evaluate.evaluate_checkpoint(url, data, options.split, tasks)
         seconds = time.monotonic() - start
-        baseline = baselines(data, options.split, report.label)
+        baseline = evaluate.baselines(data, options.split, report.label)
         scores = evaluation.evaluation_json(
             report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baseline
         )
@@ -98,8 +106,22 @@ def run(options: Options) -> None:
             storage.write_json(output, scores)
             print(f"written to {output}")
         log.log({f"{options.split}_{name}": value for name, value in report.numbers().items()}, step=0)
-        log_scores(log, scores, report, baseline, data, tasks)
+        evaluate.log_scores(log, scores, report, baseline, data, tasks)
     Console().print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
+
+
+def choose_tasks(options: Options) -> "Tasks":
+    """Choose the tasks from the options and what is available. Raises UserError for more than this machine has."""
+    from pipelines.evaluate import Tasks
+
+    resources = available()
+    cpus = int(resources.get("CPU", 1))
+    if options.cpus_per_worker > cpus and not on_cluster():
+        raise UserError(
+            f"--cpus-per-worker {options.cpus_per_worker} is more than this machine's {cpus} CPUs: lower it"
+        )
+    gpu = use_gpu(options.device, resources.get("GPU", 0))
+    return Tasks(options.num_workers, options.cpus_per_worker, gpu)
 
 
 def print_scores(dataset: str, report: Report, baseline: Baselines, seconds: float) -> None:

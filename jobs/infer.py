@@ -5,7 +5,6 @@ import os
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-import ray
 import tyro
 from rich.console import Console
 from rich.table import Column, Table
@@ -17,7 +16,9 @@ from jobs.cli import (
     Device,
     Root,
     RowBar,
+    available,
     base_options,
+    count_machines,
     main,
     on_cluster,
     resolve_checkpoint,
@@ -27,7 +28,6 @@ from jobs.cli import (
     start_ray,
     use_gpu,
 )
-from pipelines.infer.overlays import write_overlays
 from pipelines.infer.run import InferenceWorkers, InferOptions, find_finished, infer, make_plan
 
 
@@ -74,11 +74,15 @@ def run(options: Options) -> None:
         input=source,
         boxes=resolve_url(options.boxes, "--boxes") if options.boxes else None,
     )
+    if chosen.boxes and not storage.is_file(chosen.boxes):
+        raise UserError(f"--boxes {public_url(chosen.boxes)}: there is no such file")
     console = Console()
     rate = None
     if (manifest := find_finished(chosen, output)) is not None:
         console.print(f"{output} is already finished: nothing to predict", soft_wrap=True)
     else:
+        storage.require_writable(output, "--output" if options.output else "--root", folder=True)
+        workers = choose_workers(options)
         plan = make_plan(chosen, output)
         if plan.whole_photos:
             console.print(
@@ -88,11 +92,14 @@ def run(options: Options) -> None:
             )
         start_ray()
         show_own_progress()
-        workers = choose_workers(options)
         with RowBar(console, "infer") as bar:
             manifest = infer(plan, output, workers, bar)
         rate = bar.rows_per_second()
-    sheet = write_overlays(chosen, output, options.overlays) if options.overlays else None
+    sheet = None
+    if options.overlays:
+        from pipelines.infer.overlays import write_overlays  # what draws is slow to import
+
+        sheet = write_overlays(chosen, output, options.overlays)
     console.print(summary(manifest, rate))
     console.print(f"predictions   {output}", soft_wrap=True)
     if sheet is not None:
@@ -100,11 +107,10 @@ def run(options: Options) -> None:
 
 
 def choose_workers(options: Options) -> InferenceWorkers:
-    """Choose the workers from the options and Ray's resources. Raises UserError for more GPU workers than GPUs."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    # An autoscaling cluster may have no worker machines yet.
-    machines = max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes()))
-    gpu = use_gpu(options.device)
+    """Choose the workers from the options and what is available. UserError for more GPU workers than GPUs."""
+    gpus = int(available().get("GPU", 0))
+    machines = count_machines()
+    gpu = use_gpu(options.device, gpus)
     number = options.num_workers or max(1, gpus if gpu else machines)
     if gpu and number > gpus and not on_cluster():
         raise UserError(f"--num-workers {number}, but this machine has {gpus} GPUs: lower --num-workers")

@@ -8,35 +8,36 @@ import re
 import sys
 from typing import Annotated, Any, Generic, TypeVar, get_args
 
-import ray
 import tyro
 from rich.console import Console
 
 from glefld import storage, tracking
 from glefld.datasets import Dataset
 from glefld.errors import UserError, require_between
-from glefld.models import MODELS, build_model
+from glefld.models import MODELS
 from glefld.models.system import Preset, Task
 from glefld.recipe import Recipe
+from glefld.schema import Labels
 from glefld.scoring.tables import score_tables
-from glefld.tracking import Registration
 from glefld.training import loop
 from glefld.training.loop import Job
 from jobs.cli import (
     ONE_LINE,
     Device,
     Root,
+    available,
     guard,
     models_folder,
     on_cluster,
     open_data,
+    program,
     resolve_checkpoint,
     resolve_root,
     resolve_url,
     start_ray,
     use_gpu,
 )
-from pipelines.train.run import WorkerGroup, parse_workers, train_and_score
+from pipelines.train.workers import WorkerGroup, parse_workers, require_rows
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,59 @@ class Options(Generic[Config]):
 
 def run(options: Options[Any]) -> None:
     """Train, and print the best checkpoint and its scores. Raises UserError if an option is wrong."""
+    check(options)
+    root = resolve_root(options.root)
+    data, manifest = open_data(options.data, root, options.dataset)
+    most = parse_workers(options.num_workers or "1")[1]
+    require_rows(data, manifest, most, options.recipe.batch_size, options.rows)
+    uri = tracking.tracking_uri(root, on_cluster())
+    tracking.require_answer(uri)
+    folder, started = find_run(options, root)
+    storage.require_writable(folder, "--output" if options.output else "--root", folder=True)
+    registration = tracking.Registration(options.register, options.alias) if options.register else None
+    job = make_job(options, root, data, folder)
+    workers = choose_workers(options)
+    require_rows(data, manifest, workers.most, options.recipe.batch_size, options.rows)
+    if started is None:
+        check_model(options, job, manifest.labels)
+
+    from pipelines.lease import hold
+    from pipelines.train.run import train_and_score
+
+    with hold(folder) as lease:
+        started = resumed(options, folder)  # again: another process may have begun or ended since
+        start_ray(dashboard=True)
+        handle = tracking.start_run(
+            uri,
+            options=options,
+            manifest=manifest,
+            data=data,
+            name=folder.rsplit("/", 1)[-1],
+            experiment=options.experiment,
+            resume=started["run_id"] if started else None,
+        )
+        record = {
+            "options": _comparable(options),
+            "run_id": handle.run_id,
+            "begun": _begun(folder) or datetime.datetime.now(datetime.UTC).isoformat(),
+        }
+        storage.write_json(storage.join(folder, "run.json"), record)
+        best, report, baselines = train_and_score(job, workers, handle, lease, registration)
+    if registration is not None:
+        copy_model(handle, root)
+    console = Console()
+    console.print(score_tables(options.dataset, report, baselines))
+    console.print(f"run        {folder}", soft_wrap=True)
+    console.print(f"checkpoint {best}", soft_wrap=True)
+    console.print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
+
+
+def check(options: Options[Any]) -> None:
+    """Raise UserError for options that are out of range or do not fit together."""
     require_between("--resize-seconds", options.resize_seconds, 0)
+    for field in ("cpus_per_worker", "rows"):
+        if (value := getattr(options, field)) is not None:
+            require_between(f"--{field.replace('_', '-')}", value, 1)
     if MODELS[options.system].task != options.task:
         names = ", ".join(name for name, system in MODELS.items() if system.task == options.task)
         raise UserError(f"--task {options.task} does not fit --model {options.system}: choose one of {names}")
@@ -118,20 +171,13 @@ def run(options: Options[Any]) -> None:
             "--preset paper starts from ImageNet weights: give --weights FILE_OR_URL (a torchvision checkpoint of the "
             "backbone), or --random-weights to start without them"
         )
-    root = resolve_root(options.root)
-    data, manifest = open_data(options.data, root, options.dataset)
-    guided = build_model(options.system, options.config, manifest.labels).guided_by is not None
-    if guided and options.classifier is None and not options.random_weights:
-        raise UserError(
-            f"{options.system} is guided by a classifier: give --classifier RUN (train one with python -m jobs.train "
-            f"--task classify --dataset {options.dataset}), or --random-weights to train without one"
-        )
     if options.alias and not options.register:
         raise UserError("--alias needs a registered model: add --register NAME")
-    registration = Registration(options.register, options.alias) if options.register else None
-    uri = tracking.tracking_uri(root, on_cluster())
-    folder, started = find_run(options, root)
-    job = Job(
+
+
+def make_job(options: Options[Any], root: str, data: str, folder: str) -> Job:
+    """Return what the workers get. Raises UserError for weights or a classifier that cannot be accessed."""
+    return Job(
         dataset=options.dataset,
         data=data,
         run=folder,
@@ -144,33 +190,16 @@ def run(options: Options[Any]) -> None:
         else None,
         rows=options.rows,
     )
-    if started is None:
-        loop.initial_model(job, manifest.labels)  # fail early, rather than in the workers
-    start_ray(dashboard=True)
-    workers = choose_workers(options)
-    handle = tracking.start_run(
-        uri,
-        options=options,
-        manifest=manifest,
-        data=data,
-        name=folder.rsplit("/", 1)[-1],
-        experiment=options.experiment,
-        resume=started["run_id"] if started else None,
-    )
-    record = {
-        "options": _comparable(options),
-        "run_id": handle.run_id,
-        "begun": _begun(folder) or datetime.datetime.now(datetime.UTC).isoformat(),
-    }
-    storage.write_json(storage.join(folder, "run.json"), record)
-    best, report, baselines = train_and_score(job, workers, handle, registration)
-    if registration is not None:
-        copy_model(handle, root)
-    console = Console()
-    console.print(score_tables(options.dataset, report, baselines))
-    console.print(f"run        {folder}", soft_wrap=True)
-    console.print(f"checkpoint {best}", soft_wrap=True)
-    console.print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
+
+
+def check_model(options: Options[Any], job: Job, labels: Labels) -> None:
+    """Build the model as the workers will. Raises UserError if it, its weights or its classifier does not fit."""
+    model = loop.initial_model(job, labels)
+    if model.guided_by is not None and job.classifier is None and not options.random_weights:
+        raise UserError(
+            f"{options.system} is guided by a classifier: give --classifier RUN (train one with python -m jobs.train "
+            f"--task classify --dataset {options.dataset}), or --random-weights to train without one"
+        )
 
 
 def copy_model(handle: tracking.RunHandle, root: str) -> None:
@@ -217,24 +246,36 @@ def find_run(options: Options[Any], root: str) -> tuple[str, dict[str, Any] | No
         folder = storage.join(runs, max(names, key=lambda name: (_begun(storage.join(runs, name)), name)))
     else:
         folder = storage.join(runs, prefix + datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"))
+    return folder, resumed(options, folder)
+
+
+def resumed(options: Options[Any], folder: str) -> dict[str, Any] | None:
+    """Return a run's run.json if the run is resumed, or None if it is new.
+
+    Raises UserError if the run to resume does not exist or has other options, or if a new run's name is taken.
+    """
     record = storage.join(folder, "run.json")
     if not storage.exists(record):
         if options.resume:
             raise UserError(
                 f"--resume: {folder} is not a run (it has no run.json): check --name and --output"
             )
-        return folder, None
+        return None
     if not options.resume:
         raise UserError(
             f"{folder} already holds a run: give --resume to continue it, or choose another --name"
         )
     started = storage.read_json(record)
+    if "options" not in started:
+        raise UserError(
+            f"--resume: {folder} belongs to a comparison: continue it with python -m jobs.compare and its --name"
+        )
     wanted = _comparable(options)
     changed = [name for name in wanted if wanted[name] != started["options"].get(name)]
     if changed:
         was = ", ".join(f"{name} {started['options'].get(name)!r}" for name in changed)
         raise UserError(f"--resume needs the options that the run was started with: {was}")
-    return folder, started
+    return started
 
 
 def _comparable(options: Options[Any]) -> dict[str, Any]:
@@ -244,13 +285,13 @@ def _comparable(options: Options[Any]) -> dict[str, Any]:
 
 
 def choose_workers(options: Options[Any]) -> WorkerGroup:
-    """Choose the worker group from the options and Ray's resources.
+    """Choose the worker group from the options and what is available.
 
     Raises UserError if this machine has too few CPUs or GPUs.
     """
-    resources = ray.cluster_resources()
+    resources = available()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    gpu = use_gpu(options.device)
+    gpu = use_gpu(options.device, gpus)
     least, most = parse_workers(options.num_workers or str(max(1, gpus if gpu else 1)))
     each = options.cpus_per_worker or (1 if on_cluster() else max(1, cpus // most))
     if gpu and least > gpus and not on_cluster():
@@ -277,7 +318,7 @@ def parse(argv: list[str]) -> Options[Any]:
         dataset=tyro.MISSING, config=config, recipe=recipe, system=name, task=named.task, preset=named.preset
     )
     of_this_system: Any = Options[type(config)]  # type: ignore[misc]
-    return tyro.cli(of_this_system, default=default, args=argv, description=__doc__)
+    return tyro.cli(of_this_system, default=default, args=argv, prog=program(__file__), description=__doc__)
 
 
 if __name__ == "__main__":

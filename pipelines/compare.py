@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 import torch
@@ -19,10 +19,12 @@ from glefld.scoring import cost
 from glefld.scoring.comparison import Result
 from glefld.scoring.cost import Cost
 from glefld.scoring.evaluation import EVAL_BATCH
-from glefld.tracking import RunHandle
 from glefld.training.loop import Job, initial_model
-from pipelines import evaluate
-from pipelines.train.run import WorkerGroup, train_and_score
+from pipelines.train.workers import WorkerGroup
+
+if TYPE_CHECKING:
+    from glefld.tracking import RunHandle
+    from pipelines.lease import Lease
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,8 @@ def compare(
     comparison: Comparison,
     entries: Sequence[ComparedSystem],
     seeds: Sequence[int],
-    parent: RunHandle,
+    parent: "RunHandle",
+    lease: "Lease",
     guides: Mapping[tuple[str, int], str],
     workers: WorkerGroup,
     done: Callable[[Result], None],
@@ -67,8 +70,9 @@ def compare(
     """Train and score each entry with each seed.
 
     Results are in the order of the entries; ``done`` is called with each one as it becomes available.
-    guides: URLs of the guiding classifiers, by entry name and seed. If an earlier comparison in this folder was
-    stopped, its finished runs are read and its unfinished runs are resumed. Raises UserError if its options differ.
+    lease: this driver's claim on the comparison's folder. guides: URLs of the guiding classifiers, by entry name and
+    seed. If an earlier comparison in this folder was stopped, its finished runs are read and its unfinished runs are
+    resumed. Raises UserError if its options differ.
     """
     waiting = [(entry, seed) for entry in entries for seed in seeds]
     running: dict[ray.ObjectRef, RunHandle] = {}
@@ -89,7 +93,7 @@ def compare(
                     continue
                 resume = earlier["run_id"] if earlier is not None else None
                 handle = open_run(job, f"{entry.name} seed {seed}", comparison.experiment, parent, resume)
-                running[_child.remote(job, entry.name, comparison.split, workers, handle)] = handle
+                running[_child.remote(job, entry.name, comparison.split, workers, handle, lease)] = handle
             if running:
                 (ready,), _ = ray.wait(list(running), num_returns=1)
                 result = ray.get(ready)  # may raise, so its run stays in ``running`` and is ended below
@@ -109,7 +113,8 @@ def find_guides(
     seeds: Sequence[int],
     given: str | None,
     recipe: Recipe,
-    parent: RunHandle,
+    parent: "RunHandle",
+    lease: "Lease",
     workers: WorkerGroup,
     done: Callable[[Result], None],
 ) -> dict[tuple[str, int], str]:
@@ -126,7 +131,7 @@ def find_guides(
         )
         for label in labels
     ]
-    results = iter(compare(comparison, trained, seeds, parent, {}, workers, done))
+    results = iter(compare(comparison, trained, seeds, parent, lease, {}, workers, done))
     checkpoints = {(label, seed): next(results).checkpoint for label in labels for seed in seeds}
     return {(name, seed): checkpoints[label, seed] for name, label in guided_by.items() for seed in seeds}
 
@@ -189,7 +194,9 @@ def result_url(job: Job, split: Split) -> str:
     return storage.join(job.run, f"result-{split}.json")
 
 
-def open_run(job: Job, name: str, experiment: str | None, parent: RunHandle, resume: str | None) -> RunHandle:
+def open_run(
+    job: Job, name: str, experiment: str | None, parent: "RunHandle", resume: str | None
+) -> "RunHandle":
     """Open the job's MLflow run: the run with the id ``resume``, or a new child of ``parent``."""
     handle = tracking.start_run(
         parent.tracking_uri,
@@ -207,8 +214,14 @@ def open_run(job: Job, name: str, experiment: str | None, parent: RunHandle, res
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _child(job: Job, name: str, split: Split, workers: WorkerGroup, handle: RunHandle) -> Result:
-    best, report, _ = train_and_score(job, workers, handle)
+def _child(
+    job: Job, name: str, split: Split, workers: WorkerGroup, handle: "RunHandle", lease: "Lease"
+) -> Result:
+    # Ray Train and what draws take seconds to import, before jobs.compare could tell of a mistake.
+    from pipelines import evaluate
+    from pipelines.train.run import train_and_score
+
+    best, report, _ = train_and_score(job, workers, handle, lease)
     if split != "val":
         scorer = evaluate.Tasks(cpus=workers.cpus, gpu=workers.gpu)
         report = evaluate.evaluate_checkpoint(best, job.data, split, scorer)

@@ -3,12 +3,13 @@
 Tests fail if a Ray release removes one of them.
 """
 
+import json
 import logging
 import os
 
 import ray._private.ray_constants
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution import context
+import ray._private.utils
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 #: Loggers that report each step of a submission, or a missing token. ``jobs.submit`` prints its own messages instead.
 SUBMISSION_LOGGERS = (
@@ -38,9 +39,25 @@ def choose_gcs_port(port: int) -> None:
 
 def is_start_timeout(error: BaseException) -> bool:
     """Return whether Ray Train gave up because the cluster had no room for its workers."""
+    # Ray Train is slow to import.
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
     return isinstance(error, WorkerGroupStartupTimeoutError)
 
 
 def silence_train_reports() -> None:
     """Suppress the line that Ray Train logs for every report of every worker."""
+    from ray.train.v2._internal.execution import context
+
     context.logger.setLevel(logging.WARNING)
+
+
+def cpus() -> int:
+    """Return the number of CPUs that a Ray started on this machine would have: a container's, if it is limited."""
+    return int(ray._private.utils.get_num_cpus(override_docker_cpu_warning=True))
+
+
+def submitted_job() -> str | None:
+    """Return the id of the Ray job that this process was submitted as, or None."""
+    config = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) or "{}")
+    return (config.get("metadata") or {}).get("job_submission_id")

@@ -18,7 +18,9 @@ SHARED_DATA = SHARED / "data"
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray with logical CPUs to spare: on two cores, training workers would leave Ray Data none."""
-    from jobs.cli import ray, start_ray  # here: tests/gpu runs where there is no Ray, and no MLflow
+    import ray
+
+    from jobs.cli import start_ray  # here: tests/gpu runs where there is no Ray, and no MLflow
 
     # Ray's own niceness of 15 starves its workers beside anything else. It spells the name so.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112

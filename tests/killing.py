@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,8 @@ def kill_job(
     )
     print(f"killed {delay:.3f} s after {wanted} of {shards} shards were there")
     mark = uuid.uuid4().hex
-    environment = {name: value for name, value in os.environ.items() if name not in SET_BY_RAY}
     printed = folder / "printed"
-    process = forks().Process(target=run_job, args=(job, arguments, environment | {MARK: mark}, printed))
-    process.start()
+    process = start_job(job, arguments, printed, {MARK: mark})
     assert process.pid is not None
     while written() < wanted:
         if not process.is_alive():
@@ -61,6 +60,16 @@ def kill_job(
     _, alive = psutil.wait_procs(left, timeout=30)
     assert not alive
     return wanted
+
+
+def start_job(
+    job: str, arguments: Sequence[str], printed: Path, environment: Mapping[str, str]
+) -> BaseProcess:
+    """Run ``python -m jobs.JOB`` with a Ray of its own and more in its environment; ``printed`` gets its output."""
+    ours = {name: value for name, value in os.environ.items() if name not in SET_BY_RAY}
+    process = forks().Process(target=run_job, args=(job, arguments, {**ours, **environment}, printed))
+    process.start()
+    return process
 
 
 def run_job(job: str, arguments: Sequence[str], environment: dict[str, str], printed: Path) -> None:

@@ -1,10 +1,16 @@
 """What a user sees of a mistake."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.cli import guard
+from tests import dots
+
+#: MLFLOW_TRACKING_URI of a server that is down.
+NO_SERVER = "http://127.0.0.1:1"
 
 
 def one_line(action: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> str:
@@ -16,3 +22,25 @@ def one_line(action: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> 
     assert printed.startswith("error: ")
     assert printed.count("\n") == 1
     return printed
+
+
+def forbid_ray(monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    """Let the test fail if a job comes to the point where it starts Ray, which takes longer than all checks."""
+
+    def fail(**_: object) -> None:
+        pytest.fail("the mistake was not told before Ray started")
+
+    monkeypatch.setattr(f"jobs.{job}.start_ray", fail)
+
+
+def write_wrong_files(folder: Path) -> None:
+    """What a user may name by mistake: a text, and a photo where a data set or a checkpoint is wanted."""
+    (folder / "notes.txt").write_text("shopping list: milk\n")
+    (folder / "photos").mkdir()
+    photo = dots.photo(dots.random_points(np.random.default_rng(0), (0, 0, 90, 70)), 90, 70)
+    (folder / "photos" / "a.jpg").write_bytes(dots.encoded(photo, "JPEG"))
+
+
+def everything(folder: Path) -> list[str]:
+    """All files and folders below it: a mistake leaves none behind."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

@@ -8,9 +8,7 @@ Letters in shapes: B batch, C channels, H and W the input's size.
 from collections.abc import Mapping
 from typing import Literal
 
-import torchvision.models
 from torch import Tensor, nn
-from torchvision.models.vgg import make_layers
 
 from glefld.errors import UserError
 
@@ -32,12 +30,17 @@ def stride8(name: Stride8) -> tuple[nn.Module, int]:
     """
     if name == "resnet18":
         return ResNetFeatures(name, last=2), 128
+    # Only where a network is made: torchvision takes seconds to import, and options are parsed without it.
+    from torchvision.models.vgg import make_layers
+
     layers = VGG_LAYERS[name]
     return make_layers(layers, batch_norm=name != "vgg16"), int(layers[-1])
 
 
 def stride32(name: Stride32) -> tuple[nn.Module, int]:
     """Return a stride-32 backbone, [B, 3, H, W] -> [B, C, H / 32, W / 32], and its C."""
+    import torchvision.models
+
     if name == "convnext-tiny":
         return torchvision.models.convnext_tiny().features, 768
     resnet = ResNetFeatures(name)
@@ -49,6 +52,8 @@ class ResNetFeatures(nn.Module):
 
     def __init__(self, name: ResNet, last: int = 4) -> None:
         super().__init__()
+        import torchvision.models
+
         resnet = getattr(torchvision.models, name)()
         self.last = last
         #: Channels of each stage; the stages have strides 4, 8, 16 and 32.

@@ -16,7 +16,6 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.vgg import make_layers
 
 from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.errors import UserError, require_between
@@ -76,6 +75,8 @@ class Liu2018Full(Liu2018):
             raise UserError(
                 "liu2018-full needs categories or attributes, and the data set has neither: use liu2018"
             )
+        from torchvision.models.vgg import make_layers
+
         self.attention = Attention(self.channels)
         self.conv5 = make_layers([self.channels] * 3, batch_norm=config.backbone != "vgg16")
         flat = self.channels * 7 * 7

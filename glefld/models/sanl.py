@@ -19,7 +19,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork
 
 from glefld.errors import UserError
 from glefld.models.backbones import ResNet, ResNetFeatures, load_features
@@ -62,6 +61,8 @@ class SANL(Model):
 
     def __init__(self, config: SANLConfig, labels: Labels) -> None:
         super().__init__(labels)
+        from torchvision.ops import FeaturePyramidNetwork
+
         self.attention = config.attention
         self.codec = FINE if config.refine else COARSE
         self.features = ResNetFeatures(config.backbone)

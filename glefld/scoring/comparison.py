@@ -3,9 +3,8 @@
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.figure
 import rich.box
 import rich.table
 
@@ -15,6 +14,9 @@ from glefld.scoring.evaluation import EVAL_BATCH
 from glefld.scoring.metrics import Report
 from glefld.scoring.published import note, published
 from glefld.scoring.tables import MOST_COLUMNS, cell, short_name
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 #: Scores other than NE. Each gets a column if a system has it.
 BESIDE = {
@@ -172,8 +174,10 @@ def table(
 
 def chart(
     dataset: str, split: str, compared: Sequence[SystemScores], baseline: Baselines
-) -> matplotlib.figure.Figure:
+) -> "matplotlib.figure.Figure":
     """Return a chart of each system's mean NE and its span over seeds, with the published averages below."""
+    import matplotlib.figure  # here, as comparing trains for hours before it draws
+
     systems = published(dataset, tuple(compared[0].results[0].ne_by_landmark))
     figure = matplotlib.figure.Figure(
         figsize=(8, 1.6 + 0.3 * (len(compared) + len(systems))), dpi=130, layout="constrained"

@@ -1,7 +1,6 @@
 """Writing the benchmarks' list files, with the row counts, column names, padding and codes of the originals."""
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -25,7 +24,7 @@ class ListWriter:
     def lines(self, name: str, lines: Iterable[str]) -> None:
         """Write a file of these lines."""
         # Stream through a local file: the attribute list of a full-sized data set is nearly a gigabyte.
-        with tempfile.TemporaryFile() as file:
+        with storage.temporary_file() as file:
             file.writelines(f"{line}\n".encode("ascii") for line in lines)
             storage.put_file(file, storage.join(self.output, name))
 

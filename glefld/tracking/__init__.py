@@ -1,13 +1,19 @@
 """Everything that talks to MLflow: runs, what is logged to them, and models by name.
 
-``run`` opens and ends a run on the driver. ``log`` sends to it from any process, through ``outbox``, and keeps in
-``unsent`` what the server has not taken. ``model_registry`` stores, registers and fetches models. Code outside this
-package imports from here.
+``server`` finds the tracking store and asks whether it answers. ``run`` opens and ends a run on the driver. ``log``
+sends to it from any process, through ``outbox``, and keeps in ``unsent`` what the server has not taken.
+``model_registry`` stores, registers and fetches models. Code outside this package imports from here. MLflow, which
+takes seconds to import, is loaded with the first name that needs it.
 """
 
-from glefld.tracking.log import RunLog, logged_run
-from glefld.tracking.model_registry import Registration, fetch
-from glefld.tracking.run import COMMIT, RunHandle, finish, git_commit, start_run, tracking_uri, where
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glefld.tracking.log import RunLog, logged_run
+    from glefld.tracking.model_registry import Registration, fetch
+    from glefld.tracking.run import COMMIT, RunHandle, finish, git_commit, start_run, where
+    from glefld.tracking.server import require_answer, tracking_uri
 
 __all__ = [
     "COMMIT",
@@ -18,7 +24,22 @@ __all__ = [
     "finish",
     "git_commit",
     "logged_run",
+    "require_answer",
     "start_run",
     "tracking_uri",
     "where",
 ]
+
+_MODULES = {
+    "log": ("RunLog", "logged_run"),
+    "model_registry": ("Registration", "fetch"),
+    "run": ("COMMIT", "RunHandle", "finish", "git_commit", "start_run", "where"),
+    "server": ("require_answer", "tracking_uri"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

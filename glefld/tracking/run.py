@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,29 +79,6 @@ def connect(uri: str) -> MlflowClient:
         if logging.getLogger(name).level == logging.NOTSET:
             logging.getLogger(name).setLevel(level)
     return MlflowClient(uri)
-
-
-def tracking_uri(root: str, on_cluster: bool) -> str:
-    """MLFLOW_TRACKING_URI if it is set, else a SQLite file in the root.
-
-    UserError if that file could not be shared (on a cluster, or with a root on object storage), or if a database's
-    password has an @ in it.
-    """
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        # SQLAlchemy ends a password at its first @. What follows would be shown as the host that cannot be found.
-        user = re.match(r"(?!https?:)[^/:]+://([^/:]*(?::.*)?)@", uri, re.DOTALL)
-        if user and "@" in user[1]:
-            raise UserError(
-                f"MLFLOW_TRACKING_URI={redacted(uri)} has an @ besides the one before the host: write it as %40"
-            )
-        return uri
-    if on_cluster or not storage.is_local(root):
-        where = "on a cluster" if on_cluster else f"with the root {root}"
-        raise UserError(
-            f"{where}, MLflow cannot use a local SQLite file: set MLFLOW_TRACKING_URI to a tracking server "
-            "(http://host:5000)"
-        )
-    return f"sqlite:///{storage.local_path(storage.absolute(root))}/mlflow.db"
 
 
 def start_run(

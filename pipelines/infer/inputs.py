@@ -177,7 +177,7 @@ def _read_boxes(url: str) -> pa.Table:
         raise
     # Not the storage's: the file is in memory. Damaged files raise all of these.
     except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
-        raise UserError(f"{name} is not a readable CSV or Parquet file: {error}") from error
+        raise UserError(f"--boxes {name} is not a readable CSV or Parquet file: {error}") from error
     if not columns["uri"] or not (columns["box"] or all(columns[c] for c in CORNERS)) or not len(table):
         raise UserError(
             f"{name} must have rows with the columns uri and {', '.join(CORNERS)} (or box, a list of these four); it "

@@ -171,12 +171,14 @@ def make_plan(options: InferOptions, output: str) -> InferencePlan:
         raise UserError(
             f"--output {output} lies in --input, where the next run would read it: choose a folder outside --input"
         )
-    _, card = checkpoint.load(options.checkpoint)
-    require_landmarks(options.checkpoint, card)
+    require_landmarks(options.checkpoint, checkpoint.read_card(options.checkpoint))
     place = output_at(output)
     with place.claimed():
         state = source_state([options.input])
         found = open_input(options.input, options.boxes, options.split, place.staging)
+        _, card = checkpoint.load(
+            options.checkpoint
+        )  # after what is told sooner: to build a model takes seconds
     facts = [
         PREDICTIONS_VERSION,
         PIL.__version__,

@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -20,11 +20,15 @@ from glefld.models import checkpoint
 from glefld.scoring import evaluation
 from glefld.scoring.baselines import Baselines
 from glefld.scoring.metrics import Report
-from glefld.tracking import Registration, RunHandle, RunLog
 from glefld.training import loop
 from glefld.training.loop import EpochReport, Job
 from pipelines import evaluate, ray_private
+from pipelines.lease import Lease
 from pipelines.train.process_group import NodeAddressConfig
+from pipelines.train.workers import WorkerGroup
+
+if TYPE_CHECKING:
+    from glefld.tracking import Registration, RunHandle, RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -33,51 +37,26 @@ logger = logging.getLogger(__name__)
 START_TRIES = 30
 
 
-@dataclasses.dataclass(frozen=True)
-class WorkerGroup:
-    """The number of workers and the resources of each. Training is elastic if ``least`` and ``most`` differ."""
-
-    least: int
-    most: int
-    cpus: int
-    gpu: bool
-    max_failures: int = 3
-    resize_seconds: float = 60.0
-    """Interval at which elastic training checks for room for more workers. Each resize restarts from a checkpoint."""
-
-    @property
-    def count(self) -> int | tuple[int, int]:
-        """``num_workers`` as Ray Train expects it."""
-        return self.least if self.least == self.most else (self.least, self.most)
-
-
-def parse_workers(text: str) -> tuple[int, int]:
-    """Parse ``N`` or ``MIN-MAX`` to (least, most). Raises UserError for anything else."""
-    least, dash, most = text.partition("-")
-    if not least.isdecimal() or (dash and not most.isdecimal()):
-        raise UserError(f"--num-workers must be N or MIN-MAX, such as 2 or 1-4, not {text!r}")
-    bounds = int(least), int(most if dash else least)
-    if not 1 <= bounds[0] <= bounds[1]:
-        raise UserError(f"--num-workers {text}: MIN must be at least 1 and at most MAX")
-    return bounds
-
-
 def train_and_score(
-    job: Job, workers: WorkerGroup, handle: RunHandle, registration: Registration | None = None
+    job: Job,
+    workers: WorkerGroup,
+    handle: "RunHandle",
+    lease: Lease,
+    registration: "Registration | None" = None,
 ) -> tuple[str, Report, Baselines]:
     """Train a job, score its best checkpoint on val, and end its MLflow run.
 
-    Returns the checkpoint's URL, its scores and those of the baselines. ``registration`` registers the best checkpoint
-    in MLflow's model registry. Raises what ``train`` raises.
+    lease: this driver's claim on the run. registration: registers the best checkpoint in MLflow's model registry.
+    Returns the checkpoint's URL, its scores and those of the baselines. Raises what ``train`` raises.
     """
     with tracking.logged_run(handle, job.run) as log:
-        best = train(job, workers, handle)
+        best = train(job, workers, handle, lease)
         scorer = evaluate.Tasks(cpus=workers.cpus, gpu=workers.gpu)
         report, baselines = score(best, job.data, log, scorer, registration)
     return best, report, baselines
 
 
-def train(job: Job, workers: WorkerGroup, handle: RunHandle) -> str:
+def train(job: Job, workers: WorkerGroup, handle: "RunHandle", lease: Lease) -> str:
     """Train the job and return the URL of its best checkpoint.
 
     Raises UserError if the cluster has no room for the workers or a worker reports a user error, and Ray's error if
@@ -86,7 +65,11 @@ def train(job: Job, workers: WorkerGroup, handle: RunHandle) -> str:
     trainer = TorchTrainer(
         _work,
         torch_config=NodeAddressConfig(),
-        train_loop_config={"job": dataclasses.asdict(job), "handle": dataclasses.asdict(handle)},
+        train_loop_config={
+            "job": dataclasses.asdict(job),
+            "handle": dataclasses.asdict(handle),
+            "lease": dataclasses.asdict(lease),
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpu,
@@ -135,7 +118,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def score(
-    best: str, data: str, log: RunLog, scorer: evaluate.Tasks, registration: Registration | None
+    best: str, data: str, log: "RunLog", scorer: evaluate.Tasks, registration: "Registration | None"
 ) -> tuple[Report, Baselines]:
     """Score the best checkpoint on val, and log scores, tables, pictures and the model to the run."""
     report = evaluate.evaluate_checkpoint(best, data, "val", scorer)
@@ -158,14 +141,17 @@ def _work(config: dict[str, Any]) -> str | None:
     torch.set_num_threads(max(1, int(assigned)))
     first = ray.train.get_context().get_world_rank() == 0
     ray_private.silence_train_reports()
-    log = RunLog(RunHandle(**config["handle"]), job.run) if first else None
+    log = tracking.RunLog(tracking.RunHandle(**config["handle"]), job.run) if first else None
+    lease = Lease(**config["lease"])
 
     def log_step(metrics: dict[str, float], step: int) -> None:
         if log is not None:
             log.log(metrics, step)
 
     def store_log() -> None:
+        """Called before each checkpoint, which a worker must not write to a run that another driver has taken over."""
         if log is not None:
+            lease.require()
             log.flush()
 
     def report(epoch: EpochReport) -> None:
@@ -177,6 +163,10 @@ def _work(config: dict[str, Any]) -> str | None:
             logger.info("epoch %d: %s %.4f on val, best %.4f", epoch.epoch, name, epoch.error, epoch.best)
         ray.train.report({"error": epoch.error, "epoch": epoch.epoch})
 
+    try:
+        lease.require()
+    except UserError as error:
+        return str(error)
     try:
         loop.train(job, device, log_step, report, store_log)
     except Mistake as error:

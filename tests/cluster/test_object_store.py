@@ -1,8 +1,10 @@
 """Every job with s3:// URLs against a real S3 server, behind a proxy that fails on purpose."""
 
 import dataclasses
+import os
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,17 @@ import safetensors.numpy
 from mlflow import MlflowClient
 
 from glefld import storage
+from glefld.errors import UserError
 from glefld.models import checkpoint
 from jobs import evaluate, infer, ingest, train
+from pipelines import lease
 from pipelines.archives import open_archive, read_index, read_members
 from tests import dots
 from tests.cluster.conftest import READ_SECONDS
 from tests.cluster.fault_proxy import NOISY, Fault, Plan
 from tests.cluster.forks import Forks, job
 from tests.cluster.object_store import ObjectStore, upload
-from tests.cluster.servers import free_port
+from tests.cluster.servers import free_port, wait_until
 from tests.raw_layouts import photos, rows, write_fld
 
 TINY = (
@@ -89,6 +93,45 @@ def test_each_operation_survives_each_fault(store: ObjectStore, kind: Fault) -> 
     assert list(store.names(root)) == ["b/table.parquet"]
     assert plan.counts.total() == plan.times
     assert plan.counts[kind]
+
+
+def test_of_many_that_create_an_object_at_once_one_succeeds(store: ObjectStore) -> None:
+    """Also where answers are lost: a write that is repeated finds its own object there."""
+    bucket = store.bucket()
+
+    def create(number: int) -> int | None:
+        try:
+            storage.create(storage.join(bucket, "claim"), b"%d" % number)
+        except FileExistsError:
+            return None
+        return number
+
+    with (
+        store.proxy.failing(Plan(NOISY, rate=0.3, stall_seconds=2 * READ_SECONDS)),
+        ThreadPoolExecutor(8) as pool,
+    ):
+        succeeded = [number for number in pool.map(create, range(8)) if number is not None]
+    assert succeeded == [int(store.read(f"{bucket}/claim"))]
+
+
+def test_a_run_in_a_bucket_is_one_process_s_at_a_time(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused while it is held, free when it ends, and without a trace if nothing came of it."""
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.2)
+    run = storage.join(store.bucket(), "runs/run")
+    with lease.hold(run) as mine:
+        with pytest.raises(UserError, match=f"is being trained by process {os.getpid()}"), lease.hold(run):
+            pass
+        before = store.read(f"{run}/lease/00000001.json")
+        wait_until(lambda: store.read(f"{run}/lease/00000001.json") != before, "a sign of life")
+        mine.require()
+    assert not store.names(run)
+    for number in (1, 2):
+        with lease.hold(run) as mine:
+            storage.write_json(storage.join(run, "run.json"), {})
+            assert mine.number == number
+    assert [name.rpartition("/")[2] for name in store.names(run)] == ["00000002.json", "run.json"]
 
 
 def test_a_large_object_survives_resets(store: ObjectStore) -> None:

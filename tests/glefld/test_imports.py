@@ -16,6 +16,12 @@ NOT_LOADED = {
     "glefld.scoring.evaluation": {"ray", "mlflow", "matplotlib", "rich"},
     "pipelines.ingest.run": {"torch", "mlflow", "tyro", "rich", "matplotlib"},
     "pipelines.infer.run": {"mlflow", "matplotlib", "rich", "tyro"},
+    # A user is told of a mistake before what takes seconds is loaded.
+    "jobs.cli": {"ray", "torch", "mlflow", "matplotlib"},
+    "jobs.train": {"ray", "mlflow", "matplotlib", "torchvision"},
+    "jobs.compare": {"mlflow", "matplotlib", "torchvision"},
+    "jobs.evaluate": {"ray", "mlflow", "matplotlib", "torchvision"},
+    "jobs.infer": {"mlflow", "matplotlib", "torchvision"},
 }
 #: The rooms of the library that each room may import, itself besides.
 BELOW = {
@@ -56,12 +62,14 @@ def name_of(path: Path) -> str:
 FORKS = """
 import importlib, json, os, sys
 for name in sys.argv[1:]:
+    if name == "torch":
+        import torch
+        continue
     if not os.fork():
         importlib.import_module(name)
         print(json.dumps([name, list(sys.modules)]), flush=True)
         os._exit(0)
     assert os.wait()[1] == 0, name
-    import torch, torchvision
 """
 
 
@@ -69,14 +77,11 @@ for name in sys.argv[1:]:
 def loaded() -> dict[str, set[str]]:
     """By module, the packages that a process has loaded which imports it alone.
 
-    The first process is new; the others are forks of one that has PyTorch, which they all use and which takes seconds.
+    Those that may use PyTorch are forks of a process that has it, as it takes seconds to import.
     """
-    command = [
-        sys.executable,
-        "-c",
-        FORKS,
-        *sorted(NOT_LOADED, key=lambda name: "torch" not in NOT_LOADED[name]),
-    ]
+    without = [name for name in NOT_LOADED if "torch" in NOT_LOADED[name]]
+    others = [name for name in NOT_LOADED if name not in without]
+    command = [sys.executable, "-c", FORKS, *without, "torch", *others]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     answers = map(json.loads, done.stdout.splitlines())

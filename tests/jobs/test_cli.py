@@ -1,5 +1,8 @@
 """What ends a job: one line for what a user can mend, a traceback for a bug of ours."""
 
+import runpy
+import sys
+
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
@@ -55,6 +58,20 @@ def test_the_debug_variable_keeps_every_traceback(monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(UserError):
         guard(fail)
+
+
+@pytest.mark.parametrize("job", ["ingest", "infer", "train", "synthesize"])
+def test_a_wrong_option_names_the_command_that_explains_them(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the user typed it: the job's file is no command."""
+    monkeypatch.setattr(sys, "argv", ["", "--no-such-option", "1"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"jobs.{job}", run_name="__main__", alter_sys=True)
+    assert end.value.code == 2
+    printed = capsys.readouterr().err
+    assert f"python -m jobs.{job} --help" in printed
+    assert ".py" not in printed
 
 
 def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -20,10 +21,11 @@ from glefld.errors import UserError
 from glefld.recipe import Recipe
 from jobs.compare import Options, parse_entry, run, trainable_systems
 from pipelines import compare
+from pipelines.lease import hold
 from pipelines.train import run as train
 from tests.in_process import train_here
 from tests.ingested import write_dataset
-from tests.mistakes import one_line
+from tests.mistakes import NO_SERVER, everything, forbid_ray, one_line, write_wrong_files
 
 TINY = Recipe(
     input_size=32,
@@ -156,7 +158,7 @@ WRONG = {
 }
 
 
-MISTAKEN = {
+MISTAKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a size that the backbone does not take": (
         {"models": ("baseline:backbone=convnext-tiny",)},
         "multiple of 32",
@@ -167,22 +169,79 @@ MISTAKEN = {
     ),
     "weights of no backbone here": ({"weights": ("vgg19=/x.pth",)}, "no system of the comparison has"),
     "weights without a backbone": ({"weights": ("/x.pth",)}, "must be BACKBONE=FILE_OR_URL"),
+    "weights that are not there": (
+        {"weights": ("vgg-small=/nope.pth",)},
+        "--weights /nope.pth: there is no such",
+    ),
+    "weights that are a text": (
+        {"weights": ("vgg-small={root}/notes.txt",)},
+        "--weights {root}/notes.txt is not a torchvision checkpoint",
+    ),
     "labels that are not there": ({"models": ("liu2018-full",)}, "use liu2018"),
+    "no workers": ({"num_workers": 0}, "--num-workers must be at least 1, not 0"),
+    "no GPU": ({"device": "gpu"}, "--device gpu: this machine has no GPU"),
+    "more workers than there are CPUs": (
+        {"num_workers": 3, "cpus_per_worker": 9},
+        "3 workers of 9 CPUs need more",
+    ),
+    "fewer rows in a batch than workers": (
+        {"num_workers": 5},
+        "--num-workers 5 needs batches of at least 5 rows",
+    ),
+    "fewer rows in one system's batch": (
+        {"models": ("gle:batch_size=1",), "num_workers": 2},
+        "--num-workers 2 needs batches of at least 2 rows, but --batch-size 1",
+    ),
+    "a split without rows": (
+        {"split": "test"},
+        "--split test: the data set {root}/data/fld has no rows in it",
+    ),
+    "a classifier that is none": ({"classifier": "/nope"}, "--classifier: /nope is neither"),
 }
+
+
+@pytest.fixture
+def mistaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
+    """A small comparison that must not come to start Ray."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    forbid_ray(monkeypatch, "compare")
+    write_dataset(tmp_path / "data" / "fld", {"train": 4, "val": 2})
+    write_wrong_files(tmp_path)
+    recipe = dataclasses.replace(TINY, input_size=48)
+    return Options("fld", recipe, ("gle:modules=0",), root=str(tmp_path), name="wrong")
 
 
 @pytest.mark.parametrize("case", MISTAKEN)
 def test_a_mistake_shows_before_anything_starts(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str, mistaken: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In one line, and no run is made: not after the hours that the first systems take."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    write_dataset(tmp_path / "data" / "fld", {"train": 4, "val": 2})
     changes, message = MISTAKEN[case]
-    recipe = dataclasses.replace(TINY, input_size=48)
-    options = Options("fld", recipe, ("gle:modules=0",), root=str(tmp_path), name="wrong")
-    assert message in one_line(lambda: run(dataclasses.replace(options, **changes)), capsys)
-    assert not (tmp_path / "runs").exists()
+    changes = dict(changes)
+    if "weights" in changes:
+        changes["weights"] = tuple(text.format(root=tmp_path) for text in changes["weights"])
+    before = everything(tmp_path)
+    told = one_line(lambda: run(dataclasses.replace(mistaken, **changes)), capsys)
+    assert message.format(root=tmp_path) in told
+    assert everything(tmp_path) == before
+
+
+def test_a_comparison_without_its_tracking_server_does_not_start(
+    mistaken: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NO_SERVER)
+    before = everything(tmp_path)
+    assert f"MLflow at {NO_SERVER} cannot be used" in one_line(lambda: run(mistaken), capsys)
+    assert everything(tmp_path) == before
+
+
+def test_a_comparison_that_another_process_has_is_refused(
+    mistaken: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One name is one folder and one MLflow run, whatever process asks for it."""
+    with hold(str(tmp_path / "runs" / "wrong")):
+        told = one_line(lambda: run(mistaken), capsys)
+    assert f"runs/wrong is being trained by process {os.getpid()} on " in told
 
 
 def test_all_systems_that_the_labels_suit_are_compared(

@@ -3,6 +3,7 @@
 import dataclasses
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from glefld import storage
 from jobs.infer import Options, run
 from tests import dots
 from tests.killing import MOMENTS, kill_job
-from tests.mistakes import one_line
+from tests.mistakes import everything, forbid_ray, one_line, write_wrong_files
 
 PHOTOS, WIDTH, HEIGHT = 90, 90, 120
 
@@ -104,18 +105,40 @@ def test_a_finished_inference_says_so_and_draws(
     assert len(list(Path(str(undisturbed.output), "_overlays").iterdir())) == 3
 
 
-WRONG = {
-    "no such checkpoint": (
-        Options("/nowhere", "/nowhere", output="/nowhere"),
-        "neither a checkpoint nor a run",
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no such checkpoint": ({"checkpoint": "/nope"}, "--checkpoint: /nope is neither a checkpoint nor a run"),
+    "no workers": ({"num_workers": 0}, "--num-workers must be at least 1, not 0"),
+    "empty shards": ({"shard_rows": 0}, "--shard-rows must be at least 1, not 0"),
+    "overlays below zero": ({"overlays": -1}, "--overlays must be at least 0"),
+    "no such input": ({"input": "/nope"}, "/nope does not exist: --input must be"),
+    "an input that nobody serves": (
+        {"input": "http://127.0.0.1:1/photos.zip"},
+        "--input: http://127.0.0.1:1/photos.zip cannot be reached",
     ),
-    "no workers": (Options("", "", num_workers=0), "--num-workers must be at least 1, not 0"),
-    "empty shards": (Options("", "", shard_rows=0), "--shard-rows must be at least 1, not 0"),
-    "overlays below zero": (Options("", "", overlays=-1), "--overlays must be at least 0"),
+    "no such boxes": ({"boxes": "/nope.csv"}, "--boxes /nope.csv: there is no such file"),
+    "boxes that are a text": ({"boxes": "{place}/notes.txt"}, "--boxes {place}/notes.txt is not a readable"),
+    "an output that is a file": ({"output": "{place}/notes.txt"}, "--output {place}/notes.txt is a file"),
+    "an output below a file": ({"output": "{place}/notes.txt/a"}, "--output {place}/notes.txt/a lies in"),
+    "an output where nothing can be made": ({"output": "/proc/a"}, "--output /proc/a cannot be written"),
+    "an output over HTTP": (
+        {"output": "http://127.0.0.1:1/a"},
+        "--output: http://127.0.0.1:1/a cannot be reached",
+    ),
+    "no GPU": ({"device": "gpu"}, "--device gpu: this machine has no GPU"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_options_of_inference_are_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options, message = WRONG[case]
-    assert message in one_line(lambda: run(options), capsys)
+def test_a_mistake_is_one_line_before_ray_starts(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forbid_ray(monkeypatch, "infer")
+    write_wrong_files(tmp_path)
+    url = dots.write_checkpoint(str(tmp_path / "checkpoint"))
+    options = Options(url, str(tmp_path / "photos"), output=str(tmp_path / "output"))
+    changes, message = WRONG[case]
+    changes = {k: v.format(place=tmp_path) if isinstance(v, str) else v for k, v in changes.items()}
+    before = everything(tmp_path)
+    told = one_line(lambda: run(dataclasses.replace(options, **changes)), capsys)
+    assert message.format(place=tmp_path) in told
+    assert everything(tmp_path) == before

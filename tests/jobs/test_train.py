@@ -1,15 +1,17 @@
 """The training job as a user runs it: one MLflow run whatever happens to its workers, and mistakes in one line."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,17 @@ from ray.util.state import list_actors
 
 from glefld.errors import UserError
 from glefld.models import checkpoint
+from glefld.models.checkpoint import FILES
 from glefld.tracking import RunHandle
 from jobs import evaluate, train
 from pipelines import evaluate as evaluation
-from pipelines.train.run import WorkerGroup, parse_workers
+from pipelines.lease import Lease, hold
+from pipelines.train.workers import WorkerGroup, parse_workers
 from tests.dots import write_checkpoint
 from tests.ingested import write_dataset
+from tests.killing import MOMENTS, kill_job, start_job
 from tests.meanwhile import meanwhile
-from tests.mistakes import one_line
+from tests.mistakes import NO_SERVER, everything, forbid_ray, one_line, write_wrong_files
 from tests.ports import is_loopback, listening
 
 TINY = (
@@ -165,8 +170,11 @@ def test_a_finished_run_has_nothing_left_to_do(disturbed: Disturbed, monkeypatch
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_mistake_that_only_the_workers_see_is_one_line(root: Path) -> None:
     """It comes back as a UserError, at once, and the run is marked as failed."""
-    with pytest.raises(UserError, match="batches of at least 2 rows"):
-        train.run(options(root, f"{TINY} --batch-size 1 --num-workers 2 --name wrong"))
+    folder = root / "runs" / "wrong"
+    write_checkpoint(str(folder / "checkpoints" / "00000001"))
+    checkpoint.point(str(folder), "last", "checkpoints/00000001")
+    with pytest.raises(UserError, match=r"has changed since .* was started"):
+        train.run(options(root, f"{TINY} --num-workers 2 --name wrong"))
     assert only_run(root).info.status == "FAILED"
 
 
@@ -177,8 +185,8 @@ def test_workers_that_find_no_room_are_not_waited_for_for_ever(
     """More workers than the cluster ever has CPUs for: one line after some tries, and the run is marked as failed."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     monkeypatch.setattr("pipelines.train.run.START_TRIES", 2)
-    monkeypatch.setattr("jobs.train.choose_workers", lambda _: WorkerGroup(50, 50, 1, False, 0))
-    with pytest.raises(UserError, match="no room for 50 workers of 1 CPUs in 2 tries"):
+    monkeypatch.setattr("jobs.train.choose_workers", lambda _: WorkerGroup(2, 2, 50, False, 0))
+    with pytest.raises(UserError, match="no room for 2 workers of 50 CPUs in 2 tries"):
         train.run(options(root, f"{TINY} --name crowded"))
     assert only_run(root).info.status == "FAILED"
 
@@ -199,6 +207,70 @@ def test_evaluate_writes_its_json_and_run(root: Path) -> None:
         [e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"]
     )
     assert run.data.metrics["val_ne"] == pytest.approx(scores["ne"]["average"])
+
+
+def command(root: Path, more: str) -> list[str]:
+    return f"--dataset fld --root {root} {TINY} --num-workers 1 {more}".split()
+
+
+def checkpoints_kept(run: Path, steps: int) -> int:
+    """How many checkpoints the run has had, if it makes one every so many steps."""
+    last = checkpoint.pointed(str(run), "last")
+    return int(last.rpartition("/")[2]) // steps if last is not None else 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_training_goes_on_and_leaves_nothing(
+    moment: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever all of its processes were killed, --resume ends it in the same MLflow run, and nothing is left over.
+
+    The first moment is the one after the last checkpoint, while it is scored.
+    """
+    temporary = root / "temporary"
+    temporary.mkdir()
+    line = "--name killed --checkpoint-steps 2"
+    folder = root / "runs" / "killed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(temporary))
+        patch.setenv("RAY_TMPDIR", "/tmp")  # its sockets' paths must be short
+        kill_job("train", command(root, line), moment, 9, lambda: checkpoints_kept(folder, 2), root)
+    # As killed workers leave them: partial files, and a checkpoint that had lost its pointer.
+    parts = [folder / f"_part-{n:032x}" for n in range(2)] + [folder / "lease" / f"_part-{2:032x}"]
+    for part in parts:
+        part.write_bytes(b"x")
+    last = folder / str(checkpoint.pointed(str(folder), "last"))
+    shutil.copytree(last, last.with_name("00000001"))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    train.run(train.parse([*command(root, line), "--resume"]))
+    assert only_run(root).info.status == "FINISHED"
+    pointed = {
+        f"{checkpoint.pointed(str(folder), name)}/{file}" for name in ("best", "last") for file in FILES
+    }
+    left = {name for name in everything(folder) if (folder / name).is_file() and not name.startswith("ray/")}
+    assert left == {"run.json", "best.json", "last.json", "lease/00000002.json", *pointed}
+    # Python's own empty folders for multiprocessing, of Ray's dashboard, and PyTorch's cache are not ours.
+    ours = [name for name in everything(temporary) if not name.startswith(("pymp-", "torchinductor"))]
+    assert not ours
+
+
+@pytest.mark.slow
+def test_of_two_trainings_of_one_name_one_trains(root: Path) -> None:
+    """The other ends in one line, and there is one folder and one MLflow run. The name is free again when it ends."""
+    printed = [root / "first.txt", root / "second.txt"]
+    both = [start_job("train", command(root, "--name both --epochs 1"), file, {}) for file in printed]
+    for process in both:
+        process.join(200)
+    assert sorted(process.exitcode for process in both if process.exitcode is not None) == [0, 1]
+    winner = both[0] if both[0].exitcode == 0 else both[1]
+    refused = printed[both.index(winner) - 1].read_text()
+    assert refused.count("\n") == 1
+    assert f"runs/both is being trained by process {winner.pid} on " in refused
+    assert only_run(root).info.status == "FINISHED"
+    assert json.loads((root / "runs" / "both" / "lease" / "00000001.json").read_text())["ended"]
 
 
 @pytest.mark.parametrize(("text", "bounds"), [("1", (1, 1)), ("3", (3, 3)), ("1-4", (1, 4)), ("2-2", (2, 2))])
@@ -292,26 +364,114 @@ WRONG = {
     "no such run": ("--resume --name never", "is not a run"),
     "no epochs": ("--epochs 0", "epochs must be at least 1, not 0"),
     "a size that the network does not take": ("--input-size 100", "input-size must be a multiple of 8"),
-    "no GPU": ("--device gpu", "Ray has no GPU here"),
-    "weights that are not there": ("--weights /nowhere/vgg16.pth", "/nowhere/vgg16.pth"),
-    "weights that are a folder": ("--weights /", "directory"),
-    "a classifier that is none": ("--model sanl --classifier /nowhere", "neither a checkpoint nor a run"),
+    "no GPU": ("--device gpu", "--device gpu: this machine has no GPU"),
+    "no workers": ("--num-workers 0", "--num-workers 0: MIN must be at least 1"),
+    "fewer workers at most than at least": ("--num-workers 4-1", "--num-workers 4-1: MIN must be"),
+    "more workers than there are CPUs": (
+        "--batch-size 45 --num-workers 40 --cpus-per-worker 1",
+        "40 workers of 1 CPUs need more",
+    ),
+    "fewer rows in a batch than workers": (
+        "--batch-size 1 --num-workers 2",
+        "--num-workers 2 needs batches of at least 2 rows, but --batch-size 1 makes batches of 1",
+    ),
+    "fewer rows in a batch than elastic training may have workers": (
+        "--batch-size 4 --num-workers 1-5",
+        "--num-workers 5 needs batches of at least 5 rows, but --batch-size 4",
+    ),
+    "fewer rows than workers": ("--rows 1 --num-workers 2", "makes batches of 1 of the 1 rows to train on"),
+    "no rows": ("--rows 0", "--rows must be at least 1, not 0"),
+    "no CPUs": ("--cpus-per-worker 0", "--cpus-per-worker must be at least 1, not 0"),
+    "weights that are not there": (
+        "--weights /nowhere/vgg16.pth",
+        "--weights /nowhere/vgg16.pth: there is no such",
+    ),
+    "weights that are a folder": ("--weights /", "--weights / is a folder"),
+    "weights that are a text": ("--weights {root}/notes.txt", "notes.txt is not a torchvision checkpoint"),
+    "weights that nobody serves": (
+        "--weights http://127.0.0.1:1/vgg16.pth",
+        "--weights: http://127.0.0.1:1/vgg16.pth cannot be reached",
+    ),
+    "a classifier that is none": ("--model sanl --classifier /nowhere", "--classifier: /nowhere is neither"),
+    "a classifier of landmarks": (
+        "--model sanl --model.backbone resnet18 --classifier {root}/checkpoint",
+        "--classifier must name a checkpoint of --task classify",
+    ),
     "no classifier": ("--model sanl --model.backbone resnet18", "give --classifier RUN"),
     "another task": ("--model resnet", "--task landmarks does not fit --model resnet"),
+    "an output that is a file": ("--output {root}/notes.txt", "--output {root}/notes.txt is a file"),
+    "an output where nothing can be made": ("--output /proc/run", "--output /proc/run cannot be written"),
+    "a run of a comparison": ("--resume --name compared", "continue it with python -m jobs.compare"),
 }
 
 
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("case", WRONG)
-def test_a_mistake_is_one_line_before_training_writes_anything(
-    case: str, root: Path, capsys: pytest.CaptureFixture[str]
+def test_a_mistake_is_one_line_before_ray_starts(
+    case: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before anything is written: no run that would have to be named again, no run in MLflow."""
-    line, message = WRONG[case]
-    assert message in one_line(lambda: train.run(options(root, line.format(root=root))), capsys)
-    assert not (root / "runs").exists()
+    forbid_ray(monkeypatch, "train")
+    write_wrong_files(root)
+    write_checkpoint(str(root / "checkpoint"))
+    (root / "runs" / "compared").mkdir(parents=True)
+    (root / "runs" / "compared" / "run.json").write_text('{"job": {}, "run_id": "0"}')
+    before = everything(root)
+    line, message = (text.format(root=root) for text in WRONG[case])
+    assert message in one_line(lambda: train.run(options(root, line)), capsys)
+    assert everything(root) == before
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     assert [e.name for e in client.search_experiments()] == ["Default"]
+
+
+def test_a_tracking_server_that_is_down_is_one_line_before_ray_starts(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forbid_ray(monkeypatch, "train")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NO_SERVER)
+    before = everything(root)
+    told = one_line(lambda: train.run(options(root, f"{TINY} --name down")), capsys)
+    assert "MLflow at http://127.0.0.1:1 cannot be used: nothing answers there" in told
+    assert everything(root) == before
+
+
+@pytest.mark.parametrize("resume", ["", "--resume"])
+def test_a_name_that_another_training_has_is_refused(
+    resume: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it runs and how to stop it, before Ray starts; it keeps its folder, and MLflow has no second run."""
+    forbid_ray(monkeypatch, "train")
+    chosen = options(root, f"{TINY} --name both {resume}")
+    folder = root / "runs" / "both"
+    with hold(str(folder)):
+        if resume:
+            (folder / "run.json").write_text(
+                json.dumps({"options": train._comparable(chosen), "run_id": "0"})
+            )
+        told = one_line(lambda: train.run(chosen), capsys)
+        assert f"{folder} is being trained by process {os.getpid()} on " in told
+        assert f"stop it with `kill -INT {os.getpid()}` on " in told
+        assert (folder / "lease" / "00000001.json").exists()
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    assert [e.name for e in client.search_experiments()] == ["Default"]
+
+
+def test_a_run_that_began_while_its_claim_was_waited_for_is_not_begun_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its record is looked for once more when the claim is had."""
+    forbid_ray(monkeypatch, "train")
+    folder = root / "runs" / "both"
+
+    @contextlib.contextmanager
+    def hold_later(claimed: str) -> Iterator[Lease]:
+        """The other one begins and ends in between."""
+        with hold(claimed) as lease:
+            (folder / "run.json").write_text("{}")
+            yield lease
+
+    monkeypatch.setattr("pipelines.lease.hold", hold_later)
+    told = one_line(lambda: train.run(options(root, f"{TINY} --name both")), capsys)
+    assert "already holds a run: give --resume" in told
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Each private name of Ray's that we use is still there and still does what we use it for."""
 
 import importlib
+import json
 import logging
 import os
 import subprocess
@@ -8,6 +9,8 @@ import sys
 
 import pytest
 import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution import context
 
@@ -44,6 +47,19 @@ def test_ray_listens_on_the_port_that_was_chosen() -> None:
 def test_a_group_that_found_no_room_is_told_from_other_failures() -> None:
     assert ray_private.is_start_timeout(WorkerGroupStartupTimeoutError(2))
     assert not ray_private.is_start_timeout(RuntimeError())
+
+
+def test_cpus_are_counted() -> None:
+    assert 1 <= ray_private.cpus() <= (os.cpu_count() or 1)
+
+
+def test_a_submitted_job_knows_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From what Ray's supervisor sets in its environment."""
+    monkeypatch.delenv(RAY_JOB_CONFIG_JSON_ENV_VAR, raising=False)
+    assert ray_private.submitted_job() is None
+    metadata = {JOB_ID_METADATA_KEY: "raysubmit_x"}
+    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, json.dumps({"runtime_env": {}, "metadata": metadata}))
+    assert ray_private.submitted_job() == "raysubmit_x"
 
 
 def test_reports_of_workers_are_silenced() -> None:

@@ -1,0 +1,68 @@
+"""Whether the tracking server answers, told before anything is started for it."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from glefld.errors import UserError
+from glefld.tracking import require_answer
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """A server that wants another password."""
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://someone:hidden@127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+NO_SERVER = {
+    "nothing listens": ("http://someone:hidden@127.0.0.1:1", "nothing answers there"),
+    "no such host": ("http://no.such.host.invalid:5000", "nothing answers there"),
+    "no address": ("http://", "cannot be used"),
+    "a port that is none": ("http://127.0.0.1:99999", "cannot be used"),
+}
+
+
+@pytest.mark.parametrize("case", NO_SERVER)
+def test_a_server_that_is_not_there_is_the_users_to_mend(case: str) -> None:
+    uri, message = NO_SERVER[case]
+    with pytest.raises(UserError, match=message) as told:
+        require_answer(uri)
+    assert "MLFLOW_TRACKING_URI" in str(told.value)
+    assert "hidden" not in str(told.value)
+
+
+def test_a_server_that_refuses_us_says_so(refusing: str) -> None:
+    """As with a wrong password: it answers, but a training could not log to it."""
+    with pytest.raises(
+        ConnectionError, match=r"MLflow at http://127\.0\.0\.1:.* cannot be used: .*401"
+    ) as told:
+        require_answer(refusing)
+    assert "hidden" not in str(told.value)
+
+
+def test_a_store_without_a_server_is_not_made_by_asking(tmp_path: Path) -> None:
+    require_answer(f"sqlite:///{tmp_path}/mlflow.db")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,84 @@
+"""The evaluation job's mistakes. What it scores is tested with what trains it, in test_train.py."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glefld.models import build_model, checkpoint
+from glefld.schema import FASHION8, Labels
+from jobs.evaluate import Options, run
+from tests import dots
+from tests.ingested import write_dataset
+from tests.mistakes import NO_SERVER, everything, forbid_ray, one_line, write_wrong_files
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with a data set, a checkpoint trained on it, one trained for other labels, and what is none."""
+    root = tmp_path_factory.mktemp("root")
+    write_dataset(root / "data" / "fld", {"train": 4, "val": 2})
+    dots.write_checkpoint(str(root / "checkpoint"))
+    labels = Labels(FASHION8)
+    other = build_model("gle", dots.CONFIG, labels)
+    checkpoint.save(str(root / "other"), other, dots.card("gle", dots.CONFIG, labels, dots.SIZE))
+    write_wrong_files(root)
+    return root
+
+
+@pytest.fixture
+def options(place: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
+    """An evaluation that must not come to start Ray."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    forbid_ray(monkeypatch, "evaluate")
+    return Options("fld", f"{place}/checkpoint", "val", root=str(place))
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no such checkpoint": ({"checkpoint": "/nope"}, "--checkpoint: /nope is neither a checkpoint nor a run"),
+    "a text for a checkpoint": (
+        {"checkpoint": "{place}/notes.txt"},
+        "--checkpoint: {place}/notes.txt is neither",
+    ),
+    "a checkpoint for other labels": (
+        {"checkpoint": "{place}/other"},
+        "--checkpoint: the labels of {place}/other",
+    ),
+    "no data set": ({"data": "{place}/photos"}, "{place}/photos is not a finished data set"),
+    "a split without rows": (
+        {"split": "test"},
+        "--split test: the data set {place}/data/fld has no rows in it",
+    ),
+    "an output that is a folder": ({"output": "{place}/photos"}, "--output {place}/photos is a folder"),
+    "an output below a file": ({"output": "{place}/notes.txt/a"}, "--output {place}/notes.txt/a lies in"),
+    "an output where nothing can be made": ({"output": "/proc/a"}, "--output /proc/a cannot be written"),
+    "no workers": ({"num_workers": 0}, "--num-workers must be at least 1, not 0"),
+    "more CPUs than there are": ({"cpus_per_worker": 999}, "--cpus-per-worker 999 is more than"),
+    "no GPU": ({"device": "gpu"}, "--device gpu: this machine has no GPU"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_one_line_before_ray_starts(
+    case: str, options: Options, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, message = WRONG[case]
+    changes = {k: v.format(place=place) if isinstance(v, str) else v for k, v in changes.items()}
+    before = everything(place)
+    told = one_line(lambda: run(dataclasses.replace(options, **changes)), capsys)
+    assert message.format(place=place) in told
+    assert everything(place) == before
+
+
+@pytest.mark.parametrize("checkpoint", ["{place}/checkpoint", "models:/gle@champion"])
+def test_a_tracking_server_that_is_down_is_one_line_before_ray_starts(
+    checkpoint: str,
+    options: Options,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NO_SERVER)
+    chosen = dataclasses.replace(options, checkpoint=checkpoint.format(place=place))
+    assert f"MLflow at {NO_SERVER} cannot be used: nothing answers" in one_line(lambda: run(chosen), capsys)
