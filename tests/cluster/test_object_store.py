@@ -218,16 +218,21 @@ def test_a_write_that_failed_silently_is_noticed(store: ObjectStore, kind: Fault
     card = checkpoint.load(dots.write_checkpoint(storage.join(run, "elsewhere")))[1]
     first, second = (dataclasses.replace(card, step=step) for step in (1, 2))
     checkpoint.keep(run, model, first, {"step": 1}, best=True)
-    plan = Plan([kind], matching=rf"^PUT .*/{file}$", times=1)
+    small = file.endswith(".json")
+    # Of large files every attempt is lost: a busy machine's client may ask twice before it hears the first answer.
+    plan = Plan([kind], matching=rf"^PUT .*/{file}$", times=1 if small else None)
     with store.proxy.failing(plan):
-        if not file.endswith(".json"):
+        if small:
+            checkpoint.keep(run, model, second, {"step": 2}, best=True)
+        else:
             with pytest.raises(OSError, match=f"{file} was written but reads back differently"):
                 checkpoint.keep(run, model, second, {"step": 2}, best=False)
-            # What a restarted worker does: it goes on from the old one and writes the new one again.
-            assert checkpoint.pointed(run, "last") == "checkpoints/00000001"
-            assert checkpoint.load_training(storage.join(run, "checkpoints/00000001")) == {"step": 1}
+    if not small:
+        # What a restarted worker does: it goes on from the old one and writes the new one again.
+        assert checkpoint.pointed(run, "last") == "checkpoints/00000001"
+        assert checkpoint.load_training(storage.join(run, "checkpoints/00000001")) == {"step": 1}
         checkpoint.keep(run, model, second, {"step": 2}, best=True)
-    assert plan.counts == {kind: 1}
+    assert plan.counts[kind] >= 1
     assert checkpoint.pointed(run, "last") == "checkpoints/00000002"
     assert checkpoint.load_training(storage.join(run, "checkpoints/00000002")) == {"step": 2}
     assert not store.names(storage.join(run, "checkpoints/00000001"))
