@@ -324,6 +324,10 @@ def _part(path: str) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # as for a full disk
+            error.filename = path
+        raise
     finally:
         part.unlink(missing_ok=True)
 

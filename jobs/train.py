@@ -6,7 +6,7 @@ import datetime
 import logging
 import re
 import sys
-from typing import Annotated, Any, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, get_args
 
 import tyro
 from rich.console import Console
@@ -38,6 +38,9 @@ from jobs.cli import (
     use_gpu,
 )
 from pipelines.train.workers import WorkerGroup, parse_workers, require_rows
+
+if TYPE_CHECKING:
+    from glefld.tracking import RunHandle
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +205,7 @@ def check_model(options: Options[Any], job: Job, labels: Labels) -> None:
         )
 
 
-def copy_model(handle: tracking.RunHandle, root: str) -> None:
+def copy_model(handle: "RunHandle", root: str) -> None:
     """Copy the run's model below the root, where jobs find it that may not write there.
 
     If MLflow does not have it yet, a warning says so: the training is done all the same.

@@ -192,11 +192,13 @@ def save(url: str, training: dict[str, Any] | None) -> None:
 
 
 @pytest.mark.parametrize(("most", "training"), [(1000, None), (3 << 20, {"x": torch.zeros(1 << 20)})])
-def test_a_full_folder_for_temporary_files_is_named(
+def test_a_full_disk_is_told_with_the_file(
     most: int, training: dict[str, Any] | None, tmp_path: Path
 ) -> None:
-    """In place of what safetensors and PyTorch raise when they cannot write."""
-    told = on_full_disk(most, tmp_path, save, str(tmp_path / "checkpoint"), training)
-    assert told.startswith(f"OSError: no space for temporary files in {tmp_path} (File too large)")
-    assert told.endswith("set TMPDIR to another folder")
-    assert not (tmp_path / "checkpoint").exists()
+    """And leaves no part of it; what is not whole is no checkpoint."""
+    folder = tmp_path / "checkpoint"
+    told = on_full_disk(most, tmp_path, save, str(folder), training)
+    file = "model.safetensors" if training is None else "training.pt"
+    assert told == f"OSError: [Errno 27] File too large: '{folder / file}'"
+    assert not list(folder.glob("_part-*"))
+    assert not (folder / "complete.json").exists()

@@ -202,7 +202,7 @@ class ReadOnly(MemoryFileSystem):
     def _strip_protocol(cls, path: str) -> str:
         return super()._strip_protocol(path.removeprefix("readonly://"))
 
-    def put_file(self, lpath: str, rpath: str, **options: Any) -> None:
+    def pipe_file(self, path: str, value: bytes, **options: Any) -> None:
         raise PermissionError("Access Denied")
 
 
