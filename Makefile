@@ -5,7 +5,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test test-cluster test-hosts test-storage test-submit test-gpu lint types setup lock clean
+.PHONY: demo test test-cluster test-hosts test-servers test-gpu lint types setup lock clean
 
 DEMO := demo-data
 
@@ -34,18 +34,16 @@ test-cluster: setup  ## the jobs against real servers; as root with apt their sy
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(SYSTEM) \
 		|| echo "apt could not install $(SYSTEM): tests that need what is absent are skipped"; \
 	fi
-	@$(MAKE) --no-print-directory --output-sync=target -j3 test-hosts test-storage test-submit
+	@$(MAKE) --no-print-directory --output-sync=target -j2 test-hosts test-servers
 
-# Most of the time all three wait for timeouts and for processes to start, so side by side they take little more than one.
+# Most of the time both wait for timeouts and for processes to start, so side by side they take little more than one.
+HOSTS := tests/cluster/test_hosts.py tests/cluster/test_cluster_docs.py
+
 test-hosts: setup
-	$(BIN)/python -m pytest tests/cluster/test_hosts.py
+	$(BIN)/python -m pytest $(HOSTS)
 
-test-storage: setup
-	$(BIN)/python -m pytest tests/cluster/test_object_store.py tests/cluster/test_tracking_server.py
-
-test-submit: setup  # and whatever else there is
-	$(BIN)/python -m pytest tests/cluster \
-		$(foreach part,hosts object_store tracking_server,--ignore tests/cluster/test_$(part).py)
+test-servers: setup
+	$(BIN)/python -m pytest tests/cluster $(addprefix --ignore=,$(HOSTS))
 
 test-gpu: setup  ## what only a GPU shows, with its figures
 	$(BIN)/python -m pytest tests/gpu

@@ -334,7 +334,7 @@ def test_interrupted_a_job_goes_on_or_stops(cluster: Cluster) -> None:
     }
     words = [sys.executable, "-m", "jobs.submit", *line.split(), "--address", cluster.address]
     leaving = cluster.host.run(words, **environment)
-    wait_until((cluster.root / "runs/stopped/last.json").exists, "the first epoch", 120)
+    wait_until((cluster.root / "runs/stopped/last.json").exists, "the first epoch", 240)
     leaving.send_signal(signal.SIGINT)
     assert leaving.wait(30) == 130
     job = cluster.jobs()[0]
