@@ -142,8 +142,10 @@ class Predictor:
         self.device = device
         self.batch_size = batch_size
         self.threads = threads
-        self.dtype = choose_precision(precision, device)
         self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.dtype = choose_precision(
+            precision, self.model, self.card.input_size, batch_size, training=False
+        ).dtype
         self.pipeline = self._new_pipeline()
 
     def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad | BadAnswer]:

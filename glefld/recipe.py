@@ -43,13 +43,15 @@ class Recipe:
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
     precision: Precision = "auto"
-    """Precision of the forward pass. auto: bf16 on hardware that supports it (CUDA, or a CPU with AMX), else fp32."""
+    """Precision of the forward pass. auto: a second or two of the model's own steps decide between bf16 and fp32."""
     seed: int = 0
     """Seed of the initial weights, the row order and the augmentation."""
     checkpoint_steps: int = 0
-    """Also save a checkpoint every N steps within an epoch. 0: only at the end of each epoch."""
+    """Also save a checkpoint every N steps within an epoch. 0: by the clock, see checkpoint_minutes."""
+    checkpoint_minutes: float = 10.0
+    """Save a checkpoint within an epoch N minutes after the last one too, without checkpoint_steps. 0: never."""
     log_steps: int = 20
-    """Log the loss every N steps. Between logs a step never waits for the host to read it."""
+    """Log the mean loss of every N steps. Between logs a step never waits for the host to read it."""
     landmarks: Literal["visible", "annotated"] = "visible"
     """Landmarks in the loss. visible: visible ones only, as in the papers. annotated: occluded ones too."""
     augmentation: Augmentation = dataclasses.field(default_factory=mirror_only)
@@ -57,7 +59,14 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "step_epochs", "log_steps"):
             require_between(f"--{name.replace('_', '-')}", getattr(self, name), 1)
-        for name in ("warmup_epochs", "weight_decay", "step_factor", "seed", "checkpoint_steps"):
+        for name in (
+            "warmup_epochs",
+            "weight_decay",
+            "step_factor",
+            "seed",
+            "checkpoint_steps",
+            "checkpoint_minutes",
+        ):
             require_between(f"--{name.replace('_', '-')}", getattr(self, name), 0)
         require_between("--input-size", self.input_size, 1, MOST_INPUT)
         require_between("--learning-rate", self.learning_rate, 1e-12)

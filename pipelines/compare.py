@@ -243,9 +243,10 @@ def measure(results: Sequence[Result], workers: WorkerGroup) -> dict[str, Cost]:
 def _measure(checkpoints: dict[str, str], workers: WorkerGroup) -> dict[str, Cost]:
     torch.set_num_threads(workers.cpus)
     device = torch.device("cuda:0" if workers.gpu else "cpu")
-    dtype = choose_precision("auto", device)
     costs = {}
     for system, url in checkpoints.items():
         model, card = checkpoint.load(url)
-        costs[system] = cost.measure(model.to(device), card.input_size, EVAL_BATCH, dtype)
+        model.to(device).to(memory_format=torch.channels_last)
+        best = choose_precision("auto", model, card.input_size, EVAL_BATCH, training=False)
+        costs[system] = cost.measure(model, card.input_size, EVAL_BATCH, best.dtype)
     return costs

@@ -45,6 +45,13 @@ def is_start_timeout(error: BaseException) -> bool:
     return isinstance(error, WorkerGroupStartupTimeoutError)
 
 
+def set_rank_variables() -> None:
+    """Set LOCAL_RANK, RANK, WORLD_SIZE and the others of torchrun in a training worker, as Ray's own backend does."""
+    from ray.train.torch import config
+
+    config._set_torch_distributed_env_vars()
+
+
 def silence_train_reports() -> None:
     """Suppress the line that Ray Train logs for every report of every worker."""
     from ray.train.v2._internal.execution import context

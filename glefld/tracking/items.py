@@ -31,6 +31,17 @@ class Metrics:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tag:
+    """A tag of the run; a later one of the same name replaces it."""
+
+    name: str
+    value: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "tag", **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass(frozen=True)
 class Artifact:
     """A file of the run."""
 
@@ -70,7 +81,7 @@ class Status:
         return {"kind": "status", "status": self.status}
 
 
-LogItem = Metrics | Artifact | LoggedModel | Status
+LogItem = Metrics | Tag | Artifact | LoggedModel | Status
 
 
 def from_json(value: Any, files: str) -> LogItem:
@@ -81,6 +92,8 @@ def from_json(value: Any, files: str) -> LogItem:
     match value:
         case {"kind": "metrics", "values": list(values)}:
             return Metrics(tuple(_value(item) for item in values))
+        case {"kind": "tag", "name": str(name), "value": str(value)}:
+            return Tag(name, value)
         case {"kind": "artifact", "path": str(path)}:
             inside = PurePosixPath(path)
             if not inside.name or inside.is_absolute() or ".." in inside.parts:

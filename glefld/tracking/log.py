@@ -22,7 +22,7 @@ from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.storage import redacted
 from glefld.tracking import model_registry, unsent
-from glefld.tracking.items import Artifact, LoggedModel, LogItem, Metrics, RunStatus, Status, Value
+from glefld.tracking.items import Artifact, LoggedModel, LogItem, Metrics, RunStatus, Status, Tag, Value
 from glefld.tracking.model_registry import Registration
 from glefld.tracking.outbox import Outbox
 from glefld.tracking.run import RunHandle, connect
@@ -70,6 +70,11 @@ class RunLog:
         # One request a step would make a small model's steps several per cent slower.
         if time.monotonic() - self._last_collected > SEND_SECONDS:
             self._send_collected()
+
+    def set_tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        self._take_up()
+        self._outbox.put(Tag(name, value))
 
     def log_text(self, text: str, file: str) -> None:
         """Store a text as the run's artifact ``file``, a path below its artifacts."""
@@ -194,6 +199,8 @@ class RunLog:
         match item:
             case Metrics(values):
                 self._client.log_batch(run_id, [Metric(*value) for value in values])
+            case Tag(name, value):
+                self._client.set_tag(run_id, name, value)
             case Artifact(path, file):
                 to = PurePosixPath(path)
                 with storage.temporary_folder() as folder:

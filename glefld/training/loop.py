@@ -20,7 +20,7 @@ from glefld.data.reader import SplitReader, global_batch, share, steps_per_epoch
 from glefld.errors import Mistake, UserError
 from glefld.models import build_model, checkpoint
 from glefld.models.checkpoint import ModelCard
-from glefld.models.precision import choose_precision
+from glefld.models.precision import Choice, Named, choose_precision
 from glefld.models.system import Model
 from glefld.recipe import Recipe
 from glefld.schema import Labels, Manifest
@@ -90,15 +90,18 @@ def train(
     log: Callable[[dict[str, float], int], None],
     report: Callable[[EpochReport], None],
     store_log: Callable[[], None] = lambda: None,
+    announce: Callable[[Choice], None] = lambda choice: None,
 ) -> None:
     """Train to the end, starting from the run's last checkpoint if it has one.
 
     log: gets metrics by step, on every rank. report: called on every rank once an epoch, before its checkpoint.
-    store_log: called before a checkpoint within an epoch. Uses torch.distributed's default group if there is one.
+    store_log: called before a checkpoint within an epoch. announce: gets the precision of the forward pass, before the
+    first step. Uses torch.distributed's default group if there is one.
     Mistake for a data set or a number of workers that cannot be trained with, and once a logged loss or a prediction on
     the val split is not finite.
     """
     training, position = Training.begin(job, device)
+    announce(training.precision)
     while position.epoch < job.recipe.epochs:
         training.epoch(position, log, store_log)
         result, error = training.validate()
@@ -125,7 +128,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     loader: BatchLoader
     device: torch.device
-    dtype: torch.dtype
+    precision: Choice
     """Precision of the forward pass."""
     rank: int
     world: int
@@ -138,14 +141,16 @@ class Training:
         manifest = open_dataset(job.data)
         train_rows = SplitReader(job.data, manifest, "train", limit=job.rows)
         val_rows = SplitReader(job.data, manifest, "val")
-        if global_batch(train_rows.rows, recipe.batch_size, 0)[1] < world:
+        batch = global_batch(train_rows.rows, recipe.batch_size, 0)[1]
+        if batch < world:
             raise Mistake(
                 f"{world} workers need batches of at least {world} rows: the train split has {train_rows.rows} "
                 f"and batch-size is {recipe.batch_size}"
             )
         if rank == 0:
             checkpoint.tidy(job.run)
-        model, optimizer, position = _last_or_initial(job, manifest, device)
+        model, optimizer, position, kept = _last_or_initial(job, manifest, device)
+        precision = _agreed_precision(recipe, model, kept, device, -(-batch // world), rank, world)
         pipeline = InputPipeline(
             recipe.input_size,
             max(-(-recipe.batch_size // world), EVAL_BATCH),
@@ -162,7 +167,7 @@ class Training:
             optimizer=optimizer,
             loader=BatchLoader(manifest.labels, pipeline),
             device=device,
-            dtype=choose_precision(recipe.precision, device),
+            precision=precision,
             rank=rank,
             world=world,
         )
@@ -179,9 +184,10 @@ class Training:
         log: Callable[[dict[str, float], int], None],
         store_log: Callable[[], None],
     ) -> None:
-        """Take the epoch's remaining steps, with checkpoints in between if the recipe asks for them."""
+        """Take the epoch's remaining steps, with the recipe's checkpoints in between."""
         recipe, steps = self.job.recipe, self.steps
         meter = Meter(recipe, position.epoch * steps, steps, log)
+        kept = time.monotonic()
         batches = self._batches(position)
         self.parallel.train()
         for step in range(position.step, steps):
@@ -199,17 +205,33 @@ class Training:
                 recipe,
                 rows=end - first,
                 world=self.world,
-                dtype=self.dtype,
+                dtype=self.precision.dtype,
             )
             meter.add(step, loss, end - first, waited)
-            if recipe.checkpoint_steps and (step + 1) % recipe.checkpoint_steps == 0 and step + 1 < steps:
+            if step + 1 < steps and self._is_due(step + 1, kept):
                 meter.flush()
                 store_log()  # a worker lost after the checkpoint does not repeat these steps
                 average_buffers(self.model, self.world)
                 self.keep(dataclasses.replace(position, step=step + 1), None)
+                kept = time.monotonic()
         assert next(batches, None) is None, "the loader has more batches than the epoch has steps"
         meter.flush()
         average_buffers(self.model, self.world)
+
+    def _is_due(self, done: int, kept: float) -> bool:
+        """Whether a checkpoint is due after so many steps of the epoch, the last one being of the time ``kept``.
+
+        By the clock, rank 0's, only where losses are logged: so the steps of a logged mean do not depend on it.
+        """
+        recipe = self.job.recipe
+        if recipe.checkpoint_steps:
+            return done % recipe.checkpoint_steps == 0
+        if not recipe.checkpoint_minutes or done % recipe.log_steps:
+            return False
+        due = torch.tensor(time.monotonic() - kept >= 60 * recipe.checkpoint_minutes, device=self.device)
+        if self.world > 1:
+            dist.broadcast(due, 0)
+        return bool(due)
 
     def validate(self) -> tuple[Report, float]:
         """The val split's scores and the error that the best checkpoint is chosen by, the same on every rank."""
@@ -260,7 +282,11 @@ class Training:
                 step=position.epoch * self.steps + position.step,
                 val=result.numbers() if result is not None else {},
             )
-            state = {"optimizer": self.optimizer.state_dict(), "position": dataclasses.asdict(position)}
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "position": dataclasses.asdict(position),
+                "precision": self.precision.precision,
+            }
             best = result is not None and result.error == position.best
             checkpoint.keep(self.job.run, self.model, card, state, best=best)
         if self.world > 1:
@@ -280,9 +306,10 @@ class Training:
 
 def _last_or_initial(
     job: Job, manifest: Manifest, device: torch.device
-) -> tuple[Model, torch.optim.Optimizer, Position]:
-    """Model, optimizer and position of the run's last checkpoint; without one, those that a run starts with.
+) -> tuple[Model, torch.optim.Optimizer, Position, Named | None]:
+    """Model, optimizer, position and precision of the run's last checkpoint; without one, those that a run starts with.
 
+    The precision is None if it is still to be chosen.
     Mistake if the data set is not the one that the run was started with.
     """
     last = checkpoint.pointed(job.run, "last")
@@ -301,10 +328,32 @@ def _last_or_initial(
         fused=True,
     )
     if last is None:
-        return model, optimizer, Position()
+        return model, optimizer, Position(), None
     state = checkpoint.load_training(storage.join(job.run, last))
     optimizer.load_state_dict(state["optimizer"])
-    return model, optimizer, Position(**state["position"])
+    return model, optimizer, Position(**state["position"]), state.get("precision")
+
+
+def _agreed_precision(
+    recipe: Recipe, model: Model, kept: Named | None, device: torch.device, rows: int, rank: int, world: int
+) -> Choice:
+    """The precision that was asked for, or that the run was begun with, or that rank 0 measures for all ranks.
+
+    rows: a rank's share of a batch.
+    """
+
+    def choose() -> Choice:
+        return choose_precision(recipe.precision, model, recipe.input_size, rows, training=True)
+
+    if recipe.precision != "auto":
+        return choose()
+    if kept is not None:
+        return Choice(kept, "as the run was begun")
+    choice = [choose() if rank == 0 else None]
+    if world > 1:
+        dist.broadcast_object_list(choice, device=device)
+    assert choice[0] is not None
+    return choice[0]
 
 
 def read_weights(url: str) -> dict[str, Tensor]:

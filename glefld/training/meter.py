@@ -1,6 +1,7 @@
-"""What a training step logs: its loss, its learning rate and its speed."""
+"""What training logs of its steps: their mean loss, the learning rate and the speed."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 
@@ -25,9 +26,10 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 
 class Meter:
-    """Collects an epoch's losses on the device and logs them every ``log_steps``, summed over the ranks.
+    """Collects an epoch's losses on the device and logs means over ``log_steps`` steps, summed over the ranks.
 
-    first: the epoch's first step, counted from the run's start. steps: steps of an epoch.
+    first: the epoch's first step, counted from the run's start. steps: steps of an epoch. The steps of a mean are the
+    same wherever a run was resumed: they end at multiples of ``log_steps``, at a checkpoint and with the epoch.
     """
 
     def __init__(
@@ -42,11 +44,11 @@ class Meter:
         """Record a step of the epoch: this rank's part of the loss, the global batch's rows, seconds without data."""
         self.losses.append(loss)
         self.figures.append((step, rows, waited))
-        if len(self.losses) == self.recipe.log_steps:
+        if (step + 1) % self.recipe.log_steps == 0:
             self.flush()
 
     def flush(self) -> None:
-        """Log what was recorded since the last time; Mistake at the first loss that is not finite."""
+        """Log what was recorded since the last time, as its last step; Mistake at the first loss that is not finite."""
         if not self.losses:
             return
         losses = torch.stack(self.losses)
@@ -54,18 +56,18 @@ class Meter:
             dist.all_reduce(losses)  # the ranks' parts of the global batch's loss
         values = losses.tolist()
         seconds = time.perf_counter() - self.since
-        rate = sum(rows for _, rows, _ in self.figures) / seconds
-        for (step, _, waited), value in zip(self.figures, values, strict=True):
-            at = self.first + step
+        steps, rows, waits = zip(*self.figures, strict=True)
+        for step, value in zip(steps, values, strict=True):
             if not math.isfinite(value):
-                raise Mistake(f"the loss of step {at} is not finite: {DIVERGED}")
-            self.log(
-                {
-                    "loss": value,
-                    "learning_rate": learning_rate(self.recipe, at, self.steps),
-                    "data_wait_seconds": waited,
-                    "images_per_second": rate,
-                },
-                at,
-            )
+                raise Mistake(f"the loss of step {self.first + step} is not finite: {DIVERGED}")
+        last = self.first + steps[-1]
+        self.log(
+            {
+                "loss": statistics.fmean(values),
+                "learning_rate": learning_rate(self.recipe, last, self.steps),
+                "data_wait_seconds": statistics.fmean(waits),
+                "images_per_second": sum(rows) / seconds,
+            },
+            last,
+        )
         self.losses, self.figures, self.since = [], [], time.perf_counter()

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
+from pipelines import ray_private
+
 _store: dist.TCPStore | None = None  # keeps the server of rank 0 alive as long as its process
 
 
@@ -32,6 +34,7 @@ class NodeAddressConfig(TorchConfig):
 class _NodeAddressBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # the shutdown is Ray's own
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         size = len(worker_group)
+        worker_group.execute(ray_private.set_rank_variables)
         gpu = worker_group.get_resources_per_worker().get("GPU", 0) > 0
         address = worker_group.execute_single(0, _serve)
         ray.get(

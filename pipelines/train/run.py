@@ -17,6 +17,7 @@ from glefld import storage, tracking
 from glefld.data.dataset import open_dataset
 from glefld.errors import Mistake, UserError
 from glefld.models import checkpoint
+from glefld.models.precision import Choice
 from glefld.scoring import evaluation
 from glefld.scoring.baselines import Baselines
 from glefld.scoring.metrics import Report
@@ -144,6 +145,11 @@ def _work(config: dict[str, Any]) -> str | None:
     log = tracking.RunLog(tracking.RunHandle(**config["handle"]), job.run) if first else None
     lease = Lease(**config["lease"])
 
+    def announce(choice: Choice) -> None:
+        if log is not None:
+            log.set_tag("precision", choice.precision)
+            logger.info("precision %s: %s", choice.precision, choice.why)
+
     def log_step(metrics: dict[str, float], step: int) -> None:
         if log is not None:
             log.log(metrics, step)
@@ -168,7 +174,7 @@ def _work(config: dict[str, Any]) -> str | None:
     except UserError as error:
         return str(error)
     try:
-        loop.train(job, device, log_step, report, store_log)
+        loop.train(job, device, log_step, report, store_log, announce)
     except Mistake as error:
         # Returned instead of raised: Ray would restart the group, only to fail the same way.
         return str(error)

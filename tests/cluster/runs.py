@@ -22,7 +22,7 @@ EPOCHS = 24
 #: A small network that finds the dots to a hundredth of the box within some four epochs. Mirrored, a dot of either
 #: colour would be left and right.
 LEARNING = (
-    "--model local --input-size 32 --batch-size 8 --precision fp32 --learning-rate 1e-2 --log-steps 4 "
+    "--model local --input-size 32 --batch-size 8 --precision fp32 --learning-rate 1e-2 --log-steps 1 "
     "--augmentation.mirror 0 --augmentation.rotate 0"
 )
 TWO_WORKERS = "--num-workers 2 --cpus-per-worker 1"

@@ -20,7 +20,10 @@ from tests.cluster.object_store import ObjectStore, upload
 from tests.cluster.servers import command_lines, wait_until
 from tests.ingested import write_dataset
 
-TINY = "--input-size 32 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 --cpus-per-worker 1"
+TINY = (
+    "--input-size 32 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 --log-steps 1 "
+    "--cpus-per-worker 1"
+)
 
 
 def done(finished: subprocess.CompletedProcess[str]) -> str:

@@ -152,7 +152,7 @@ def test_how_fast_the_papers_presets_train(
     for name, dtype, tf32 in (
         ("fp32", torch.float32, False),
         ("TF32", torch.float32, True),
-        ("auto", choose_precision("auto", device), False),
+        ("bf16", torch.bfloat16, False),
     ):
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.manual_seed(0)
@@ -172,3 +172,6 @@ def test_how_fast_the_papers_presets_train(
             f"{np.median(rates[1:]):.0f} rows/s ({min(rates[1:]):.0f} to {max(rates[1:]):.0f}), "
             f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
         )
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+    choice = choose_precision("auto", model, recipe.input_size, recipe.batch_size, training=True)
+    tell(f"{system} paper preset, auto: {choice.precision}, {choice.why}")

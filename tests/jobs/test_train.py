@@ -37,7 +37,7 @@ from tests.mistakes import NO_SERVER, everything, forbid_ray, one_line, write_wr
 from tests.ports import is_loopback, listening
 
 TINY = (
-    "--input-size 32 --epochs 3 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 "
+    "--input-size 32 --epochs 3 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 --log-steps 1 "
     "--cpus-per-worker 1"
 )
 

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from glefld.errors import UserError
 from glefld.tracking import Registration, RunHandle, RunLog, logged_run, unsent
 from glefld.tracking import log as tracking_log
-from glefld.tracking.items import Artifact, LoggedModel, LogItem, Metrics, Status, Value
+from glefld.tracking.items import Artifact, LoggedModel, LogItem, Metrics, Status, Tag, Value
 from glefld.tracking.outbox import Unsent
 from tests import dots
 
@@ -135,6 +135,7 @@ def test_a_refused_value_is_kept_and_does_not_block_the_rest(
 
 ITEMS: list[LogItem] = [
     Metrics((Value("loss", 0.5, 1700000000000, 3), Value("val_ne", float("inf"), 1700000000001, 3))),
+    Tag("precision", "bf16"),
     Artifact("val/table.txt", "{run}/unsent/val/table.txt"),
     LoggedModel("gle", "{run}/checkpoints/00000003", 3, {"best_ne": 0.5}, Registration("fld", "best"), "m-1"),
     LoggedModel("gle", "{run}/checkpoints/00000003", 3, {}, None),

@@ -24,6 +24,7 @@ from glefld.data.reader import SplitReader, share
 from glefld.errors import Mistake, UserError
 from glefld.models import build_model, checkpoint
 from glefld.models.backbones import VGG_LAYERS
+from glefld.models.precision import Choice
 from glefld.recipe import Recipe
 from glefld.scoring import evaluation
 from glefld.scoring.evaluation import evaluate
@@ -52,7 +53,7 @@ RECIPE = Recipe(
     batch_size=8,
     learning_rate=1e-3,
     precision="fp32",
-    log_steps=2,
+    log_steps=1,
     augmentation=Augmentation(),
 )
 
@@ -135,6 +136,8 @@ class Rank:
     """By the number of the batch's rows with a hidden landmark."""
     attribute_loss: float
     curves: list[list[tuple[int, float]]]
+    precision: str
+    """What ``auto`` came to, where only the first rank could measure it."""
     mistakes: list[str]
     """What ended the trainings of ``DIVERGING``, and a step with a loss that is finite on rank 0 alone."""
 
@@ -160,13 +163,32 @@ def work_of_a_rank(rank: int, world: int, data: str, folder: str) -> None:
     first, end = share(0, len(logits), rank, world)
     loss = attribute_loss(logits[first:end], target[first:end], world).item()
     mistakes = [diverge(data, Path(folder) / f"diverged-{i}", recipe) for i, recipe in enumerate(DIVERGING)]
-    meter = Meter(RECIPE, 0, 1, lambda metrics, step: None)
+    meter = Meter(dataclasses.replace(RECIPE, log_steps=2), 0, 1, lambda metrics, step: None)
     meter.add(0, torch.tensor(1.0 if rank == 0 else torch.nan), 8, 0)
     with pytest.raises(Mistake) as caught:
         meter.flush()
-    computed = (gradients, loss, curves(data, Path(folder)), [*mistakes, str(caught.value)])
+    precision = auto(data, Path(folder) / "auto", {"fp32": 2.0, "bf16": 1.0} if rank == 0 else None)
+    computed = (gradients, loss, curves(data, Path(folder)), precision, [*mistakes, str(caught.value)])
     torch.save(computed, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def auto(data: str, folder: Path, seconds: dict[str, float] | None, epochs: int = 1) -> str:
+    """Train with precision auto and return what it came to. A step takes ``seconds``; None: it must not be timed."""
+
+    def measure(*_: object, training: bool) -> dict[str, float]:
+        assert training
+        assert seconds is not None
+        return seconds
+
+    chosen: list[Choice] = []
+    recipe = dataclasses.replace(RECIPE, precision="auto", epochs=epochs)
+    job = Job("fld", data, str(folder), "gle", CONFIG, recipe)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glefld.models.precision.measure", measure)
+        train(job, torch.device("cpu"), lambda *_: None, lambda _: None, announce=chosen.append)
+    (choice,) = chosen
+    return choice.precision
 
 
 def attributes() -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,8 +208,8 @@ def curves(data: str, folder: Path) -> list[list[tuple[int, float]]]:
 
 #: Their first step makes the weights far too large: the loss of the second shows it, or validation if there is none.
 DIVERGING = [
-    dataclasses.replace(RECIPE, learning_rate=1e30, log_steps=1),
-    dataclasses.replace(RECIPE, learning_rate=1e30, batch_size=21),
+    dataclasses.replace(RECIPE, learning_rate=1e30),
+    dataclasses.replace(RECIPE, learning_rate=1e30, batch_size=21, log_steps=20),
 ]
 
 
@@ -260,6 +282,17 @@ def test_the_same_seed_gives_one_worker_the_same_curve(data: str, tmp_path: Path
     assert first != other
 
 
+def test_all_workers_compute_in_what_the_first_one_measured(group: list[Rank]) -> None:
+    assert [rank.precision for rank in group] == ["bf16", "bf16"]
+
+
+def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(data: str, tmp_path: Path) -> None:
+    """It is measured once; another machine, or a busier one, does not change it."""
+    assert auto(data, tmp_path / "run", {"fp32": 2.0, "bf16": 1.0}) == "bf16"
+    assert auto(data, tmp_path / "run", None, epochs=2) == "bf16"
+    assert auto(data, tmp_path / "other", {"fp32": 1.0, "bf16": 2.0}) == "fp32"
+
+
 @pytest.mark.parametrize("rows", [5, 23])
 def test_evaluation_is_the_same_on_any_number_of_workers(
     rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -316,6 +349,25 @@ def test_a_run_resumes_within_an_epoch(data: str, tmp_path: Path) -> None:
     rest = run(data, middle, recipe)
     assert rest == [whole[2]]
     torch.testing.assert_close(weights(middle), weights(folder), rtol=1e-3, atol=1e-5)
+
+
+def test_a_checkpoint_within_an_epoch_is_made_by_the_clock(data: str, tmp_path: Path) -> None:
+    """Where losses are logged, so that a mean has the same steps whatever the time: here after two of three."""
+    recipe = dataclasses.replace(RECIPE, epochs=2, log_steps=2)
+    stored: dict[float, list[list[tuple[int, float]]]] = {1e-9: [], 60.0: [], 0.0: []}
+    curves = {
+        minutes: run(
+            data,
+            tmp_path / str(minutes),
+            dataclasses.replace(recipe, checkpoint_minutes=minutes),
+            stored=seen,
+        )
+        for minutes, seen in stored.items()
+    }
+    whole = curves[60.0]
+    assert [step for step, _ in whole] == [1, 2, 4, 5]
+    assert stored == {1e-9: [whole[:1], whole[:3]], 60.0: [], 0.0: []}
+    assert curves[1e-9] == curves[0.0] == whole
 
 
 def test_only_the_best_and_the_last_checkpoint_are_kept(data: str, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
-"""The learning rate over a run."""
+"""The learning rate over a run, and what is logged of its steps."""
 
 import dataclasses
 
 import pytest
+import torch
 
 from glefld.recipe import Recipe
-from glefld.training.meter import learning_rate
+from glefld.training.meter import Meter, learning_rate
 
 
 def test_learning_rates_follow_the_schedule() -> None:
@@ -22,3 +23,20 @@ def test_learning_rates_follow_the_schedule() -> None:
     assert rates[0] < 1e-5
     assert rates[-1] < 1e-7
     assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+def test_the_means_of_so_many_steps_are_logged_as_the_last_of_them() -> None:
+    """Those of an epoch that was resumed at its third step too: the same steps are in a mean, and none is left out."""
+    recipe = Recipe(log_steps=4)
+    for begun, expected in ((0, {13: 1.5, 17: 5.5, 19: 8.5}), (2, {13: 2.5, 17: 5.5, 19: 8.5})):
+        entries: list[tuple[dict[str, float], int]] = []
+        meter = Meter(recipe, 10, 10, lambda *entry, entries=entries: entries.append(entry))  # type: ignore[misc]
+        for step in range(begun, 10):
+            meter.add(step, torch.tensor(float(step)), 8, waited=step / 10)
+        meter.flush()
+        logged = {step: metrics for metrics, step in entries}
+        assert len(logged) == len(entries)
+        assert {step: metrics["loss"] for step, metrics in logged.items()} == expected
+        assert logged[17]["data_wait_seconds"] == pytest.approx(0.55)
+        assert logged[17]["learning_rate"] == learning_rate(recipe, 17, 10)
+        assert min(metrics["images_per_second"] for metrics in logged.values()) > 0
