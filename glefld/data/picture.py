@@ -13,7 +13,7 @@ FILL = round(sum(MEAN) / 3)
 #: Brightness, contrast, saturation and hue in degrees that change nothing.
 PLAIN_COLOUR = (1.0, 1.0, 1.0, 0.0)
 
-#: How to decode a JPEG. strict: it is bad if the decoder warns. stored: likewise, but ingest has checked that it does not.
+#: How to decode a JPEG. strict: it is bad if the decoder warns. stored: likewise, but ingest has checked it already.
 #: lenient: the decoder may guess parts of it.
 Decoding = Literal["stored", "strict", "lenient"]
 
