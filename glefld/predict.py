@@ -6,7 +6,6 @@ Letters in shapes: K landmarks, S the square input's size. Frames: stored pictur
 
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -14,12 +13,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 
 from glefld.data.augmentation import box_to_input, compose, invert
-from glefld.data.loader import InputPipeline, Picture, to_photo
-from glefld.data.photos import is_decodable_jpeg, is_plain_jpeg, open_photo, orient, orientation, to_rgb
+from glefld.data.loader import InputPipeline, to_photo
+from glefld.data.photos import is_plain_jpeg, open_photo, orient, orientation, to_rgb
+from glefld.data.picture import Picture
 from glefld.data.prefetch import ahead
 from glefld.errors import BadAnswer, BadBox, BadPhoto, UserError
 from glefld.models import MODELS, checkpoint
@@ -39,7 +38,6 @@ Damaged = Literal["error", "answer"]
 class Crop:
     """One garment's crop of a photo, ready for the model."""
 
-    data: bytes
     picture: Picture
     box: tuple[float, ...]  # x1 y1 x2 y2, upright photo
     to_photo: np.ndarray  # [2, 3], affine, from the input to the upright photo
@@ -65,14 +63,16 @@ def prepare(
     box: x1 y1 x2 y2 in the upright photo, clipped to it; None takes the whole photo. origin: the position of the
     picture's top left corner in the upright photo, if ``data`` holds only a part of the photo. damaged: ``error``
     refuses a JPEG that the decoder had to guess parts of, ``answer`` takes what the decoder makes of it.
-    BadPhoto if the photo cannot be read, BadBox if the box is empty or does not overlap the photo.
+    BadPhoto if the photo cannot be read, BadBox if the box is empty or does not overlap the photo. Plain JPEGs are
+    decoded later, by ``Predictor``: only that tells which of them are damaged.
     """
     with open_photo(data) as image:
-        plain = is_plain_jpeg(image, data) and (damaged == "answer" or is_decodable_jpeg(data))
-        if not plain:
+        if is_plain_jpeg(image, data):
+            encoded = np.frombuffer(data, np.uint8)
+        else:
             image.load()
+            encoded = np.array(to_rgb(image))
         upright = orientation(image)
-        encoded = data if plain else _as_ppm(image)
         width, height = image.size
     to_upright = compose(_moved(*origin), orient(upright, width, height))
     corners = (
@@ -88,8 +88,13 @@ def prepare(
         raise BadBox("box_outside_photo", f"box {x1} {y1} {x2} {y2}, photo {low} to {high}")
     to_input = box_to_input(np.array(clipped), size)
     return Crop(
-        data=data,
-        picture=Picture(np.frombuffer(encoded, np.uint8), width, height, compose(to_input, to_upright)),
+        picture=Picture(
+            encoded=encoded,
+            width=width,
+            height=height,
+            to_input=compose(to_input, to_upright),
+            decoding="strict" if damaged == "error" else "lenient",
+        ),
         box=tuple(float(v) for v in clipped),
         to_photo=invert(to_input),
     )
@@ -97,13 +102,6 @@ def prepare(
 
 def _moved(x: float, y: float) -> np.ndarray:
     return np.array([[1.0, 0, x], [0, 1, y]])
-
-
-def _as_ppm(image: Image.Image) -> bytes:
-    """Encode as PPM, a header before raw pixels: lossless, cheap, and DALI decodes it like any other format."""
-    buffer = io.BytesIO()
-    to_rgb(image).save(buffer, "PPM")
-    return buffer.getvalue()
 
 
 def checkpoint_hash(url: str) -> str:
@@ -133,7 +131,7 @@ class Predictor:
         threads: int = 1,
         precision: Precision = "fp32",
     ) -> None:
-        """Load the checkpoint at ``url``; ``threads`` is the number of DALI threads.
+        """Load the checkpoint at ``url``; ``threads`` is the number of threads that decode.
 
         UserError if the checkpoint is incomplete or its model is a classifier.
         """
@@ -141,22 +139,22 @@ class Predictor:
         require_landmarks(url, self.card)
         self.device = device
         self.batch_size = batch_size
-        self.threads = threads
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.dtype = choose_precision(
             precision, self.model, self.card.input_size, batch_size, training=False
         ).dtype
-        self.pipeline = self._new_pipeline()
+        device_id = (device.index or 0) if device.type == "cuda" else None
+        self.pipeline = InputPipeline(self.card.input_size, batch_size, device_id, threads)
 
     def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad | BadAnswer]:
         """Yield one prediction per crop, in order. A BadPhoto or BadBox in place of a crop is passed through.
 
-        A thread reads ``crops`` and decodes ahead of the model. A picture that cannot be decoded becomes a BadPhoto, a
-        crop for which a heatmap is not finite a BadAnswer.
+        A thread reads ``crops``, and others decode them, ahead of the model. A picture that cannot be decoded becomes a
+        BadPhoto, a crop for which a heatmap is not finite a BadAnswer.
         """
         for batch, images in ahead(self._load(crops), 2):
             good = [crop for crop in batch if isinstance(crop, Crop)]
-            answers = self._infer(images, good) if images is not None else iter(())
+            answers = self._infer(images, good) if good else iter(())
             for crop in batch:
                 yield next(answers) if isinstance(crop, Crop) else crop
 
@@ -177,42 +175,18 @@ class Predictor:
             else:
                 yield Prediction(crop.box, xy, height)
 
-    def _load(self, crops: Iterable[Crop | Bad]) -> Iterator[tuple[list[Crop | Bad], Tensor | None]]:
+    def _load(self, crops: Iterable[Crop | Bad]) -> Iterator[tuple[list[Crop | Bad], Tensor]]:
         """Yield batches, each with the images [b, 3, S, S] of its crops that could be decoded."""
-        for batch in _batches(crops, self.batch_size):
-            good = [crop for crop in batch if isinstance(crop, Crop)]
-            if not good:
-                yield batch, None
-                continue
-            try:
-                yield batch, self.pipeline.run([crop.picture for crop in good])
-            except RuntimeError:
-                # One picture that DALI cannot decode fails the whole batch and breaks the pipeline.
-                self.pipeline = self._new_pipeline()
-                loaded = [self._load_one(crop) if isinstance(crop, Crop) else crop for crop in batch]
-                images = [image for image in loaded if isinstance(image, Tensor)]
-                yield (
-                    [x if isinstance(x, BadPhoto) else crop for crop, x in zip(batch, loaded, strict=True)],
-                    torch.cat(images) if images else None,
-                )
-
-    def _load_one(self, crop: Crop) -> Tensor | BadPhoto:
-        """Return [1, 3, S, S]. If DALI fails, Pillow decodes: it supports more kinds of JPEG and has the last word."""
-        try:
-            return self.pipeline.run([crop.picture])
-        except RuntimeError:
-            self.pipeline = self._new_pipeline()
-        try:
-            with open_photo(crop.data) as image:
-                image.load()
-                encoded = np.frombuffer(_as_ppm(image), np.uint8)
-        except BadPhoto as bad:
-            return bad
-        return self.pipeline.run([dataclasses.replace(crop.picture, encoded=encoded)])
-
-    def _new_pipeline(self) -> InputPipeline:
-        device_id = (self.device.index or 0) if self.device.type == "cuda" else None
-        return InputPipeline(self.card.input_size, self.batch_size, device_id, self.threads)
+        batches = (
+            (batch, [crop.picture for crop in batch if isinstance(crop, Crop)])
+            for batch in _batches(crops, self.batch_size)
+        )
+        for batch, loaded in self.pipeline.load(batches):
+            if loaded.bad:
+                good = [i for i, crop in enumerate(batch) if isinstance(crop, Crop)]
+                for position, bad in loaded.bad.items():
+                    batch[good[position]] = bad
+            yield batch, loaded.images
 
 
 def _batches(crops: Iterable[Crop | Bad], batch_size: int) -> Iterator[list[Crop | Bad]]:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from glefld.data.loader import MEAN, STD
+from glefld.data.picture import MEAN, STD
 from glefld.models import build_model, checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.system import Model

@@ -3,6 +3,7 @@
 Letters in shapes: K landmarks, S the square input's size. Frames: photo -> stored picture (a crop) -> input.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,25 +45,27 @@ class Draw:
 
 def draw_augmentation(augmentation: Augmentation, size: int, rng: np.random.Generator) -> Draw:
     """Draw one sample's augmentation: rotation and scale about the input's centre, shift, perhaps mirroring, colour."""
-    angle = np.deg2rad(rng.uniform(-augmentation.rotate, augmentation.rotate))
-    scale = np.exp(rng.uniform(-1, 1) * np.log1p(augmentation.scale))
-    shift = rng.uniform(-augmentation.shift, augmentation.shift, 2) * size
-    mirrored = bool(rng.random() < augmentation.mirror)
-    factor = 1 + rng.uniform(-augmentation.colour, augmentation.colour, 3)
-    hue = rng.uniform(-30, 30) * augmentation.colour
+    turn, size_change, right, down, mirror, *colour = rng.random(9).tolist()
+    # Plain floats: a row's share of this is on the way of every row.
+    angle = math.radians(augmentation.rotate) * (2 * turn - 1)
+    scale = math.exp((2 * size_change - 1) * math.log1p(augmentation.scale))
+    shift_x, shift_y = ((2 * v - 1) * augmentation.shift * size for v in (right, down))
+    mirrored = mirror < augmentation.mirror
+    brightness, contrast, saturation = (1 + (2 * v - 1) * augmentation.colour for v in colour[:3])
+    hue = 30 * (2 * colour[3] - 1) * augmentation.colour
 
-    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    centre = np.full(2, size / 2)
-    affine = np.concatenate([turn, (centre - turn @ centre + shift)[:, None]], axis=1)
+    cosine, sine, centre = scale * math.cos(angle), scale * math.sin(angle), size / 2
+    x = [cosine, -sine, centre - (cosine - sine) * centre + shift_x]
+    y = [sine, cosine, centre - (sine + cosine) * centre + shift_y]
     if mirrored:
-        affine = compose(np.array([[-1.0, 0, size], [0, 1, 0]]), affine)
-    return Draw(affine, mirrored, (float(factor[0]), float(factor[1]), float(factor[2]), float(hue)))
+        x = [-x[0], -x[1], size - x[2]]
+    return Draw(np.array([x, y]), mirrored, (brightness, contrast, saturation, hue))
 
 
 def compose(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Return the affine map [2, 3] that applies ``before``, then ``after``."""
-    linear = after[:, :2] @ before[:, :2]
-    return np.concatenate([linear, (after[:, :2] @ before[:, 2] + after[:, 2])[:, None]], axis=1)
+    """Return the affine maps [..., 2, 3] that apply ``before``, then ``after``."""
+    linear = after[..., :2]
+    return np.concatenate([linear @ before[..., :2], linear @ before[..., 2:] + after[..., 2:]], axis=-1)
 
 
 def invert(affine: np.ndarray) -> np.ndarray:
@@ -76,9 +79,21 @@ def transform(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return points @ np.swapaxes(affine[..., :2], -1, -2) + affine[..., None, :, 2]
 
 
+def translation(by: np.ndarray) -> np.ndarray:
+    """Return the affine maps [..., 2, 3] that move points by [..., 2]."""
+    affine = np.zeros((*by.shape[:-1], 2, 3))
+    affine[..., 0, 0] = affine[..., 1, 1] = 1
+    affine[..., 2] = by
+    return affine
+
+
 def box_to_input(box: np.ndarray, size: int) -> np.ndarray:
-    """Return the map [2, 3] from a box x1 y1 x2 y2 to the S x S input; like the papers, it ignores the aspect ratio."""
-    x1, y1, x2, y2 = np.asarray(box, np.float64)
-    return np.array(
-        [[size / (x2 - x1), 0, -x1 * size / (x2 - x1)], [0, size / (y2 - y1), -y1 * size / (y2 - y1)]]
-    )
+    """Return the maps [..., 2, 3] from boxes x1 y1 x2 y2 [..., 4] to the S x S input.
+
+    Like the papers, they ignore the aspect ratio.
+    """
+    box = np.asarray(box, np.float64)
+    scale = size / (box[..., 2:] - box[..., :2])
+    affine = translation(-box[..., :2] * scale)
+    affine[..., 0, 0], affine[..., 1, 1] = scale[..., 0], scale[..., 1]
+    return affine

@@ -1,20 +1,19 @@
-"""The DALI input pipeline: encoded bytes to batches on the device, with the same graph on CPU and GPU.
+"""The input pipeline: encoded bytes to batches on the device.
 
-DALI decodes, resizes, warps, adjusts colour and normalises. The matrix and colour factors of each sample are drawn on
-the host from the seed, the epoch and the row number, so a sample does not depend on the worker that loads it.
+It decodes, shrinks, warps, adjusts colour and normalises: DALI on a GPU (``gpu``), a pool of threads on a CPU
+(``host``). The matrix and colour factors of each sample are drawn on the host from the seed, the epoch and the row
+number, so a sample does not depend on the worker that loads it.
 Letters in shapes: b local batch, K landmarks, S the square input's size.
 Frames: photo -> stored picture (a crop) -> input.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
-from nvidia.dali import fn, pipeline_def, types
-from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from glefld.data.augmentation import (
@@ -25,25 +24,18 @@ from glefld.data.augmentation import (
     draw_augmentation,
     invert,
     transform,
+    translation,
 )
+from glefld.data.host import HostEngine, Loaded
+from glefld.data.picture import Picture
 from glefld.data.prefetch import ahead
 from glefld.data.truth import Truth
 from glefld.schema import Labels, Visibility
 
-#: ImageNet's mean and standard deviation, RGB in 0 to 255, as torchvision's pretrained networks expect.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
+if TYPE_CHECKING:
+    from glefld.data.gpu import DaliEngine
 
-
-@dataclass(frozen=True)
-class Picture:
-    """One encoded picture and the transform that makes it an input."""
-
-    encoded: np.ndarray  # uint8, the file's bytes
-    width: int  # as stored: the graph ignores the EXIF orientation
-    height: int
-    to_input: np.ndarray  # [2, 3], affine, from the stored picture
-    colour: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 0.0)
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -65,88 +57,46 @@ class Batch:
 
 
 class InputPipeline:
-    """The DALI graph: lists of pictures in, [b, 3, S, S] tensors on the device out.
+    """Lists of pictures in, [b, 3, S, S] tensors on the device out, in order, each list while others are computed.
 
-    It runs on the GPU ``device_id``, or on the CPU if that is None.
+    It runs on the GPU ``device_id``, where DALI needs it, or on the CPU if that is None.
     """
 
     def __init__(self, size: int, batch_size: int, device_id: int | None = None, threads: int = 2) -> None:
         self.size = size
         self.batch_size = batch_size
-        # Run one batch at a time: with prefetching, the pipeline would stall on the smaller last batch of a stream.
-        self._pipeline: Pipeline = _graph(
-            size=size,
-            gpu=device_id is not None,
-            batch_size=batch_size,
-            num_threads=threads,
-            device_id=device_id,
-            prefetch_queue_depth=1,
-            exec_async=False,
-            exec_pipelined=False,
+        self._engine = (
+            HostEngine(size, threads)
+            if device_id is None
+            else _gpu_engine(size, batch_size, device_id, threads)
         )
-        self._pipeline.build()
-        self._stream = torch.cuda.Stream(device_id) if device_id is not None else None
+
+    def load(self, batches: Iterable[tuple[Item, list[Picture]]]) -> Iterator[tuple[Item, Loaded]]:
+        """Yield each item with its pictures loaded, at most ``batch_size`` of them; the next ones are begun before."""
+
+        def checked() -> Iterator[tuple[Item, list[Picture]]]:
+            for item, pictures in batches:
+                assert len(pictures) <= self.batch_size
+                yield item, pictures
+
+        return self._engine.load(checked())
 
     def run(self, pictures: list[Picture]) -> Tensor:
-        """Load at most ``batch_size`` pictures as [b, 3, S, S]; RuntimeError if one of them cannot be decoded."""
-        assert 0 < len(pictures) <= self.batch_size
-        self._feed(pictures)
-        (output,) = self._pipeline.run()
-        images = torch.from_dlpack(output.as_tensor())
-        # The next run reuses the pipeline's buffer, so copy the batch out of it.
-        if self._stream is None:
-            return images.clone()
-        # On its own stream the copy does not wait for the training step. Synchronise before the buffer is reused.
-        with torch.cuda.stream(self._stream):
-            copy = images.clone()
-        self._stream.synchronize()
-        copy.record_stream(torch.cuda.current_stream(copy.device))
-        return copy
-
-    def _feed(self, pictures: list[Picture]) -> None:
-        sizes, matrices = [], []
-        for picture in pictures:
-            # Shrink with an antialiased resize first, so that the affine map works near scale 1 and does not alias.
-            scale = np.minimum(1, np.linalg.norm(picture.to_input[:, :2], axis=0))
-            width = max(1, round(picture.width * scale[0]))
-            height = max(1, round(picture.height * scale[1]))
-            stretch = np.array([[picture.width / width, 0, 0], [0, picture.height / height, 0]])
-            sizes.append(np.array([height, width], np.float32))
-            matrices.append(compose(picture.to_input, stretch).astype(np.float32))
-        self._pipeline.feed_input("encoded", [picture.encoded for picture in pictures])
-        self._pipeline.feed_input("resized", sizes)
-        self._pipeline.feed_input("matrix", matrices)
-        self._pipeline.feed_input("colour", [np.array(picture.colour, np.float32) for picture in pictures])
+        """Load one list as [b, 3, S, S]; RuntimeError if one of them cannot be decoded."""
+        ((_, loaded),) = self.load([(None, pictures)])
+        return _whole(loaded)
 
 
-@pipeline_def
-def _graph(size: int, gpu: bool) -> object:
-    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    resized = fn.external_source(name="resized", dtype=types.FLOAT, ndim=1)
-    matrix = fn.external_source(name="matrix", dtype=types.FLOAT, ndim=2)
-    colour = fn.external_source(name="colour", dtype=types.FLOAT, ndim=1)
-    images = fn.decoders.image(
-        encoded,
-        device="mixed" if gpu else "cpu",
-        output_type=types.RGB,
-        adjust_orientation=False,
-        jpeg_fancy_upsampling=True,  # as the CPU's decoder does: otherwise the two differ by up to 12 levels
-    )
-    images = fn.resize(images, size=resized, interp_type=types.INTERP_LINEAR, antialias=True)
-    images = fn.warp_affine(
-        images,
-        matrix=matrix,
-        size=(size, size),
-        inverse_map=False,
-        interp_type=types.INTERP_LINEAR,
-        fill_value=round(sum(MEAN) / 3),
-    )
-    images = fn.color_twist(
-        images, brightness=colour[0], contrast=colour[1], saturation=colour[2], hue=colour[3]
-    )
-    return fn.crop_mirror_normalize(
-        images, mean=list(MEAN), std=list(STD), output_layout="CHW", dtype=types.FLOAT
-    )
+def _gpu_engine(size: int, batch_size: int, device_id: int, threads: int) -> "DaliEngine":
+    from glefld.data.gpu import DaliEngine  # DALI takes long to import
+
+    return DaliEngine(size, batch_size, device_id, threads)
+
+
+def _whole(loaded: Loaded) -> Tensor:
+    for position, bad in loaded.bad.items():
+        raise RuntimeError(f"picture {position} of a batch cannot be decoded: {bad}")
+    return loaded.images
 
 
 class BatchLoader:
@@ -167,7 +117,7 @@ class BatchLoader:
         """
         streams = iter(seeds)
 
-        def batches() -> Iterator[Batch]:
+        def prepared() -> Iterator[tuple[Batch, list[Picture]]]:
             for table in tables:
                 draws = [
                     draw_augmentation(
@@ -175,18 +125,19 @@ class BatchLoader:
                     )
                     for _ in range(table.num_rows)
                 ]
-                batch, pictures = self._prepare(table, draws)
-                batch.images = self.pipeline.run(pictures)
+                yield self._prepare(table, draws)
+
+        def batches() -> Iterator[Batch]:
+            for batch, loaded in self.pipeline.load(prepared()):
+                batch.images = _whole(loaded)
                 yield batch
 
         return ahead(batches(), 2)
 
     def _prepare(self, table: pa.Table, draws: list[Draw]) -> tuple[Batch, list[Picture]]:
-        size = self.pipeline.size
         truth = Truth.from_arrow(table, self.labels)
-        squash = np.stack([box_to_input(box, size) for box in truth.box.numpy()])
-        to_input = np.stack(
-            [compose(d.affine, s) for d, s in zip(draws, squash, strict=True)]
+        to_input = compose(
+            np.stack([d.affine for d in draws]), box_to_input(truth.box.numpy(), self.pipeline.size)
         )  # from the photo, [b, 2, 3]
         mirrored = np.array([d.mirrored for d in draws])[:, None]
         names = np.where(
@@ -200,17 +151,17 @@ class BatchLoader:
             to_photo=torch.from_numpy(invert(to_input)),
             truth=truth,
         )
+        crop = table["crop_box"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
         image = table["image"].combine_chunks()
         pictures = [
-            Picture(
-                encoded=np.frombuffer(image[i].as_buffer(), np.uint8),
-                width=width,
-                height=height,
-                to_input=compose(to_input[i], np.array([[1, 0, x], [0, 1, y]])),
-                colour=draws[i].colour,
-            )
-            for i, (width, height, (x, y, _, _)) in enumerate(
-                zip(*(table[c].to_pylist() for c in ("image_width", "image_height", "crop_box")), strict=True)
+            Picture(np.frombuffer(image[i].as_buffer(), np.uint8), width, height, matrix, draws[i].colour)
+            for i, (width, height, matrix) in enumerate(
+                zip(
+                    table["image_width"].to_pylist(),
+                    table["image_height"].to_pylist(),
+                    compose(to_input, translation(crop[:, :2])),
+                    strict=True,
+                )
             )
         ]
         return batch, pictures

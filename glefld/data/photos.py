@@ -93,8 +93,15 @@ def open_photo(data: bytes) -> Iterator[Image.Image]:
 def decode_rgb(data: bytes) -> Image.Image:
     """Decode a photo to 8-bit RGB as stored, without EXIF rotation, transparency over white; BadPhoto if it fails."""
     with open_photo(data) as image:
-        if is_plain_jpeg(image, data) and (pixels := _decode_jpeg(data, "RGB")) is not None:
+        if is_plain_jpeg(image, data) and (pixels := decode_jpeg(data, "RGB")) is not None:
             return Image.fromarray(pixels)
+        image.load()
+        return to_rgb(image)
+
+
+def decode_any(data: bytes) -> Image.Image:
+    """Like ``decode_rgb``, but Pillow decodes also plain JPEGs."""
+    with open_photo(data) as image:
         image.load()
         return to_rgb(image)
 
@@ -146,25 +153,33 @@ def is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
     return whole and image.mode in ("RGB", "L") and image.info.get("adobe_transform") != 0
 
 
-def is_decodable_jpeg(data: bytes) -> bool:
+def is_decodable_jpeg(data: bytes | np.ndarray) -> bool:
     """Decode a plain JPEG without keeping its pixels. Returns False if only Pillow can tell what it is.
 
     BadPhoto if the decoder warns. Nearly all of the time goes into the entropy code, where damage shows: the picture is
     decoded at an eighth of its size and grey.
     """
-    return _decode_jpeg(data, "GRAY", min_height=1, min_width=1, fastdct=True) is not None
+    return decode_jpeg(data, "GRAY", min_height=1, min_width=1, fastdct=True) is not None
 
 
-def _decode_jpeg(data: bytes, colour: str, **options: Any) -> np.ndarray | None:
-    """Return the pixels, [H, W, channels] uint8; None for a JPEG that cannot be decoded. BadPhoto if it is damaged."""
+def decode_jpeg(
+    data: bytes | np.ndarray, colour: str, *, damaged: bool = False, **options: Any
+) -> np.ndarray | None:
+    """Return the pixels, [H, W, channels] uint8; None for a JPEG that cannot be decoded.
+
+    BadPhoto if it is damaged, unless ``damaged`` ones are wanted: then the decoder guesses.
+    """
+    if not damaged:
+        try:
+            return simplejpeg.decode_jpeg(data, colour, strict=True, **options)
+        except ValueError as error:
+            warning = str(error)
     try:
-        return simplejpeg.decode_jpeg(data, colour, strict=True, **options)
-    except ValueError as error:
-        warning = str(error)
-    try:
-        simplejpeg.decode_jpeg(data, colour, strict=False, **options)
+        pixels = simplejpeg.decode_jpeg(data, colour, strict=False, **options)
     except ValueError:
         return None
+    if damaged:
+        return pixels
     reason = "truncated_photo" if "premature end" in warning.lower() else "damaged_photo"
     raise BadPhoto(reason, f"{len(data)} bytes: {' '.join(warning.split())}")
 

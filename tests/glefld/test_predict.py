@@ -1,6 +1,5 @@
 """Prediction: the answer is in the upright photo whatever the file's format, and a bad file is told from the rest."""
 
-import dataclasses
 import functools
 import io
 import random
@@ -268,23 +267,6 @@ def test_a_truncated_photo_never_passes_for_a_whole_one(kind: str, predictor: Pr
         if isinstance(answer, Prediction):
             assert cut > len(data) - 64, f"{kind} cut at {cut} of {len(data)}"
             np.testing.assert_allclose(answer.landmarks, whole.landmarks, atol=0.1)
-
-
-def test_a_jpeg_that_dali_refuses_is_decoded_by_pillow(predictor: Predictor) -> None:
-    """The batch is decoded one by one on a new pipeline, and the odd file in another way."""
-    crops = [prepare(stored(example(seed)[1], 1, "JPEG"), dots.SIZE) for seed in range(3)]
-    refused = dataclasses.replace(
-        crops[1], picture=dataclasses.replace(crops[1].picture, encoded=np.zeros(99, np.uint8))
-    )
-    before = predictor.pipeline
-    expected = list(predictor.predict(crops))
-    assert predictor.pipeline is before
-    found = list(predictor.predict([crops[0], refused, crops[2]]))
-    assert predictor.pipeline is not before
-    for answer, wanted in zip(found, expected, strict=True):
-        assert isinstance(answer, Prediction)
-        assert isinstance(wanted, Prediction)
-        np.testing.assert_allclose(answer.landmarks, wanted.landmarks, atol=0.1)
 
 
 @pytest.mark.parametrize("pixels", [1, 2 * WIDTH * HEIGHT, predict.BATCH_PIXELS])

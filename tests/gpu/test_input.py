@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from glefld.data.augmentation import Augmentation, compose, draw_augmentation
-from glefld.data.loader import STD, InputPipeline, Picture
+from glefld.data.loader import InputPipeline
+from glefld.data.picture import STD, Picture
 from tests.natural import ENCODINGS, picture
 
 SIZE = 224

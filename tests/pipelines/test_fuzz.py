@@ -25,6 +25,7 @@ from PIL import Image
 
 from glefld import storage
 from glefld.data import photos as photos_module
+from glefld.data.host import decode
 from glefld.data.photos import decode_rgb
 from glefld.datasets import Dataset, read_annotations
 from glefld.datasets.deepfashion2 import read_photo
@@ -137,7 +138,7 @@ def try_archive(path: Path, check: Callable[[str, bytes], bool], members: int | 
 def is_bad(data: bytes) -> bool:
     """Whether inference would give an error row for the photo."""
     try:
-        prepare(data, 64)
+        decode(prepare(data, 64).picture)
     except BadPhoto:
         return True
     return False
@@ -420,7 +421,7 @@ def try_boxes(rng: Rng, folder: Path) -> str:
         assert box is None or not any(map(math.isinf, box))
         try:
             assert not isinstance(photo.data, BadPhoto)
-            prepare(photo.data, 64, box)
+            decode(prepare(photo.data, 64, box).picture)
         except (AssertionError, BadBox):
             outcome = COUNTED
     return outcome
@@ -563,6 +564,7 @@ def try_picture(rng: Rng, folder: Path) -> str:
     try:
         crop = prepare(data, 64, (3.0, 3.0, 20.0, 30.0))
         assert np.isfinite(crop.to_photo).all()
+        decode(crop.picture)
     except (BadPhoto, BadBox):
         outcome = COUNTED
     return outcome

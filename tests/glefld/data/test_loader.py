@@ -17,7 +17,8 @@ from glefld.data.augmentation import (
     transform,
 )
 from glefld.data.dataset import open_dataset
-from glefld.data.loader import MEAN, STD, Batch, BatchLoader, InputPipeline, Picture, to_photo
+from glefld.data.loader import Batch, BatchLoader, InputPipeline, to_photo
+from glefld.data.picture import MEAN, STD, Picture
 from glefld.data.reader import SplitReader
 from glefld.errors import UserError
 from glefld.schema import NO_LANDMARKS, Labels, sample_schema

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, JpegImagePlugin
 
+from glefld.data.host import decode
 from glefld.data.photos import MAX_SCANNED_PIXELS, MAX_SCANS, decode_rgb, encode_jpeg, orient
 from glefld.errors import BadPhoto
 from glefld.predict import prepare
@@ -150,9 +151,9 @@ BAD = {
 def test_damage_is_told_apart(case: str) -> None:
     """By ingest's decoder and by that of inference."""
     data, reason = BAD[case]
-    for decode in (decode_rgb, lambda photo: prepare(photo, 64)):
+    for read in (decode_rgb, lambda photo: decode(prepare(photo, 64).picture)):
         with pytest.raises(BadPhoto) as error:
-            decode(data)
+            read(data)
         assert error.value.reason == reason
 
 
@@ -193,7 +194,7 @@ def test_the_end_of_a_thumbnail_is_not_the_photos() -> None:
 def verdict(data: bytes) -> str:
     """Why a photo is refused, empty if it is not: the same in ingest and in inference."""
     reasons = []
-    for read in (decode_rgb, lambda photo: prepare(photo, 64)):
+    for read in (decode_rgb, lambda photo: decode(prepare(photo, 64).picture)):
         try:
             read(data)
         except BadPhoto as bad:
@@ -231,7 +232,7 @@ def test_a_whole_jpeg_is_never_refused(kind: str, mode: str) -> None:
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:
-    return Image.open(io.BytesIO(picture(seed, 64, "PPM", width, height).encoded.tobytes()))
+    return Image.fromarray(picture(seed, 64, "pixels", width, height).encoded)
 
 
 def test_visible_damage_is_refused(shared_data: Path) -> None:

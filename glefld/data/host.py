@@ -1,0 +1,185 @@
+"""The input pipeline on the CPU: each picture is decoded, shrunk, warped and coloured by one thread of a pool.
+
+It gives what DALI's graph in ``glefld.data.gpu`` gives, to a few of 255 levels. libjpeg-turbo decodes, PyTorch
+shrinks, OpenCV warps; all of them release the GIL. S is the square input's size.
+"""
+
+import math
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from glefld.data.photos import decode_any, decode_jpeg
+from glefld.data.picture import FILL, MEAN, PLAIN_COLOUR, STD, Picture
+from glefld.errors import BadPhoto
+
+Item = TypeVar("Item")
+
+#: Batches that are being decoded beyond the one that is waited for.
+AHEAD = 1
+#: A JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves this many times the pixels needed along each side. What the
+#: reduced decoding blurs differently is then mostly removed by the antialiasing that follows.
+REDUCED_OVERSAMPLING = 2
+#: The shortest side that a reduced picture may have.
+MIN_REDUCED = 64
+#: NTSC's luma and chroma: the space in which DALI's ``color_twist`` turns the hue and scales the saturation.
+RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
+INVERSE_STD = (1 / np.array(STD)).astype(np.float32)
+
+
+@dataclass
+class Loaded:
+    """The inputs of the pictures that could be decoded, and what is wrong with the others by their position."""
+
+    images: Tensor  # [b, 3, S, S], normalised
+    bad: dict[int, BadPhoto]
+
+
+class HostEngine:
+    """Loads lists of pictures in a pool of threads, the next list while the one before is finished."""
+
+    def __init__(self, size: int, threads: int) -> None:
+        self.size = size
+        self._pool = ThreadPoolExecutor(threads, "pictures")
+        self._buffers = Buffers()
+        # OpenCV would run a pool of its own for each picture. The setting is the process's, and we alone use OpenCV.
+        cv2.setNumThreads(1)
+
+    def load(self, batches: Iterable[tuple[Item, list[Picture]]]) -> Iterator[tuple[Item, Loaded]]:
+        """Yield each item with its pictures, in order."""
+        pending: deque[tuple[Item, np.ndarray, list[Future[BadPhoto | None]]]] = deque()
+        try:
+            for item, pictures in batches:
+                # The memory is channels last, which is what convolutions are fast on.
+                images = self._buffers.get((len(pictures), self.size, self.size, 3))
+                rows = zip(pictures, images, strict=True)
+                pending.append((item, images, [self._pool.submit(render_or_tell, p, out) for p, out in rows]))
+                if len(pending) > AHEAD:
+                    yield self._finished(*pending.popleft())
+            while pending:
+                yield self._finished(*pending.popleft())
+        finally:
+            for _, _, futures in pending:
+                for future in futures:
+                    future.cancel()
+
+    def _finished(
+        self, item: Item, images: np.ndarray, futures: list[Future[BadPhoto | None]]
+    ) -> tuple[Item, Loaded]:
+        answers = [future.result() for future in futures]
+        bad = {i: answer for i, answer in enumerate(answers) if answer is not None}
+        if bad:
+            images = images[[i for i in range(len(answers)) if i not in bad]]
+        return item, Loaded(torch.from_numpy(images).permute(0, 3, 1, 2), bad)
+
+
+class Buffers:
+    """Float arrays that are used again once nobody holds them: the system takes long to hand out new memory."""
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def get(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array of this shape with any content."""
+        count = math.prod(shape)
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(count, np.float32)
+        if memory.size < count:
+            memory = np.empty(count, np.float32)
+        # A tensor of the array keeps the array alive, not the memory's owner.
+        array = memory[:count].reshape(shape)
+        weakref.finalize(array, self._free.append, memory)
+        return array
+
+
+def render_or_tell(picture: Picture, out: np.ndarray) -> BadPhoto | None:
+    """Like ``render``, but returns a BadPhoto."""
+    try:
+        render(picture, out)
+    except BadPhoto as bad:
+        return bad
+    return None
+
+
+def render(picture: Picture, out: np.ndarray) -> None:
+    """Write the normalised input to ``out``, [S, S, 3] float32. BadPhoto if the picture cannot be decoded."""
+    size = len(out)
+    (a, b, x), (c, d, y) = picture.to_input.tolist()
+    # How much the input shrinks the picture along its own axes.
+    shrink = min(1, math.hypot(a, c)), min(1, math.hypot(b, d))
+    pixels, reduced = decode(picture, shrink)
+    height, width = pixels.shape[:2]
+    a, b, c, d = (value * reduced for value in (a, b, c, d))
+    # Shrink with an antialiased resize first, so that the affine map works near scale 1 and does not alias.
+    new_width = max(1, round(width * min(1, shrink[0] * reduced)))
+    new_height = max(1, round(height * min(1, shrink[1] * reduced)))
+    if (new_width, new_height) != (width, height):
+        pixels = resize(pixels, new_width, new_height)
+        a, c = a * width / new_width, c * width / new_width
+        b, d = b * height / new_height, d * height / new_height
+    # OpenCV counts from pixels' centres, we from their corners.
+    affine = np.array([[a, b, x + (a + b - 1) / 2], [c, d, y + (c + d - 1) / 2]])
+    # It warps four channels in less than half the time of three.
+    canvas = cv2.warpAffine(
+        cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA),
+        affine,
+        (size, size),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(FILL, FILL, FILL, 0),
+    )
+    canvas = cv2.cvtColor(canvas, cv2.COLOR_RGBA2RGB)
+    if picture.colour != PLAIN_COLOUR:
+        cv2.transform(canvas, colour_matrix(*picture.colour), dst=canvas)
+    cv2.subtract(canvas, (*MEAN, 0), dst=out, dtype=cv2.CV_32F)
+    # In one loop a row: numpy is slow on a last dimension of three.
+    out.reshape(size, -1)[...] *= np.tile(INVERSE_STD, size)
+
+
+def decode(picture: Picture, shrink: tuple[float, float] = (1, 1)) -> tuple[np.ndarray, int]:
+    """Return a picture's pixels, [H, W, 3] uint8 RGB, and the factor by which they are reduced: 1, 2, 4 or 8.
+
+    shrink: the share of the width and of the height that is needed. BadPhoto if the picture cannot be decoded.
+    """
+    data = picture.encoded
+    if data.ndim == 3:
+        return data, 1
+    most = min(1 / max(shrink) / REDUCED_OVERSAMPLING, min(picture.width, picture.height) / MIN_REDUCED)
+    reduced = next((factor for factor in (8, 4, 2) if factor <= most), 1)
+    least = {}
+    if reduced > 1:
+        least = {"min_width": -(-picture.width // reduced), "min_height": -(-picture.height // reduced)}
+    pixels = decode_jpeg(data, "RGB", damaged=picture.decoding == "lenient", **least)
+    if pixels is not None:
+        return pixels, reduced
+    # Pillow supports more kinds of JPEG and has the last word.
+    return np.array(decode_any(data.tobytes())), 1
+
+
+def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize [H, W, 3] uint8 with a triangular filter as wide as the scale asks for, as DALI and Pillow do."""
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # channels last also by its strides
+    resized = functional.interpolate(image, (height, width), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1)[0].numpy()
+
+
+def colour_matrix(brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:
+    """Return the affine map [3, 4] of RGB in 0 to 255 that DALI's ``color_twist`` applies; hue in degrees."""
+    cosine, sine = math.cos(math.radians(hue)), math.sin(math.radians(hue))
+    turn = saturation * np.array([[cosine, sine], [-sine, cosine]])
+    chroma = np.eye(3)
+    chroma[1:, 1:] = turn
+    linear = brightness * contrast * (YIQ_TO_RGB @ chroma @ RGB_TO_YIQ)
+    return np.concatenate([linear, np.full((3, 1), brightness * 128 * (1 - contrast))], axis=1)
