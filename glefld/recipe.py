@@ -46,6 +46,10 @@ class Recipe:
     """Precision of the forward pass. auto: a second or two of the model's own steps decide between bf16 and fp32."""
     seed: int = 0
     """Seed of the initial weights, the row order and the augmentation."""
+    streams: int = 64
+    """Most streams that the rows of an epoch are dealt from. Each row group is read by one of the streams' workers."""
+    window_rows: int = 16_384
+    """Rows that are shuffled together, in all streams. They are held in memory, divided among the workers."""
     checkpoint_steps: int = 0
     """Also save a checkpoint every N steps within an epoch. 0: by the clock, see checkpoint_minutes."""
     checkpoint_minutes: float = 10.0
@@ -57,7 +61,7 @@ class Recipe:
     augmentation: Augmentation = dataclasses.field(default_factory=mirror_only)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "step_epochs", "log_steps"):
+        for name in ("epochs", "batch_size", "step_epochs", "log_steps", "streams", "window_rows"):
             require_between(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         for name in (
             "warmup_epochs",

@@ -236,6 +236,8 @@ class Shard:
     rows: int
     bytes: int
     content_hash: str
+    group_rows: int = 0
+    """Rows of each of its row groups, the last of which may have fewer; 0 if only its footer tells."""
 
 
 #: What the title of a data set of rendered photos ends with.

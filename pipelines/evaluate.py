@@ -75,8 +75,7 @@ def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Repo
     assert report.rows == manifest.splits[split], f"counted {report.rows} of {manifest.splits[split]} rows"
     if not any(found for _, found in shares):
         return report
-    # Batches were dealt to the ranks round-robin; interleaving them restores the split's row order.
-    batches = [found[turn] for turn in range(len(shares[0][1])) for _, found in shares if turn < len(found)]
+    batches = [batch for _, found in shares for batch in found]
     found = oks.Found(*(np.concatenate(part) for part in zip(*batches, strict=True)))
     reader = SplitReader(data, manifest, split)
     truth = oks.Annotated.from_arrow(pa.concat_tables(reader.tables(oks.COLUMNS)))

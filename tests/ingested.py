@@ -31,7 +31,7 @@ def write_dataset(
             path = f"split={split}/part-{number:05d}.parquet"
             table = pa.Table.from_pylist(made, schema=sample_schema(DOTS))
             pq.write_table(table, root / path, row_group_size=7)
-            shards.append(Shard(path, split, len(made), (root / path).stat().st_size, f"{split}{number}"))
+            shards.append(Shard(path, split, len(made), (root / path).stat().st_size, f"{split}{number}", 7))
     manifest = Manifest(
         dataset="fld",
         landmark_set=DOTS,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.data.loader import Batch, BatchLoader, to_photo
+from glefld.data.order import share
 from glefld.data.reader import SplitReader
 from glefld.models.system import Model, Output
 from glefld.schema import Labels
@@ -31,15 +32,17 @@ def evaluate(
 ) -> Counters:
     """Evaluate a rank's share of the split; the counters of all ranks add up to those of the split.
 
-    Ranks take whole batches in turn, so a row's prediction does not depend on the number of ranks. labels: those to
-    score, which the model and the data set share. ``on_landmarks`` is called with each batch, its predicted points
-    [b, K, 2] in photo pixels and their peak heights [b, K].
+    A rank takes a run of whole batches, so a row's prediction does not depend on the number of ranks, and joined in
+    their order the ranks' batches are the split. labels: those to score, which the model and the data set share.
+    ``on_landmarks`` is called with each batch, its predicted points [b, K, 2] in photo pixels and their peak heights
+    [b, K].
     """
     was_training = model.training
     model.eval()
     counters = Counters(labels, model.label)
     batches = [np.arange(i, min(i + EVAL_BATCH, rows.rows)) for i in range(0, rows.rows, EVAL_BATCH)]
-    for batch in loader.run(rows.read(batches[rank::world]), NO_AUGMENTATION):
+    first, end = share(0, len(batches), rank, world)
+    for batch in loader.run(rows.read(batches[first:end]), NO_AUGMENTATION):
         output = run_model(model, batch)
         counters.add_rows(len(batch.images))
         if output.heatmaps is not None and len(labels.landmark_set):

@@ -5,9 +5,11 @@ import io
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from glefld import storage
 from glefld.data.dataset import open_dataset
 from glefld.data.loader import Batch, BatchLoader, InputPipeline
-from glefld.data.reader import SplitReader, global_batch, share, steps_per_epoch
+from glefld.data.order import global_batch, steps_per_epoch
+from glefld.data.reader import SplitReader
 from glefld.errors import Mistake, UserError
 from glefld.models import build_model, checkpoint
 from glefld.models.checkpoint import ModelCard
@@ -153,7 +156,7 @@ class Training:
         precision = _agreed_precision(recipe, model, kept, device, -(-batch // world), rank, world)
         pipeline = InputPipeline(
             recipe.input_size,
-            max(-(-recipe.batch_size // world), EVAL_BATCH),
+            max(recipe.batch_size, EVAL_BATCH),
             device.index if device.type == "cuda" else None,
             torch.get_num_threads(),
         )
@@ -294,14 +297,19 @@ class Training:
 
     def _batches(self, position: Position) -> Iterator[Batch]:
         """This rank's shares of the epoch's remaining global batches."""
-        recipe, rows = self.job.recipe, self.train_rows
-        order = rows.order(recipe.seed, position.epoch)
-        shares = []
-        for step in range(position.step, self.steps):
-            first, end = share(*global_batch(rows.rows, recipe.batch_size, step), self.rank, self.world)
-            shares.append(order[first:end])
-        seeds = ((recipe.seed, position.epoch, int(row)) for part in shares for row in part)
-        return self.loader.run(rows.read(shares), recipe.augmentation, seeds)
+        recipe = self.job.recipe
+        order = self.train_rows.order(recipe.seed, position.epoch, recipe.streams, recipe.window_rows)
+        seeds: deque[tuple[int, ...]] = deque()
+
+        def tables() -> Iterator[pa.Table]:
+            shares = self.train_rows.epoch(
+                order, recipe.batch_size, first_step=position.step, rank=self.rank, world=self.world
+            )
+            for numbers, table in shares:
+                seeds.extend((recipe.seed, position.epoch, number) for number in numbers.tolist())
+                yield table
+
+        return self.loader.run(tables(), recipe.augmentation, iter(seeds.popleft, None))
 
 
 def _last_or_initial(

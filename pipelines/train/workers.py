@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from glefld.data.reader import global_batch
+from glefld.data.order import global_batch
 from glefld.errors import UserError
 from glefld.schema import Manifest
 

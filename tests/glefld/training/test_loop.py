@@ -20,7 +20,8 @@ from glefld import storage
 from glefld.data.augmentation import Augmentation
 from glefld.data.dataset import open_dataset
 from glefld.data.loader import BatchLoader, InputPipeline
-from glefld.data.reader import SplitReader, share
+from glefld.data.order import share
+from glefld.data.reader import SplitReader
 from glefld.errors import Mistake, UserError
 from glefld.models import build_model, checkpoint
 from glefld.models.backbones import VGG_LAYERS
