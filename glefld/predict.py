@@ -17,7 +17,7 @@ from torch import Tensor
 
 from glefld.data.augmentation import box_to_input, compose, invert
 from glefld.data.loader import InputPipeline, to_photo
-from glefld.data.photos import is_plain_jpeg, open_photo, orient, orientation, to_rgb
+from glefld.data.photos import decode_special, is_plain_jpeg, open_photo, orient, orientation
 from glefld.data.picture import Picture
 from glefld.data.prefetch import ahead
 from glefld.errors import BadAnswer, BadBox, BadPhoto, UserError
@@ -70,8 +70,7 @@ def prepare(
         if is_plain_jpeg(image, data):
             encoded = np.frombuffer(data, np.uint8)
         else:
-            image.load()
-            encoded = np.array(to_rgb(image))
+            encoded = np.array(decode_special(image, data, damaged=damaged == "answer"))
         upright = orientation(image)
         width, height = image.size
     to_upright = compose(_moved(*origin), orient(upright, width, height))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
     PHOTOMETRIC_INTERPRETATION,
@@ -48,8 +49,9 @@ ORIENTATIONS = {
 #: megapixel. Files of 43 kB were seen to take 3 s. Encoders make some ten scans.
 MAX_SCANS = 500
 MAX_SCANNED_PIXELS = 2_000_000_000
-#: A JPEG marker. In entropy-coded data FF is followed only by 0 or a restart marker, which this does not match.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+#: A JPEG marker with a length. In entropy-coded data FF is followed only by 0 or a restart marker, which this does not
+#: match. It has to skip what decoders skip: they take FF 01 for a marker without a length wherever it stands.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 
 
@@ -95,8 +97,16 @@ def decode_rgb(data: bytes) -> Image.Image:
     with open_photo(data) as image:
         if is_plain_jpeg(image, data) and (pixels := decode_jpeg(data, "RGB")) is not None:
             return Image.fromarray(pixels)
-        image.load()
-        return to_rgb(image)
+        return decode_special(image, data)
+
+
+def decode_special(image: Image.Image, data: bytes, *, damaged: bool = False) -> Image.Image:
+    """Decode an open photo that is no plain JPEG to 8-bit RGB; BadPhoto if it is a damaged JPEG, unless ``damaged``."""
+    if isinstance(image, JpegImageFile) and not damaged:
+        # For the verdict alone: Pillow decodes, and tells of no warning. JPEGs of four colours have no grey.
+        decode_jpeg(data, "CMYK" if image.mode == "CMYK" else "GRAY", min_height=1, min_width=1, fastdct=True)
+    image.load()
+    return to_rgb(image)
 
 
 def decode_any(data: bytes) -> Image.Image:
@@ -142,9 +152,10 @@ def encode_jpeg(image: Image.Image) -> bytes:
 def is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
     """Return whether an open photo is a whole JPEG in YCbCr or grey, which every JPEG decoder understands.
 
+    Of a file with several pictures, as phones write them (MPO), the first one counts, as for all decoders.
     BadPhoto if it has so many scans that decoding it would take seconds.
     """
-    if image.format != "JPEG":
+    if not isinstance(image, JpegImageFile):
         return False
     scans, whole = _jpeg_scans(data)
     if scans > MAX_SCANS or scans * image.width * image.height > MAX_SCANNED_PIXELS:

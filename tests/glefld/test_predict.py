@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from glefld import predict
 from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.data.loader import BatchLoader, InputPipeline
+from glefld.data.photos import to_rgb
 from glefld.errors import BadAnswer, BadBox, BadPhoto
 from glefld.predict import Crop, Prediction, Predictor, prepare
 from glefld.schema import sample_schema
@@ -113,7 +114,7 @@ def test_any_file_in_any_orientation_is_the_same_photo(kind: str, predictor: Pre
     for data, crop, pixels in zip(files, crops, seen, strict=True):
         upright = Image.open(io.BytesIO(data))
         upright.load()
-        upright = predict.to_rgb(ImageOps.exif_transpose(upright))
+        upright = to_rgb(ImageOps.exif_transpose(upright))
         assert upright.size == (WIDTH, HEIGHT)
         plain = predictor.pipeline.run([prepare(dots.encoded(upright, "PNG"), dots.SIZE).picture])[0]
         # Two levels of 255: decoders round differently.

@@ -235,6 +235,40 @@ def photo(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(picture(seed, 64, "pixels", width, height).encoded)
 
 
+def special(kind: str) -> bytes:
+    """A JPEG that is not decoded as the usual ones are."""
+    image = Image.fromarray(picture(1, 64, "pixels", 200, 150).encoded)
+    if kind == "MPO":
+        return encoded(image, "MPO", save_all=True, append_images=[image.resize((40, 30))])
+    if kind == "CMYK":
+        return encoded(image.convert("CMYK"), "JPEG")
+    assert kind == "RGB"
+    return encoded(image, "JPEG", keep_rgb=True)
+
+
+@pytest.mark.parametrize("kind", ["MPO", "CMYK", "RGB"])
+def test_damage_shows_in_every_kind_of_jpeg(kind: str) -> None:
+    """A whole one is taken; of those with six changed bytes in their scan, what ordinary JPEGs are refused of."""
+    data = special(kind)
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.mode) == (
+            "MPO" if kind == "MPO" else "JPEG",
+            "CMYK" if kind == "CMYK" else "RGB",
+        )
+    assert verdict(data) == ""
+    seed = np.random.randint(2**31)
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    start, end = data.index(b"\xff\xda") + 20, data.index(b"\xff\xd9", data.index(b"\xff\xda"))
+    refused = 0
+    for _ in range(40):
+        damaged = bytearray(data)
+        for at in rng.integers(start, end, 6):
+            damaged[at] = rng.integers(256)
+        refused += verdict(bytes(damaged)) != ""
+    assert refused >= 20
+
+
 def test_visible_damage_is_refused(shared_data: Path) -> None:
     """Of real photos that six changed bytes make visibly wrong in a tenth of the pixels, seven in ten are refused.
 
@@ -277,4 +311,9 @@ def scans(count: int, side: int) -> bytes:
 def test_a_jpeg_of_very_many_scans_is_not_decoded(count: int, side: int) -> None:
     """Neither many on a small picture nor fewer on a large one: a few kilobytes would take seconds."""
     assert count > MAX_SCANS or count * side**2 > MAX_SCANNED_PIXELS
-    assert verdict(scans(count, side)) == "too_many_scans"
+    data = scans(count, side)
+    assert verdict(data) == "too_many_scans"
+    # Decoders skip FF 01, which has no length, and go on behind it.
+    last = data.rindex(b"\xff\xda")
+    start = data.index(b"\xff\xda", data.index(b"\xff\xda") + 1)
+    assert verdict(data[:start] + b"\xff\x01" + data[start:last] + data[last:]) == "too_many_scans"
