@@ -5,6 +5,7 @@ shrinks, OpenCV warps; all of them release the GIL. S is the square input's size
 """
 
 import math
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -104,6 +105,28 @@ class Buffers:
         return array
 
 
+class Scratch(threading.local):
+    """Each thread's own memory for steps in between, for the same reason."""
+
+    #: Larger pictures get memory of their own, so that a huge one does not stay.
+    most = 16 << 20
+
+    def __init__(self) -> None:
+        self._held: dict[str, np.ndarray] = {}
+
+    def get(self, name: str, *shape: int) -> np.ndarray:
+        """Return a uint8 array of this shape with any content, valid until the name is asked for again."""
+        count = math.prod(shape)
+        if count > self.most:
+            return np.empty(shape, np.uint8)
+        if name not in self._held or self._held[name].size < count:
+            self._held[name] = np.empty(count, np.uint8)
+        return self._held[name][:count].reshape(shape)
+
+
+SCRATCH = Scratch()
+
+
 def render_or_tell(picture: Picture, out: np.ndarray) -> BadPhoto | None:
     """Like ``render``, but returns a BadPhoto."""
     try:
@@ -119,7 +142,7 @@ def render(picture: Picture, out: np.ndarray) -> None:
     (a, b, x), (c, d, y) = picture.to_input.tolist()
     # How much the input shrinks the picture along its own axes.
     shrink = min(1, math.hypot(a, c)), min(1, math.hypot(b, d))
-    pixels, reduced = decode(picture, shrink)
+    pixels, reduced = decode(picture, shrink, SCRATCH)
     height, width = pixels.shape[:2]
     a, b, c, d = (value * reduced for value in (a, b, c, d))
     # Shrink with an antialiased resize first, so that the affine map works near scale 1 and does not alias.
@@ -132,15 +155,17 @@ def render(picture: Picture, out: np.ndarray) -> None:
     # OpenCV counts from pixels' centres, we from their corners.
     affine = np.array([[a, b, x + (a + b - 1) / 2], [c, d, y + (c + d - 1) / 2]])
     # It warps four channels in less than half the time of three.
-    canvas = cv2.warpAffine(
-        cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA),
+    four = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA, dst=SCRATCH.get("four", *pixels.shape[:2], 4))
+    warped = cv2.warpAffine(
+        four,
         affine,
         (size, size),
+        dst=SCRATCH.get("warped", size, size, 4),
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=(FILL, FILL, FILL, 0),
     )
-    canvas = cv2.cvtColor(canvas, cv2.COLOR_RGBA2RGB)
+    canvas = cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=SCRATCH.get("canvas", size, size, 3))
     if picture.colour != PLAIN_COLOUR:
         cv2.transform(canvas, colour_matrix(*picture.colour), dst=canvas)
     cv2.subtract(canvas, (*MEAN, 0), dst=out, dtype=cv2.CV_32F)
@@ -148,20 +173,24 @@ def render(picture: Picture, out: np.ndarray) -> None:
     out.reshape(size, -1)[...] *= np.tile(INVERSE_STD, size)
 
 
-def decode(picture: Picture, shrink: tuple[float, float] = (1, 1)) -> tuple[np.ndarray, int]:
+def decode(
+    picture: Picture, shrink: tuple[float, float] = (1, 1), scratch: Scratch | None = None
+) -> tuple[np.ndarray, int]:
     """Return a picture's pixels, [H, W, 3] uint8 RGB, and the factor by which they are reduced: 1, 2, 4 or 8.
 
-    shrink: the share of the width and of the height that is needed. BadPhoto if the picture cannot be decoded.
+    shrink: the share of the width and of the height that is needed. scratch: where to decode a JPEG to.
+    BadPhoto if the picture cannot be decoded.
     """
     data = picture.encoded
     if data.ndim == 3:
         return data, 1
     most = min(1 / max(shrink) / REDUCED_OVERSAMPLING, min(picture.width, picture.height) / MIN_REDUCED)
     reduced = next((factor for factor in (8, 4, 2) if factor <= most), 1)
-    least = {}
-    if reduced > 1:
-        least = {"min_width": -(-picture.width // reduced), "min_height": -(-picture.height // reduced)}
-    pixels = decode_jpeg(data, "RGB", damaged=picture.decoding == "lenient", **least)
+    width, height = -(-picture.width // reduced), -(-picture.height // reduced)
+    options: dict[str, object] = {"min_width": width, "min_height": height} if reduced > 1 else {}
+    if scratch is not None:
+        options["buffer"] = scratch.get("decoded", height * width * 3)
+    pixels = decode_jpeg(data, "RGB", damaged=picture.decoding == "lenient", **options)
     if pixels is not None:
         return pixels, reduced
     # Pillow supports more kinds of JPEG and has the last word.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import math
@@ -10,14 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import PIL
 import pyarrow as pa
 import ray
 import ray.data
 import torch
-from nvidia import dali
 
 from glefld import storage
+from glefld.data.prefetch import ahead, in_threads
 from glefld.errors import BadBox, BadPhoto, UserError, require_between
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
@@ -49,7 +49,13 @@ from pipelines.resumable import (
 )
 
 #: Raise this when the same photos and checkpoint would give other rows.
-PREDICTIONS_VERSION = 2
+PREDICTIONS_VERSION = 3
+#: The packages that determine a model's input.
+PIXELS = ("pillow", "simplejpeg", "opencv-python-headless", "nvidia-dali-cuda120")
+#: Bytes of photos that are read ahead of the model, besides the range that is being read.
+AHEAD_BYTES = 16 << 20
+#: The same in photos, for what is not read at all.
+MAX_AHEAD = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +187,8 @@ def make_plan(options: InferOptions, output: str) -> InferencePlan:
         )  # after what is told sooner: to build a model takes seconds
     facts = [
         PREDICTIONS_VERSION,
-        PIL.__version__,
-        dali.__version__,
+        # What decodes and warps determines the pixels.
+        *(importlib.metadata.version(name) for name in PIXELS),
         options.public(),
         found.version,
         ROW_GROUP,
@@ -273,7 +279,7 @@ def _manifest(plan: InferencePlan, reports: list[dict[str, Any]]) -> dict[str, A
 
 
 class ShardWriter:
-    """Ray Data actor that loads the model and its DALI pipeline once, then writes one shard at a time."""
+    """Ray Data actor that loads the model and its input pipeline once, then writes one shard at a time."""
 
     def __init__(self, settings: WriterSettings) -> None:
         self.settings = settings
@@ -316,14 +322,17 @@ class ShardWriter:
 
     def predict(self, rows: pa.Table, killers: frozenset[str]) -> Iterator[dict[str, Any]]:
         """Yield a row of predictions for each garment of ``Input.rows``."""
-        photos = self.settings.photos.read(rows)
-        places = zip(photos, rows["uri"].to_pylist(), rows["box"].to_pylist(), strict=True)
         size = self.predictor.card.input_size
         damaged = self.settings.damaged
-        crops = (
-            BadPhoto(*KILLER) if uri in killers else _crop(photo, box, size, damaged)
-            for photo, uri, box in places
-        )
+        # Reading waits for the network, opening and decoding for the CPU, the model for both: each in its own threads.
+        photos = ahead(self.settings.photos.read(rows), MAX_AHEAD, AHEAD_BYTES, _bytes)
+        places = zip(photos, rows["uri"].to_pylist(), rows["box"].to_pylist(), strict=True)
+
+        def crop(place: tuple[InputPhoto, str, list[float] | None]) -> Crop | Bad:
+            photo, uri, box = place
+            return BadPhoto(*KILLER) if uri in killers else _crop(photo, box, size, damaged)
+
+        crops = in_threads(crop, places, self.settings.threads)
         answers = self.predictor.predict(crops)
         for garment, answer in zip(rows.select(GARMENTS.names).to_pylist(), answers, strict=True):
             row = {**garment, "model": self.settings.model}
@@ -334,6 +343,10 @@ class ShardWriter:
             else:
                 box = row["box"] or [math.nan] * 4
                 yield row | {"box": box, "status": "error", "error": str(answer)}
+
+
+def _bytes(photo: InputPhoto) -> int:
+    return len(photo.data) if isinstance(photo.data, bytes) else 0
 
 
 def read_rows(rows: bytes, settings: WriterSettings) -> None:

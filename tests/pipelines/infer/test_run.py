@@ -6,17 +6,20 @@ import os
 import random
 import signal
 import tarfile
+import threading
 import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from ray.util.state import list_actors
 
@@ -493,3 +496,53 @@ def test_a_photo_that_kills_its_worker_is_an_error_row(model: str, tmp_path: Pat
     found = list(writer.predict(rows, frozenset([killer])))
     assert [row["uri"] for row in found if row["status"] == "error"] == [killer]
     assert found[2]["error"].startswith("kills_its_worker: ")
+
+
+class Recording(LocalFileSystem):
+    """A file system that records which ranges it was asked for."""
+
+    protocol = "recording"
+    cachable = False
+    starts: ClassVar[list[int]] = []
+
+    def cat_ranges(self, paths: list[str], starts: list[int], ends: list[int], **options: Any) -> list[bytes]:
+        self.starts.extend(starts)
+        return super().cat_ranges(paths, starts, ends, **options)
+
+
+@pytest.mark.parametrize("most", [16 << 20, 3000])
+def test_photos_are_read_ahead_of_the_model_within_a_limit(
+    most: int, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first answer is looked at, all that may be held is asked for: a slow store is waited for once."""
+    fsspec.register_implementation("recording", Recording, clobber=True)
+    monkeypatch.setattr("pipelines.archives.BATCH_BYTES", 2500)  # two or three photos a range
+    monkeypatch.setattr("pipelines.infer.run.AHEAD_BYTES", most)
+    files, _ = make_photos(150)
+    source = write_zip(tmp_path / "input.zip", files)
+    plan = make_plan(InferOptions(model, f"recording://{source}"), str(tmp_path / "output"))
+    workers = dataclasses.replace(WORKERS, batch_size=1)
+    writer = ShardWriter(writer_settings(plan, output_at(str(tmp_path / "output")), workers))
+    ((_, rows),) = plan.shards()
+    Recording.starts.clear()
+    found = writer.predict(rows, frozenset())
+    first = next(found)
+    read = wait_until_still(Recording.starts)
+    last = max(rows["start"].to_pylist())
+    if most > source.stat().st_size:
+        assert max(Recording.starts) > 0.9 * last
+    else:
+        # What waits, what is opened and decoded ahead, and the range that is being read.
+        assert 1 < read < 15
+        assert max(Recording.starts) < 0.3 * last
+    assert [first["uri"], *(row["uri"] for row in found)] == rows["uri"].to_pylist()
+
+
+def wait_until_still(items: list[int]) -> int:
+    """How many there are once none has been added for a while."""
+    pause = threading.Event()
+    count = -1
+    while count != len(items):
+        count = len(items)
+        pause.wait(0.3)
+    return count
