@@ -76,8 +76,7 @@ def guard(action: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
-    finally:
-        atexit.register(_leave)  # before Ray's handler, which was registered earlier
+    atexit.register(_leave)  # it comes before Ray's handler, which was registered earlier
 
 
 def _leave() -> None:
