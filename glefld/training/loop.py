@@ -294,7 +294,7 @@ class Training:
                 step=position.epoch * self.steps + position.step,
                 val=scored.report.numbers() if scored is not None else {},
             )
-            state = {
+            state: dict[str, Any] = {
                 "optimizer": self.optimizer.state_dict(),
                 "position": dataclasses.asdict(position),
                 "precision": self.precision.precision,
