@@ -129,7 +129,8 @@ def run(options: Options) -> None:
     written = storage.join(folder, f"results-{options.split}.json")
     seeds = range(options.recipe.seed, options.recipe.seed + options.seeds)
     with hold(folder) as lease:
-        start_ray(dashboard=True)
+        with tracking.connecting(uri):
+            start_ray(dashboard=True)
         record = storage.join(folder, "compare.json")
         begun = storage.read_json(record)["run_id"] if storage.exists(record) else None
         parent = tracking.start_run(

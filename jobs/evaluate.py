@@ -54,8 +54,8 @@ class Options:
     root: Root = None
     num_workers: int = 1
     """Number of tasks that share the split. The scores do not depend on it."""
-    cpus_per_worker: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """CPUs per task."""
+    cpus_per_worker: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """CPUs per task. Default: on one machine all CPUs, divided among the tasks; on a cluster 1."""
     device: Device = "auto"
     experiment: str | None = None
     """MLflow experiment. Default: glefld-<dataset>."""
@@ -64,7 +64,8 @@ class Options:
 def run(options: Options) -> None:
     """Score the checkpoint; print, write and log its scores. Raises UserError if an option is wrong."""
     require_between("--num-workers", options.num_workers, 1)
-    require_between("--cpus-per-worker", options.cpus_per_worker, 1)
+    if options.cpus_per_worker is not None:
+        require_between("--cpus-per-worker", options.cpus_per_worker, 1)
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
     if not manifest.splits.get(options.split):
@@ -83,7 +84,8 @@ def run(options: Options) -> None:
         shared = evaluate.shared_labels(url, data)
     if shared != manifest.labels:
         print(f"scored: {shared.summary()}. The checkpoint was not trained for the data set's other labels.")
-    start_ray()
+    with tracking.connecting(uri):
+        start_ray()
     handle = tracking.start_run(
         uri,
         options=options,
@@ -106,7 +108,8 @@ def run(options: Options) -> None:
             storage.write_json(output, scores)
             print(f"written to {output}")
         log.log({f"{options.split}_{name}": value for name, value in report.numbers().items()}, step=0)
-        evaluate.log_scores(log, scores, report, baseline, data, tasks)
+        pictures = evaluate.draw_examples(url, data, options.split, tasks)
+        evaluate.log_scores(log, scores, report, baseline, data, pictures)
     Console().print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
 
 
@@ -116,12 +119,11 @@ def choose_tasks(options: Options) -> "Tasks":
 
     resources = available()
     cpus = int(resources.get("CPU", 1))
-    if options.cpus_per_worker > cpus and not on_cluster():
-        raise UserError(
-            f"--cpus-per-worker {options.cpus_per_worker} is more than this machine's {cpus} CPUs: lower it"
-        )
+    each = options.cpus_per_worker or (1 if on_cluster() else max(1, cpus // options.num_workers))
+    if each > cpus and not on_cluster():
+        raise UserError(f"--cpus-per-worker {each} is more than this machine's {cpus} CPUs: lower it")
     gpu = use_gpu(options.device, resources.get("GPU", 0))
-    return Tasks(options.num_workers, options.cpus_per_worker, gpu)
+    return Tasks(options.num_workers, each, gpu)
 
 
 def print_scores(dataset: str, report: Report, baseline: Baselines, seconds: float) -> None:

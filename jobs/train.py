@@ -134,7 +134,8 @@ def run(options: Options[Any]) -> None:
 
     with hold(folder) as lease:
         started = resumed(options, folder)  # again: another process may have begun or ended since
-        start_ray(dashboard=True)
+        with tracking.connecting(uri):
+            start_ray(dashboard=True)
         handle = tracking.start_run(
             uri,
             options=options,

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from PIL import Image
 from torch import Tensor
 
 from glefld.data.dataset import open_dataset
@@ -29,10 +28,12 @@ from glefld.scoring.evaluation import EVAL_BATCH, evaluate
 from glefld.scoring.examples import examples
 from glefld.scoring.metrics import Counters, Report
 from glefld.scoring.tables import as_text, score_tables
+from pipelines.train.worker import Pictures
 
 if TYPE_CHECKING:
     from glefld.tracking import RunLog  # MLflow is slow to import, and the tasks do not need it
 
+EXAMPLES = 24
 #: The columns that the baselines read. They need no pictures.
 TRUTH_COLUMNS = [
     "landmarks",
@@ -82,6 +83,19 @@ def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Repo
     return dataclasses.replace(report, oks=oks.score(found, truth))
 
 
+def trained_report(url: str, data: str, tasks: Tasks) -> Report:
+    """Return the scores on val of a checkpoint of a training's epoch, which has counted them already.
+
+    Only where OKS applies are they evaluated: it needs all predictions, which a training does not keep.
+    """
+    model, card = checkpoint.load(url)
+    if oks.applies(card.labels.landmark_set):
+        return evaluate_checkpoint(url, data, "val", tasks)
+    counters = Counters(card.labels, model.label)
+    counters.load_vector(checkpoint.load_training(url)["val"])
+    return counters.report()
+
+
 def shared_labels(url: str, data: str) -> Labels:
     """Return the labels that a checkpoint was trained for and a data set has: the same ones only.
 
@@ -102,11 +116,9 @@ def shared_labels(url: str, data: str) -> Labels:
     return shared
 
 
-def draw_examples(
-    url: str, data: str, split: Split, count: int, tasks: Tasks
-) -> list[tuple[Image.Image, str]]:
-    """Draw predictions and ground truth for ``count`` rows spread over a split. Returns pictures with captions."""
-    return ray.get(_task(_draw, tasks).remote(url, data, split, count, tasks))
+def draw_examples(url: str, data: str, split: Split, tasks: Tasks) -> Pictures:
+    """Draw predictions and ground truth for rows spread over a split, in a task."""
+    return ray.get(_task(draw_here, tasks).remote(url, data, split, tasks))
 
 
 def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
@@ -117,17 +129,17 @@ def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
 
 
 def log_scores(
-    log: "RunLog", scores: dict[str, Any], report: Report, baseline: Baselines, data: str, tasks: Tasks
+    log: "RunLog", scores: dict[str, Any], report: Report, baseline: Baselines, data: str, pictures: Pictures
 ) -> None:
     """Log an evaluation to a run: the JSON from ``evaluation_json``, a table, the NE chart and example pictures."""
-    split, url = (scores[name] for name in ("split", "checkpoint"))
+    split = scores["split"]
     title = open_dataset(data).title
     log.log_dict(scores, f"{split}/evaluation.json")
     log.log_text(as_text(score_tables(title, report, baseline)), f"{split}/table.txt")
     if report.ne is not None:
         log.log_figure(draw.ne_chart(title, report, baseline), f"{split}/ne_by_landmark.png")
     sheet = draw.contact_sheet(
-        draw_examples(url, data, split, 24, tasks),
+        pictures,
         columns=6,
         title="predictions beside the truth",
         legend="truth" if report.ne is not None else "none",
@@ -163,9 +175,10 @@ def _count_share(
     return evaluate(model, rows, loader, rank, tasks.number, labels, keep).vector(), batches
 
 
-def _draw(url: str, data: str, split: Split, count: int, tasks: Tasks) -> list[tuple[Image.Image, str]]:
+def draw_here(url: str, data: str, split: Split, tasks: Tasks) -> Pictures:
+    """Draw them in this process, on the resources of one task."""
     model, loader = _open(url, data, tasks)
-    return examples(model, SplitReader(data, open_dataset(data), split), loader, count)
+    return examples(model, SplitReader(data, open_dataset(data), split), loader, EXAMPLES)
 
 
 def _open(url: str, data: str, tasks: Tasks) -> tuple[Model, BatchLoader]:

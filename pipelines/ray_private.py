@@ -3,11 +3,15 @@
 Tests fail if a Ray release removes one of them.
 """
 
+import contextlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 
+import ray._private.node
 import ray._private.ray_constants
+import ray._private.state
 import ray._private.utils
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
@@ -18,6 +22,7 @@ SUBMISSION_LOGGERS = (
     "ray._private.runtime_env.packaging",
     "ray._private.authentication.http_token_authentication",
 )
+WAIT_POLICY = "OMP_WAIT_POLICY"
 #: Loggers of Ray Data's progress bars and of its messages about each execution.
 DATA_PROGRESS_LOGGER = "ray.data._internal.progress"
 DATA_EXECUTION_LOGGER = "ray.data._internal.execution.streaming_executor"
@@ -35,6 +40,30 @@ def listen_on_loopback() -> None:
 def choose_gcs_port(port: int) -> None:
     """Make a local Ray's GCS, whose address is the cluster's, listen on this port: ``ray.init`` takes none."""
     os.environ[ray._private.ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE] = str(port)
+
+
+@contextlib.contextmanager
+def without_autoscaler() -> Iterator[None]:
+    """Start no autoscaler with a local Ray: one machine has nothing to scale.
+
+    Its process takes a second of CPU to start, and Ray's shutdown waits a second for it in vain.
+    """
+    start = ray._private.node.Node.start_monitor
+    ray._private.node.Node.start_monitor = lambda node: None
+    try:
+        yield
+    finally:
+        ray._private.node.Node.start_monitor = start
+
+
+def waiting_threads() -> dict[str, str]:
+    """Return the environment in which PyTorch's idle threads sleep instead of spinning, unless the user has decided.
+
+    A step's threads wait for the slowest of them hundreds of times. Spinning, they keep DALI's threads and Ray's own
+    processes off the cores, which makes that thread slower still. OpenMP reads this when its library is loaded, so only
+    a new process can be given it.
+    """
+    return {WAIT_POLICY: os.environ.get(WAIT_POLICY, "PASSIVE")}
 
 
 def is_start_timeout(error: BaseException) -> bool:
@@ -57,6 +86,12 @@ def silence_train_reports() -> None:
     from ray.train.v2._internal.execution import context
 
     context.logger.setLevel(logging.WARNING)
+
+
+def declared_gpus() -> int:
+    """Return how many GPUs the cluster's autoscaler may add machines for, at most; 0 if there is none that says so."""
+    declared = ray._private.state.state.get_max_resources_from_cluster_config()
+    return int((declared or {}).get("GPU", 0))
 
 
 def cpus() -> int:

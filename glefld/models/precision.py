@@ -91,7 +91,7 @@ def _steps(model: Model, images: Tensor, training: bool) -> dict[Named, float]:
         ):
             output = model(images)
         if training:
-            sum(part.float().square().mean() for part in output if part is not None).backward()
+            torch.stack([p.float().square().mean() for p in output if p is not None]).sum().backward()
             model.zero_grad(set_to_none=True)
         _wait(images.device)
         seconds[name] = time.perf_counter() - start

@@ -7,9 +7,8 @@ it is visible on any cloth.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib.figure
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -18,6 +17,9 @@ from glefld.scoring.baselines import Baselines
 from glefld.scoring.metrics import Report
 from glefld.scoring.published import note, published
 from glefld.scoring.tables import MOST_COLUMNS, short_name
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 Side = Literal["left", "right", "middle"]
 COLOURS: dict[Side, tuple[int, int, int]] = {
@@ -152,11 +154,13 @@ def contact_sheet(
     return whole
 
 
-def ne_chart(dataset: str, report: Report, baseline: Baselines | None = None) -> matplotlib.figure.Figure:
+def ne_chart(dataset: str, report: Report, baseline: Baselines | None = None) -> "matplotlib.figure.Figure":
     """Return a bar chart of NE by landmark and on average, with the baselines and published figures as marks."""
     names = list(report.ne_by_landmark)
     few = len(names) <= MOST_COLUMNS
     places = np.arange(len(names) + 1)
+    import matplotlib.figure  # here, as pictures are drawn without it
+
     figure = matplotlib.figure.Figure(figsize=(max(8.0, 0.18 * len(places)), 5.0), layout="constrained")
     axes = figure.subplots()
     ours = _column(report)

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from glefld.tracking.log import RunLog, logged_run
     from glefld.tracking.model_registry import Registration, fetch
     from glefld.tracking.run import COMMIT, RunHandle, finish, git_commit, start_run, where
-    from glefld.tracking.server import require_answer, tracking_uri
+    from glefld.tracking.server import connecting, require_answer, tracking_uri
 
 __all__ = [
     "COMMIT",
     "Registration",
     "RunHandle",
     "RunLog",
+    "connecting",
     "fetch",
     "finish",
     "git_commit",
@@ -34,7 +35,7 @@ _MODULES = {
     "log": ("RunLog", "logged_run"),
     "model_registry": ("Registration", "fetch"),
     "run": ("COMMIT", "RunHandle", "finish", "git_commit", "start_run", "where"),
-    "server": ("require_answer", "tracking_uri"),
+    "server": ("connecting", "require_answer", "tracking_uri"),
 }
 
 

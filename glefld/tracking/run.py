@@ -81,6 +81,12 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
+def first_connection(uri: str) -> None:
+    """Connect to the store, which takes a second, and ten for a SQLite file that is still to be made."""
+    _sqlite_folder(uri)
+    connect(uri).search_experiments(max_results=1)
+
+
 def start_run(
     uri: str,
     *,
@@ -191,11 +197,8 @@ def unusable(uri: str, error: Exception) -> ConnectionError:
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     """The experiment's id. A missing one is created; with a SQLite file its artifacts lie beside that file."""
-    artifacts = None
-    if uri.startswith("sqlite:///"):
-        folder = Path(uri.removeprefix("sqlite:///")).absolute().parent
-        folder.mkdir(parents=True, exist_ok=True)
-        artifacts = str(folder / "mlartifacts")
+    folder = _sqlite_folder(uri)
+    artifacts = str(folder / "mlartifacts") if folder is not None else None
     try:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
@@ -210,6 +213,15 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     if experiment.lifecycle_stage != "active":
         raise UserError(f"the MLflow experiment {name!r} is deleted: restore it, or choose another name")
     return experiment.experiment_id
+
+
+def _sqlite_folder(uri: str) -> Path | None:
+    """Make the folder of a SQLite file and return it; None for another store."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    folder = Path(uri.removeprefix("sqlite:///")).absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _dataset_input(manifest: Manifest, data: str) -> DatasetInput:

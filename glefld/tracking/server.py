@@ -1,7 +1,10 @@
 """Where the tracking store is, and whether it answers. Loads MLflow only for a server that does."""
 
+import contextlib
 import os
 import re
+import threading
+from collections.abc import Iterator
 
 import requests
 
@@ -34,6 +37,27 @@ def tracking_uri(root: str, on_cluster: bool) -> str:
             "(http://host:5000)"
         )
     return f"sqlite:///{storage.local_path(storage.absolute(root))}/mlflow.db"
+
+
+@contextlib.contextmanager
+def connecting(uri: str) -> Iterator[None]:
+    """Import MLflow and connect to the store in a thread, while the block starts Ray: each takes seconds.
+
+    What fails is left to ``start_run``, which tells it.
+    """
+
+    def work() -> None:
+        from glefld.tracking.run import first_connection
+
+        with contextlib.suppress(Exception):
+            first_connection(uri)
+
+    thread = threading.Thread(target=work, name="connecting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def require_answer(uri: str) -> None:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -28,7 +28,7 @@ from glefld.models.system import Model
 from glefld.recipe import Recipe
 from glefld.schema import Labels, Manifest
 from glefld.scoring.evaluation import EVAL_BATCH, evaluate
-from glefld.scoring.metrics import Report
+from glefld.scoring.metrics import Counters, Report
 from glefld.storage import public_url
 from glefld.training.losses import total_loss
 from glefld.training.meter import Meter, learning_rate
@@ -107,11 +107,20 @@ def train(
     announce(training.precision)
     while position.epoch < job.recipe.epochs:
         training.epoch(position, log, store_log)
-        result, error = training.validate()
-        position = Position(position.epoch + 1, best=min(error, position.best))
+        scored = training.validate()
+        position = Position(position.epoch + 1, best=min(scored.error, position.best))
         # Before the checkpoint: a worker lost in between repeats the epoch, and no metric is missing.
-        report(training.summary(position, result, error))
-        training.keep(position, result)
+        report(training.summary(position, scored))
+        training.keep(position, scored)
+
+
+class Scored(NamedTuple):
+    """A validation, the same on every rank."""
+
+    counters: Counters
+    report: Report
+    error: float
+    """The report's, which the best checkpoint is chosen by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +245,8 @@ class Training:
             dist.broadcast(due, 0)
         return bool(due)
 
-    def validate(self) -> tuple[Report, float]:
-        """The val split's scores and the error that the best checkpoint is chosen by, the same on every rank."""
+    def validate(self) -> Scored:
+        """Score the model on the val split."""
         counters = evaluate(
             self.model, self.val_rows, self.loader, self.rank, self.world, self.manifest.labels
         )
@@ -257,20 +266,20 @@ class Training:
                 f"the val split of {self.job.data} has no labels for what {self.job.model} predicts: without a "
                 "score, no checkpoint can be the best"
             )
-        return result, result.error
+        return Scored(counters, result, result.error)
 
-    def summary(self, position: Position, result: Report, error: float) -> EpochReport:
+    def summary(self, position: Position, scored: Scored) -> EpochReport:
         """The report of the epoch that has led to this position."""
-        metrics = {f"val_{name}": value for name, value in result.numbers().items()}
+        metrics = {f"val_{name}": value for name, value in scored.report.numbers().items()}
         metrics |= {
-            "val_error": error,
+            "val_error": scored.error,
             "val_error_best": position.best,
             "epoch": float(position.epoch),
             "workers": float(self.world),
         }
-        return EpochReport(position.epoch, position.epoch * self.steps, error, position.best, metrics)
+        return EpochReport(position.epoch, position.epoch * self.steps, scored.error, position.best, metrics)
 
-    def keep(self, position: Position, result: Report | None) -> None:
+    def keep(self, position: Position, scored: Scored | None) -> None:
         """Let rank 0 write a checkpoint, marked as the best if its error is the lowest; all ranks wait for it."""
         if self.rank == 0:
             card = ModelCard(
@@ -283,14 +292,16 @@ class Training:
                 recipe=dataclasses.asdict(self.job.recipe),
                 epoch=position.epoch,
                 step=position.epoch * self.steps + position.step,
-                val=result.numbers() if result is not None else {},
+                val=scored.report.numbers() if scored is not None else {},
             )
-            state = {
+            state: dict[str, Any] = {
                 "optimizer": self.optimizer.state_dict(),
                 "position": dataclasses.asdict(position),
                 "precision": self.precision.precision,
             }
-            best = result is not None and result.error == position.best
+            if scored is not None:
+                state["val"] = scored.counters.vector()
+            best = scored is not None and scored.error == position.best
             checkpoint.keep(self.job.run, self.model, card, state, best=best)
         if self.world > 1:
             dist.barrier()

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from glefld.data.prefetch import ahead, in_threads
 from glefld.errors import BadBox, BadPhoto, UserError, require_between
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
+from glefld.models.precision import choose_precision
 from glefld.predict import (
     Bad,
     Crop,
@@ -74,7 +75,7 @@ class InferOptions:
     shard_rows: int = 2048
     """Rows per Parquet file."""
     precision: Precision = "fp32"
-    """Precision of the forward pass. auto: bf16 on hardware that supports it (CUDA, or a CPU with AMX), else fp32."""
+    """Precision of the forward pass. auto: bf16 if a task measures the model to be faster in it, else fp32."""
     damaged: Damaged = "error"
     """JPEGs with damaged data, of which the decoder has to guess parts. error: a row with the error. answer: predict
     on the guess."""
@@ -215,6 +216,8 @@ def infer(
     todo = [{"path": path, "rows": to_bytes(rows)} for path, rows in plan.shards() if path not in finished]
     settings = writer_settings(plan, place, workers)
     gpus = 1 if workers.gpu else 0
+    if todo:
+        settings = dataclasses.replace(settings, precision=one_precision(settings, finished.values()))
     written = run_tasks(
         todo,
         ShardWriter,
@@ -236,6 +239,27 @@ def infer(
     manifest = _manifest(plan, place.complete(plan.paths(), plan.key))
     place.finish(manifest)
     return manifest
+
+
+def one_precision(settings: WriterSettings, finished: Iterable[dict[str, Any]]) -> Precision:
+    """Return the precision for all workers; for ``auto`` the one of the finished shards, else what a task measures.
+
+    Workers that measured it themselves could differ, and so would their shards.
+    """
+    if settings.precision != "auto":
+        return settings.precision
+    for report in finished:
+        return report["precision"]
+    task = ray.remote(measured_precision).options(num_cpus=1, num_gpus=1 if settings.gpu else 0)
+    return ray.get(task.remote(settings))
+
+
+def measured_precision(settings: WriterSettings) -> Precision:
+    """Time the model's forward pass in this process, on the resources of one worker."""
+    torch.set_num_threads(settings.threads)
+    model, card = checkpoint.load(settings.checkpoint)
+    model.to("cuda" if settings.gpu else "cpu").to(memory_format=torch.channels_last)
+    return choose_precision("auto", model, card.input_size, settings.batch_size, training=False).precision
 
 
 def writer_settings(plan: InferencePlan, output: ShardedOutput, workers: InferenceWorkers) -> WriterSettings:
@@ -313,7 +337,12 @@ class ShardWriter:
 
         def report() -> dict[str, Any]:
             assert count == len(rows), (count, len(rows))
-            return {"rows": count, "ok": count - errors.total(), "errors": dict(errors)}
+            return {
+                "rows": count,
+                "ok": count - errors.total(),
+                "errors": dict(errors),
+                "precision": self.settings.precision,
+            }
 
         self.settings.output.write(
             row["path"], self.settings.key, batches(), self.schema, report, compression="zstd"

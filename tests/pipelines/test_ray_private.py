@@ -7,13 +7,18 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
+from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY
+from ray.experimental import internal_kv
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution import context
 
+from jobs.cli import use_gpu
 from pipelines import ray_private
 
 LOGGERS = (
@@ -42,6 +47,37 @@ def test_ray_listens_on_the_port_that_was_chosen() -> None:
     """Workers are told the cluster's address before it has started."""
     told = ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote())
     assert told == ray.get_runtime_context().gcs_address
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_auto_takes_the_gpus_that_an_autoscaler_may_add(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cluster that scales from zero has none at first. One line says what was chosen."""
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    assert not use_gpu("auto", 0)
+    assert capsys.readouterr().out.startswith("device     CPU: ")
+    group = NodeGroupConfig(name="gpus", max_count=2, resources={"CPU": 8, "GPU": 4})
+    place = (GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE)
+    key, namespace = (text.encode() for text in place)
+    internal_kv._internal_kv_put(
+        key, ClusterConfig(node_group_configs=[group]).SerializeToString(), namespace=namespace
+    )
+    try:
+        assert ray_private.declared_gpus() == 8
+        assert use_gpu("auto", 0)
+        assert not use_gpu("cpu", 0)
+        assert capsys.readouterr().out.startswith("device     GPU: ")
+    finally:
+        internal_kv._internal_kv_del(key, namespace=namespace)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_local_ray_has_no_autoscaler() -> None:
+    """But the other processes of its head."""
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    assert any("gcs_server" in command for command in commands)
+    assert not any("monitor.py" in command and "log_monitor" not in command for command in commands)
 
 
 def test_a_group_that_found_no_room_is_told_from_other_failures() -> None:

@@ -37,6 +37,8 @@ from pipelines.infer.run import (
     find_finished,
     infer,
     make_plan,
+    measured_precision,
+    one_precision,
     output_at,
     writer_settings,
 )
@@ -546,3 +548,30 @@ def wait_until_still(items: list[int]) -> int:
         count = len(items)
         pause.wait(0.3)
     return count
+
+
+def test_all_shards_of_an_output_are_of_one_precision(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A named one, else that of the shards which an earlier run wrote, else the one measured for all workers."""
+    files, _ = make_photos(2)
+    options = InferOptions(model, str(write_folder(tmp_path / "input", files)), precision="bf16")
+    run_here(options, tmp_path / "output")
+    (report,) = (
+        output_at(str(tmp_path / "output"))
+        .reports(
+            make_plan(options, str(tmp_path / "output")).paths(),
+            make_plan(options, str(tmp_path / "output")).key,
+        )
+        .values()
+    )
+    assert report["precision"] == "bf16"
+    auto = dataclasses.replace(options, precision="auto")
+    settings = writer_settings(
+        make_plan(auto, str(tmp_path / "other")), output_at(str(tmp_path / "other")), WORKERS
+    )
+    assert one_precision(settings, [report]) == "bf16"
+    assert one_precision(dataclasses.replace(settings, precision="fp32"), [report]) == "fp32"
+    for seconds, expected in (({"fp32": 2.0, "bf16": 1.0}, "bf16"), ({"fp32": 1.0, "bf16": 1.0}, "fp32")):
+        monkeypatch.setattr("glefld.models.precision.measure", lambda *_, training, found=seconds: found)
+        assert measured_precision(settings) == expected

@@ -1,0 +1,102 @@
+"""One training worker's process: the loop, its log, and pictures in the end.
+
+Ray Train's controller imports this module too, and workers wait for it: so the function imports what it needs itself.
+"""
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from glefld import storage
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from glefld.models.precision import Choice
+    from glefld.training.loop import EpochReport
+
+logger = logging.getLogger(__name__)
+
+#: Drawn rows, with captions.
+Pictures = list[tuple["Image.Image", str]]
+
+
+def best_checkpoint(run: str) -> str:
+    """Return the URL of the best checkpoint of a run that was trained."""
+    from glefld.models import checkpoint
+
+    best = checkpoint.pointed(run, "best")
+    assert best is not None, "training ended without a checkpoint"
+    return storage.join(run, best)
+
+
+class Ended(NamedTuple):
+    """How a worker ended: with a user's mistake, or on rank 0 with pictures of what the best checkpoint predicts."""
+
+    mistake: str | None
+    pictures: Pictures
+
+
+def work(config: dict[str, Any]) -> Ended:
+    """Run one worker; rank 0 logs to MLflow, and draws in the end, which a new process would take seconds to begin."""
+    import ray
+    import ray.train
+    import torch
+
+    from glefld import tracking
+    from glefld.errors import Mistake, UserError
+    from glefld.training import loop
+    from pipelines import ray_private
+    from pipelines.lease import Lease
+
+    job = loop.Job.from_json(config["job"])
+    device = ray.train.torch.get_device()
+    assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+    threads = max(1, int(assigned))
+    torch.set_num_threads(threads)
+    first = ray.train.get_context().get_world_rank() == 0
+    ray_private.silence_train_reports()
+    log = tracking.RunLog(tracking.RunHandle(**config["handle"]), job.run) if first else None
+    lease = Lease(**config["lease"])
+
+    def announce(choice: "Choice") -> None:
+        if log is not None:
+            log.set_tag("precision", choice.precision)
+            logger.info("precision %s: %s", choice.precision, choice.why)
+
+    def log_step(metrics: dict[str, float], step: int) -> None:
+        if log is not None:
+            log.log(metrics, step)
+
+    def store_log() -> None:
+        """Called before each checkpoint, which a worker must not write to a run that another driver has taken over."""
+        if log is not None:
+            lease.require()
+            log.flush()
+
+    def report(epoch: "EpochReport") -> None:
+        log_step(epoch.metrics, epoch.step)
+        store_log()
+        if log is not None:
+            name = "NE" if "val_ne" in epoch.metrics else "error"
+            # Not print(): Ray Train would show the line twice.
+            logger.info("epoch %d: %s %.4f on val, best %.4f", epoch.epoch, name, epoch.error, epoch.best)
+        ray.train.report({"error": epoch.error, "epoch": epoch.epoch})
+
+    try:
+        lease.require()
+    except UserError as error:
+        return Ended(str(error), [])
+    try:
+        loop.train(job, device, log_step, report, store_log, announce)
+    except Mistake as error:
+        # Returned instead of raised: Ray would restart the group, only to fail the same way.
+        return Ended(str(error), [])
+    finally:
+        if log is not None:
+            log.flush()
+    if log is None:
+        return Ended(None, [])
+    from pipelines import evaluate
+
+    tasks = evaluate.Tasks(cpus=threads, gpu=device.type == "cuda")
+    return Ended(None, evaluate.draw_here(best_checkpoint(job.run), job.data, "val", tasks))
