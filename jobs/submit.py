@@ -25,7 +25,7 @@ from glefld.storage import public_url, redacted
 from jobs.cli import guard
 from pipelines import ray_private
 
-JOBS = ("synthesize", "ingest", "train", "compare", "evaluate", "infer")
+JOBS = ("synthesize", "ingest", "train", "compare", "evaluate", "infer", "benchmark")
 PACKAGES = ("glefld", "pipelines", "jobs")
 
 #: Environment variables that are passed on to the job. Everyone with access to the cluster's dashboard can read them,

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glefld.tracking.log import RunLog, logged_run
     from glefld.tracking.model_registry import Registration, fetch
-    from glefld.tracking.run import COMMIT, RunHandle, finish, git_commit, start_run, where
+    from glefld.tracking.run import COMMIT, Logged, RunHandle, finish, git_commit, history, start_run, where
     from glefld.tracking.server import connecting, require_answer, tracking_uri
 
 __all__ = [
     "COMMIT",
+    "Logged",
     "Registration",
     "RunHandle",
     "RunLog",
@@ -24,6 +25,7 @@ __all__ = [
     "fetch",
     "finish",
     "git_commit",
+    "history",
     "logged_run",
     "require_answer",
     "start_run",
@@ -34,7 +36,7 @@ __all__ = [
 _MODULES = {
     "log": ("RunLog", "logged_run"),
     "model_registry": ("Registration", "fetch"),
-    "run": ("COMMIT", "RunHandle", "finish", "git_commit", "start_run", "where"),
+    "run": ("COMMIT", "Logged", "RunHandle", "finish", "git_commit", "history", "start_run", "where"),
     "server": ("connecting", "require_answer", "tracking_uri"),
 }
 

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import requests
 from mlflow import MlflowClient
@@ -176,6 +176,23 @@ def _describe(client: MlflowClient, run: Run, options: Any, manifest: Manifest) 
 def finish(handle: RunHandle, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
     """End the run; ``start_run(resume=...)`` reopens it."""
     connect(handle.tracking_uri).set_terminated(handle.run_id, status)
+
+
+class Logged(NamedTuple):
+    """One value of a metric. ``time`` is when it was logged, in seconds since 1970, by the clock of who logged it."""
+
+    step: int
+    time: float
+    value: float
+
+
+def history(uri: str, run_id: str, metric: str) -> list[Logged]:
+    """Return all values of a run's metric, by step and then by time. ConnectionError if the store does not answer."""
+    try:
+        found = connect(uri).get_metric_history(run_id, metric)
+    except (MlflowException, requests.RequestException) as error:
+        raise unusable(uri, error) from error
+    return sorted(Logged(value.step, value.timestamp / 1000, value.value) for value in found)
 
 
 def where(handle: RunHandle) -> str:
