@@ -22,6 +22,7 @@ NOT_LOADED = {
     "jobs.compare": {"mlflow", "matplotlib", "torchvision"},
     "jobs.evaluate": {"ray", "mlflow", "matplotlib", "torchvision"},
     "jobs.infer": {"mlflow", "matplotlib", "torchvision"},
+    "jobs.benchmark": {"ray", "mlflow", "matplotlib", "torchvision"},
 }
 #: The rooms of the library that each room may import, itself besides.
 BELOW = {

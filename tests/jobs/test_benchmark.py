@@ -1,0 +1,154 @@
+"""The benchmark as a user runs it: what it writes, and mistakes in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jobs.benchmark import Options, run
+from tests.ingested import write_dataset
+from tests.mistakes import NO_SERVER, everything, one_line, write_wrong_files
+from tests.pipelines.benchmark.bench import TINY, write_material
+
+FIGURES = {"ours", "ceiling", "peer", "of_ceiling", "of_peer", "spread"}
+
+
+def measured(options: Options) -> dict[str, dict[str, object]]:
+    """Run the benchmark, and return the stages of its JSON."""
+    run(options)
+    value = json.loads((Path(str(options.output)) / "benchmark.json").read_text())
+    assert set(value) == {"stages", "ceilings", "growth", "machine", "options"}
+    assert all(set(stage) >= FIGURES for stage in value["stages"].values())
+    return value["stages"]
+
+
+def test_the_result_is_printed_written_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one process, on a given data set. Nothing is left in the folder of what was made."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
+    made = write_material(tmp_path)
+    work, output = tmp_path / "elsewhere", tmp_path / "output"
+    options = Options(
+        **TINY,
+        stages=("read", "step"),
+        source=made.source,
+        data=made.data,
+        work=str(work),
+        output=str(output),
+        experiment="speed",
+    )
+    stages = measured(options)
+    assert set(stages) == {"read", "step"}
+    assert stages["step"]["of_peer"]
+    assert Image.open(output / "benchmark.png").width > 500
+    assert "step" in (output / "benchmark.txt").read_text()
+    assert not list(work.iterdir())
+    printed = capsys.readouterr().out
+    assert "measuring step" in printed
+    assert "MLflow " in printed
+
+
+@pytest.mark.slow
+def test_whole_jobs_of_data(tmp_path: Path) -> None:
+    """Photos are rendered and ingested; then whole jobs run on them."""
+    options = Options(**TINY | {"rows": 40, "repeats": 1}, stages=("ingest", "infer"), output=str(tmp_path))
+    stages = measured(options)
+    assert set(stages) == {"ingest", "infer", "infer/ready"}
+    for stage in stages.values():
+        assert stage["ours"]
+        assert stage["of_ceiling"]
+    assert stages["ingest"]["of_peer"]
+
+
+@pytest.mark.slow
+def test_whole_jobs_of_a_model(tmp_path: Path) -> None:
+    made = write_material(tmp_path)
+    options = Options(
+        **TINY | {"repeats": 1},
+        stages=("epoch", "evaluate", "start"),
+        data=made.data,
+        source=made.source,
+        output=str(tmp_path / "output"),
+    )
+    stages = measured(options)
+    assert set(stages) == {"epoch", "evaluate", "start"}
+    also = stages["start"]["also"]
+    assert isinstance(also, dict)
+    assert {"import jobs.train, s", "last epoch to exit, s"} <= set(also)
+    assert 0 < also["last epoch to exit, s"]["median"] < also["whole job, s"]["median"]
+
+
+@pytest.mark.slow
+def test_growth(tmp_path: Path) -> None:
+    made = write_material(tmp_path)
+    options = Options(
+        **TINY | {"repeats": 1, "rows": 20},
+        stages=(),
+        grow=(1, 2),
+        data=made.data,
+        output=str(tmp_path / "output"),
+    )
+    run(options)
+    growth = json.loads((tmp_path / "output" / "benchmark.json").read_text())["growth"]
+    assert {job: [size["rows"] for size in grown["sizes"]] for job, grown in growth.items()} == {
+        "ingest": [20, 40],
+        "infer": [20, 40],
+    }
+
+
+WRONG = {
+    "no stage": ({"stages": ()}, "--stages names no stage"),
+    "no repetition": ({"repeats": 0}, "--repeats must be at least 1"),
+    "no time": ({"seconds": 0.0}, "--seconds must be at least 0.01"),
+    "one size": ({"grow": (4,)}, "--grow needs at least two factors"),
+    "sizes that fall": ({"grow": (4, 1)}, "--grow needs at least two factors in rising order"),
+    "no such system": ({"model": "glee"}, "--model glee cannot be measured: choose one of gle"),
+    "a classifier": ({"model": "resnet"}, "--model resnet cannot be measured"),
+    "a layout that is not rendered": ({"dataset": "deepfashion2"}, "--dataset deepfashion2 needs --source"),
+    "no such data set": ({"data": "/nowhere"}, "/nowhere is not a finished data set"),
+    "too many CPUs": ({"cpus": 100_000}, "--cpus 100000: this machine has"),
+    "no GPU": ({"device": "gpu"}, "--device gpu: this machine has no GPU"),
+    "no such checkpoint": ({"checkpoint": "/nowhere"}, "--checkpoint: "),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_option_is_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    changes, message = WRONG[case]
+    assert message in one_line(lambda: run(Options(**changes)), capsys)
+
+
+def test_wrong_places_are_one_line_and_nothing_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_wrong_files(tmp_path)
+    write_dataset(tmp_path / "data", {"train": 8})
+    before = everything(tmp_path)
+    for changes, message in (
+        ({"data": "photos"}, "is not a finished data set"),
+        ({"data": "data"}, "has no rows in its split val"),
+        ({"output": "notes.txt"}, "--output"),
+        ({"work": "notes.txt"}, "--work"),
+    ):
+        places = {name: str(tmp_path / place) for name, place in changes.items()}
+        assert message in one_line(lambda places=places: run(Options(**places)), capsys)
+    assert everything(tmp_path) == before
+
+
+def test_a_server_that_is_down_is_told_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NO_SERVER)
+    assert "MLFLOW_TRACKING_URI" in one_line(lambda: run(Options(stages=("start",))), capsys)
+    assert "MLFLOW_TRACKING_URI" in one_line(
+        lambda: run(Options(stages=("step",), experiment="speed")), capsys
+    )
+
+
+def test_a_cluster_needs_a_shared_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert "--work: a cluster needs a folder" in one_line(lambda: run(Options(stages=("step",))), capsys)

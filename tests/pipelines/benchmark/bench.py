@@ -1,0 +1,35 @@
+"""A tiny benchmark: two-dot photos, a small input, hundredths of a second."""
+
+from pathlib import Path
+from typing import Any
+
+from pipelines.benchmark.material import Material
+from pipelines.benchmark.options import BenchmarkOptions, Resources
+from pipelines.benchmark.stages import Bench
+from tests import dots
+from tests.ingested import write_dataset
+from tests.raw_layouts import photos, rows, write_fld
+
+TINY: dict[str, Any] = {
+    "input_size": 32,
+    "batch_size": 4,
+    "rows": 12,
+    "seconds": 0.02,
+    "repeats": 2,
+    "peers": True,
+}
+
+
+def write_material(folder: Path) -> Material:
+    """What is measured on: raw photos, a data set, its rows as photos for inference, a checkpoint."""
+    listed = rows(20)
+    source = write_fld(folder / "raw", listed, photos(listed))
+    data = write_dataset(folder / "data", {"train": 24, "val": 8})
+    checkpoint = dots.write_checkpoint(str(folder / "checkpoint"))
+    (folder / "work").mkdir()
+    return Material("fld", str(source), data, data, checkpoint, str(folder / "work"))
+
+
+def tiny(material: Material, **changes: Any) -> Bench:
+    """What a stage gets: one CPU."""
+    return Bench(BenchmarkOptions(**TINY | changes), material, Resources(1, False))
