@@ -169,5 +169,6 @@ def chart(result: Mapping[str, Any]) -> "matplotlib.figure.Figure":
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    if labelled:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
