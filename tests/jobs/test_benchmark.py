@@ -81,6 +81,29 @@ def test_whole_jobs_of_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_on_a_cluster_jobs_use_it_and_stages_are_its_tasks(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    made = write_material(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    options = Options(
+        **TINY | {"repeats": 1, "peers": False},
+        stages=("read", "ingest"),
+        cpus=1,
+        data=made.data,
+        source=made.source,
+        work=made.work,
+        output=str(tmp_path / "output"),
+    )
+    stages = measured(options)
+    assert set(stages) == {"read", "ingest"}
+    assert all(stage["of_ceiling"] for stage in stages.values())
+    assert not list(Path(made.work).iterdir())
+
+
+@pytest.mark.slow
 def test_growth(tmp_path: Path) -> None:
     made = write_material(tmp_path)
     options = Options(
