@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from glefld.data.reader import SplitReader
 from glefld.errors import BadBox, BadPhoto
 from glefld.models.system import Output
 from glefld.predict import Bad, Crop, Prediction, Predictor, prepare
-from glefld.recipe import mirror_only
+from glefld.recipe import Recipe, mirror_only
 from glefld.training.loop import Job, Training, train_step
 from pipelines.benchmark import ceilings, crop_script, material, peers
 from pipelines.benchmark.material import Material
@@ -112,19 +113,19 @@ def read(bench: Bench) -> dict[str, Measurement]:
     rows = SplitReader(bench.material.data, manifest, "train")
     shards = [s for s in manifest.shards if s.split == "train"]
     _, recipe = bench.options.system()
-    stream = (
-        table for epoch in itertools.count() for table in rows.read(_batches(rows, recipe.batch_size, epoch))
-    )
+    stream = _shares(rows, recipe)
 
     def ours() -> float:
-        return stream_rate(stream, AHEAD, bench.options.seconds, lambda table: table["image"].nbytes) / 2**20
+        return (
+            stream_rate(stream, AHEAD, bench.options.seconds, lambda share: share[2]["image"].nbytes) / 2**20
+        )
 
     def plain() -> float:
         urls = [storage.join(bench.material.data, s.path) for s in shards]
         return ceilings.read_rate(urls, bench.options.seconds) / 2**20
 
     figures = bench.interleave({"ours": ours, "ceiling": plain})
-    stream.close()
+    stream.close()  # type: ignore[attr-defined]
     return {
         "read": Measurement(
             "MiB/s",
@@ -136,9 +137,12 @@ def read(bench: Bench) -> dict[str, Measurement]:
     }
 
 
-def _batches(rows: SplitReader, batch_size: int, epoch: int) -> list[np.ndarray]:
-    order = rows.order(0, epoch)
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+def _shares(rows: SplitReader, recipe: Recipe) -> Iterator[tuple[int, np.ndarray, pa.Table]]:
+    """Yield the epoch, row numbers and rows of one global batch after the other, without end."""
+    for epoch in itertools.count():
+        order = rows.order(recipe.seed, epoch, recipe.streams, recipe.window_rows)
+        for numbers, table in rows.epoch(order, recipe.batch_size):
+            yield epoch, numbers, table
 
 
 def loader(bench: Bench) -> dict[str, Measurement]:
@@ -154,7 +158,7 @@ def loader(bench: Bench) -> dict[str, Measurement]:
         pipeline = InputPipeline(
             recipe.input_size, recipe.batch_size, 0 if bench.resources.gpu else None, bench.resources.cpus
         )
-        ours = _endless(BatchLoader(manifest.labels, pipeline), rows, augmentation, recipe.batch_size)
+        ours = _endless(BatchLoader(manifest.labels, pipeline), rows, augmentation, recipe)
 
         def our_rate(stream: Iterator[Batch] = ours) -> float:
             value = stream_rate(stream, AHEAD, bench.options.seconds, lambda batch: len(batch.images))
@@ -183,30 +187,28 @@ def loader(bench: Bench) -> dict[str, Measurement]:
             f"torchvision v2 in a DataLoader of {bench.resources.cpus} processes",
             facts=bench.facts(),
         )
-        ours.close()
+        ours.close()  # type: ignore[attr-defined]
     return found
 
 
 def _endless(
-    loader: BatchLoader, rows: SplitReader, augmentation: Augmentation, batch_size: int
+    loader: BatchLoader, rows: SplitReader, augmentation: Augmentation, recipe: Recipe
 ) -> Iterator[Batch]:
     """Yield batches without end, as training gets them: read in a seeded order, augmented by row."""
+    seeds: deque[tuple[int, ...]] = deque()
 
     def tables() -> Iterator[pa.Table]:
-        for epoch in itertools.count():
-            yield from rows.read(_batches(rows, batch_size, epoch))
+        for epoch, numbers, table in _shares(rows, recipe):
+            seeds.extend((recipe.seed, epoch, number) for number in numbers.tolist())
+            yield table
 
-    def seeds() -> Iterator[tuple[int, ...]]:
-        for epoch in itertools.count():
-            yield from ((0, epoch, int(row)) for row in rows.order(0, epoch))
-
-    return loader.run(tables(), augmentation, seeds() if augmentation != NO_AUGMENTATION else ())
+    return loader.run(tables(), augmentation, iter(seeds.popleft, None))
 
 
 def _resident(training: Training, count: int) -> list[Batch]:
     """Return batches that are on the device already."""
     recipe = training.job.recipe
-    stream = _endless(training.loader, training.train_rows, recipe.augmentation, recipe.batch_size)
+    stream = _endless(training.loader, training.train_rows, recipe.augmentation, recipe)
     batches = list(itertools.islice(stream, count))
     stream.close()  # type: ignore[attr-defined]
     return batches
@@ -221,7 +223,7 @@ def _take(training: Training, batch: Batch, dtype: torch.dtype | None = None) ->
         training.job.recipe,
         rows=len(batch.images),
         world=1,
-        dtype=dtype or training.dtype,
+        dtype=dtype or training.precision.dtype,
     )
 
 
@@ -247,17 +249,17 @@ def step(bench: Bench) -> dict[str, Measurement]:
     }
     cases: dict[str, Callable[[], float]] = {
         "ours": lambda: rate(lambda: _take(training, batch), rows, seconds, bench.device),
-        "ceiling": lambda: ceilings.matrix_peak(training.dtype, seconds, bench.device) / operations,
+        "ceiling": lambda: ceilings.matrix_peak(training.precision.dtype, seconds, bench.device) / operations,
     }
     for name, dtype in DTYPES.items():
-        if dtype != training.dtype:
+        if dtype != training.precision.dtype:
             cases[f"ours in {name}"] = functools.partial(
                 lambda d: rate(lambda: _take(training, batch, d), rows, seconds, bench.device), dtype
             )
     for name, work in plain.items():
         cases[name] = functools.partial(rate, work, rows, seconds, bench.device)
     figures = bench.interleave(cases)
-    precision = _short(training.dtype)
+    precision = training.precision.precision
     return {
         "step": Measurement(
             "images/s",
@@ -297,15 +299,15 @@ def loop_rate(bench: Bench) -> float:
     rates: list[float] = []
 
     def log(metrics: dict[str, float], _: int) -> None:
-        rates.append(metrics.get("images_per_second", rates[-1] if rates else 0.0))
+        rates.append(metrics["images_per_second"])
 
     training.epoch(position, log, lambda: None)
-    return steady(rates, training.job.recipe.log_steps)
+    return steady(rates)
 
 
-def steady(rates: list[float], log_steps: int) -> float:
-    """Return the median of the logged rates, without those of the first steps if there are later ones."""
-    return float(np.median(rates[log_steps:] or rates))
+def steady(rates: list[float]) -> float:
+    """Return the median of the logged rates, without the first steps' if there are later ones."""
+    return float(np.median(rates[1:] or rates))
 
 
 class Nothing(nn.Module):
