@@ -365,8 +365,7 @@ def predict(bench: Bench) -> dict[str, Measurement]:
     streams = {"ours": predictor.predict(_crops(held, size)), "data": fed.predict(_crops(held, size))}
 
     def stream(name: str) -> float:
-        answers = _counted(streams[name])
-        return stream_rate(answers, AHEAD * batch, seconds, lambda answer: answer)
+        return stream_rate(_counted(streams[name], batch), AHEAD, seconds, lambda answered: answered)
 
     cases: dict[str, Callable[[], float]] = {
         "ours": lambda: stream("ours"),
@@ -419,8 +418,10 @@ def _crops(held: Iterable[tuple[bytes, Any, Any]], size: int) -> Iterator[Crop |
             yield bad
 
 
-def _counted(answers: Iterator[Any]) -> Iterator[int]:
-    return (1 if isinstance(answer, Prediction) else 0 for answer in answers)
+def _counted(answers: Iterator[Any], batch: int) -> Iterator[int]:
+    """Yield the predictions among each batch's answers: they come together, so that time ends with a whole batch."""
+    while True:
+        yield sum(isinstance(answer, Prediction) for answer in itertools.islice(answers, batch))
 
 
 def _sample(data: bytes, box: list[float] | None, origin: tuple[float, float]) -> peers.Sample:
