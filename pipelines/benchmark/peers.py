@@ -13,7 +13,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from glefld.data.augmentation import NO_AUGMENTATION, Augmentation
-from glefld.data.loader import MEAN, STD, Batch
+from glefld.data.loader import Batch
+from glefld.data.picture import MEAN, STD
 from glefld.models.system import Model
 from glefld.recipe import Recipe
 from glefld.training.losses import total_loss
