@@ -105,7 +105,11 @@ class BenchmarkOptions:
     def system(self) -> tuple[Any, Recipe]:
         """Return the system's config, and the recipe with what these options change."""
         config, recipe = MODELS[self.model].preset(self.preset, self.dataset)
-        given = {"batch_size": self.batch_size, "input_size": self.input_size, "precision": self.precision}
+        given: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "input_size": self.input_size,
+            "precision": self.precision,
+        }
         return config, dataclasses.replace(recipe, **{k: v for k, v in given.items() if v is not None})
 
 

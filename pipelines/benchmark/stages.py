@@ -313,6 +313,8 @@ def steady(rates: list[float]) -> float:
 class Nothing(nn.Module):
     """In place of a model: heatmaps of zeros, so that a rate with it is that of all else."""
 
+    heatmaps: Tensor
+
     def __init__(self, heatmaps: Tensor, codec: Any) -> None:
         super().__init__()
         self.register_buffer("heatmaps", heatmaps)
