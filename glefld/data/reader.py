@@ -170,7 +170,12 @@ class SplitReader:
         found = _ranges(storage.join(self.root, group.shard.path), segments)
         starts = [start for start, _ in segments]
         file = _Ranges(group.shard.bytes, list(zip(starts, found, strict=True)))
-        return pq.ParquetFile(file, metadata=footer).read_row_group(group.index, columns).slice(0, group.rows)
+        # PyArrow's own buffering would also read what lies between two ranges that are near each other.
+        return (
+            pq.ParquetFile(file, metadata=footer, pre_buffer=False)
+            .read_row_group(group.index, columns)
+            .slice(0, group.rows)
+        )
 
     def _group_rows(self, shard: Shard) -> list[int]:
         if shard.group_rows:

@@ -131,6 +131,14 @@ def test_tables_walk_the_split_in_shard_order(reader: SplitReader) -> None:
     assert found == [f"fld/train/{row:04d}#0" for row in range(53)]
 
 
+def test_some_columns_can_be_read_from_both_sides_of_small_pictures(reader: SplitReader) -> None:
+    """What lies between the columns is not fetched, also where it is only a few kilobytes."""
+    names = ["box", "crop_box", "landmarks", "visibility"]
+    (some, *_), (whole, *_) = reader.tables(names), reader.tables(["image", *names])
+    assert whole["image"].nbytes < 100_000
+    assert some.equals(whole.select(some.column_names))
+
+
 def test_a_limit_keeps_the_first_rows(reader: SplitReader) -> None:
     limited = SplitReader(reader.root, open_dataset(reader.root), "train", limit=9)
     rows = [numbers for numbers, _ in limited.epoch(limited.order(0, 0, 64, 100), 4)]
