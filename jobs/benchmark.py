@@ -77,7 +77,7 @@ def run(options: Options) -> None:
         )
         result["options"] = storage.redacted(dataclasses.asdict(options))
         # Print and write the result before logging, which can fail with the MLflow server.
-        console.print(report.tables(result))
+        console.print(as_text(report.tables(result)), soft_wrap=True, highlight=False)
         if output is not None:
             write(result, output)
             console.print(f"written to {output}", soft_wrap=True)
