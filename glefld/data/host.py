@@ -96,9 +96,9 @@ class Buffers:
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = np.empty(count, np.float32)
+            memory = np.empty(0, np.float32)
         if memory.size < count:
-            memory = np.empty(count, np.float32)
+            memory = torch.empty(count).numpy()  # aligned as convolutions like it, which NumPy's own is not
         # A tensor of the array keeps the array alive, not the memory's owner.
         array = memory[:count].reshape(shape)
         weakref.finalize(array, self._free.append, memory)
