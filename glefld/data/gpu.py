@@ -88,7 +88,9 @@ class DaliEngine:
         """Yield the batches without the pictures that cannot be decoded: one of them would break the pipeline."""
         for item, pictures in batches:
             whole = all(p.encoded.ndim == 1 and p.decoding == "stored" for p in pictures)
-            answers = pictures if whole else list(self._pool.map(_readable, pictures))
+            answers: list[Picture | BadPhoto] = (
+                [*pictures] if whole else list(self._pool.map(_readable, pictures))
+            )
             good = [i for i, answer in enumerate(answers) if isinstance(answer, Picture)]
             bad = {i: answer for i, answer in enumerate(answers) if isinstance(answer, BadPhoto)}
             yield _Entry(item, [p for p in answers if isinstance(p, Picture)], good, bad)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -96,9 +96,9 @@ class Buffers:
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = np.empty(count, np.float32)
+            memory = np.empty(0, np.float32)
         if memory.size < count:
-            memory = np.empty(count, np.float32)
+            memory = torch.empty(count).numpy()  # aligned as convolutions like it, which NumPy's own is not
         # A tensor of the array keeps the array alive, not the memory's owner.
         array = memory[:count].reshape(shape)
         weakref.finalize(array, self._free.append, memory)
@@ -187,7 +187,7 @@ def decode(
     most = min(1 / max(shrink) / REDUCED_OVERSAMPLING, min(picture.width, picture.height) / MIN_REDUCED)
     reduced = next((factor for factor in (8, 4, 2) if factor <= most), 1)
     width, height = -(-picture.width // reduced), -(-picture.height // reduced)
-    options: dict[str, object] = {"min_width": width, "min_height": height} if reduced > 1 else {}
+    options: dict[str, Any] = {"min_width": width, "min_height": height} if reduced > 1 else {}
     if scratch is not None:
         options["buffer"] = scratch.get("decoded", height * width * 3)
     pixels = decode_jpeg(data, "RGB", damaged=picture.decoding == "lenient", **options)

@@ -65,7 +65,7 @@ class InputPipeline:
     def __init__(self, size: int, batch_size: int, device_id: int | None = None, threads: int = 2) -> None:
         self.size = size
         self.batch_size = batch_size
-        self._engine = (
+        self._engine: HostEngine | DaliEngine = (
             HostEngine(size, threads)
             if device_id is None
             else _gpu_engine(size, batch_size, device_id, threads)

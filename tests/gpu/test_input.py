@@ -32,7 +32,7 @@ def augmented(plain: Picture, seed: int) -> Picture:
 def test_a_gpu_loads_what_a_cpu_loads(
     encoding: str, change: str, device: torch.device, tell: Callable[[str], None]
 ) -> None:
-    """The decoders round differently, 4:2:0 chroma by half a level; no picture is moved, turned or tinted."""
+    """Decoders and warps round differently, 4:2:0 chroma by half a level; no picture is moved, turned or tinted."""
     pictures = [picture(seed, SIZE, encoding, 200 + 37 * seed, 411 - 29 * seed) for seed in range(8)]
     if change == "augmented":
         pictures = [augmented(plain, seed) for seed, plain in enumerate(pictures)]
@@ -43,8 +43,8 @@ def test_a_gpu_loads_what_a_cpu_loads(
         f"{encoding}, {change}: from the CPU's by {apart.mean():.3f} of 255 levels, at most {apart.max():.1f}, "
         f"bias {(there - here).mean():+.3f}"
     )
-    assert apart.mean() < 0.6
-    assert apart.max() < 6
+    assert apart.mean() < 0.8
+    assert apart.max() < 8
 
 
 def test_a_batch_keeps_its_values_while_the_next_are_loaded(device: torch.device) -> None:
@@ -81,9 +81,9 @@ def test_how_many_pictures_a_second_are_loaded(device: torch.device, tell: Calla
         rates = []
         for _ in range(6):
             begun = time.perf_counter()
-            for _ in range(4):
-                images = pipeline.run(pictures)
+            for _, loaded in pipeline.load([(None, pictures)] * 8):
+                images = loaded.images
             torch.cuda.synchronize()
-            rates.append(4 * len(images) / (time.perf_counter() - begun))
+            rates.append(8 * len(images) / (time.perf_counter() - begun))
         low, middle, high = np.quantile(rates[1:], (0, 0.5, 1))
         tell(f"loader at {SIZE}, {name}: {middle:.0f} pictures/s ({low:.0f} to {high:.0f})")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import pytest
@@ -150,6 +150,7 @@ def test_whoever_stops_early_leaves_nothing_behind(engine: Engine) -> None:
     (alone,) = (loaded.images for _, loaded in engine.load([(0, pictures[5:])]))
     stream = engine.load((i, [p]) for i, p in enumerate(pictures[:5]))
     next(stream)
+    assert isinstance(stream, Generator)
     stream.close()
     assert torch.equal(load(engine, pictures[5:]).images, alone)
 
