@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -70,9 +70,9 @@ class HostEngine:
             while pending:
                 yield self._finished(*pending.popleft())
         finally:
+            # Whoever stops early gives the memory back, so nobody may still be writing to it.
             for _, _, futures in pending:
-                for future in futures:
-                    future.cancel()
+                wait([future for future in futures if not future.cancel()])
 
     def _finished(
         self, item: Item, images: np.ndarray, futures: list[Future[BadPhoto | None]]
@@ -168,7 +168,7 @@ def render(picture: Picture, out: np.ndarray) -> None:
     canvas = cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=SCRATCH.get("canvas", size, size, 3))
     if picture.colour != PLAIN_COLOUR:
         cv2.transform(canvas, colour_matrix(*picture.colour), dst=canvas)
-    cv2.subtract(canvas, (*MEAN, 0), dst=out, dtype=cv2.CV_32F)
+    cv2.subtract(canvas, (*MEAN, 0), dst=out, dtype=cv2.CV_32F)  # type: ignore[call-overload]  # the stubs know no scalars
     # In one loop a row: numpy is slow on a last dimension of three.
     out.reshape(size, -1)[...] *= np.tile(INVERSE_STD, size)
 
