@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from glefld.errors import UserError
 
-#: 3: crops in the photo's own JPEG encoding, which may be larger than the box with its margin. 2: all crops of quality 95
-#: and 4:4:4. The columns are the same, so both are read.
+#: 3: crops in the photo's own JPEG encoding, maybe larger than the box with its margin. 2: all crops of quality 95 and
+#: 4:4:4. The columns are the same, so both are read.
 SCHEMA_VERSION = 3
 READABLE_VERSIONS = (2, 3)
 Split = Literal["train", "val", "test"]
