@@ -32,7 +32,7 @@ ENCODINGS: dict[str, dict[str, object]] = {
 
 
 def photo(seed: int, width: int, height: int, mode: str = "RGB") -> Image.Image:
-    natural = picture(seed, 64, "PPM", width, height).encoded.tobytes()
+    natural = picture(seed, 64, "4:4:4", width, height).encoded.tobytes()
     return Image.open(io.BytesIO(natural)).convert(mode)
 
 
