@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import ray
 
 from glefld import storage
+from glefld.data import lossless
 from glefld.datasets import LAYOUTS
 from glefld.schema import Manifest, Shard
 from pipelines.ingest.plan import IngestOptions, IngestPlan, PlannedShard, make_plan
@@ -77,6 +78,7 @@ def ingest(plan: IngestPlan, output: str, progress: Callable[[int, int], None]) 
         margin=plan.options.margin,
         landmark_tolerance=plan.options.landmark_tolerance,
         key=plan.key,
+        lossless=lossless.library() is not None,
     )
     total = plan.annotations.table.num_rows
     done = len(plan.rejects) + sum(report["rows_in"] for report in finished.values())

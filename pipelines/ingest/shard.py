@@ -10,10 +10,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from glefld import storage
-from glefld.data.photos import decode_rgb, encode_jpeg
+from glefld.data.crops import Crops
 from glefld.datasets.lists import ANNOTATIONS, unpack
 from glefld.errors import BadPhoto, BadRow
 from glefld.schema import REJECT_SCHEMA, LandmarkSet, sample_schema
@@ -49,6 +48,8 @@ class ShardSettings:
     margin: float | Literal["full"]
     landmark_tolerance: float
     key: str
+    lossless: bool
+    """Whether crops of plain JPEGs are cut without decoding them: the driver's choice for all workers."""
 
 
 def shard_path(split: str, index: int) -> str:
@@ -141,7 +142,7 @@ def _batches(
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the samples in batches of one row group, and append rejected rows to ``rejects``.
 
-    Garments of the same photo are adjacent, so each photo is read and decoded once.
+    Garments of the same photo are adjacent, so each photo is read once.
     """
     names = rows["name"].to_pylist()
     firsts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
@@ -152,12 +153,16 @@ def _batches(
         for row in batch.to_pylist():
             if photo is None or row["name"] != name:
                 name, data = row["name"], next(photos)
-                photo = _Photo(BadPhoto(*KILLER), None) if name in killers else _open(data, held_out)
+                photo = (
+                    _Photo(BadPhoto(*KILLER), None)
+                    if name in killers
+                    else _open(data, held_out, settings.lossless)
+                )
             uri = settings.archive.uri(row["name"])
             try:
-                if not isinstance(photo.image, Image.Image):
-                    raise photo.image
-                sample = _sample(row, photo.image, settings)
+                if not isinstance(photo.crops, Crops):
+                    raise photo.crops
+                sample = _sample(row, photo.crops, settings)
                 samples.append(sample | {"source_uri": uri, "photo_hash": photo.hash})
             except (BadPhoto, BadRow) as bad:
                 rejects.append(reject(row, uri, bad.reason, bad.detail, photo.hash))
@@ -169,51 +174,66 @@ def _batches(
 
 
 class _Photo(NamedTuple):
-    """A decoded photo or the reason to reject it, and its file's hash if the file could be read."""
+    """A photo that can be opened or the reason to reject it, and its file's hash if the file could be read."""
 
-    image: Image.Image | BadPhoto | BadRow
+    crops: Crops | BadPhoto | BadRow
     hash: bytes | None
 
 
-def _open(data: bytes | BadPhoto, held_out: frozenset[bytes]) -> _Photo:
+def _open(data: bytes | BadPhoto, held_out: frozenset[bytes], lossless: bool) -> _Photo:
     if isinstance(data, BadPhoto):
         return _Photo(data, None)
     photo_hash = hashlib.blake2b(data, digest_size=16).digest()
     if photo_hash in held_out:
         return _Photo(BadRow("duplicate_photo", "the same bytes are in val or test"), photo_hash)
     try:
-        return _Photo(decode_rgb(data), photo_hash)
+        return _Photo(Crops(data, lossless), photo_hash)
     except BadPhoto as bad:
         return _Photo(bad, photo_hash)
 
 
-def _sample(row: dict[str, Any], image: Image.Image, settings: ShardSettings) -> dict[str, Any]:
-    """Return one row of the data set, without ``source_uri`` and ``photo_hash``. Raises BadRow for a row to reject."""
-    x1, y1, x2, y2 = row["box"]
-    if x2 <= x1 or y2 <= y1:
-        raise BadRow("empty_box", f"box {row['box']}")
-    box = max(x1, 0.0), max(y1, 0.0), min(x2, float(image.width)), min(y2, float(image.height))
-    if box[2] <= box[0] or box[3] <= box[1]:
-        raise BadRow("box_outside_photo", f"box {row['box']}, photo {image.width} x {image.height}")
-    packed = np.array(row["landmarks"], np.float32).reshape(-1, 2), np.array(row["visibility"], np.int8)
-    points, visibility = unpack(*packed, row["garment_type"], settings.landmark_set)
-    _check_landmarks(points, box, settings)
-    crop = crop_box(box, image.width, image.height, settings.margin)
+def _sample(row: dict[str, Any], photo: Crops, settings: ShardSettings) -> dict[str, Any]:
+    """Return one row of the data set, without ``source_uri`` and ``photo_hash``.
+
+    Raises BadPhoto or BadRow for a row to reject. A damaged photo is the reason whatever else is wrong.
+    """
+    try:
+        box, points, visibility = _annotation(row, photo.width, photo.height, settings)
+    except BadRow:
+        photo.check()
+        raise
+    image, crop = photo.cut(crop_box(box, photo.width, photo.height, settings.margin))
     return {
         **{
             name: row[name]
             for name in ("sample_id", "garment_type", "variation", "category", "attributes", "view", "area")
         },
-        "source_width": image.width,
-        "source_height": image.height,
+        "source_width": photo.width,
+        "source_height": photo.height,
         "box": box,
         "crop_box": crop,
-        "image": encode_jpeg(image.crop(crop)),
+        "image": image,
         "image_width": crop[2] - crop[0],
         "image_height": crop[3] - crop[1],
         "landmarks": (points - crop[:2]).ravel(),
         "visibility": visibility,
     }
+
+
+def _annotation(
+    row: dict[str, Any], width: int, height: int, settings: ShardSettings
+) -> tuple[tuple[float, float, float, float], np.ndarray, np.ndarray]:
+    """Return the box clipped to the photo, landmarks [K, 2] and visibility [K]; BadRow if they cannot be used."""
+    x1, y1, x2, y2 = row["box"]
+    if x2 <= x1 or y2 <= y1:
+        raise BadRow("empty_box", f"box {row['box']}")
+    box = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise BadRow("box_outside_photo", f"box {row['box']}, photo {width} x {height}")
+    packed = np.array(row["landmarks"], np.float32).reshape(-1, 2), np.array(row["visibility"], np.int8)
+    points, visibility = unpack(*packed, row["garment_type"], settings.landmark_set)
+    _check_landmarks(points, box, settings)
+    return box, points, visibility
 
 
 def _check_landmarks(
@@ -242,7 +262,10 @@ def _check_landmarks(
 def crop_box(
     box: tuple[float, float, float, float], width: int, height: int, margin: float | Literal["full"]
 ) -> tuple[int, int, int, int]:
-    """Return the crop to store, x1 y1 x2 y2 in whole pixels: the box plus ``margin`` of its size per side, clipped."""
+    """Return the crop to store, x1 y1 x2 y2 in whole pixels: the box plus ``margin`` of its size per side, clipped.
+
+    ``Crops.cut`` may store more.
+    """
     if margin == "full":
         return 0, 0, width, height
     x1, y1, x2, y2 = box

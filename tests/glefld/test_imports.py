@@ -14,10 +14,11 @@ NOT_LOADED = {
     "glefld.predict": {"ray", "mlflow", "matplotlib", "rich", "pycocotools"},
     "glefld.training.loop": {"ray", "mlflow"},
     "glefld.scoring.evaluation": {"ray", "mlflow", "matplotlib", "rich"},
-    "pipelines.ingest.run": {"torch", "mlflow", "tyro", "rich", "matplotlib"},
+    "pipelines.ingest.run": {"torch", "mlflow", "tyro", "rich", "matplotlib", "cv2", "nvidia"},
     "pipelines.infer.run": {"mlflow", "matplotlib", "rich", "tyro"},
     # A user is told of a mistake before what takes seconds is loaded.
     "jobs.cli": {"ray", "torch", "mlflow", "matplotlib"},
+    "jobs.ingest": {"torch", "mlflow", "matplotlib", "cv2", "nvidia", "pylibjxl"},
     "jobs.train": {"ray", "mlflow", "matplotlib", "torchvision"},
     "jobs.compare": {"mlflow", "matplotlib", "torchvision"},
     "jobs.evaluate": {"ray", "mlflow", "matplotlib", "torchvision"},

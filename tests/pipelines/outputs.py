@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from glefld.data import lossless
 from pipelines.infer import run as infer_run
 from pipelines.infer.run import InferenceWorkers, InferOptions, ShardWriter, infer, make_plan, writer_settings
 from pipelines.ingest import run as ingest_run
@@ -39,6 +40,7 @@ def _write_ingest(options: IngestOptions, output: str, count: int | None) -> Non
         margin=options.margin,
         landmark_tolerance=options.landmark_tolerance,
         key=plan.key,
+        lossless=lossless.library() is not None,
     )
     for shard in plan.shards[:count]:
         if shard.path not in finished:

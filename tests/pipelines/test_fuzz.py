@@ -24,7 +24,9 @@ import torch
 from PIL import Image
 
 from glefld import storage
+from glefld.data import lossless
 from glefld.data import photos as photos_module
+from glefld.data.crops import Crops
 from glefld.data.host import decode
 from glefld.data.photos import decode_rgb
 from glefld.datasets import Dataset, read_annotations
@@ -152,7 +154,8 @@ def ingested(source: Path, folder: Path) -> int:
     storage.remove_tree(output.url)
     landmark_set = plan.annotations.labels.landmark_set
     settings = ShardSettings(
-        plan.archive, output, landmark_set, options.margin, options.landmark_tolerance, plan.key
+        *(plan.archive, output, landmark_set, options.margin, options.landmark_tolerance, plan.key),
+        lossless=lossless.library() is not None,
     )
     kept, rejects = 0, len(plan.rejects)
     for shard in plan.shards:
@@ -561,6 +564,14 @@ def try_picture(rng: Rng, folder: Path) -> str:
         assert image.width * image.height <= photos_module.MAX_PIXELS
     except BadPhoto:
         outcome = COUNTED
+    try:
+        opened = Crops(data, lossless.library() is not None)
+        corner = (max(0, opened.width - 9), max(0, opened.height - 9), opened.width, opened.height)
+        cut, (x1, y1, x2, y2) = opened.cut(corner)
+        assert decode_rgb(cut).size == (x2 - x1, y2 - y1)
+        assert outcome == WHOLE
+    except BadPhoto:
+        assert outcome == COUNTED
     try:
         crop = prepare(data, 64, (3.0, 3.0, 20.0, 30.0))
         assert np.isfinite(crop.to_photo).all()

@@ -59,7 +59,7 @@ def shards(source: str, output: Path, **options: Any) -> tuple[list[dict[str, An
     chosen = IngestOptions("deepfashion2", source, **options)
     plan = make_plan(chosen, open_source(source, "", "split-images"))
     settings = ShardSettings(
-        plan.archive, output_at(str(output)), LABELS.landmark_set, chosen.margin, 0.1, plan.key
+        plan.archive, output_at(str(output)), LABELS.landmark_set, chosen.margin, 0.1, plan.key, lossless=True
     )
     rejects = list(plan.rejects)
     rows = []
@@ -106,12 +106,17 @@ def test_a_photo_is_read_once_for_its_garments(tmp_path: Path, monkeypatch: pyte
     from pipelines.ingest import shard as module
 
     source = raw(tmp_path / "raw", "a zip a split", deepfashion2_files(PHOTOS))
-    decoded: list[int] = []
-    decode = module.decode_rgb
-    monkeypatch.setattr(module, "decode_rgb", lambda data: decoded.append(len(data)) or decode(data))
+    opened: list[int] = []
+    crops = module.Crops.__init__
+
+    def count(self: module.Crops, data: bytes, lossless: bool) -> None:
+        opened.append(len(data))
+        crops(self, data, lossless)
+
+    monkeypatch.setattr(module.Crops, "__init__", count)
     rows, rejects = shards(source, tmp_path / "output")
     assert (len(rows), len(rejects)) == (7, 1)
-    assert len(decoded) == 4, "the photo without garments is not wanted"
+    assert len(opened) == 4, "the photo without garments is not wanted"
 
 
 def test_broken_and_locked_annotations_are_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from glefld.data import lossless
 from glefld.schema import FASHION8, REJECT_SCHEMA, sample_schema
 from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import output_at, prepare
@@ -49,14 +50,23 @@ def planned(
     plan = prepare(chosen, output)
     rows = pa.concat_tables(part.rows for part in plan.shards)
     settings = ShardSettings(
-        plan.archive, output_at(output), FASHION8, chosen.margin, chosen.landmark_tolerance, plan.key
+        *(plan.archive, output_at(output), FASHION8, chosen.margin, chosen.landmark_tolerance, plan.key),
+        lossless=lossless.library() is not None,
     )
     row = {"split": "train", "index": 0, "rows": to_bytes(rows.combine_chunks()), "killers": []}
     return row, settings, plan.rejects
 
 
+#: Decoded and encoded again, and cut without decoding.
+FORMATS: dict[str, dict[str, object]] = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 2},
+}
+
+
+@pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("margin", [0.0, 0.25, 1.5, "full"])
-def test_landmarks_stay_on_their_pixels(margin: float | str, tmp_path: Path) -> None:
+def test_landmarks_stay_on_their_pixels(margin: float | str, format_: str, tmp_path: Path) -> None:
     """A pixel painted at an annotated landmark is, in the stored picture, at the stored landmark's place."""
     seed = int(np.random.default_rng().integers(1 << 31))
     print("seed", seed)
@@ -71,7 +81,7 @@ def test_landmarks_stay_on_their_pixels(margin: float | str, tmp_path: Path) -> 
     for _, x, y in points:
         pixels[y, x] = 255
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer, format_, **FORMATS[format_])
     box = (int(x1), int(y1), int(x2), int(y2))
     row = Row("img/a.jpg", box=box, garment_type=2, points=points)
     ((found,), rejects) = shard(tmp_path, [row], {"img/a.jpg": buffer.getvalue()}, margin=margin)
@@ -158,6 +168,7 @@ def test_annotations_are_kept_or_turned_away(case: str, tmp_path: Path) -> None:
 
 PHOTOS: dict[str, tuple[bytes, str]] = {
     "truncated": (jpeg(1)[:900], "truncated_photo"),
+    "damaged": (jpeg(1)[:900] + bytes(40) + jpeg(1)[940:], "damaged_photo"),
     "text": (b"<html>", "unreadable_photo"),
     "empty": (b"", "unreadable_photo"),
 }
@@ -174,6 +185,16 @@ def test_bad_photos_are_turned_away(case: str, tmp_path: Path) -> None:
     assert (bad["sample_id"], bad["split"], bad["reason"]) == ("fld/img/a.jpg#0", "train", reason)
     assert bad["source_uri"] == f"{tmp_path}/source/img.zip::img/a.jpg"
     assert bad["detail"]
+
+
+@pytest.mark.parametrize("case", ["truncated", "damaged"])
+def test_a_bad_photo_counts_before_a_bad_row(case: str, tmp_path: Path) -> None:
+    """Also where the row alone would do, and no crop is cut: the table of reasons has an order."""
+    data, reason = PHOTOS[case]
+    bad = Row("img/a.jpg", points=((2, 0, 0),) * 4, **LOWER)
+    for image, expected in ((data, reason), (jpeg(1), "no_landmarks")):
+        _, rejects = shard(tmp_path / expected, [bad], {"img/a.jpg": image})
+        assert [r["reason"] for r in rejects] == [expected]
 
 
 def test_a_photo_that_kills_its_worker_is_turned_away_unseen(tmp_path: Path) -> None:
