@@ -38,8 +38,9 @@ from glefld import storage
 from glefld.data.dataset import MANIFEST, read_manifest
 from glefld.errors import UserError
 
-#: Rows per Parquet row group, which is also what a task buffers of its output.
-ROW_GROUP = 256
+#: Rows per Parquet row group, which is also what a task buffers of its output and what training reads at a time: some
+#: 500 kB of crops. Larger ones are shuffled less well, and of a small data set fewer workers would have their share.
+ROW_GROUP = 64
 #: Retries of a shard's task, after its photos were found to be harmless, when its worker or host dies.
 RETRIES = 4
 #: Shards whose worker died twice that are looked into, and photos that may kill a worker in one of them. If there are

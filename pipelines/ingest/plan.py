@@ -13,6 +13,7 @@ import numpy as np
 import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
+import simplejpeg
 
 from glefld import storage
 from glefld.data import lossless
@@ -198,6 +199,7 @@ def _plan_key(
         INGEST_VERSION,
         # They determine the bytes of crops: what is decoded and encoded anew, and what is cut.
         PIL.__version__,
+        simplejpeg.__version__,
         lossless.version(),
         options.public(),
         annotations.labels.landmark_set.to_json(),

@@ -20,6 +20,7 @@ from pipelines.ingest.shard import ShardSettings, read_rows, rejects_path, write
 from pipelines.ingest.source import open_source
 from pipelines.resumable import (
     REJECTS,
+    ROW_GROUP,
     ShardedOutput,
     content_hash,
     counted,
@@ -139,7 +140,14 @@ def _manifest(plan: IngestPlan, reports: list[dict[str, Any]], output: str) -> M
     rejects = Counter(r["reason"] for r in plan.rejects)
     for planned, report in zip(plan.shards, reports, strict=True):
         shards.append(
-            Shard(planned.path, planned.split, report["rows"], report["bytes"], report["content_hash"])
+            Shard(
+                planned.path,
+                planned.split,
+                report["rows"],
+                report["bytes"],
+                report["content_hash"],
+                ROW_GROUP,
+            )
         )
         splits[planned.split] += report["rows"]
         rejects.update(report["rejects"])

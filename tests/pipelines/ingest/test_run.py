@@ -154,6 +154,11 @@ def test_finished_shards_are_kept(tmp_path: Path) -> None:
     options, output = many_shards(tmp_path), tmp_path / "output"
     manifest = run(options, output)
     assert len(manifest.shards) >= 6
+    for written in manifest.shards:  # training goes by this and not by the footers
+        footer = pq.read_metadata(output / written.path)
+        groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+        assert set(groups[:-1]) <= {written.group_rows}
+        assert groups[-1] <= written.group_rows
     undisturbed = files(output)
     # As after a kill: no manifest, some shards, the beginning of another.
     lost = {str(manifest.shards[i].path) for i in rng.choice(len(manifest.shards), 3, replace=False)}
