@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from glefld import storage
+from glefld.data import lossless
 from glefld.data.augmentation import NO_AUGMENTATION, Augmentation
 from glefld.data.loader import Batch, BatchLoader, InputPipeline
 from glefld.data.reader import SplitReader
@@ -445,6 +446,7 @@ def shard(bench: Bench) -> dict[str, Measurement]:
         margin=plan.options.margin,
         landmark_tolerance=plan.options.landmark_tolerance,
         key=plan.key,
+        lossless=lossless.library() is not None,
     )
     planned = plan.shards[0]
     rows = planned.rows.slice(0, bench.options.rows).combine_chunks()
