@@ -17,8 +17,7 @@ import ray.data
 import torch
 from nvidia import dali
 
-from glefld import storage
-from glefld.errors import BadBox, BadPhoto, UserError, require_between
+from glefld.errors import BadBox, BadPhoto, require_between
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.predict import (
@@ -43,6 +42,7 @@ from pipelines.resumable import (
     content_hash,
     counted,
     from_bytes,
+    require_outside,
     run_tasks,
     source_state,
     to_bytes,
@@ -167,10 +167,7 @@ def make_plan(options: InferOptions, output: str) -> InferencePlan:
     Raises UserError if one of them cannot be used, and for an ``output`` that holds something else.
     """
     options.check()
-    if storage.absolute(output).startswith(storage.absolute(options.input).rstrip("/") + "/"):
-        raise UserError(
-            f"--output {output} lies in --input, where the next run would read it: choose a folder outside --input"
-        )
+    require_outside(output, options.input, "--input")
     require_landmarks(options.checkpoint, checkpoint.read_card(options.checkpoint))
     place = output_at(output)
     with place.claimed():
