@@ -1,6 +1,5 @@
 """The benchmark as a user runs it: what it writes, and mistakes in one line."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,18 +8,7 @@ from PIL import Image
 from jobs.benchmark import Options, run
 from tests.ingested import write_dataset
 from tests.mistakes import NO_SERVER, everything, one_line, write_wrong_files
-from tests.pipelines.benchmark.bench import TINY, write_material
-
-FIGURES = {"ours", "ceiling", "peer", "of_ceiling", "of_peer", "spread"}
-
-
-def measured(options: Options) -> dict[str, dict[str, object]]:
-    """Run the benchmark, and return the stages of its JSON."""
-    run(options)
-    value = json.loads((Path(str(options.output)) / "benchmark.json").read_text())
-    assert set(value) == {"stages", "ceilings", "growth", "machine", "options"}
-    assert all(set(stage) >= FIGURES for stage in value["stages"].values())
-    return value["stages"]
+from tests.pipelines.benchmark.bench import TINY, measured, write_material
 
 
 def test_the_result_is_printed_written_and_logged(
@@ -51,36 +39,6 @@ def test_the_result_is_printed_written_and_logged(
 
 
 @pytest.mark.slow
-def test_whole_jobs_of_data(tmp_path: Path) -> None:
-    """Photos are rendered and ingested; then whole jobs run on them."""
-    options = Options(**TINY | {"rows": 40, "repeats": 1}, stages=("ingest", "infer"), output=str(tmp_path))
-    stages = measured(options)
-    assert set(stages) == {"ingest", "infer", "infer/ready"}
-    for stage in stages.values():
-        assert stage["ours"]
-        assert stage["of_ceiling"]
-    assert stages["ingest"]["of_peer"]
-
-
-@pytest.mark.slow
-def test_whole_jobs_of_a_model(tmp_path: Path) -> None:
-    made = write_material(tmp_path)
-    options = Options(
-        **TINY | {"repeats": 1},
-        stages=("epoch", "evaluate", "start"),
-        data=made.data,
-        source=made.source,
-        output=str(tmp_path / "output"),
-    )
-    stages = measured(options)
-    assert set(stages) == {"epoch", "evaluate", "start"}
-    also = stages["start"]["also"]
-    assert isinstance(also, dict)
-    assert {"import jobs.train, s", "last epoch to exit, s"} <= set(also)
-    assert 0 < also["last epoch to exit, s"]["median"] < also["whole job, s"]["median"]
-
-
-@pytest.mark.slow
 def test_on_a_cluster_jobs_use_it_and_stages_are_its_tasks(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,24 +59,6 @@ def test_on_a_cluster_jobs_use_it_and_stages_are_its_tasks(
     assert set(stages) == {"read", "ingest"}
     assert all(stage["of_ceiling"] for stage in stages.values())
     assert not list(Path(made.work).iterdir())
-
-
-@pytest.mark.slow
-def test_growth(tmp_path: Path) -> None:
-    made = write_material(tmp_path)
-    options = Options(
-        **TINY | {"repeats": 1, "rows": 20},
-        stages=(),
-        grow=(1, 2),
-        data=made.data,
-        output=str(tmp_path / "output"),
-    )
-    run(options)
-    growth = json.loads((tmp_path / "output" / "benchmark.json").read_text())["growth"]
-    assert {job: [size["rows"] for size in grown["sizes"]] for job, grown in growth.items()} == {
-        "ingest": [20, 40],
-        "infer": [20, 40],
-    }
 
 
 WRONG = {

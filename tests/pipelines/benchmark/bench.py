@@ -1,8 +1,10 @@
 """A tiny benchmark: two-dot photos, a small input, hundredths of a second."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+from jobs.benchmark import Options, run
 from pipelines.benchmark.material import Material
 from pipelines.benchmark.options import BenchmarkOptions, Resources
 from pipelines.benchmark.stages import Bench
@@ -33,3 +35,15 @@ def write_material(folder: Path) -> Material:
 def tiny(material: Material, **changes: Any) -> Bench:
     """What a stage gets: one CPU."""
     return Bench(BenchmarkOptions(**TINY | changes), material, Resources(1, False))
+
+
+FIGURES = {"ours", "ceiling", "peer", "of_ceiling", "of_peer", "spread"}
+
+
+def measured(options: Options) -> dict[str, dict[str, object]]:
+    """Run the benchmark, and return the stages of its JSON."""
+    run(options)
+    value = json.loads((Path(str(options.output)) / "benchmark.json").read_text())
+    assert set(value) == {"stages", "ceilings", "growth", "machine", "options"}
+    assert all(set(stage) >= FIGURES for stage in value["stages"].values())
+    return value["stages"]
