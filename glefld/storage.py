@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 _PART = re.compile("_part-[0-9a-f]{32}")
 #: Matches where a text goes on to another URL.
 _ANOTHER = re.compile(r"[\s,;\"'(<|](?=[a-z][a-z0-9+.-]+://)", re.IGNORECASE)
+#: Matches a text that begins with a URL, perhaps one that is assigned to something.
+_BEGINS = re.compile(r"([\w.-]+=)*[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 #: Matches an address with a port, which is no user with a password: nobody is called 127.0.0.1.
 _ADDRESS = re.compile(r"(localhost|\d+(\.\d+){3}|\[[\da-f:.]+\]):\d{1,5}(?![^\s/?#;,.:)\]}>'\"`!|\\])", re.I)
 #: Matches a host, perhaps with a port, and not a user with a password that has lost its end.
@@ -99,7 +101,13 @@ def require_access(url: str) -> None:
     if not is_s3(url):
         return
     bucket, prefix, _ = fs.split_path(path)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon S3"
+    if re.search(r"^(?!arn:)[^@]*:|@", bucket):
+        raise UserError(
+            f"{public_url(url)}: a user and a password in an S3 URL are not used: set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
+    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    endpoint = public_url(given) or "Amazon S3"
     try:
         fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
     except FileNotFoundError as error:
@@ -108,7 +116,7 @@ def require_access(url: str) -> None:
         ) from error
     except PermissionError as error:
         raise UserError(
-            f"{endpoint} refuses access to the bucket {bucket} ({error}): check AWS_ACCESS_KEY_ID, "
+            f"{endpoint} refuses access to the bucket {bucket}{why(given, error)}: check AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY and the permissions of that key"
         ) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
@@ -117,10 +125,10 @@ def require_access(url: str) -> None:
         ) from error
     except (NoConnectionError, HTTPClientError) as error:
         raise UserError(
-            f"{endpoint} cannot be reached: check AWS_ENDPOINT_URL and the network ({error})"
+            f"{endpoint} cannot be reached: check AWS_ENDPOINT_URL and the network{why(given, error)}"
         ) from error
     except (OSError, ClientError, BotoCoreError) as error:
-        raise UserError(f"the bucket {bucket} at {endpoint} cannot be used: {error}") from error
+        raise UserError(f"the bucket {bucket} at {endpoint} cannot be used{why(given, error)}") from error
 
 
 def _require_answer(fs: fsspec.AbstractFileSystem, url: str) -> None:
@@ -130,7 +138,7 @@ def _require_answer(fs: fsspec.AbstractFileSystem, url: str) -> None:
         status = getattr(error.__cause__, "status", None)
         if status is None:
             raise UserError(
-                f"{public_url(url)} cannot be reached: check the address and the network ({error.__cause__})"
+                f"{public_url(url)} cannot be reached: check the address and the network{why(url, error.__cause__)}"
             ) from error
         if status not in (403, 404):  # a folder's page may be absent where its files are not
             raise UserError(
@@ -411,6 +419,14 @@ def remove_empty_folder(url: str) -> None:
             os.rmdir(local_path(url))
 
 
+def missing_folders(url: str) -> list[str]:
+    """Return the local folder and those above it, from the inside out, that do not exist yet."""
+    if not is_local(url):
+        return []
+    path = Path(local_path(url))
+    return [str(folder) for folder in (path, *path.parents) if not folder.exists()]
+
+
 def remove_tree(url: str) -> None:
     """Delete a folder and everything below it, if it exists."""
     fs, path = _fresh(url)
@@ -418,15 +434,20 @@ def remove_tree(url: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def refuse_http(url: str, option: str) -> None:
+    """Raise UserError for an HTTP URL, as a place to write to. Its server is not asked."""
+    if is_http(url):
+        raise UserError(
+            f"{option} {public_url(url)}: HTTP is for reading only, give a path or s3://bucket/prefix"
+        )
+
+
 def require_writable(url: str, option: str, *, folder: bool) -> None:
     """Raise UserError unless a local file can be written at the URL or, with ``folder``, files below it.
 
     Nothing is created. Object storage is not asked: it tells only when something is written.
     """
-    if is_http(url):
-        raise UserError(
-            f"{option} {public_url(url)}: HTTP is for reading only, give a path or s3://bucket/prefix"
-        )
+    refuse_http(url, option)
     if not is_local(url):
         return
     path = above = Path(local_path(url))
@@ -507,11 +528,20 @@ def public_url(url: str) -> str:
     return _without_secrets(url, blank="")
 
 
+def why(url: str, error: object) -> str:
+    """Return a library's words in parentheses, or nothing if the URL holds a secret.
+
+    Such words may repeat a part of the URL that no longer looks like one.
+    """
+    return f" ({error})" if public_url(url) == url else ""
+
+
 def redacted(value: Any) -> Any:
     """Return a copy of a nested value with every URL in its strings replaced by its ``public_url``.
 
     Within a text a user name and a query end at white space. A password does not: it may reach to the last ``@``
-    before the next URL.
+    before the next URL. A text that begins with a URL, as an option's value does, may be nothing else: what may be a
+    secret then ends at the next URL only.
     """
     if isinstance(value, dict):
         return {key: redacted(item) for key, item in value.items()}
@@ -522,12 +552,18 @@ def redacted(value: Any) -> Any:
 
 def _without_secrets(text: str, blank: str) -> str:
     """Return the text with the secrets of its URLs cut out. ``blank``: the characters that end a URL's part."""
-    shown = []
+    shown: list[str] = []
+    within = blank
+    begins = _BEGINS.match(text)
     while "://" in text:
+        blank = "" if begins and not shown else within
         before, sign, text = text.partition("://")
-        another = _ANOTHER.search(text) if blank else None
+        another = _ANOTHER.search(text) if within else None
         end = another.start() if another else len(text)
-        user = re.compile(rf"[^{blank}/:]*(:.*)?@", re.DOTALL)  # up to the last @
+        # Up to the last @. Base64 has slashes, but no dots, by which a token is told from most hosts.
+        letters = r"-\w+=" if blank else r"-\w+=\s"
+        token = f"|[{letters}]*/[{letters}/]*" if before.endswith(("http", "https")) else ""
+        user = re.compile(rf"([^{blank}/:]*(:.*)?{token})@", re.DOTALL)
         if not _ADDRESS.match(text):
             found = user.match(text, 0, end)
             if not found and not _HOST.match(text):  # a password that looks as if it held another URL
@@ -558,8 +594,8 @@ def _split(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UserError(f"the path {url!r} is not UTF-8: rename the file or folder") from None
     try:
         fs, path = fsspec.core.url_to_fs(os.fspath(url), **(s3_options() if is_s3(url) else {}))
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{public_url(url)}: this kind of URL cannot be read ({error})") from error
+    except Exception as error:  # some filesystems connect here, and raise what their libraries do
+        raise UserError(f"{public_url(url)}: this kind of URL cannot be read{why(url, error)}") from error
     return fs, path
 
 

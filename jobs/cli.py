@@ -111,8 +111,12 @@ def on_cluster() -> bool:
 
 def resolve_root(root: str | None) -> str:
     """Return the root folder as an absolute path or URL. Raises what ``resolve_url`` raises."""
-    chosen = root or os.environ.get("GLEFLD_ROOT") or "./glefld-data"
-    return resolve_url(chosen, "--root (or GLEFLD_ROOT)")
+    return resolve_url(chosen_root(root), "--root (or GLEFLD_ROOT)")
+
+
+def chosen_root(root: str | None) -> str:
+    """Return the root folder as the user gave it."""
+    return root or os.environ.get("GLEFLD_ROOT") or "./glefld-data"
 
 
 def resolve_url(url: str, option: str) -> str:
@@ -129,6 +133,18 @@ def resolve_url(url: str, option: str) -> str:
     with naming(option):
         storage.require_access(place)
     return place
+
+
+def resolve_output(url: str | None, root: str | None, default: Callable[[], str]) -> tuple[str, str]:
+    """Return the URL of a job's output, and the option that names it: --output or, for ``<root>/default()``, --root.
+
+    Raises what ``resolve_url`` raises, and UserError for an HTTP URL, before its server is asked.
+    """
+    if url:
+        storage.refuse_http(url, "--output")
+        return resolve_url(url, "--output"), "--output"
+    storage.refuse_http(chosen_root(root), "--root (or GLEFLD_ROOT)")
+    return storage.join(resolve_root(root), default()), "--root"
 
 
 @contextlib.contextmanager
@@ -156,7 +172,14 @@ def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
     place = resolve_root(root)
     uri = tracking.tracking_uri(place, on_cluster())
     tracking.require_answer(uri)
-    return tracking.fetch(given, uri, models_folder(place))
+    with naming(option):
+        return tracking.fetch(given, uri, models_folder(place))
+
+
+def require_name(name: str | None) -> None:
+    """Raise UserError unless a run's name is that of a folder in ``<root>/runs``."""
+    if name is not None and (name in ("", ".", "..") or "/" in name or "\0" in name):
+        raise UserError(f"--name {name}: give a name without slashes, of a folder in <root>/runs")
 
 
 def models_folder(root: str) -> str:
@@ -170,10 +193,11 @@ def open_data(data: str | None, root: str, dataset: str) -> tuple[str, Manifest]
     Raises UserError if it is not finished, or is not ``dataset``.
     """
     url = resolve_url(data, "--data") if data else storage.join(root, "data", dataset)
-    manifest = open_dataset(url)
+    with naming("--data"):
+        manifest = open_dataset(url)
     if manifest.dataset != dataset:
         raise UserError(
-            f"{url} holds the data set {manifest.dataset!r}, not {dataset!r}: check --data and --dataset"
+            f"--data: {url} holds the data set {manifest.dataset!r}, not {dataset!r}: check --data and --dataset"
         )
     return url, manifest
 

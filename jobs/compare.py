@@ -24,6 +24,7 @@ from jobs.cli import (
     main,
     on_cluster,
     open_data,
+    require_name,
     resolve_checkpoint,
     resolve_root,
     resolve_url,
@@ -87,6 +88,8 @@ def run(options: Options) -> None:
     for field in ("seeds", "num_workers", "parallel", "cpus_per_worker", "rows"):
         if (value := getattr(options, field)) is not None:
             require_between(f"--{field.replace('_', '-')}", value, 1)
+    require_between("--max-failures", options.max_failures, 0)
+    require_name(options.name)
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
     if not manifest.splits.get(options.split):
@@ -116,7 +119,7 @@ def run(options: Options) -> None:
     )
     classifier = resolve_checkpoint(options.classifier, "--classifier", root) if options.classifier else None
     workers = choose_workers(options)
-    guided_by = check(comparison, entries)
+    guided_by = check(comparison, entries, classifier, options.recipe)
 
     from pipelines.evaluate import baselines
     from pipelines.lease import hold
@@ -194,7 +197,7 @@ def parse_weights(options: Options, entries: list[ComparedSystem]) -> dict[str, 
     backbones = {entry.config.backbone: entry.name for entry in entries if hasattr(entry.config, "backbone")}
     for text in options.weights:
         backbone, equals, place = text.partition("=")
-        if not equals:
+        if not equals or not place:
             raise UserError(f"--weights {text}: must be BACKBONE=FILE_OR_URL, such as vgg16=vgg16.pth")
         if backbone not in {*backbones, "resnet18"}:
             raise UserError(f"--weights {text}: no system of the comparison has the backbone {backbone!r}")

@@ -22,7 +22,7 @@ from jobs.cli import (
     main,
     on_cluster,
     resolve_checkpoint,
-    resolve_root,
+    resolve_output,
     resolve_url,
     show_own_progress,
     start_ray,
@@ -62,10 +62,8 @@ def run(options: Options) -> None:
     """Predict, and print a summary. Raises UserError if an option is wrong or the output is another run's."""
     options.check()
     source = resolve_url(options.input, "--input").rstrip("/")
-    output = (
-        resolve_url(options.output, "--output")
-        if options.output
-        else storage.join(resolve_root(options.root), "predictions", PurePosixPath(public_url(source)).stem)
+    output, named = resolve_output(
+        options.output, options.root, lambda: f"predictions/{PurePosixPath(public_url(source)).stem}"
     )
     chosen = base_options(
         options,
@@ -81,7 +79,7 @@ def run(options: Options) -> None:
     if (manifest := find_finished(chosen, output)) is not None:
         console.print(f"{output} is already finished: nothing to predict", soft_wrap=True)
     else:
-        storage.require_writable(output, "--output" if options.output else "--root", folder=True)
+        storage.require_writable(output, named, folder=True)
         workers = choose_workers(options)
         plan = make_plan(chosen, output)
         if plan.whole_photos:

@@ -7,7 +7,16 @@ from rich.table import Column, Table
 
 from glefld import storage
 from glefld.schema import Manifest
-from jobs.cli import Root, RowBar, base_options, main, resolve_root, resolve_url, show_own_progress, start_ray
+from jobs.cli import (
+    Root,
+    RowBar,
+    base_options,
+    main,
+    resolve_output,
+    resolve_url,
+    show_own_progress,
+    start_ray,
+)
 from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import find_finished, ingest, prepare
 
@@ -24,17 +33,14 @@ class Options(IngestOptions):
 def run(options: Options) -> None:
     """Ingest, and print a summary. Raises UserError if an option is wrong or the output is another run's."""
     options.check()
-    output = (
-        resolve_url(options.output, "--output")
-        if options.output
-        else storage.join(resolve_root(options.root), "data", options.dataset)
-    )
+    output, named = resolve_output(options.output, options.root, lambda: f"data/{options.dataset}")
     chosen = base_options(options, IngestOptions, source=resolve_url(options.source, "--source"))
     console = Console()
     if (manifest := find_finished(chosen, output)) is not None:
         console.print(f"{output} is already finished: nothing to do", soft_wrap=True)
         console.print(summary(manifest))
         return
+    storage.require_writable(output, named, folder=True)
     plan = prepare(chosen, output)
     start_ray()
     show_own_progress()

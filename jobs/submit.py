@@ -22,7 +22,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from glefld import storage, tracking
 from glefld.errors import UserError
 from glefld.storage import public_url, redacted
-from jobs.cli import guard
+from jobs.cli import guard, program
 from pipelines import ray_private
 
 JOBS = ("synthesize", "ingest", "train", "compare", "evaluate", "infer", "benchmark")
@@ -121,7 +121,7 @@ def check(job: str, arguments: list[str]) -> None:
     if hasattr(module, "parse"):  # a job whose defaults depend on other options
         module.parse(arguments)
     else:
-        tyro.cli(module.Options, args=arguments, prog=f"jobs.{job}", description=module.__doc__)
+        tyro.cli(module.Options, args=arguments, prog=program(module.__file__), description=module.__doc__)
 
 
 def job_environment() -> dict[str, str]:

@@ -40,11 +40,8 @@ class Options:
 
 def run(options: Options) -> None:
     """Render the data set and print what was written. Raises UserError if an option is wrong."""
-    output = (
-        cli.resolve_url(options.output, "--output")
-        if options.output
-        else storage.join(cli.resolve_root(options.root), "raw", options.layout)
-    )
+    output, named = cli.resolve_output(options.output, options.root, lambda: f"raw/{options.layout}")
+    storage.require_writable(output, named, folder=True)
     if options.layout == "deepfashion2" and options.irregularities:
         raise UserError("--irregularities needs a layout with lists: omit it for deepfashion2")
     start = time.perf_counter()

@@ -28,9 +28,11 @@ from jobs.cli import (
     available,
     guard,
     models_folder,
+    naming,
     on_cluster,
     open_data,
     program,
+    require_name,
     resolve_checkpoint,
     resolve_root,
     resolve_url,
@@ -122,7 +124,8 @@ def run(options: Options[Any]) -> None:
     tracking.require_answer(uri)
     folder, started = find_run(options, root)
     storage.require_writable(folder, "--output" if options.output else "--root", folder=True)
-    registration = tracking.Registration(options.register, options.alias) if options.register else None
+    with naming("--register" if options.alias is None else "--register, --alias"):
+        registration = tracking.Registration(options.register, options.alias) if options.register else None
     job = make_job(options, root, data, folder)
     workers = choose_workers(options)
     require_rows(data, manifest, workers.most, options.recipe.batch_size, options.rows)
@@ -164,6 +167,11 @@ def run(options: Options[Any]) -> None:
 def check(options: Options[Any]) -> None:
     """Raise UserError for options that are out of range or do not fit together."""
     require_between("--resize-seconds", options.resize_seconds, 0)
+    require_between("--max-failures", options.max_failures, 0)
+    require_name(options.name)
+    for field in ("weights", "classifier"):
+        if getattr(options, field) == "":
+            raise UserError(f"--{field} is empty: name a file, or leave it out")
     for field in ("cpus_per_worker", "rows"):
         if (value := getattr(options, field)) is not None:
             require_between(f"--{field.replace('_', '-')}", value, 1)

@@ -13,6 +13,7 @@ from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.models.classifier import Label, ResNetConfig
 from glefld.models.precision import choose_precision
+from glefld.models.system import Model
 from glefld.recipe import Recipe
 from glefld.schema import Split
 from glefld.scoring import cost
@@ -125,31 +126,56 @@ def find_guides(
     if given is not None:
         return {(name, seed): given for name in guided_by for seed in seeds}
     labels = dict.fromkeys(guided_by.values())
-    trained = [
-        ComparedSystem(
-            f"classifier:label={label}", "resnet", ResNetConfig("resnet18", cast(Label, label)), recipe
-        )
-        for label in labels
-    ]
+    trained = guides_to_train(guided_by, recipe)
     results = iter(compare(comparison, trained, seeds, parent, lease, {}, workers, done))
     checkpoints = {(label, seed): next(results).checkpoint for label in labels for seed in seeds}
     return {(name, seed): checkpoints[label, seed] for name, label in guided_by.items() for seed in seeds}
 
 
-def check(comparison: Comparison, entries: Sequence[ComparedSystem]) -> dict[str, str]:
-    """Build each entry's model, and return the labels that guides classify, by name of the entries that need one.
+def guides_to_train(guided_by: Mapping[str, str], recipe: Recipe) -> list[ComparedSystem]:
+    """Return the classifiers that guide the entries, one for each label."""
+    return [
+        ComparedSystem(
+            f"classifier:label={label}", "resnet", ResNetConfig("resnet18", cast(Label, label)), recipe
+        )
+        for label in dict.fromkeys(guided_by.values())
+    ]
 
-    Raises UserError for an entry that cannot be trained, before hours are spent on the others.
+
+def check(
+    comparison: Comparison, entries: Sequence[ComparedSystem], given: str | None, recipe: Recipe
+) -> dict[str, str]:
+    """Build each entry's model and its guide, and return the guides' labels by name of the entries that need one.
+
+    given: the classifier that guides all of them; None to train one for each label with ``recipe``.
+    Raises UserError for an entry or a guide that cannot be trained or used, before hours are spent on the others, and
+    for weights or a classifier that nothing uses.
     """
     labels = open_dataset(comparison.data).labels
-    guided_by = {}
-    for entry in entries:
+
+    def build(entry: ComparedSystem, guides: Mapping[tuple[str, int], str]) -> Model:
         try:
-            model = initial_model(make_job(comparison, entry, entry.recipe.seed, {}), labels)
+            return initial_model(make_job(comparison, entry, entry.recipe.seed, guides), labels)
         except UserError as error:
             raise UserError(f"{entry.name}: {error}") from error
-        if model.guided_by is not None:
-            guided_by[entry.name] = model.guided_by
+
+    built = {entry.name: build(entry, {}).guided_by for entry in entries}
+    guided_by = {name: label for name, label in built.items() if label is not None}
+    if given is not None and not guided_by:
+        raise UserError("--classifier: no system of the comparison is guided by a classifier: leave it out")
+    trained = [] if given is not None else guides_to_train(guided_by, recipe)
+    for entry in entries:
+        if given is not None and entry.name in guided_by:
+            build(entry, {(entry.name, entry.recipe.seed): given})
+    for guide in trained:
+        build(guide, {})
+    used = {getattr(entry.config, "backbone", "") for entry in (*entries, *trained)}
+    for backbone in comparison.weights:
+        if backbone not in used:
+            raise UserError(
+                f"--weights {backbone}=...: no system of the comparison has the backbone {backbone!r}, nor is a "
+                "classifier trained that guides one"
+            )
     return guided_by
 
 

@@ -50,7 +50,7 @@ class Claim:
     @property
     def record(self) -> dict[str, Any]:
         """Who made it. Empty if its process died before it had written that."""
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             if isinstance(found := json.loads(self.data), dict):
                 return found
         return {}
@@ -105,7 +105,7 @@ def hold(folder: str) -> Iterator[Lease]:
         "job": ray_private.submitted_job(),
         "beat": 0,
     }
-    made = not storage.exists(folder)
+    made = storage.missing_folders(folder)
     lease = Lease(folder, _claim(folder, record))
     ended = threading.Event()
     owner = threading.Thread(target=_keep, args=(lease, record, ended), name="lease", daemon=True)
@@ -179,7 +179,9 @@ def _alive(folder: str, claim: Claim) -> bool:
         return False
     record = claim.record
     if record.get("processes") and record["processes"] == process_table():
-        return started(record["pid"]) == record["started"]
+        pid = record.get("pid")
+        since = started(pid) if isinstance(pid, int) else None
+        return since is not None and since == record.get("started")
     logger.warning(
         "%s was last trained by %s: waiting up to %.0f s for a sign that it still is",
         folder,
@@ -213,8 +215,8 @@ def _keep(lease: Lease, record: dict[str, Any], ended: threading.Event) -> None:
             told = True
 
 
-def _release(lease: Lease, record: dict[str, Any], made: bool) -> None:
-    """Say that the run is free or, if it has come to nothing, remove the claim, and the folder if it was ``made``."""
+def _release(lease: Lease, record: dict[str, Any], made: list[str]) -> None:
+    """Say that the run is free or, if it has come to nothing, remove the claim, and the folders ``made`` for it."""
     if (claim := newest(lease.folder)) is None or claim.number != lease.number:
         return
     own = _url(lease.folder, lease.number)
@@ -223,8 +225,8 @@ def _release(lease: Lease, record: dict[str, Any], made: bool) -> None:
         return
     storage.remove_file(own)
     storage.remove_empty_folder(storage.join(lease.folder, FOLDER))
-    if made:
-        storage.remove_empty_folder(lease.folder)
+    for folder in made:
+        storage.remove_empty_folder(folder)
 
 
 def _numbers(folder: str) -> list[int]:

@@ -37,6 +37,7 @@ from ray.util.annotations import RayDeprecationWarning
 from glefld import storage
 from glefld.data.dataset import MANIFEST, read_manifest
 from glefld.errors import UserError
+from glefld.storage import public_url
 
 #: Rows per Parquet row group, which is also what a task buffers of its output and what training reads at a time: some
 #: 500 kB of crops. Larger ones are shuffled less well, and of a small data set fewer workers would have their share.
@@ -94,7 +95,12 @@ class ShardedOutput:
         """
         if (manifest := self.manifest()) is None:
             return None
-        options = manifest["options"]
+        options = manifest.get("options")
+        if not isinstance(options, dict):
+            raise UserError(
+                f"{self.url} holds a {MANIFEST} without options, which jobs.{self.job} has not written: choose another "
+                "--output"
+            )
         differing = [name for name in wanted if options.get(name) != wanted[name]]
         if differing:
             words = ", ".join(f"{name} {options.get(name)!r} (now {wanted[name]!r})" for name in differing)
@@ -127,6 +133,7 @@ class ShardedOutput:
 
         Raises UserError if the folder holds anything and is not one of this job's.
         """
+        made = storage.missing_folders(self.url)
         new = self._claim()
         try:
             yield
@@ -134,7 +141,8 @@ class ShardedOutput:
             if new:
                 storage.remove_tree(self.staging)
                 storage.remove_file(storage.join(self.url, MARKER))
-                storage.remove_empty_folder(self.url)
+                for folder in made or [self.url]:
+                    storage.remove_empty_folder(folder)
             raise
 
     def _claim(self) -> bool:
@@ -157,7 +165,15 @@ class ShardedOutput:
 
     def _marker(self) -> dict[str, Any] | None:
         url = storage.join(self.url, MARKER)
-        return storage.read_json(url) if storage.exists(url) else None
+        if not storage.exists(url):
+            return None
+        found = storage.read_json(url)
+        if not isinstance(found, dict) or not isinstance(found.get("job"), str):
+            raise UserError(
+                f"{url} does not say which job wrote it: choose another --output, or delete the folder if it is not "
+                "needed"
+            )
+        return found
 
     def _mark(self, key: str) -> None:
         marker = {"job": self.job, "plan": key}
@@ -275,6 +291,15 @@ class ShardedOutput:
     def _remove_unfinished(self, shards: Iterable[str]) -> None:
         for folder in {"", REJECTS, *(posixpath.dirname(path) for path in shards)}:
             storage.remove_unfinished(storage.join(self.url, folder))
+
+
+def require_outside(output: str, source: str, option: str) -> None:
+    """Raise UserError if the output lies in what is read. Those are paths or URLs, and ``option`` names the latter."""
+    if storage.absolute(output).startswith(storage.absolute(source).rstrip("/") + "/"):
+        raise UserError(
+            f"--output {public_url(output)} lies in {option}, where the next run would read it: choose a folder "
+            f"outside {option}"
+        )
 
 
 def source_state(urls: Iterable[str]) -> str:

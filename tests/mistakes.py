@@ -1,6 +1,9 @@
 """What a user sees of a mistake."""
 
-from collections.abc import Callable
+import contextlib
+import http.server
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,24 @@ def one_line(action: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> 
     assert printed.startswith("error: ")
     assert printed.count("\n") == 1
     return printed
+
+
+class Unimplemented(http.server.BaseHTTPRequestHandler):
+    """A server that answers each request with status 501."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def unimplemented() -> Iterator[str]:
+    """The address of a server that answers, but knows nothing."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Unimplemented) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
 
 
 def forbid_ray(monkeypatch: pytest.MonkeyPatch, job: str) -> None:

@@ -107,7 +107,7 @@ def from_json(value: Any, files: str) -> LogItem:
             "scores": dict(scores),
             "registration": registration,
             "model_id": str() | None as model_id,
-        } if all(isinstance(score, float | int) for score in scores.values()):
+        } if all(isinstance(score, float | int) and _is_float(score) for score in scores.values()):
             return LoggedModel(name, checkpoint, step, scores, _registration(registration), model_id)
         case {"kind": "status", "status": "FINISHED" | "FAILED" | "KILLED" as status}:
             return Status(status)
@@ -116,9 +116,18 @@ def from_json(value: Any, files: str) -> LogItem:
 
 def _value(item: Any) -> Value:
     match item:
-        case [str(name), float() | int() as value, int(time), int(step)]:
+        case [str(name), float() | int() as value, int(time), int(step)] if _is_float(value):
             return Value(name, value, time, step)
     raise ValueError(f"{item!r} is not a metric's name, value, time and step")
+
+
+def _is_float(value: float) -> bool:
+    """Whether a number of JSON, which may have any number of digits, fits a float."""
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def _registration(value: Any) -> Registration | None:

@@ -18,7 +18,8 @@ from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.storage import redacted
 from glefld.tracking.mlflow_private import validate_registration
-from glefld.tracking.run import RunHandle, connect, unusable
+from glefld.tracking.run import RunHandle, connect, unusable, words
+from glefld.tracking.server import missing_file
 
 FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID, runs:/ID or runs:/ID/MODEL"
 #: The model's parameter that holds ``checkpoint.digest`` of what was logged.
@@ -105,6 +106,8 @@ def fetch(uri: str, tracking_uri: str, folder: str) -> str:
     UserError if there is no such model, it is not a checkpoint or its files have changed; ConnectionError if MLflow
     does not answer.
     """
+    if (file := missing_file(tracking_uri)) is not None:
+        raise UserError(f"there is no {uri}: MLflow's store {file} does not exist")
     try:
         client = connect(tracking_uri)
         model = client.get_logged_model(_model_id(client, uri))
@@ -121,8 +124,8 @@ def fetch(uri: str, tracking_uri: str, folder: str) -> str:
                     _copy(Path(source), url, uri)
     except MlflowException as error:
         if error.get_http_status_code() in (400, 404):
-            words = f"there is no {uri} in MLflow at {redacted(tracking_uri)}: {redacted(str(error))}"
-            raise UserError(words) from error
+            told = f"there is no {uri} in MLflow at {redacted(tracking_uri)}{words(tracking_uri, error)}"
+            raise UserError(told) from error
         raise unusable(tracking_uri, error) from error
     if _digest(url) != digest:
         raise UserError(

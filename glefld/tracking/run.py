@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -108,9 +109,7 @@ def start_run(
     try:
         client = connect(uri)
     except MlflowException as error:
-        raise UserError(
-            f"MLFLOW_TRACKING_URI={redacted(uri)} cannot be used: {redacted(str(error))}"
-        ) from error
+        raise UserError(f"MLFLOW_TRACKING_URI={redacted(uri)} cannot be used{words(uri, error)}") from error
     try:
         return _open_run(client, uri, options, manifest, data, name, experiment, resume, parent)
     except (MlflowException, requests.RequestException) as error:
@@ -135,7 +134,7 @@ def _open_run(
             if error.get_http_status_code() not in (400, 404):
                 raise
             raise UserError(
-                f"MLflow at {redacted(uri)} has no run {resume} to resume: {redacted(str(error))}"
+                f"MLflow at {redacted(uri)} has no run {resume} to resume{words(uri, error)}"
             ) from error
         client.update_run(resume, status="RUNNING")
     else:
@@ -209,7 +208,13 @@ def where(handle: RunHandle) -> str:
 
 def unusable(uri: str, error: Exception) -> ConnectionError:
     """MLflow's error as one line for the user, without credentials."""
-    return ConnectionError(f"MLflow at {redacted(uri)} cannot be used: {redacted(str(error))}")
+    return ConnectionError(f"MLflow at {redacted(uri)} cannot be used{words(uri, error)}")
+
+
+def words(uri: str, error: Exception) -> str:
+    """MLflow's words in parentheses; of an error with a URI that holds a secret, only the status that was answered."""
+    status = re.search(r"\berror code (\d{3})\b", str(error))
+    return storage.why(uri, redacted(str(error))) or (f" (HTTP status {status[1]})" if status else "")
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:

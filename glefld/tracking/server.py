@@ -61,12 +61,55 @@ def connecting(uri: str) -> Iterator[None]:
 
 
 def require_answer(uri: str) -> None:
-    """Raise an error unless the tracking server answers. A store without a server is not asked: it may be made yet.
+    """Raise an error unless the tracking store can be used. A SQLite file that does not exist yet is not made.
 
-    UserError if nothing answers there, ConnectionError if the server refuses us, as with a wrong password.
+    UserError if nothing answers there or it is not a store, ConnectionError if the server refuses us, as with a wrong
+    password.
     """
-    if not uri.startswith(("http://", "https://")):
+    if "://" not in uri and not uri.startswith("databricks"):
+        raise UserError(
+            f"MLFLOW_TRACKING_URI={uri.rpartition('@')[2]} is not a URL: give http://HOST:PORT of a tracking server, or sqlite:////FILE"
+        )
+    if (file := missing_file(uri)) is not None:
+        named = f"MLFLOW_TRACKING_URI={uri}" if os.environ.get("MLFLOW_TRACKING_URI") else "--root"
+        storage.require_writable(file, f"{named}: MLflow's store", folder=False)
         return
+    if uri.startswith(("http://", "https://")):
+        _require_server(uri)
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from glefld.tracking.run import connect, unusable
+
+    given = f"MLFLOW_TRACKING_URI={redacted(uri)} cannot be used"
+    try:
+        connect(uri).search_experiments(max_results=1)
+    except UnsupportedModelRegistryStoreURIException as error:
+        raise UserError(
+            f"{given}: MLflow has no store of this kind. Give http://HOST:PORT of a tracking server, or sqlite:////FILE"
+        ) from error
+    except ImportError as error:
+        raise UserError(
+            f"{given}: the module {error.name}, which speaks to this database, is not installed. Install it, or give "
+            "http://HOST:PORT of a tracking server"
+        ) from error
+    except SQLAlchemyError as error:
+        # Its further lines show the statement.
+        raise unusable(uri, OSError(str(error).partition("\n")[0])) from error
+    except (MlflowException, requests.RequestException, OSError) as error:
+        raise unusable(uri, error) from error
+
+
+def missing_file(uri: str) -> str | None:
+    """Return the path of the SQLite file that is the tracking store, if it does not exist yet; None otherwise."""
+    if not uri.startswith("sqlite:///") or uri.startswith("sqlite:///file:"):
+        return None
+    file = uri.removeprefix("sqlite:///").partition("?")[0]
+    return os.path.abspath(file) if file and not os.path.exists(file) else None
+
+
+def _require_server(uri: str) -> None:
     try:
         requests.get(f"{uri.rstrip('/')}/health", timeout=WAIT, allow_redirects=False)
     except requests.exceptions.SSLError:
@@ -78,13 +121,5 @@ def require_answer(uri: str) -> None:
         ) from error
     except requests.RequestException as error:
         raise UserError(
-            f"MLFLOW_TRACKING_URI={redacted(uri)} cannot be used: {redacted(str(error))}"
+            f"MLFLOW_TRACKING_URI={redacted(uri)} cannot be used{storage.why(uri, error)}"
         ) from error
-    from mlflow.exceptions import MlflowException
-
-    from glefld.tracking.run import connect, unusable
-
-    try:
-        connect(uri).search_experiments(max_results=1)
-    except (MlflowException, requests.RequestException) as error:
-        raise unusable(uri, error) from error

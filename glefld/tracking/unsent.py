@@ -33,7 +33,7 @@ def read(folder: str) -> list[LogItem] | None:
     for number, line in enumerate(storage.read_bytes(url).splitlines(), start=1):
         try:
             items.append(_from_here(from_json(json.loads(line), _files(folder)), folder))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{url}, line {number}, cannot be sent to MLflow: {error}. Delete the line, or the file"
             ) from error

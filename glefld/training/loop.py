@@ -388,8 +388,11 @@ def read_weights(url: str) -> dict[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):  # of odd pickles, beside the one line that says it all
             state = torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of another kind is read as a pickle, and breaks that anywhere
-        why = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise UserError(f"{shown} is not a torchvision checkpoint ({why})") from error
+        # torch's own words are advice to run the file's code, or of pickle's internals.
+        raise UserError(
+            f"{shown} is not a torchvision checkpoint: it cannot be read as tensors by name, or holds code, which is "
+            "never run. Give a file as torchvision publishes it (a state_dict saved with torch.save)"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{shown} is not a torchvision checkpoint: it holds more than tensors by name")
     return state

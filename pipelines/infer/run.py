@@ -16,9 +16,8 @@ import ray
 import ray.data
 import torch
 
-from glefld import storage
 from glefld.data.prefetch import ahead, in_threads
-from glefld.errors import BadBox, BadPhoto, UserError, require_between
+from glefld.errors import BadBox, BadPhoto, require_between
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
@@ -44,6 +43,7 @@ from pipelines.resumable import (
     content_hash,
     counted,
     from_bytes,
+    require_outside,
     run_tasks,
     source_state,
     to_bytes,
@@ -174,10 +174,7 @@ def make_plan(options: InferOptions, output: str) -> InferencePlan:
     Raises UserError if one of them cannot be used, and for an ``output`` that holds something else.
     """
     options.check()
-    if storage.absolute(output).startswith(storage.absolute(options.input).rstrip("/") + "/"):
-        raise UserError(
-            f"--output {output} lies in --input, where the next run would read it: choose a folder outside --input"
-        )
+    require_outside(output, options.input, "--input")
     require_landmarks(options.checkpoint, checkpoint.read_card(options.checkpoint))
     place = output_at(output)
     with place.claimed():

@@ -24,6 +24,7 @@ from pipelines.resumable import (
     ShardedOutput,
     content_hash,
     counted,
+    require_outside,
     run_tasks,
     source_state,
     to_bytes,
@@ -52,6 +53,7 @@ def prepare(options: IngestOptions, output: str) -> IngestPlan:
     Raises UserError for a source that cannot be used, and for an ``output`` that holds something else.
     """
     options.check()
+    require_outside(output, options.source, "--source")
     photos = LAYOUTS[options.dataset].photos
     place = output_at(output)
     with place.claimed():

@@ -222,6 +222,8 @@ PUBLIC = {
     "an address with a port": ("http://127.0.0.1:8333/a@2x.png", "http://127.0.0.1:8333/a@2x.png"),
     "an address in brackets": ("http://[::1]:8333/a@2x.png", "http://[::1]:8333/a@2x.png"),
     "no URL at all": ("http://[secret/a", "http://..."),
+    "a slash in a token": ("https://ghp/sec+ret/x==@host/a", "https://host/a"),
+    "a port that is none": ("ftp://user:secret/x@host", "ftp://host"),
 }
 
 
@@ -258,9 +260,11 @@ def test_nothing_shown_depends_on_a_password(place: str) -> None:
 
 @pytest.mark.parametrize("before", ["?pwd=", "?a=b&auth=", "?jwt=", ";token=", "#access_token="])
 def test_nothing_shown_depends_on_a_query(before: str) -> None:
-    """Within a text it ends at white space, so that the words after it can be read."""
+    """Within a text it ends at white space, so that the words after it can be read. A URL alone has no such words."""
     for secret in passwords(300):
         assert public_url(f"https://host/a{before}{secret}") == "https://host/a", secret
+        for name in ("", "--source=", "vgg16="):
+            assert redacted(f"{name}https://host/a{before}{secret}") == f"{name}https://host/a", secret
         solid = "".join(secret.split())
         assert redacted(f"'https://host/a{before}{solid}' and more") == "'https://host/a and more", secret
 
@@ -276,6 +280,33 @@ HARMLESS = (
     "see http://[fe80::1]:80/a: line 3, column 4; 'x' (s3://bucket).",
     "what? 3:4 and ://, me@home.org",
 )
+
+
+@pytest.mark.parametrize("token", ["ghp_secret", "se/cret", "se//cret==", "se/c ret", "se cret", "se\n/cret"])
+def test_nothing_shown_depends_on_a_token(token: str) -> None:
+    """Nor where it has slashes. Within a text it has no white space."""
+    assert public_url(f"https://{token}@host/a.zip") == "https://host/a.zip"
+    assert redacted({"source": f"https://{token}@host/a.zip"}) == {"source": "https://host/a.zip"}
+    solid = "".join(token.split())
+    assert redacted(f"'https://{solid}@host/a.zip' is there") == "'https://host/a.zip' is there"
+
+
+UNUSABLE = {
+    "s3://someone:hunter2/x@bucket/k": "s3://bucket/k: a user and a password in an S3 URL are not used",
+    "s3://someone:hunter2@bucket/k": "s3://bucket/k: a user and a password in an S3 URL are not used",
+    "ftp://someone:hunter2/x@h": "ftp://h: this kind of URL cannot be read",
+    "github://someone:hunter2@r": "github://r: this kind of URL cannot be read",
+    "https://someone:hunter2/x@127.0.0.1:1/a": "https://127.0.0.1:1/a cannot be reached",
+}
+
+
+@pytest.mark.parametrize("url", UNUSABLE)
+def test_a_librarys_words_do_not_repeat_a_password(url: str) -> None:
+    """They may hold a piece of the URL that no longer looks like one."""
+    with pytest.raises(UserError) as told:
+        storage.require_access(url)
+    assert UNUSABLE[url] in str(told.value)
+    assert "hunter2" not in str(told.value)
 
 
 @pytest.mark.parametrize("text", HARMLESS)

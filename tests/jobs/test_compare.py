@@ -23,6 +23,7 @@ from jobs.compare import Options, parse_entry, run, trainable_systems
 from pipelines import compare
 from pipelines.lease import hold
 from pipelines.train import run as train
+from tests import dots
 from tests.in_process import train_here
 from tests.ingested import write_dataset
 from tests.mistakes import NO_SERVER, everything, forbid_ray, one_line, write_wrong_files
@@ -196,6 +197,29 @@ MISTAKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"split": "test"},
         "--split test: the data set {root}/data/fld has no rows in it",
     ),
+    "weights that are a text, of a guide to train": (
+        {"models": ("sanl:backbone=resnet50,width=16",), "weights": ("resnet18={root}/notes.txt",)},
+        "classifier:label=garment_type: --weights {root}/notes.txt is not a torchvision checkpoint",
+    ),
+    "weights that are not there, of a guide to train": (
+        {"models": ("sanl:backbone=resnet50,width=16",), "weights": ("resnet18=/nope.pth",)},
+        "--weights /nope.pth: there is no such file",
+    ),
+    "weights that nothing uses": (
+        {"weights": ("resnet18=/nope.pth",)},
+        "--weights resnet18=...: no system of the comparison has the backbone 'resnet18'",
+    ),
+    "no weights": ({"weights": ("resnet18=",)}, "--weights resnet18=: must be BACKBONE=FILE_OR_URL"),
+    "a classifier of landmarks": (
+        {"models": ("sanl:backbone=resnet18,width=16",), "classifier": "{root}/landmarks"},
+        "sanl:backbone=resnet18,width=16: ",
+    ),
+    "a classifier that nothing uses": (
+        {"classifier": "{root}/landmarks"},
+        "--classifier: no system of the comparison is guided",
+    ),
+    "a name outside of the runs": ({"name": "../../x"}, "--name ../../x: give a name without slashes"),
+    "failures below zero": ({"max_failures": -1}, "--max-failures must be at least 0, not -1"),
     "a classifier that is none": ({"classifier": "/nope"}, "--classifier: /nope is neither"),
 }
 
@@ -218,6 +242,9 @@ def test_a_mistake_shows_before_anything_starts(
     """In one line, and no run is made: not after the hours that the first systems take."""
     changes, message = MISTAKEN[case]
     changes = dict(changes)
+    if "classifier" in changes:
+        changes["classifier"] = changes["classifier"].format(root=tmp_path)
+        dots.write_checkpoint(str(tmp_path / "landmarks"))
     if "weights" in changes:
         changes["weights"] = tuple(text.format(root=tmp_path) for text in changes["weights"])
     before = everything(tmp_path)

@@ -45,7 +45,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"checkpoint": "{place}/other"},
         "--checkpoint: the labels of {place}/other",
     ),
-    "no data set": ({"data": "{place}/photos"}, "{place}/photos is not a finished data set"),
+    "no data set": ({"data": "{place}/photos"}, "--data: {place}/photos is not a finished data set"),
+    "another data set": (
+        {"dataset": "deepfashion", "data": "{place}/data/fld"},
+        "--data: {place}/data/fld holds",
+    ),
+    "a model where MLflow has no store": (
+        {"checkpoint": "models:/x@y"},
+        "--checkpoint: there is no models:/x@y: MLflow's store {place}/mlflow.db does not exist",
+    ),
     "a split without rows": (
         {"split": "test"},
         "--split test: the data set {place}/data/fld has no rows in it",

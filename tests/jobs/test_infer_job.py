@@ -122,7 +122,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an output where nothing can be made": ({"output": "/proc/a"}, "--output /proc/a cannot be written"),
     "an output over HTTP": (
         {"output": "http://127.0.0.1:1/a"},
-        "--output: http://127.0.0.1:1/a cannot be reached",
+        "--output http://127.0.0.1:1/a: HTTP is for reading only",
+    ),
+    "boxes of other photos": (
+        {"output": None, "root": "{place}/root", "boxes": "{place}/boxes.csv"},
+        "none of the 1 uris in {place}/boxes.csv",
     ),
     "no GPU": ({"device": "gpu"}, "--device gpu: this machine has no GPU"),
 }
@@ -134,6 +138,7 @@ def test_a_mistake_is_one_line_before_ray_starts(
 ) -> None:
     forbid_ray(monkeypatch, "infer")
     write_wrong_files(tmp_path)
+    (tmp_path / "boxes.csv").write_text("uri,x1,y1,x2,y2\nb.jpg,0,0,9,9\n")
     url = dots.write_checkpoint(str(tmp_path / "checkpoint"))
     options = Options(url, str(tmp_path / "photos"), output=str(tmp_path / "output"))
     changes, message = WRONG[case]

@@ -5,11 +5,12 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import tyro
 
 from glefld.data.dataset import open_dataset
 from jobs.ingest import Options, run
 from tests.killing import MOMENTS, kill_job
-from tests.mistakes import one_line
+from tests.mistakes import everything, forbid_ray, one_line, unimplemented, write_wrong_files
 from tests.raw_layouts import fld_lists, photos, rows, write_fld
 
 
@@ -68,11 +69,60 @@ def test_a_finished_ingest_says_so(undisturbed: Options, capsys: pytest.CaptureF
     assert shards(Path(str(undisturbed.output))) == before
 
 
+#: Mistakes of an ingest whose source is whole.
+UNWRITABLE = {
+    "an output where nothing can be made": (
+        ["--output", "/proc/nope"],
+        "--output /proc/nope cannot be written",
+    ),
+    "a root where nothing can be made": (["--root", "/proc"], "--root /proc/data/fld cannot be written"),
+    "an output that is a file": (["--output", "{place}/notes.txt"], "--output {place}/notes.txt is a file"),
+    "an output over HTTP": (["--output", "{server}/x"], "--output {server}/x: HTTP is for reading only"),
+    "a root over HTTP": (
+        ["--root", "{server}/x"],
+        "--root (or GLEFLD_ROOT) {server}/x: HTTP is for reading only",
+    ),
+    "an output in the source": (
+        ["--output", "{place}/source/out"],
+        "--output {place}/source/out lies in --source",
+    ),
+    "a source without photos": (
+        ["--root", "{place}/a/b", "--source", "{place}/photos"],
+        "photos has no photos",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNWRITABLE)
+def test_a_mistake_is_one_line_before_ray_starts(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And leaves nothing behind, not even an empty folder of the root."""
+    forbid_ray(monkeypatch, "ingest")
+    listed = rows(10)
+    source = write_fld(tmp_path / "source", listed, photos(listed))
+    write_wrong_files(tmp_path)
+    before = everything(tmp_path)
+    with unimplemented() as server:
+        arguments, message = UNWRITABLE[case]
+        given = [word.format(place=tmp_path, server=server) for word in arguments]
+        options = tyro.cli(Options, args=["--dataset", "fld", "--source", str(source), *given])
+        told = one_line(lambda: run(options), capsys)
+        assert message.format(place=tmp_path, server=server) in told
+    assert everything(tmp_path) == before
+
+
 WRONG = {
-    "no such source": (Options("fld", "/nowhere"), "neither a folder nor an archive"),
-    "a margin below zero": (Options("fld", "/nowhere", margin=-0.1), "--margin must be between 0 and 10"),
-    "a tolerance below zero": (Options("fld", "/nowhere", landmark_tolerance=-1), "--landmark-tolerance"),
-    "no shard size": (Options("fld", "/nowhere", shard_mib=0), "--shard-mib must be at least 1"),
+    "no such source": (Options("fld", "/proc/nowhere"), "neither a folder nor an archive"),
+    "a margin below zero": (
+        Options("fld", "/proc/nowhere", margin=-0.1),
+        "--margin must be between 0 and 10",
+    ),
+    "a tolerance below zero": (
+        Options("fld", "/proc/nowhere", landmark_tolerance=-1),
+        "--landmark-tolerance",
+    ),
+    "no shard size": (Options("fld", "/proc/nowhere", shard_mib=0), "--shard-mib must be at least 1"),
     "an unknown kind of URL": (Options("fld", "ftpx://host/a"), "ftpx"),
 }
 

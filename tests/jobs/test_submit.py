@@ -74,6 +74,12 @@ def test_what_holds_no_secret_is_submitted(word: str) -> None:
     submit.require_no_password(word, "an option")
 
 
+def test_a_wrong_option_names_a_command_that_works(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        submit.check("ingest", ["--nonsense"])
+    assert "python -m jobs.ingest --help" in capsys.readouterr().err
+
+
 class Refusing:
     """A cluster that takes no job, and repeats what it was given."""
 

@@ -140,10 +140,17 @@ def test_an_owner_elsewhere_that_gives_a_sign_keeps_it(job: str | None, stop: st
 
 
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"pid": "x", "processes": 3}'])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"pid": "x", "processes": 3}', b"[" * 100_000])
 def test_a_claim_that_cannot_be_read_is_one_of_a_dead_process(data: bytes, tmp_path: Path) -> None:
     """Killed between making the file and writing it."""
     storage.write_bytes(lease._url(str(tmp_path), 1), data)
+    with hold(str(tmp_path)) as mine:
+        assert mine.number == 2
+
+
+@pytest.mark.parametrize("pid", [None, "7", {}])
+def test_a_claim_of_this_machine_without_a_process_is_free(pid: Any, tmp_path: Path) -> None:
+    elsewhere(tmp_path, pid=pid, processes=lease.process_table())
     with hold(str(tmp_path)) as mine:
         assert mine.number == 2
 
@@ -159,7 +166,7 @@ def test_a_run_that_was_given_up_is_free_at_once(tmp_path: Path) -> None:
 def test_a_run_that_came_to_nothing_leaves_no_folder(tmp_path: Path) -> None:
     """Its name is free again. A folder that was there before stays."""
     (tmp_path / "mine").mkdir()
-    for name in ("run", "mine"):
+    for name in ("run", "mine", "runs/run"):
         with contextlib.suppress(KeyError), hold(str(tmp_path / name)):
             assert (tmp_path / name / "lease").is_dir()
             raise KeyError

@@ -192,6 +192,27 @@ def test_shards_of_an_older_release_are_not_kept(job: Job, monkeypatch: pytest.M
         job.write()
 
 
+STRANGE = {
+    "a list as marker": (MARKER, "[]", r"_plan.json does not say which job wrote it"),
+    "nothing in the marker": (MARKER, "{}", r"_plan.json does not say which job wrote it"),
+    "a manifest without options": (
+        "_manifest.json",
+        '{"shards": [], "content_hash": "0"}',
+        "a _manifest.json without options, which jobs",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_marker_or_a_manifest_of_another_shape_is_refused(job: Job, case: str) -> None:
+    name, text, message = STRANGE[case]
+    job.output.mkdir()
+    (job.output / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        job.find() or job.write()
+    assert files(job.output) == {name: text.encode()}
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "gone": Path.unlink,
     "empty": lambda path: path.write_bytes(b""),

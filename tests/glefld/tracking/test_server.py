@@ -42,12 +42,25 @@ NO_SERVER = {
     "no such host": ("http://no.such.host.invalid:5000", "nothing answers there"),
     "no address": ("http://", "cannot be used"),
     "a port that is none": ("http://127.0.0.1:99999", "cannot be used"),
+    "a slash in the password": ("http://someone:hidden/x@127.0.0.1:9", "cannot be used"),
+    "a question mark in the password": ("http://someone:hidden?x@127.0.0.1:9", "cannot be used"),
+    "a number sign in the password": ("http://someone:hidden#x@127.0.0.1:9", "cannot be used"),
+    "a backslash in the password": ("http://someone:hidden\\x@127.0.0.1:9", "cannot be used"),
+    "no scheme": ("127.0.0.1:5000", "is not a URL: give http://HOST:PORT"),
+    "no scheme, but a password": ("someone:hidden@127.0.0.1:5000", "is not a URL: give http://HOST:PORT"),
+    "an unknown scheme": ("nonsense://x", "MLflow has no store of this kind"),
+    "a folder that cannot be made": ("sqlite:////proc/x/mlflow.db", "/proc/x/mlflow.db cannot be written"),
+    "a database without its module": (
+        "postgresql://someone:hidden@127.0.0.1:9/x",
+        "the module psycopg, which",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", NO_SERVER)
-def test_a_server_that_is_not_there_is_the_users_to_mend(case: str) -> None:
+def test_a_server_that_is_not_there_is_the_users_to_mend(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uri, message = NO_SERVER[case]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(UserError, match=message) as told:
         require_answer(uri)
     assert "MLFLOW_TRACKING_URI" in str(told.value)
@@ -57,7 +70,7 @@ def test_a_server_that_is_not_there_is_the_users_to_mend(case: str) -> None:
 def test_a_server_that_refuses_us_says_so(refusing: str) -> None:
     """As with a wrong password: it answers, but a training could not log to it."""
     with pytest.raises(
-        ConnectionError, match=r"MLflow at http://127\.0\.0\.1:.* cannot be used: .*401"
+        ConnectionError, match=r"MLflow at http://127\.0\.0\.1:.* cannot be used \(.*401"
     ) as told:
         require_answer(refusing)
     assert "hidden" not in str(told.value)
@@ -66,3 +79,11 @@ def test_a_server_that_refuses_us_says_so(refusing: str) -> None:
 def test_a_store_without_a_server_is_not_made_by_asking(tmp_path: Path) -> None:
     require_answer(f"sqlite:///{tmp_path}/mlflow.db")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///{}/mlflow.db", "file://{}"])
+def test_a_file_that_is_no_store_says_so(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("shopping list: milk\n")
+    with pytest.raises(ConnectionError, match=r"MLflow at .* cannot be used") as told:
+        require_answer(uri.format(tmp_path))
+    assert "SQL" not in str(told.value)
