@@ -44,10 +44,12 @@ from glefld.storage import public_url
 ROW_GROUP = 64
 #: Retries of a shard's task, after its photos were found to be harmless, when its worker or host dies.
 RETRIES = 4
-#: Shards whose worker died twice that are looked into, and photos that may kill a worker in one of them. If there are
-#: more, it is hardly the photos.
+#: Shards whose worker died twice before no more are begun and their photos are looked into, and photos that may kill a
+#: worker in one of them. If there are more, it is hardly the photos.
 MAX_LOST = 8
 MAX_KILLERS = 16
+#: Hosts that may die one after the other while the same photos are looked at, before it is laid to the photos.
+HOSTS = 3
 #: Reason and words of a photo that ``run_tasks`` has found to kill its workers.
 KILLER = ("kills_its_worker", "each process that decodes the photo dies")
 #: What the driver raises for what a task has raised.
@@ -342,7 +344,7 @@ def run_tasks(
 
     A photo may kill the process that decodes it. A shard whose worker died twice is left for the end. Then its rows are
     halved until the photos are found that kill a worker with nothing else to do, and the shard is written without
-    looking at them.
+    looking at them. If the workers of many shards die, that happens before the other shards are begun.
 
     shards: ``rows`` of each is an Arrow stream. write: a function, or an actor class, that takes such an item and
     returns ``counted(...)``; it must not look at the photos that ``killers`` of the item names. probe: starts a task
@@ -351,22 +353,31 @@ def run_tasks(
     Data's ``map``.
     Raises UserError if workers die for another reason, and OSError if a shard could not be written.
     """
-    lost = yield from _write_all([{**item, "killers": []} for item in shards], write, {**options, retries: 1})
-    if not lost:
-        return
-    suspects = [{**item, "killers": find_killers(from_bytes(item["rows"]), unit, probe)} for item in lost]
-    if lost := (yield from _write_all(suspects, write, {**options, retries: RETRIES})):
-        raise UserError(
-            f"the workers of {len(lost)} shards died {RETRIES + 1} times, although one by one their photos can be "
-            "processed: see the logs of their hosts, and whether memory is short. Finished shards are kept; run the "
-            "same command again to continue"
-        )
+    todo = [{**item, "killers": []} for item in shards]
+    while todo:
+        left = yield from _write_all(todo, write, {**options, retries: 1})
+        # If more than MAX_LOST were lost, these are among the first that are left: shards are begun in order.
+        first, todo = left[: 2 * MAX_LOST], left[2 * MAX_LOST :]
+        suspects = [
+            {**item, "killers": find_killers(from_bytes(item["rows"]), unit, probe)} for item in first
+        ]
+        if lost := (yield from _write_all(suspects, write, {**options, retries: RETRIES})):
+            found = [name for item in suspects for name in item["killers"]]
+            named = f" (but for {len(found)}, such as {found[0]})" if found else ""
+            raise UserError(
+                f"the workers of {len(lost)} shards died {RETRIES + 1} times, although one by one their photos can be "
+                f"processed{named}: see the logs of their hosts, and whether memory is short. Finished shards are "
+                "kept; run the same command again to continue"
+            )
 
 
 def _write_all(
     shards: list[dict[str, Any]], write: Any, options: dict[str, Any]
 ) -> Generator[int, None, list[dict[str, Any]]]:
-    """Yield the row count of each shard that was written; return those whose worker died too often."""
+    """Yield the row count of each shard that was written; return the others, in order.
+
+    Their workers died too often, or were not begun as those of more than ``MAX_LOST`` shards had.
+    """
     if not shards:
         return []
     context = ray.data.DataContext.get_current().copy()
@@ -388,10 +399,10 @@ def _write_all(
             done.add(result["number"])
             yield result["count"]
     except DEATHS as error:
-        raise UserError(
-            f"the workers of more than {MAX_LOST} shards died ({type(error).__name__}): see the logs of their hosts, "
-            "and whether memory is short. Finished shards are kept; run the same command again to continue"
-        ) from error
+        logger.warning(
+            "the workers of more than %d shards died (%s): looking for the photos that kill them",
+            *(MAX_LOST, type(error).__name__),
+        )
     return [item for number, item in enumerate(shards) if number not in done]
 
 
@@ -406,9 +417,9 @@ def find_killers(rows: pa.Table, unit: str, probe: Callable[[bytes], ray.ObjectR
     edges = [*starts, len(names)]
 
     def survives(first: int, end: int) -> bool:
-        """Whether a worker survives the photos with these numbers. The death of a host says nothing of them."""
+        """Whether a worker survives the photos with these numbers. The death of one host says little of them."""
         part = to_bytes(rows.slice(edges[first], edges[end] - edges[first]).combine_chunks())
-        while True:
+        for _ in range(HOSTS):
             try:
                 ray.get(probe(part))
             except NodeDiedError:
@@ -416,6 +427,7 @@ def find_killers(rows: pa.Table, unit: str, probe: Callable[[bytes], ray.ObjectR
             except DEATHS:
                 return False
             return True
+        return False
 
     def search(first: int, end: int) -> Iterator[str]:
         if survives(first, end):

@@ -386,6 +386,10 @@ WRONG = {
         "--weights /nowhere/vgg16.pth",
         "--weights /nowhere/vgg16.pth: there is no such",
     ),
+    "weights without a name": ("--weights=", "--weights is empty: name a file"),
+    "a name outside of the runs": ("--name ../../x", "--name ../../x: give a name without slashes"),
+    "failures below zero": ("--max-failures -1", "--max-failures must be at least 0, not -1"),
+    "a model's name with a slash": ("--register a/b", "--register: the model cannot be registered"),
     "weights that are a folder": ("--weights /", "--weights / is a folder"),
     "weights that are a text": ("--weights {root}/notes.txt", "notes.txt is not a torchvision checkpoint"),
     "weights that nobody serves": (

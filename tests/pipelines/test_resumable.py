@@ -13,11 +13,12 @@ import ray
 
 from glefld import storage
 from glefld.errors import UserError
+from pipelines import resumable
 from pipelines.infer import run as infer_run
 from pipelines.infer.run import InferOptions
 from pipelines.ingest import plan as ingest_plan
 from pipelines.ingest.plan import IngestOptions
-from pipelines.resumable import MARKER, MAX_LOST, counted, run_tasks, to_bytes
+from pipelines.resumable import MARKER, MAX_LOST, counted, find_killers, run_tasks, to_bytes
 from tests import dots
 from tests.pipelines.outputs import INFER, INGEST, Kind, files
 from tests.raw_layouts import jpeg, photos, rows, write_fld
@@ -258,12 +259,14 @@ def items(count: int, per_shard: int) -> list[dict[str, Any]]:
     ]
 
 
-def run(shards: list[dict[str, Any]], folder: Path, *, dies: str) -> list[int]:
+def run(
+    shards: list[dict[str, Any]], folder: Path, *, dies: str, killers: tuple[str, ...] = KILLERS
+) -> list[int]:
     """Run tasks that die of a photo (``photo``), always (``always``), or unless they are given one alone (``alone``).
 
     The functions are pickled by value, so the workers need to import nothing of ours.
     """
-    killers, log = KILLERS, str(folder / "left-out")
+    log = str(folder / "left-out")
 
     def look(rows: bytes, skip: list[str], writing: bool) -> int:
         import os
@@ -301,11 +304,35 @@ def test_photos_that_kill_their_worker_are_found_and_left_out(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_many_shards_with_a_killer_are_all_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were they too many for one run, the next one would come no further."""
+    monkeypatch.setattr(resumable, "MAX_LOST", 1)
+    killers = tuple(f"photo-{i:03d}" for i in (0, 3, 5))
+    assert run(items(6, 4), tmp_path, dies="photo", killers=killers) == [4] * 3
+    assert sorted((tmp_path / "left-out").read_text().split()) == sorted(killers)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_photo_that_takes_its_host_down_is_found() -> None:
+    """Not tried for ever. One host that dies is another matter."""
+
+    def probe(rows: bytes) -> None:
+        import pyarrow
+        from ray.exceptions import NodeDiedError
+
+        if "photo-002" in pyarrow.ipc.open_stream(rows).read_all()["name"].to_pylist():
+            raise NodeDiedError("the host of photo-002")
+
+    rows = pa.table({"name": [f"photo-{i:03d}" for i in range(4)]})
+    assert find_killers(rows, "name", ray.remote(max_retries=0)(probe).remote) == ["photo-002"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("dies", "shards", "words"),
     [
         ("always", 2, "workers die before they look at a photo"),
-        ("always", MAX_LOST + 2, f"the workers of more than {MAX_LOST} shards died"),
+        ("always", MAX_LOST + 2, "workers die before they look at a photo"),
         ("alone", 1, "although one by one their photos can be processed"),
     ],
 )

@@ -192,6 +192,10 @@ WRONG_LINES = {
     '"scores": {}, "registration": null, "model_id": null}',
     "artifact above the folder": '{"kind": "artifact", "path": "../run.json"}',
     "artifact elsewhere": '{"kind": "artifact", "path": "/etc/passwd"}',
+    "nested without an end": "[" * 100_000,
+    "a number that is no float": f'{{"kind": "metrics", "values": [["loss", 1{"0" * 400}, 1700000000000, 3]]}}',
+    "a score that is no float": '{"kind": "model", "name": "gle", "checkpoint": "c", "step": 1, "scores": {"ne": '
+    f'1{"0" * 400}}}, "registration": null, "model_id": null}}',
     "artifact without a name": '{"kind": "artifact", "path": ""}',
 }
 
