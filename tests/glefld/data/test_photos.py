@@ -266,7 +266,7 @@ def test_damage_shows_in_every_kind_of_jpeg(kind: str) -> None:
         for at in rng.integers(start, end, 6):
             damaged[at] = rng.integers(256)
         refused += verdict(bytes(damaged)) != ""
-    assert refused >= 20
+    assert refused >= 10  # 18 to 35 in 75 runs, 0 to 3 where nobody listens to the decoder
 
 
 def test_visible_damage_is_refused(shared_data: Path) -> None:
