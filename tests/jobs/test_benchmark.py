@@ -1,5 +1,6 @@
 """The benchmark as a user runs it: what it writes, and mistakes in one line."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ def test_the_result_is_printed_written_and_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In one process, on a given data set. Nothing is left in the folder of what was made."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     made = write_material(tmp_path)
     work, output = tmp_path / "elsewhere", tmp_path / "output"
     options = Options(
