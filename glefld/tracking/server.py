@@ -3,8 +3,10 @@
 import contextlib
 import os
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import requests
 
@@ -68,11 +70,11 @@ def require_answer(uri: str) -> None:
     """
     if "://" not in uri and not uri.startswith("databricks"):
         raise UserError(
-            f"MLFLOW_TRACKING_URI={uri.rpartition('@')[2]} is not a URL: give http://HOST:PORT of a tracking server, or sqlite:////FILE"
+            f"MLFLOW_TRACKING_URI={uri.rpartition('@')[2]} is not a URL: give http://host:5000 of a tracking server, or sqlite:////FILE"
         )
-    if (file := missing_file(uri)) is not None:
+    if (file := _sqlite_file(uri)) is not None:
         named = f"MLFLOW_TRACKING_URI={uri}" if os.environ.get("MLFLOW_TRACKING_URI") else "--root"
-        storage.require_writable(file, f"{named}: MLflow's store", folder=False)
+        _require_database(file, f"{named}: MLflow's store")
         return
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
@@ -87,12 +89,12 @@ def require_answer(uri: str) -> None:
         connect(uri).search_experiments(max_results=1)
     except UnsupportedModelRegistryStoreURIException as error:
         raise UserError(
-            f"{given}: MLflow has no store of this kind. Give http://HOST:PORT of a tracking server, or sqlite:////FILE"
+            f"{given}: MLflow has no store of this kind. Give http://host:5000 of a tracking server, or sqlite:////FILE"
         ) from error
     except ImportError as error:
         raise UserError(
             f"{given}: the module {error.name}, which speaks to this database, is not installed. Install it, or give "
-            "http://HOST:PORT of a tracking server"
+            "http://host:5000 of a tracking server"
         ) from error
     except SQLAlchemyError as error:
         # Its further lines show the statement.
@@ -103,10 +105,30 @@ def require_answer(uri: str) -> None:
 
 def missing_file(uri: str) -> str | None:
     """Return the path of the SQLite file that is the tracking store, if it does not exist yet; None otherwise."""
-    if not uri.startswith("sqlite:///") or uri.startswith("sqlite:///file:"):
-        return None
+    file = _sqlite_file(uri)
+    return file if file is not None and not os.path.exists(file) else None
+
+
+def _sqlite_file(uri: str) -> str | None:
     file = uri.removeprefix("sqlite:///").partition("?")[0]
-    return os.path.abspath(file) if file and not os.path.exists(file) else None
+    if not uri.startswith("sqlite:///") or not file or file.startswith("file:"):
+        return None
+    return os.path.abspath(file)
+
+
+def _require_database(file: str, named: str) -> None:
+    """Raise UserError unless a SQLite file can be made or written. MLflow, which is slow to import, is not needed."""
+    storage.require_writable(file, named, folder=False)
+    if not os.path.exists(file):
+        return
+    if not os.access(file, os.W_OK):
+        raise UserError(f"{named} {file} cannot be written: give another place")
+    try:
+        with contextlib.closing(sqlite3.connect(Path(file).as_uri() + "?mode=ro", uri=True)) as database:
+            database.execute("SELECT name FROM sqlite_master")
+    except sqlite3.Error as error:
+        if error.sqlite_errorname != "SQLITE_BUSY":
+            raise UserError(f"{named} {file} cannot be read ({error}): give another place") from error
 
 
 def _require_server(uri: str) -> None:
@@ -121,5 +143,6 @@ def _require_server(uri: str) -> None:
         ) from error
     except requests.RequestException as error:
         raise UserError(
-            f"MLFLOW_TRACKING_URI={redacted(uri)} cannot be used{storage.why(uri, error)}"
+            f"MLFLOW_TRACKING_URI={redacted(uri)} cannot be used"
+            + (storage.why(uri, error) or ": in a password, / is written as %2F, ? as %3F and # as %23")
         ) from error
