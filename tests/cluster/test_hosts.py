@@ -326,7 +326,7 @@ class Raw:
 
 @pytest.fixture(scope="module")
 def raw(shared: Team, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Raw:
-    listed = rows(500)
+    listed = rows(1000)
     folder = tmp_path_factory.mktemp("raw")
     local = write_fld(folder / "source", listed, photos(listed, width=300, height=400))
     source = upload(local, f"{shared.root}/raw")
