@@ -22,6 +22,7 @@ def test_whole_jobs_of_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_whole_jobs_of_a_model(tmp_path: Path) -> None:
     made = write_material(tmp_path)
     options = Options(
