@@ -87,7 +87,8 @@ def _leave() -> None:
     """
     if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
         ray.shutdown()
-    gc.freeze()
+    if "triton" not in sys.modules:  # whose bindings print a page about what is not collected
+        gc.freeze()
 
 
 def user_error(error: BaseException) -> BaseException | None:

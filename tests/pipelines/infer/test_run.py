@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+import ray
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from ray.util.state import list_actors
@@ -316,7 +317,7 @@ def test_a_lost_worker_and_missing_shards_are_made_good(model: str, tmp_path: Pa
     def progress(done: int, total: int) -> None:
         seen.append((done, total))
         if done and not killed:
-            alive = list_actors(filters=[("state", "=", "ALIVE")])
+            alive = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
             killed.append(next(actor.pid for actor in alive if "ShardWriter" in actor.class_name))
             os.kill(killed[0], signal.SIGKILL)
 
