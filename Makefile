@@ -37,7 +37,7 @@ test-cluster: setup  ## the jobs against real servers; as root with apt their sy
 	@$(MAKE) --no-print-directory --output-sync=target -j2 test-hosts test-servers
 
 # Most of the time both wait for timeouts and for processes to start, so side by side they take little more than one.
-HOSTS := tests/cluster/test_hosts.py tests/cluster/test_cluster_docs.py
+HOSTS := $(addprefix tests/cluster/test_,hosts.py cluster_docs.py benchmark_jobs.py)
 
 test-hosts: setup
 	$(BIN)/python -m pytest $(HOSTS)
