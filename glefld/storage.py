@@ -8,8 +8,6 @@ Functions raise OSError or a botocore error when the storage fails, and UserErro
 """
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -37,19 +35,13 @@ from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
 
 from glefld.errors import UserError
+from glefld.redaction import public_url, why
+from glefld.temporary import temporary_space
 
 logger = logging.getLogger(__name__)
 
 #: Matches the name of a temporary file, which no other program gives.
 _PART = re.compile("_part-[0-9a-f]{32}")
-#: Matches where a text goes on to another URL.
-_ANOTHER = re.compile(r"[\s,;\"'(<|](?=[a-z][a-z0-9+.-]+://)", re.IGNORECASE)
-#: Matches a text that begins with a URL, perhaps one that is assigned to something.
-_BEGINS = re.compile(r"([\w.-]+=)*[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
-#: Matches an address with a port, which is no user with a password: nobody is called 127.0.0.1.
-_ADDRESS = re.compile(r"(localhost|\d+(\.\d+){3}|\[[\da-f:.]+\]):\d{1,5}(?![^\s/?#;,.:)\]}>'\"`!|\\])", re.I)
-#: Matches a host, perhaps with a port, and not a user with a password that has lost its end.
-_HOST = re.compile(r"(\[[^]\s]*\]|[^\s/?#:;@[\]]*)(:\d*:?)?(?![^\s/?#;,.)\]}>'\"`!|\\])")
 
 
 def s3_options() -> dict[str, Any]:
@@ -278,32 +270,6 @@ def put(local: str | Path, url: str) -> None:
     fs.invalidate_cache()
 
 
-@contextlib.contextmanager
-def temporary_space() -> Iterator[None]:
-    """Within the block only temporary files are written: OSError names their folder if it is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OSError(
-            f"no space for temporary files in {tempfile.gettempdir()} ({error.strerror}): free some, or set TMPDIR to "
-            "another folder"
-        ) from error
-
-
-@contextlib.contextmanager
-def temporary_file() -> Iterator[IO[bytes]]:
-    """Yield an unnamed temporary file, of which a killed process leaves nothing behind. See ``temporary_space``."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115
-    try:
-        yield file
-    finally:
-        # What is still buffered is not needed any more, and may be what did not fit.
-        with contextlib.suppress(OSError):
-            file.close()
-
-
 def put_file(file: IO[bytes], url: str) -> None:
     """Like ``put``, for an open temporary file, which may be unnamed."""
     with temporary_space():
@@ -463,124 +429,6 @@ def require_writable(url: str, option: str, *, folder: bool) -> None:
             pass
     except OSError as error:
         raise UserError(f"{option} {url} cannot be written ({error.strerror}): give another place") from error
-
-
-#: Start of the names of temporary folders.
-_TEMPORARY = "glefld-temporary-"
-
-
-@contextlib.contextmanager
-def temporary_folder() -> Iterator[str]:
-    """Yield a new folder for temporary files, and remove it at the end.
-
-    A process that is killed leaves its folder, and the next call on this machine removes it. A folder in use is told
-    from an abandoned one by a lock, which ends with the process that holds it.
-    """
-    place = Path(tempfile.gettempdir())
-    _remove_abandoned(place)
-    folder, lock = _locked_folder(place)
-    try:
-        yield str(folder)
-    finally:
-        shutil.rmtree(folder)
-        os.close(lock)
-
-
-def _remove_abandoned(place: Path) -> None:
-    for folder in place.glob(f"{_TEMPORARY}*"):
-        if not re.fullmatch(_TEMPORARY + "[0-9a-f]{32}", folder.name):
-            continue
-        try:
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # another user's, or gone by now
-            continue
-        try:
-            if os.fstat(lock).st_uid == os.geteuid():
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-        except OSError as error:
-            if not isinstance(error, BlockingIOError):  # which says that it is in use
-                logger.warning("%s, which a killed process left, cannot be removed: %s", folder, error)
-        finally:
-            os.close(lock)
-
-
-def _locked_folder(place: Path) -> tuple[Path, int]:
-    """Make a temporary folder. Returns it with the descriptor that holds its lock."""
-    while True:
-        folder = place / f"{_TEMPORARY}{uuid.uuid4().hex}"
-        folder.mkdir(mode=0o700)
-        with contextlib.suppress(FileNotFoundError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.exists():
-                return folder, lock
-            os.close(lock)
-        # Another process took it for abandoned before it was locked.
-
-
-def public_url(url: str) -> str:
-    """Return the URL without user, password, query, parameters and fragment, any of which may hold a secret.
-
-    A password may hold any character, percent escapes or not. So what stands between ``user:`` and the last ``@`` is
-    taken for one, also where programs would read it as something else: ``http://store:80/a@b`` becomes ``http://b``.
-    """
-    return _without_secrets(url, blank="")
-
-
-def why(url: str, error: object) -> str:
-    """Return a library's words in parentheses, or nothing if the URL holds a secret.
-
-    Such words may repeat a part of the URL that no longer looks like one.
-    """
-    return f" ({error})" if public_url(url) == url else ""
-
-
-def redacted(value: Any) -> Any:
-    """Return a copy of a nested value with every URL in its strings replaced by its ``public_url``.
-
-    Within a text a user name and a query end at white space. A password does not: it may reach to the last ``@``
-    before the next URL. A text that begins with a URL, as an option's value does, may be nothing else: what may be a
-    secret then ends at the next URL only.
-    """
-    if isinstance(value, dict):
-        return {key: redacted(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redacted(item) for item in value]
-    return _without_secrets(value, blank=r"\s") if isinstance(value, str) else value
-
-
-def _without_secrets(text: str, blank: str) -> str:
-    """Return the text with the secrets of its URLs cut out. ``blank``: the characters that end a URL's part."""
-    shown: list[str] = []
-    within = blank
-    begins = _BEGINS.match(text)
-    while "://" in text:
-        blank = "" if begins and not shown else within
-        before, sign, text = text.partition("://")
-        another = _ANOTHER.search(text) if within else None
-        end = another.start() if another else len(text)
-        # Up to the last @. Base64 has slashes, but no dots, by which a token is told from most hosts.
-        letters = r"-\w+=" if blank else r"-\w+=\s"
-        token = f"|[{letters}]*/[{letters}/]*" if before.endswith(("http", "https")) else ""
-        user = re.compile(rf"([^{blank}/:]*(:.*)?{token})@", re.DOTALL)
-        if not _ADDRESS.match(text):
-            found = user.match(text, 0, end)
-            if not found and not _HOST.match(text):  # a password that looks as if it held another URL
-                found, end = user.match(text), len(text)
-            if found:
-                text, end = text[found.end() :], end - found.end()
-        own, text = text[:end], text[end:]
-        host = _HOST.match(own)
-        place = re.compile(rf"((?!://)[^{blank}?#;]|;(?![^{blank}/;?#]*=))*").match(own)
-        assert place is not None
-        kept = place.end() if host else 0
-        shown += [before, sign, own[:kept] if host else "..."]
-        own = own[kept:]
-        if not host or own.startswith(("?", "#", ";")):
-            own = re.sub(rf"^[^{blank}]*" if blank else r"(?s)^.*", "", own)
-        text = own + text
-    return "".join([*shown, text])
 
 
 def _split(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from glefld import storage, tracking
 from glefld.errors import UserError
+from glefld.redaction import redacted
 from glefld.scoring.tables import as_text
 from jobs.cli import (
     Device,
@@ -75,7 +76,7 @@ def run(options: Options) -> None:
         result = benchmark(
             chosen, made, resources, on_cluster(), lambda stage: console.print(f"measuring {stage}")
         )
-        result["options"] = storage.redacted(dataclasses.asdict(options))
+        result["options"] = redacted(dataclasses.asdict(options))
         # Print and write the result before logging, which can fail with the MLflow server.
         console.print(as_text(report.tables(result)), soft_wrap=True, highlight=False)
         if output is not None:

@@ -21,6 +21,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from glefld import storage
 from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
+from glefld.redaction import redacted
 from glefld.schema import Manifest
 
 # Ray, PyTorch and MLflow take seconds to import, so functions import them when they need them: a user is told of a
@@ -68,7 +69,7 @@ def guard(action: Callable[[], None]) -> None:
         cause = user_error(error)
         if cause is None or os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
-        message = storage.redacted(" ".join(str(cause).split())) or type(cause).__name__
+        message = redacted(" ".join(str(cause).split())) or type(cause).__name__
         # The message of an error from a library may not be enough to find the cause.
         hint = "" if isinstance(cause, UserError) else f" ({DEBUG}=1 shows the traceback)"
         print(f"error: {message}{hint}", file=sys.stderr)

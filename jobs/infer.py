@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from glefld import storage
 from glefld.errors import UserError, require_between
-from glefld.storage import public_url
+from glefld.redaction import public_url
 from jobs.cli import (
     Device,
     Root,

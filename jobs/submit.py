@@ -19,9 +19,10 @@ import ray.exceptions
 import tyro
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from glefld import storage, tracking
+from glefld import tracking
 from glefld.errors import UserError
-from glefld.storage import public_url, redacted
+from glefld.redaction import public_url, redacted
+from glefld.temporary import temporary_folder
 from jobs.cli import guard, program
 from pipelines import ray_private
 
@@ -63,7 +64,7 @@ def run(options: Options) -> None:
     for word in options.arguments:
         require_no_password(word, f"an option of {options.job}")
     client = connect(options.address)
-    with storage.temporary_folder() as folder:
+    with temporary_folder() as folder:
         pack(Path(folder))
         try:
             job_id = client.submit_job(

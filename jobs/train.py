@@ -17,6 +17,7 @@ from glefld.errors import UserError, require_between
 from glefld.models import MODELS
 from glefld.models.system import Preset, Task
 from glefld.recipe import Recipe
+from glefld.redaction import redacted
 from glefld.schema import Labels
 from glefld.scoring.tables import score_tables
 from glefld.training import loop
@@ -224,7 +225,7 @@ def copy_model(handle: "RunHandle", root: str) -> None:
     except ONE_LINE as error:
         logger.warning(
             "the registered model was not copied, which --resume makes up for: %s",
-            storage.redacted(str(error)),
+            redacted(str(error)),
         )
 
 
@@ -293,7 +294,7 @@ def resumed(options: Options[Any], folder: str) -> dict[str, Any] | None:
 def _comparable(options: Options[Any]) -> dict[str, Any]:
     """Return the options that must be the same when a run is resumed, as stored in run.json, without passwords."""
     kept = {name: value for name, value in dataclasses.asdict(options).items() if name not in FREE_ON_RESUME}
-    return storage.redacted(kept)
+    return redacted(kept)
 
 
 def choose_workers(options: Options[Any]) -> WorkerGroup:

@@ -23,7 +23,8 @@ import pyarrow.compute as pc
 
 from glefld import storage
 from glefld.errors import BadPhoto, UserError
-from glefld.storage import public_url
+from glefld.redaction import public_url
+from glefld.temporary import temporary_file, temporary_space
 
 #: One row per member. Its bytes, including a zip's local header, are [start, stop) of the archive or of its own file.
 MEMBERS = pa.schema(
@@ -131,12 +132,12 @@ def _stage_tar(url: str, staging: str) -> str:
     identity = hashlib.blake2b(f"{url} {packed_bytes} {version}".encode(), digest_size=8).hexdigest()
     staged = storage.join(staging, f"{identity}.tar")
     if not storage.exists(staged):
-        with storage.temporary_file() as plain:
+        with temporary_file() as plain:
             try:
                 with storage.open(url) as packed, gzip.open(packed) as stream:
                     most = FREE_UNPACKED_BYTES + MAX_RATIO * packed_bytes
                     while data := stream.read(1 << 20):
-                        with storage.temporary_space():
+                        with temporary_space():
                             plain.write(data)
                         if plain.tell() > most:
                             raise UserError(

@@ -37,7 +37,8 @@ from ray.util.annotations import RayDeprecationWarning
 from glefld import storage
 from glefld.data.dataset import MANIFEST, read_manifest
 from glefld.errors import UserError
-from glefld.storage import public_url
+from glefld.redaction import public_url
+from glefld.temporary import temporary_file, temporary_space
 
 #: Rows per Parquet row group, which is also what a task buffers of its output and what training reads at a time: some
 #: 500 kB of crops. Larger ones are shuffled less well, and of a small data set fewer workers would have their share.
@@ -255,8 +256,8 @@ class ShardedOutput:
         ``pyarrow.parquet.ParquetWriter``. Raises OSError if the storage fails.
         """
         digest = hashlib.sha256()
-        with storage.temporary_file() as file:
-            with storage.temporary_space(), pq.ParquetWriter(file, schema, **options) as writer:
+        with temporary_file() as file:
+            with temporary_space(), pq.ParquetWriter(file, schema, **options) as writer:
                 for batch in batches:
                     content = batch.drop_columns(list(unhashed)) if unhashed else batch
                     digest.update(content.serialize())

@@ -20,8 +20,8 @@ from glefld import storage
 from glefld.data.order import EpochOrder, Window, global_batch, steps_per_epoch
 from glefld.data.prefetch import ahead
 from glefld.errors import UserError
+from glefld.redaction import public_url
 from glefld.schema import Manifest, Shard, Split
-from glefld.storage import public_url
 
 #: Threads that fetch and decode row groups, and how many bytes of them may wait for their use.
 THREADS = 8

@@ -24,6 +24,7 @@ from glefld.synthetic.raw_lists import MARK, write_deepfashion, write_deepfashio
 from glefld.synthetic.render.photo import Photo, render_photo
 from glefld.synthetic.render.wardrobe import Product, sample_product
 from glefld.synthetic.vocabulary import CATEGORY_NUMBERS, coarse_attributes, fine_attributes
+from glefld.temporary import temporary_folder
 
 SyntheticLayout = Literal["fld", "deepfashion", "deepfashion-fine"]
 #: Rows of train, val and test in the benchmarks.
@@ -109,7 +110,7 @@ def write_dataset(
                 listed[index], drawn=listed[twin].drawn, product=listed[twin].product
             )
     rows: list[ListRow] = []
-    with storage.temporary_folder() as folder:
+    with temporary_folder() as folder:
         local = Path(folder) / "img.zip"
         with zipfile.ZipFile(local, "w", zipfile.ZIP_STORED) as file:
             for index, (photo, product) in enumerate(draw(listed, seed, processes)):

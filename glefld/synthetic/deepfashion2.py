@@ -20,6 +20,7 @@ from glefld.errors import UserError, require_between
 from glefld.synthetic.deepfashion import OUTFIT, Summary, in_processes
 from glefld.synthetic.raw_lists import MARK
 from glefld.synthetic.render.outfit import OCCLUDED, UNLABELLED, OutfitPhoto, WornGarment, render_outfits
+from glefld.temporary import temporary_folder
 
 #: Photos per split in the benchmark.
 SPLIT_SIZES = {"train": 390_884, "validation": 33_669}
@@ -54,7 +55,7 @@ def write_dataset(
     views: Counter[str] = Counter()
     categories: Counter[str] = Counter()
     written: Counter[str] = Counter()
-    with storage.temporary_folder() as folder, contextlib.ExitStack() as stack:
+    with temporary_folder() as folder, contextlib.ExitStack() as stack:
         local = {split: Path(folder) / f"{split}.zip" for split in SPLIT_SIZES}
         files = {split: stack.enter_context(zipfile.ZipFile(path, "w")) for split, path in local.items()}
         photos = in_processes(draw_one, [(seed, index) for index in range(count)], processes)

@@ -9,6 +9,7 @@ from glefld import storage
 from glefld.schema import FASHION8, SPLITS, Attribute, Visibility
 from glefld.synthetic.faults import ListRow
 from glefld.synthetic.vocabulary import CATEGORIES, COARSE_ATTRIBUTES, FINE_ATTRIBUTES
+from glefld.temporary import temporary_file
 
 #: A file that only rendered data sets have. Ingest tells by it that the photos are not the benchmark's.
 MARK = "rendered.json"
@@ -24,7 +25,7 @@ class ListWriter:
     def lines(self, name: str, lines: Iterable[str]) -> None:
         """Write a file of these lines."""
         # Stream through a local file: the attribute list of a full-sized data set is nearly a gigabyte.
-        with storage.temporary_file() as file:
+        with temporary_file() as file:
             file.writelines(f"{line}\n".encode("ascii") for line in lines)
             storage.put_file(file, storage.join(self.output, name))
 

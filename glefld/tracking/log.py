@@ -20,7 +20,8 @@ from mlflow.exceptions import MlflowException
 from glefld import storage
 from glefld.errors import UserError
 from glefld.models import checkpoint
-from glefld.storage import redacted
+from glefld.redaction import redacted
+from glefld.temporary import temporary_folder
 from glefld.tracking import model_registry, unsent
 from glefld.tracking.items import Artifact, LoggedModel, LogItem, Metrics, RunStatus, Status, Tag, Value
 from glefld.tracking.model_registry import Registration
@@ -162,7 +163,7 @@ class RunLog:
 
     def _spooled(self, file: str) -> Path:
         if self._spool_folder is None:
-            self._spool_folder = self._spool.enter_context(storage.temporary_folder())
+            self._spool_folder = self._spool.enter_context(temporary_folder())
         path = Path(self._spool_folder, file)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -203,7 +204,7 @@ class RunLog:
                 self._client.set_tag(run_id, name, value)
             case Artifact(path, file):
                 to = PurePosixPath(path)
-                with storage.temporary_folder() as folder:
+                with temporary_folder() as folder:
                     local = Path(folder, to.name)
                     local.write_bytes(storage.read_bytes(file))
                     self._client.log_artifact(run_id, str(local), str(to.parent) if to.parent.name else None)
@@ -215,7 +216,7 @@ class RunLog:
                 assert_never(item)
 
     def _send_model(self, model: LoggedModel) -> None:
-        with storage.temporary_folder() as temporary:
+        with temporary_folder() as temporary:
             folder = Path(temporary)
             checkpoint.export(model.checkpoint, folder)
             # The id is remembered, and looked up on the server, so that a second attempt continues with the same model.

@@ -16,7 +16,8 @@ from mlflow.exceptions import MlflowException
 from glefld import storage
 from glefld.errors import UserError
 from glefld.models import checkpoint
-from glefld.storage import redacted
+from glefld.redaction import redacted
+from glefld.temporary import temporary_folder
 from glefld.tracking.mlflow_private import validate_registration
 from glefld.tracking.run import RunHandle, connect, unusable, words
 from glefld.tracking.server import missing_file
@@ -115,7 +116,7 @@ def fetch(uri: str, tracking_uri: str, folder: str) -> str:
         digest = model.params.get(DIGEST)
         copied = storage.exists(storage.join(url, "complete.json"))
         if not copied or digest is None:
-            with storage.temporary_folder() as local:
+            with temporary_folder() as local:
                 source = mlflow.artifacts.download_artifacts(
                     model.artifact_location, dst_path=local, tracking_uri=tracking_uri
                 )

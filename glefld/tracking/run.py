@@ -30,8 +30,8 @@ from mlflow.telemetry import set_telemetry_client
 
 from glefld import storage
 from glefld.errors import UserError
+from glefld.redaction import redacted, why
 from glefld.schema import Manifest
-from glefld.storage import redacted
 from glefld.tracking.mlflow_private import MLFLOW_PARENT_RUN_ID, resolve_tags
 
 logger = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ def unusable(uri: str, error: Exception) -> ConnectionError:
 def words(uri: str, error: Exception) -> str:
     """MLflow's words in parentheses; of an error with a URI that holds a secret, only the status that was answered."""
     status = re.search(r"\berror code (\d{3})\b", str(error))
-    return storage.why(uri, redacted(str(error))) or (f" (HTTP status {status[1]})" if status else "")
+    return why(uri, redacted(str(error))) or (f" (HTTP status {status[1]})" if status else "")
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:

@@ -12,7 +12,7 @@ import requests
 
 from glefld import storage
 from glefld.errors import UserError
-from glefld.storage import redacted
+from glefld.redaction import redacted, why
 
 #: Seconds to wait for a connection to the server, and then for its answer. A job that cannot log is told at once.
 WAIT = (2.0, 3.0)
@@ -144,5 +144,5 @@ def _require_server(uri: str) -> None:
     except requests.RequestException as error:
         raise UserError(
             f"MLFLOW_TRACKING_URI={redacted(uri)} cannot be used"
-            + (storage.why(uri, error) or ": in a password, / is written as %2F, ? as %3F and # as %23")
+            + (why(uri, error) or ": in a password, / is written as %2F, ? as %3F and # as %23")
         ) from error

@@ -11,7 +11,7 @@ import os
 from glefld import storage
 from glefld.errors import UserError
 from glefld.models import checkpoint
-from glefld.storage import redacted
+from glefld.redaction import redacted
 from glefld.tracking.items import Artifact, LoggedModel, LogItem, from_json
 from glefld.tracking.outbox import Unsent
 

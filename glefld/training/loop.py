@@ -26,10 +26,10 @@ from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import Choice, Named, choose_precision
 from glefld.models.system import Model
 from glefld.recipe import Recipe
+from glefld.redaction import public_url
 from glefld.schema import Labels, Manifest
 from glefld.scoring.evaluation import EVAL_BATCH, evaluate
 from glefld.scoring.metrics import Counters, Report
-from glefld.storage import public_url
 from glefld.training.losses import total_loss
 from glefld.training.meter import Meter, learning_rate
 

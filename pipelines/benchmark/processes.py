@@ -13,6 +13,7 @@ import psutil
 
 from glefld import storage
 from glefld.errors import UserError
+from glefld.temporary import temporary_file
 
 ROOT = Path(__file__).parents[2]
 #: Seconds between two looks at a process and at its output: on object storage each look is a request.
@@ -46,7 +47,7 @@ def run_module(module: str, arguments: Sequence[str], watch: str | None = None) 
     """Run ``python -m MODULE`` to its end. Raises UserError, with the last line that it printed, if it fails."""
     command = [sys.executable, "-m", module, *arguments]
     began = time.time()
-    with storage.temporary_file() as log:
+    with temporary_file() as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         looking = _Looking(process.pid, watch)
         looking.start()

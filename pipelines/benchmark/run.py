@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from glefld import storage
+from glefld.temporary import temporary_folder
 from pipelines.benchmark import material, stages, whole_jobs
 from pipelines.benchmark.material import Material
 from pipelines.benchmark.options import JOBS, TRACKED, BenchmarkOptions, Resources
@@ -72,7 +73,7 @@ def workplace(options: BenchmarkOptions, cpus: int) -> Iterator[Material]:
     """Make what is measured on, in a folder that is removed at the end. Raises what ``material.make`` raises."""
     with contextlib.ExitStack() as stack:
         if options.work is None:
-            work = stack.enter_context(storage.temporary_folder())
+            work = stack.enter_context(temporary_folder())
         else:
             work = storage.join(options.work, f"benchmark-{uuid4().hex}")
             stack.callback(storage.remove_tree, work)

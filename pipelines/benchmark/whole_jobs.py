@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from glefld import storage, tracking
 from glefld.errors import UserError
+from glefld.redaction import redacted
 from pipelines.benchmark import ceilings, material
 from pipelines.benchmark.processes import Run, import_seconds, run_job, run_module
 from pipelines.benchmark.stages import Bench, loop_rate, model_rate, resident_rate, steady
@@ -303,7 +304,7 @@ def start(jobs: Jobs) -> dict[str, Measurement]:
         epochs = tracking.history(jobs.tracking_uri, run_id, "val_error")
         if not losses or not epochs:
             raise UserError(
-                f"MLflow at {storage.redacted(jobs.tracking_uri)} has no loss of the training that was timed"
+                f"MLflow at {redacted(jobs.tracking_uri)} has no loss of the training that was timed"
             )
         runs.append(run)
         ends.append(run.ended - max(value.time for value in epochs))

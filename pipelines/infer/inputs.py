@@ -23,8 +23,8 @@ from glefld.data.dataset import MANIFEST, open_dataset, read_manifest
 from glefld.data.photos import PICTURES, is_picture
 from glefld.datasets.lists import LARGEST
 from glefld.errors import BadPhoto, UserError
+from glefld.redaction import public_url
 from glefld.schema import Split
-from glefld.storage import public_url
 from pipelines.archives import ARCHIVES, MEMBERS, Archive, open_archive, read_index, read_members
 
 #: The garment's columns. The photo's location follows: the columns MEMBERS for an archive, STORED for a data set.

@@ -33,8 +33,8 @@ from glefld.predict import (
     require_landmarks,
 )
 from glefld.recipe import Precision
+from glefld.redaction import public_url
 from glefld.schema import Split
-from glefld.storage import public_url
 from pipelines.infer.inputs import GARMENTS, Input, InputPhoto, Photos, file_hash, open_input
 from pipelines.resumable import (
     KILLER,

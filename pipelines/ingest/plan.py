@@ -20,8 +20,8 @@ from glefld.data import lossless
 from glefld.datasets import Dataset, read_annotations
 from glefld.datasets.lists import Annotations
 from glefld.errors import UserError, require_between
+from glefld.redaction import public_url
 from glefld.schema import SCHEMA_VERSION, SPLITS
-from glefld.storage import public_url
 from glefld.synthetic.raw_lists import MARK
 from pipelines.archives import MAX_MEMBER_BYTES, MEMBERS, Archive
 from pipelines.ingest.shard import REASONS, reject, shard_path

@@ -14,7 +14,7 @@ from glefld.data.prefetch import ahead
 from glefld.datasets import PhotoPlace
 from glefld.datasets.lists import ListFiles
 from glefld.errors import BadPhoto, UserError
-from glefld.storage import public_url
+from glefld.redaction import public_url
 from pipelines.archives import ARCHIVES, Archive, Index, open_archive, open_member, read_index, read_members
 
 LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
