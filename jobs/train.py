@@ -119,8 +119,8 @@ def run(options: Options[Any]) -> None:
     check(options)
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
-    most = parse_workers(options.num_workers or "1")[1]
-    require_rows(data, manifest, most, options.recipe.batch_size, options.rows)
+    workers = choose_workers(options)
+    require_rows(data, manifest, workers.most, options.recipe.batch_size, options.rows)
     uri = tracking.tracking_uri(root, on_cluster())
     tracking.require_answer(uri)
     folder, started = find_run(options, root)
@@ -128,8 +128,6 @@ def run(options: Options[Any]) -> None:
     with naming("--register" if options.alias is None else "--register, --alias"):
         registration = tracking.Registration(options.register, options.alias) if options.register else None
     job = make_job(options, root, data, folder)
-    workers = choose_workers(options)
-    require_rows(data, manifest, workers.most, options.recipe.batch_size, options.rows)
     if started is None:
         check_model(options, job, manifest.labels)
 
@@ -152,7 +150,7 @@ def run(options: Options[Any]) -> None:
         record = {
             "options": _comparable(options),
             "run_id": handle.run_id,
-            "begun": _begun(folder) or datetime.datetime.now(datetime.UTC).isoformat(),
+            "begun": (started or {}).get("begun") or datetime.datetime.now(datetime.UTC).isoformat(),
         }
         storage.write_json(storage.join(folder, "run.json"), record)
         best, report, baselines = train_and_score(job, workers, handle, lease, registration)

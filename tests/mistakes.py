@@ -27,17 +27,23 @@ def one_line(action: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> 
     return printed
 
 
-class Unimplemented(http.server.BaseHTTPRequestHandler):
-    """A server that answers each request with status 501."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @contextlib.contextmanager
-def unimplemented() -> Iterator[str]:
-    """The address of a server that answers, but knows nothing."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Unimplemented) as server:
+def answering(status: int) -> Iterator[str]:
+    """The address of a server that answers each request with this status and nothing else."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD = do_POST = answer
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -180,9 +180,8 @@ def make_plan(options: InferOptions, output: str) -> InferencePlan:
     with place.claimed():
         state = source_state([options.input])
         found = open_input(options.input, options.boxes, options.split, place.staging)
-        _, card = checkpoint.load(
-            options.checkpoint
-        )  # after what is told sooner: to build a model takes seconds
+        # After what is told sooner: to build a model takes seconds.
+        _, card = checkpoint.load(options.checkpoint)
     facts = [
         PREDICTIONS_VERSION,
         # What decodes and warps determines the pixels.

@@ -10,7 +10,7 @@ import tyro
 from glefld.data.dataset import open_dataset
 from jobs.ingest import Options, run
 from tests.killing import MOMENTS, kill_job
-from tests.mistakes import everything, forbid_ray, one_line, unimplemented, write_wrong_files
+from tests.mistakes import answering, everything, forbid_ray, one_line, write_wrong_files
 from tests.raw_layouts import fld_lists, photos, rows, write_fld
 
 
@@ -103,7 +103,7 @@ def test_a_mistake_is_one_line_before_ray_starts(
     source = write_fld(tmp_path / "source", listed, photos(listed))
     write_wrong_files(tmp_path)
     before = everything(tmp_path)
-    with unimplemented() as server:
+    with answering(501) as server:
         arguments, message = UNWRITABLE[case]
         given = [word.format(place=tmp_path, server=server) for word in arguments]
         options = tyro.cli(Options, args=["--dataset", "fld", "--source", str(source), *given])

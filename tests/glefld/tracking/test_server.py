@@ -1,41 +1,12 @@
 """Whether the tracking server answers, told before anything is started for it."""
 
-import http.server
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from glefld.errors import UserError
 from glefld.tracking import require_answer
-
-
-class Refusing(http.server.BaseHTTPRequestHandler):
-    """A server that wants another password."""
-
-    def do_GET(self) -> None:
-        self.do_POST()
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(401)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def refusing() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://someone:hidden@127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
+from tests.mistakes import answering
 
 NO_SERVER = {
     "nothing listens": ("http://someone:hidden@127.0.0.1:1", "nothing answers there"),
@@ -70,12 +41,15 @@ def test_a_server_that_is_not_there_is_the_users_to_mend(case: str, monkeypatch:
     assert "hidden" not in str(told.value)
 
 
-def test_a_server_that_refuses_us_says_so(refusing: str) -> None:
+def test_a_server_that_refuses_us_says_so() -> None:
     """As with a wrong password: it answers, but a training could not log to it."""
-    with pytest.raises(
-        ConnectionError, match=r"MLflow at http://127\.0\.0\.1:.* cannot be used \(.*401"
-    ) as told:
-        require_answer(refusing)
+    with (
+        answering(401) as address,
+        pytest.raises(
+            ConnectionError, match=r"MLflow at http://127\.0\.0\.1:.* cannot be used \(.*401"
+        ) as told,
+    ):
+        require_answer(address.replace("://", "://someone:hidden@"))
     assert "hidden" not in str(told.value)
 
 
