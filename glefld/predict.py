@@ -33,6 +33,10 @@ BATCH_PIXELS = 128_000_000
 Bad = BadPhoto | BadBox
 Damaged = Literal["error", "answer"]
 
+#: What a predictor and the inference job take unless they are told: garments at a time, and how they are computed.
+BATCH_SIZE = 32
+PRECISION: Precision = "fp32"
+
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
@@ -126,9 +130,9 @@ class Predictor:
         self,
         url: str,
         device: torch.device,
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         threads: int = 1,
-        precision: Precision = "fp32",
+        precision: Precision = PRECISION,
     ) -> None:
         """Load the checkpoint at ``url``; ``threads`` is the number of threads that decode.
 

@@ -75,7 +75,7 @@ class Options:
     cpus_per_worker: int | None = None
     """CPUs per worker. Default: on one machine all CPUs, divided among the workers; on a cluster 1."""
     device: Device = "auto"
-    max_failures: int = 3
+    max_failures: int = WorkerGroup.max_failures
     """How often to restart a worker group after a failure."""
     parallel: int = 1
     """Number of training runs at the same time, if the cluster has room."""

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from glefld import storage
 from glefld.errors import UserError, require_between
+from glefld.predict import BATCH_SIZE
 from glefld.redaction import public_url
 from jobs.cli import (
     Device,
@@ -45,7 +46,7 @@ class Options(InferOptions):
     device: Device = "auto"
     threads: int | None = None
     """Threads per worker, for decoding and computing. Default: this machine's CPUs, divided among its workers."""
-    batch_size: int = 32
+    batch_size: int = BATCH_SIZE
     """Garments per batch."""
 
     def check(self) -> None:

@@ -91,10 +91,10 @@ class Options(Generic[Config]):
     cpus_per_worker: int | None = None
     """CPUs per worker. Default: on one machine all CPUs, divided among the workers; on a cluster 1."""
     device: Device = "auto"
-    resize_seconds: float = 60.0
+    resize_seconds: float = WorkerGroup.resize_seconds
     """How often elastic training checks whether workers can be added. Adding workers restarts the group from the last
     checkpoint."""
-    max_failures: int = 3
+    max_failures: int = WorkerGroup.max_failures
     """How often to restart the worker group after a failure."""
     resume: bool = False
     """Resume a run that was stopped. Its options must be the same as at its start."""

@@ -22,6 +22,7 @@ from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
 from glefld.predict import (
+    PRECISION,
     Bad,
     Crop,
     Damaged,
@@ -74,7 +75,7 @@ class InferOptions:
     """Predict only this split of a data set. Default: all splits."""
     shard_rows: int = 2048
     """Rows per Parquet file."""
-    precision: Precision = "fp32"
+    precision: Precision = PRECISION
     """Precision of the forward pass. auto: bf16 if a task measures the model to be faster in it, else fp32."""
     damaged: Damaged = "error"
     """JPEGs with damaged data, of which the decoder has to guess parts. error: a row with the error. answer: predict
