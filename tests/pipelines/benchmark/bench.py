@@ -8,6 +8,7 @@ from jobs.benchmark import Options, run
 from pipelines.benchmark.material import Material
 from pipelines.benchmark.options import BenchmarkOptions, Resources
 from pipelines.benchmark.stages import Bench
+from pipelines.ray_private import cpus
 from tests import dots
 from tests.ingested import write_dataset
 from tests.raw_layouts import photos, rows, write_fld
@@ -19,6 +20,8 @@ TINY: dict[str, Any] = {
     "seconds": 0.02,
     "repeats": 2,
     "peers": True,
+    # Whole jobs are processes that have this machine's CPUs; the tests' own cluster has more of them than there are.
+    "cpus": cpus(),
 }
 
 
