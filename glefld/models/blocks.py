@@ -3,11 +3,15 @@
 Letters in shapes: B batch, C channels, K landmarks, H and W the feature map's size.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: Lower bound on attention: a position without any keeps a small weight instead of none.
 LEAST_ATTENTION = 0.01
+#: On a CPU up to so many positions attend by plain matrix products, which hold a weight for each pair of them: PyTorch's
+#: fused kernel takes 1.7 to 3.2 times as long there. Beyond, memory counts.
+PLAIN_POSITIONS = 1024
 
 
 class NonLocal(nn.Module):
@@ -29,22 +33,38 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor, attention: Tensor | None = None) -> Tensor:
         """x [B, C, H, W], attention [B, 1, H, W] in [0, 1] or None -> [B, C, H, W]"""
-        # One head, [B, 1, HW, C / 2]: only four dimensions have a kernel that does not hold all HW x HW weights.
         query, key, value = (
             conv(x).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.theta, self.phi, self.g)
         )
         bias = None
         if attention is not None:
             bias = attention.flatten(2).clamp(min=LEAST_ATTENTION).log().to(query.dtype)  # [B, 1, HW]
-            bias = bias.unsqueeze(1).expand(-1, -1, query.shape[2], -1)
-        # The papers do not scale the products.
-        y = F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)  # [B, 1, HW, C / 2]
+            bias = bias.unsqueeze(1)  # [B, 1, 1, HW]
+        y = attend(query, key, value, bias)  # [B, 1, HW, C / 2]
         y = y.squeeze(1).transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
         return x + self.norm(self.w(y))
 
     def start_as_identity(self) -> None:
         """Zero the last norm's scale, so that the block starts as the identity."""
         nn.init.zeros_(self.norm.weight)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return softmax(query key^T + bias) value; the papers do not scale the products.
+
+    query, key, value and the result: [B, 1, N, C], one head, as only four dimensions have a fused kernel. bias:
+    [B, 1, 1, N]. Memory grows linearly in N beyond ``PLAIN_POSITIONS``.
+    """
+    positions = query.shape[2]
+    if query.device.type != "cpu" or positions > PLAIN_POSITIONS:
+        if bias is not None:
+            bias = bias.expand(-1, -1, positions, -1)
+        # The fused kernels need each position's channels side by side, as they are in channels-last.
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        return F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)
+    with torch.autocast("cpu", enabled=False):  # it would make the weights fp32, which is no exacter: products are bf16
+        scores = query @ key.transpose(-1, -2)
+        return (scores if bias is None else scores + bias).softmax(-1) @ value
 
 
 class LandmarkBranch(nn.Module):
