@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 #: Lower bound on attention: a position without any keeps a small weight instead of none.
 LEAST_ATTENTION = 0.01
-#: On a CPU up to so many positions attend by plain matrix products, which hold a weight for each pair of them: PyTorch's
-#: fused kernel takes 1.7 to 3.2 times as long there. Beyond, memory counts.
+#: On a CPU up to so many positions attend by plain matrix products, which hold a weight for each pair of them:
+#: PyTorch's fused kernel takes 1.7 to 3.2 times as long there. Beyond, memory counts.
 PLAIN_POSITIONS = 1024
 
 
@@ -62,7 +62,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
         # The fused kernels need each position's channels side by side, as they are in channels-last.
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         return F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)
-    with torch.autocast("cpu", enabled=False):  # it would make the weights fp32, which is no exacter: products are bf16
+    with torch.autocast(
+        "cpu", enabled=False
+    ):  # it would make the weights fp32, which is no exacter: products are bf16
         scores = query @ key.transpose(-1, -2)
         return (scores if bias is None else scores + bias).softmax(-1) @ value
 
