@@ -94,16 +94,18 @@ def train(
     report: Callable[[EpochReport], None],
     store_log: Callable[[], None] = lambda: None,
     announce: Callable[[Choice], None] = lambda choice: None,
+    loading_threads: int | None = None,
 ) -> None:
     """Train to the end, starting from the run's last checkpoint if it has one.
 
     log: gets metrics by step, on every rank. report: called on every rank once an epoch, before its checkpoint.
     store_log: called before a checkpoint within an epoch. announce: gets the precision of the forward pass, before the
-    first step. Uses torch.distributed's default group if there is one.
+    first step. loading_threads: CPU threads that load batches; by default as many as PyTorch computes with. Uses
+    torch.distributed's default group if there is one.
     Mistake for a data set or a number of workers that cannot be trained with, and once a logged loss or a prediction on
     the val split is not finite.
     """
-    training, position = Training.begin(job, device)
+    training, position = Training.begin(job, device, loading_threads)
     announce(training.precision)
     while position.epoch < job.recipe.epochs:
         training.epoch(position, log, store_log)
@@ -146,7 +148,9 @@ class Training:
     world: int
 
     @classmethod
-    def begin(cls, job: Job, device: torch.device) -> tuple["Training", Position]:
+    def begin(
+        cls, job: Job, device: torch.device, loading_threads: int | None = None
+    ) -> tuple["Training", Position]:
         """Open the data, and the model as its last checkpoint or the seed has it. Mistake if they cannot be used."""
         recipe = job.recipe
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -167,7 +171,7 @@ class Training:
             recipe.input_size,
             max(recipe.batch_size, EVAL_BATCH),
             device.index if device.type == "cuda" else None,
-            torch.get_num_threads(),
+            loading_threads or torch.get_num_threads(),
         )
         training = cls(
             job=job,

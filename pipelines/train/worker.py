@@ -47,12 +47,15 @@ def work(config: dict[str, Any]) -> Ended:
     from glefld.training import loop
     from pipelines import ray_private
     from pipelines.lease import Lease
+    from pipelines.train.workers import loading_threads
 
     job = loop.Job.from_json(config["job"])
     device = ray.train.torch.get_device()
-    assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-    threads = max(1, int(assigned))
+    context = ray.get_runtime_context()
+    threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))
     torch.set_num_threads(threads)
+    node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    loading = loading_threads(device.type == "cuda", threads, node)
     first = ray.train.get_context().get_world_rank() == 0
     ray_private.silence_train_reports()
     log = tracking.RunLog(tracking.RunHandle(**config["handle"]), job.run) if first else None
@@ -87,7 +90,7 @@ def work(config: dict[str, Any]) -> Ended:
     except UserError as error:
         return Ended(str(error), [])
     try:
-        loop.train(job, device, log_step, report, store_log, announce)
+        loop.train(job, device, log_step, report, store_log, announce, loading)
     except Mistake as error:
         # Returned instead of raised: Ray would restart the group, only to fail the same way.
         return Ended(str(error), [])

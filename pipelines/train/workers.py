@@ -1,6 +1,7 @@
 """How many workers train, and with what. Imports no Ray, so that a mistake is told before it is loaded."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from glefld.data.order import global_batch
 from glefld.errors import UserError
@@ -34,6 +35,18 @@ def parse_workers(text: str) -> tuple[int, int]:
     if not 1 <= bounds[0] <= bounds[1]:
         raise UserError(f"--num-workers {text}: MIN must be at least 1 and at most MAX")
     return bounds
+
+
+def loading_threads(gpu: bool, assigned: int, node: Mapping[str, float]) -> int:
+    """Return the number of CPU threads that load a worker's batches.
+
+    assigned: the CPUs that Ray gave it. node: the machine's resources. With a GPU it is the GPU's share of the
+    machine's CPUs if that is more: on a cluster a worker reserves one CPU, so that it need not wait for others, and one
+    thread starves a GPU.
+    """
+    if not gpu:
+        return assigned
+    return max(assigned, int(node.get("CPU", 0) // max(1, node.get("GPU", 0))))
 
 
 def require_rows(data: str, manifest: Manifest, workers: int, batch_size: int, limit: int | None) -> None:

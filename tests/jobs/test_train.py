@@ -28,7 +28,7 @@ from glefld.tracking import RunHandle
 from jobs import evaluate, train
 from pipelines import evaluate as evaluation
 from pipelines.lease import Lease, hold
-from pipelines.train.workers import WorkerGroup, parse_workers
+from pipelines.train.workers import WorkerGroup
 from tests.dots import write_checkpoint
 from tests.ingested import write_dataset
 from tests.killing import MOMENTS, kill_job, start_job
@@ -271,17 +271,6 @@ def test_of_two_trainings_of_one_name_one_trains(root: Path) -> None:
     assert f"runs/both is being trained by process {winner.pid} on " in refused
     assert only_run(root).info.status == "FINISHED"
     assert json.loads((root / "runs" / "both" / "lease" / "00000001.json").read_text())["ended"]
-
-
-@pytest.mark.parametrize(("text", "bounds"), [("1", (1, 1)), ("3", (3, 3)), ("1-4", (1, 4)), ("2-2", (2, 2))])
-def test_worker_counts(text: str, bounds: tuple[int, int]) -> None:
-    assert parse_workers(text) == bounds
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "4-1", "two", "1-", "1-2-3", ""])
-def test_wrong_worker_counts_end_in_one_line(text: str) -> None:
-    with pytest.raises(UserError, match="--num-workers"):
-        parse_workers(text)
 
 
 def test_a_model_that_mlflow_does_not_have_yet_does_not_fail_its_training(
