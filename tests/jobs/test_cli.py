@@ -1,7 +1,10 @@
 """What ends a job: one line for what a user can mend, a traceback for a bug of ours."""
 
+import os
 import runpy
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
@@ -76,3 +79,25 @@ def test_a_wrong_option_names_the_command_that_explains_them(
 
 def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(KeyboardInterrupt(), capsys) == (130, "stopped\n")
+
+
+def test_a_job_ends_with_what_others_do_at_exit_and_all_that_it_printed(tmp_path: Path) -> None:
+    """Handlers that were registered before a job's own run too, and the last line reaches a pipe."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, pathlib\natexit.register(lambda: pathlib.Path(__file__).with_name('told').touch())\n"
+    )
+    job = [
+        sys.executable,
+        "-m",
+        "jobs.synthesize",
+        "--layout",
+        "fld",
+        "--count",
+        "2",
+        "--output",
+        tmp_path / "raw",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(job, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.rstrip().endswith("┘")  # the table's last line
+    assert (tmp_path / "told").exists()
