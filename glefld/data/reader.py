@@ -108,19 +108,24 @@ class SplitReader:
                 numbers, parts, places = [], [], []
                 for take in planned.popleft():
                     if take.key in asked:
-                        groups = take.window.groups
+                        window = take.window
                         table = pa.concat_tables([future.result() for future in asked.pop(take.key)])
-                        waiting -= sum(map(self._bytes, groups))
-                        known = np.concatenate([np.arange(*self._starts[g : g + 2]) for g in groups])
-                        held[take.key.stream] = take.key, known, table
+                        waiting -= sum(map(self._bytes, window.groups))
+                        known = np.concatenate([np.arange(*self._starts[g : g + 2]) for g in window.groups])
+                        # Once for all its rows: taking them one by one costs more than decoding their pictures.
+                        held[take.key.stream] = (
+                            take.key,
+                            known[window.permutation],
+                            table.take(pa.array(window.permutation)).combine_chunks(),
+                        )
                     _, known, table = held[take.key.stream]
                     numbers.append(known[take.rows])
-                    parts.append(table.take(pa.array(take.rows)))
+                    parts += [table.slice(row, 1) for row in take.rows.tolist()]
                     places.append(take.places)
                 back = np.argsort(np.concatenate(places))
                 yield (
                     np.concatenate(numbers)[back],
-                    pa.concat_tables(parts).take(pa.array(back)).combine_chunks(),
+                    pa.concat_tables([parts[part] for part in back]).combine_chunks(),
                 )
 
     def _read(self, batches: Sequence[np.ndarray]) -> Iterator[pa.Table]:
@@ -209,7 +214,7 @@ class _Key(NamedTuple):
 
 
 class _Take(NamedTuple):
-    """What a rank's share of a batch takes from a window: rows of its joined groups, for these places in the share."""
+    """What a rank's share of a batch takes from a window: its shuffled rows, for these places in the share."""
 
     key: _Key
     window: Window
@@ -235,7 +240,7 @@ def _plan(
                 window = current[stream]
                 inside = rows[places] < window.first + len(window.permutation)
                 if inside.any():
-                    taken = window.permutation[rows[places[inside]] - window.first]
+                    taken = rows[places[inside]] - window.first
                     takes.append(_Take(_Key(stream, window.first), window, taken, places[inside]))
                     places = places[~inside]
                 if len(places):
