@@ -155,19 +155,19 @@ def local_path(url: str) -> str:
 
 def exists(url: str) -> bool:
     """Return whether there is a file or folder. On object storage a folder is any prefix of an object."""
-    fs, path = _fresh(url)
+    fs, path = filesystem(url)
     return fs.exists(path)
 
 
 def is_file(url: str) -> bool:
     """Return whether there is a file."""
-    fs, path = _fresh(url)
+    fs, path = filesystem(url)
     return fs.isfile(path)
 
 
 def is_folder(url: str) -> bool:
     """Return whether there is a folder, which on object storage is any prefix of an object."""
-    fs, path = _fresh(url)
+    fs, path = filesystem(url)
     return fs.isdir(path)
 
 
@@ -182,7 +182,7 @@ class Entry(NamedTuple):
 
 def entries(url: str) -> list[Entry]:
     """List a folder, not recursively, sorted by name. Empty if the folder does not exist."""
-    fs, path = _fresh(url)
+    fs, path = filesystem(url)
     if not fs.isdir(path):
         return []
     found = []
@@ -201,21 +201,24 @@ class State(NamedTuple):
 
 def state(url: str) -> State:
     """Return the state of a file. Raises FileNotFoundError if it does not exist."""
-    fs, path = _fresh(url)
-    return _state(fs.info(path))
+    fs, path = filesystem(url)
+    return state_of(fs.info(path))
 
 
-def _state(info: dict[str, Any]) -> State:
+def state_of(info: dict[str, Any]) -> State:
+    """Return the state of a file of which its filesystem says this."""
     version = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
     return State(info["size"], str(version).strip('"'))
 
 
 def find(url: str) -> dict[str, State]:
     """Return the state of every file below the URL, by path relative to it. Empty if it does not exist."""
-    fs, path = _fresh(url)
+    fs, path = filesystem(url)
     if not fs.exists(path):
         return {}
-    return {name[len(path) :].lstrip("/"): _state(info) for name, info in fs.find(path, detail=True).items()}
+    return {
+        name[len(path) :].lstrip("/"): state_of(info) for name, info in fs.find(path, detail=True).items()
+    }
 
 
 def open(url: str, **options: Any) -> BinaryIO:
@@ -323,7 +326,7 @@ def create(url: str, data: bytes) -> None:
     On object storage this is a conditional write (``If-None-Match``). No two calls may write the same data.
     Raises FileExistsError if the file exists.
     """
-    fs, path = _fresh(url)
+    fs, path = filesystem(url)
     if isinstance(fs, LocalFileSystem):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("xb") as file:
@@ -373,7 +376,7 @@ def write_json(url: str, value: Any) -> None:
 
 def remove_file(url: str) -> None:
     """Delete a file, if it exists."""
-    fs, path = _fresh(url)
+    fs, path = filesystem(url)
     if fs.exists(path):
         fs.rm_file(path)
 
@@ -395,7 +398,7 @@ def missing_folders(url: str) -> list[str]:
 
 def remove_tree(url: str) -> None:
     """Delete a folder and everything below it, if it exists."""
-    fs, path = _fresh(url)
+    fs, path = filesystem(url)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
@@ -447,8 +450,16 @@ def _split(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, path
 
 
-def _fresh(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Like ``_split``, with the filesystem's cached listings dropped: other processes write there too."""
+def text(name: str) -> str:
+    """Return a file's name with each byte that is not UTF-8 as an escape such as ``\\xe9``."""
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the URL's filesystem and the path within it.
+
+    The filesystem's cached listings are dropped: other processes write there too.
+    """
     fs, path = _split(url)
     fs.invalidate_cache()
     return fs, path

@@ -29,6 +29,7 @@ from jobs.cli import (
     start_ray,
     use_gpu,
 )
+from pipelines.infer.retry import plan_retry, retry
 from pipelines.infer.run import InferenceWorkers, InferOptions, find_finished, infer, make_plan
 
 
@@ -39,6 +40,9 @@ class Options(InferOptions):
     output: str | None = None
     """Output folder, path or URL. Default: <root>/predictions/<name of the input>."""
     root: Root = None
+    retry_errors: bool = False
+    """Predict again what ended in an error in an earlier run's output, as after an outage of the storage, or when
+    damaged photos have been replaced. The other options must be those of that run."""
     overlays: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Draw the first N predictions and a contact sheet of them to <output>/_overlays."""
     num_workers: int | None = None
@@ -52,6 +56,10 @@ class Options(InferOptions):
     def check(self) -> None:
         super().check()
         require_between("--overlays", self.overlays, 0)
+        if self.retry_errors and self.overlays:
+            raise UserError(
+                "--overlays does not go with --retry-errors: draw them by a run without it afterwards"
+            )
         require_between("--batch-size", self.batch_size, 1)
         if self.num_workers is not None:
             require_between("--num-workers", self.num_workers, 1)
@@ -77,7 +85,15 @@ def run(options: Options) -> None:
         raise UserError(f"--boxes {public_url(chosen.boxes)}: there is no such file")
     console = Console()
     rate = None
-    if (manifest := find_finished(chosen, output)) is not None:
+    manifest: dict[str, Any] | None
+    if options.retry_errors:
+        manifest, rate = _retry(options, chosen, output, named, console)
+        if manifest is None:
+            console.print(
+                f"{output} is not finished: run without --retry-errors to predict the rest", soft_wrap=True
+            )
+            return
+    elif (manifest := find_finished(chosen, output)) is not None:
         console.print(f"{output} is already finished: nothing to predict", soft_wrap=True)
     else:
         storage.require_writable(output, named, folder=True)
@@ -103,6 +119,20 @@ def run(options: Options) -> None:
     console.print(f"predictions   {output}", soft_wrap=True)
     if sheet is not None:
         console.print(f"contact sheet {sheet}", soft_wrap=True)
+
+
+def _retry(
+    options: Options, chosen: InferOptions, output: str, named: str, console: Console
+) -> tuple[dict[str, Any] | None, float]:
+    """Predict the errors of an output again. Returns its manifest if it is finished, and garments per second."""
+    storage.require_writable(output, named, folder=True)
+    workers = choose_workers(options)
+    plan = plan_retry(chosen, output)
+    start_ray()
+    show_own_progress()
+    with RowBar(console, "retry") as bar:
+        manifest = retry(plan, output, workers, bar)
+    return manifest, bar.rows_per_second()
 
 
 def choose_workers(options: Options) -> InferenceWorkers:

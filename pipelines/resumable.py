@@ -34,7 +34,7 @@ from ray.exceptions import (
 )
 from ray.util.annotations import RayDeprecationWarning
 
-from glefld import storage
+from glefld import listing, storage
 from glefld.data.dataset import MANIFEST, read_manifest
 from glefld.errors import UserError
 from glefld.redaction import public_url
@@ -197,10 +197,8 @@ class ShardedOutput:
 
     def reports(self, planned: Sequence[str], key: str) -> dict[str, dict[str, Any]]:
         """Like ``begin``, without writing or removing anything."""
-        found = self._found(planned)
-        others = [
-            path for path, report in found.items() if report.get("plan") != key or path not in set(planned)
-        ]
+        found = self._found(paths := set(planned))
+        others = [path for path, report in found.items() if report.get("plan") != key or path not in paths]
         if others:
             raise UserError(
                 f"{self.url} holds {others[0]}, which another {self.job} run wrote (with other options, another or a "
@@ -307,11 +305,21 @@ def require_outside(output: str, source: str, option: str) -> None:
 
 def source_state(urls: Iterable[str]) -> str:
     """Hash the state of all files at and below these URLs, to notice that one has changed, is gone or is new."""
-    digest = hashlib.sha256()
-    for url in urls:
-        files = {"": storage.state(url)} if storage.is_file(url) else storage.find(url)
-        digest.update(json.dumps(sorted(files.items())).encode())
-    return digest.hexdigest()
+    return combined_state(_state_below(url) for url in urls)
+
+
+def combined_state(states: Iterable[str]) -> str:
+    """Return the source's state from that of each file or folder: for a folder, the digest of its listing."""
+    return hashlib.sha256("".join(states).encode()).hexdigest()
+
+
+def _state_below(url: str) -> str:
+    if storage.is_file(url):
+        return json.dumps(storage.state(url))
+    below = listing.Digest()
+    for _ in below.passing(listing.files(url)):
+        pass
+    return below.hexdigest()
 
 
 def content_hash(reports: Iterable[Mapping[str, Any]]) -> str:
@@ -339,6 +347,7 @@ def run_tasks(
     probe: Callable[[bytes], ray.ObjectRef],
     unit: str,
     retries: Literal["max_retries", "max_task_retries"],
+    rows_of: Callable[[Mapping[str, Any]], pa.Table] = lambda item: from_bytes(item["rows"]),
     **options: Any,
 ) -> Iterator[int]:
     """Write the shards as Ray Data tasks, and yield the row count of each as it finishes.
@@ -347,7 +356,7 @@ def run_tasks(
     halved until the photos are found that kill a worker with nothing else to do, and the shard is written without
     looking at them. If the workers of many shards die, that happens before the other shards are begun.
 
-    shards: ``rows`` of each is an Arrow stream. write: a function, or an actor class, that takes such an item and
+    shards: ``rows_of`` each gives its rows. write: a function, or an actor class, that takes such an item and
     returns ``counted(...)``; it must not look at the photos that ``killers`` of the item names. probe: starts a task
     without retries that does with an Arrow stream of rows what ``write`` does, but writes nothing. unit: column that
     names a row's photo. retries: Ray's option for the retries of a task or of an actor's task. options: passed to Ray
@@ -359,9 +368,7 @@ def run_tasks(
         left = yield from _write_all(todo, write, {**options, retries: 1})
         # If more than MAX_LOST were lost, these are among the first that are left: shards are begun in order.
         first, todo = left[: 2 * MAX_LOST], left[2 * MAX_LOST :]
-        suspects = [
-            {**item, "killers": find_killers(from_bytes(item["rows"]), unit, probe)} for item in first
-        ]
+        suspects = [{**item, "killers": find_killers(rows_of(item), unit, probe)} for item in first]
         if lost := (yield from _write_all(suspects, write, {**options, retries: RETRIES})):
             found = [name for item in suspects for name in item["killers"]]
             named = f" (but for {len(found)}, such as {found[0]})" if found else ""

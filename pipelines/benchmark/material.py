@@ -143,7 +143,7 @@ def stored(material: Material) -> list[Sample]:
 
 def photos(material: Material) -> list[tuple[bytes, list[float] | None, tuple[float, float]]]:
     """Return up to ``HELD`` photos for inference: bytes, box in the photo, and where the picture lies in the photo."""
-    found = open_input(material.photos, None, None, material.place("staging"))
-    rows = found.rows.slice(0, HELD)
+    found = open_input(material.photos, None, None, material.place("staging"), HELD)
+    rows = found.rows.read(0)
     read = zip(found.photos.read(rows), rows["box"].to_pylist(), strict=True)
     return [(photo.data, box, photo.origin) for photo, box in read if isinstance(photo.data, bytes)]

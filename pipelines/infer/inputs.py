@@ -1,40 +1,72 @@
-"""Inputs of inference: photos in an archive or folder, whole or with boxes, or the rows of an ingested data set.
+"""Inputs of inference: photos in archives or folders, whole or with boxes, lists of photos, or an ingested data set.
 
-Each input becomes a table with one row per garment, sorted so that the photos can be read sequentially.
+Each input becomes rows on disk, one per garment, in an order in which the photos can be read sequentially. A folder or
+a list of any length passes through memory in pieces.
 """
 
 import dataclasses
 import hashlib
-import io
 import itertools
 import posixpath
-from collections import Counter
-from collections.abc import Iterator
+import re
+import zipfile
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
-from glefld import storage
+from glefld import listing, storage
 from glefld.data.dataset import MANIFEST, open_dataset, read_manifest
-from glefld.data.photos import PICTURES, is_picture
-from glefld.datasets.lists import LARGEST
+from glefld.data.photos import PICTURES
 from glefld.errors import BadPhoto, UserError
 from glefld.redaction import public_url
 from glefld.schema import Split
-from pipelines.archives import ARCHIVES, MEMBERS, Archive, open_archive, read_index, read_members
+from pipelines.archives import (
+    _NAME,
+    ARCHIVES,
+    BATCH_BYTES,
+    MAX_MEMBER_BYTES,
+    MEMBERS,
+    Archive,
+    open_archive,
+    read_index,
+    read_members,
+)
+from pipelines.infer.boxes import read_boxes
+from pipelines.infer.lists import INVENTORY, LISTED, is_list, read_list
+from pipelines.resumable import combined_state, source_state
+from pipelines.rowfile import RowFile
 
-#: The garment's columns. The photo's location follows: the columns MEMBERS for an archive, STORED for a data set.
+#: The garment's columns. The photo's location follows: the columns PLACES for an archive or a folder, STORED for a data
+#: set, and LISTED's others for a list.
 GARMENTS = pa.schema([("uri", pa.string()), ("garment", pa.int32()), ("box", pa.list_(pa.float32(), 4))])
+#: The archive's number in ``Photos.archives``, and the member.
+PLACES = pa.schema([("archive", pa.int32()), *MEMBERS])
 STORED = pa.schema(
     [("path", pa.string()), ("group", pa.int32()), ("row", pa.int32()), ("garment_type", pa.int8())]
 )
-CORNERS = ("x1", "y1", "x2", "y2")
-#: Limit on the rows of a Parquet file for --boxes: a few kilobytes of Parquet can hold billions of rows.
-MAX_BOXES = 20_000_000
+ARCHIVED_ROWS = pa.schema([*GARMENTS, *PLACES])
+STORED_ROWS = pa.schema([*GARMENTS, *STORED])
+LISTED_ROWS = pa.schema([*GARMENTS, *list(LISTED)[1:]])
+#: Rows that ``open_input`` puts together unless it is told: as many as a shard has by default.
+GROUP_ROWS = 2048
+#: Archives of a folder whose directories are read at the same time.
+INDEXERS = 4
+#: Photos of a list that are read at a time, and the bytes of each that are asked for first. Few have more.
+LISTED_AT_ONCE = 16
+
+_NO_PICTURE = "not a picture's name"
+_REPLACED = "replaced by a later file of the same name"
+#: As ``glefld.data.photos.is_picture``.
+_PICTURE = r"(?is)^.*(" + "|".join(map(re.escape, PICTURES)) + ")$"
+_METADATA = r"(^|/)(\._[^/]*$|__MACOSX/)"
+_ARCHIVE = r"(?is)^.*(" + "|".join(map(re.escape, ARCHIVES)) + ")$"
+_LOST = (FileNotFoundError, PermissionError, IsADirectoryError)
 
 
 class InputPhoto(NamedTuple):
@@ -46,272 +78,346 @@ class InputPhoto(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Photos:
-    """The place where photos are read from: an archive or folder, or an ingested data set's root."""
+    """Where photos are read from: archives or a folder, or a data set's root. With neither, rows name URLs."""
 
-    archive: Archive | None
-    dataset: str | None
+    archives: tuple[Archive, ...] = ()
+    dataset: str | None = None
 
     def read(self, rows: pa.Table) -> Iterator[InputPhoto]:
         """Yield the photo of each row of ``Input.rows``, in order.
 
-        At most one range of the archive, or one row group of the data set, is in memory at a time.
+        At most one range of an archive, some photos of a list, or one row group of the data set is in memory at a time.
         """
-        if self.archive is not None:
-            return _read_archive(self.archive, rows)
-        assert self.dataset is not None
-        return _read_dataset(self.dataset, rows)
+        if self.dataset is not None:
+            return _read_dataset(self.dataset, rows)
+        return _read_archives(self.archives, rows) if self.archives else _read_listed(rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
     """The garments to predict, the location of their photos, and the number of skipped files or rows by reason.
 
-    ``version`` is the content hash of a data set, else empty: other rows have their file's checksum or version.
+    ``photo_count`` is the number of different photos. ``state`` is that of the files which were read, as
+    ``source_state`` returns it. ``version`` is the content hash of a data set, else empty: other rows have their file's
+    checksum or version, as far as the input tells one.
     """
 
     photos: Photos
-    rows: pa.Table
+    rows: RowFile
+    photo_count: int
     skipped: dict[str, int]
+    state: str
     version: str = ""
 
 
-def open_input(url: str, boxes: str | None, split: Split | None, staging: str) -> Input:
-    """List the garments at a URL: an archive, an ingested data set, a folder or prefix of photos, or one photo.
+def open_input(
+    url: str, boxes: str | None, split: Split | None, staging: str, group_rows: int = GROUP_ROWS
+) -> Input:
+    """List the garments at a URL: archives, a folder, a list of photos, one photo, or an ingested data set.
 
     boxes: a Parquet or CSV file with one row per garment; None takes each photo whole. split: only this split of a data
-    set. staging: where a compressed tar is unpacked.
+    set. staging: where a compressed tar is unpacked. group_rows: rows in a group of ``Input.rows``.
     Raises UserError if the input cannot be used or holds nothing to predict.
     """
     if "landmark_set" in (read_manifest(url) or {}):
         if boxes is not None:
             raise UserError(f"{public_url(url)} is a data set and has its own boxes: omit --boxes")
-        return _dataset_input(url, split)
+        return _dataset_input(url, split, group_rows)
     if split is not None:
         raise UserError(
             f"--split is for ingested data sets, but {public_url(url)} is not one (it has no {MANIFEST}): omit --split"
         )
-    single = storage.is_file(url) and not url.lower().endswith(ARCHIVES)
+    single = storage.is_file(url)
     if not single and not storage.exists(url):
         raise UserError(
-            f"{public_url(url)} does not exist: --input must be a photo, a folder, an archive or a data set"
+            f"{public_url(url)} does not exist: --input must be a photo, a folder, an archive, a list or a data set"
         )
-    archive = open_archive(posixpath.dirname(url) if single else url, staging)
-    members, replaced = (_one_member(url), 0) if single else read_index(archive)
-    found = members.filter(pa.array(map(is_picture, members["name"].to_pylist()), pa.bool_()))
-    skipped = {"not a picture's name": len(members) - len(found)}
-    if replaced:
-        skipped["replaced by a later file of the same name"] = replaced
-    if not len(found):
-        raise UserError(
-            f"{public_url(url)} holds no picture ({', '.join(PICTURES)}) among its {len(members)} files: check --input"
-        )
-    if boxes is not None:
-        rows = _boxed(boxes, found, archive)
-        skipped["picture without a box in --boxes"] = len(found) - len(
-            set(rows["name"].drop_null().to_pylist())
-        )
+    if single and is_list(url):
+        if boxes is not None:
+            raise UserError(
+                f"--boxes does not go with {public_url(url)}, a list of photos: give --input the folder or prefix that "
+                "holds them"
+            )
+        return _list_input(url, group_rows)
+    made = _PhotoRows(url, boxes, group_rows)
+    if not single:
+        return _folder_input(made, staging)
+    state = source_state([url])
+    if url.lower().endswith(ARCHIVES):
+        archive, photos, skipped = _index(url, staging)
+        made.skipped.update(skipped)
+        made.write(f"{archive.name}::", [_numbered(photos, 0)])
     else:
-        rows = _whole(found, archive)
-    order = [("start", "ascending"), ("name", "ascending"), ("uri", "ascending"), ("garment", "ascending")]
-    return Input(Photos(archive, None), rows.sort_by(order).combine_chunks(), skipped)
+        archive = open_archive(posixpath.dirname(url), staging)
+        file = dict.fromkeys(listing.FILES.names) | {"name": posixpath.basename(url), "utf8": True}
+        found = pa.Table.from_pylist([file | storage.state(url)._asdict()], listing.FILES)
+        made.write(
+            storage.join(archive.name, ""), [_numbered(_whole(archive, _members(found), made.skipped), 0)]
+        )
+    return made.input((archive,), state)
 
 
-def _one_member(url: str) -> pa.Table:
-    size, version = storage.state(url)
-    row = dict.fromkeys(MEMBERS.names) | {
-        "name": posixpath.basename(url),
-        "start": 0,
-        "stop": size,
-        "stored": size,
-        "size": size,
-        "method": 0,
-        "version": version,
-    }
-    return pa.Table.from_pylist([row], MEMBERS)
+def _folder_input(made: "_PhotoRows", staging: str) -> Input:
+    """List a folder once, and take its photos or, if it holds none, the archives in it."""
+    folder = open_archive(made.url, staging)
+    below = listing.Digest()
+    names: list[str] = []
+
+    def photos() -> Iterator[pa.Table]:
+        for files in below.passing(listing.files(made.url)):
+            names.extend(files["name"].filter(pc.match_substring_regex(files["name"], _ARCHIVE)).to_pylist())
+            yield _numbered(_whole(folder, _members(files), made.skipped), 0)
+
+    prefix = storage.join(folder.name, "")
+    made.write(prefix, photos())
+    opened = [folder]
+    if names and not made.photo_count:
+        made.skipped[_NO_PICTURE] -= len(names)
+        opened.clear()
+        made.write(prefix, _archives(made, names, staging, opened))
+    return made.input(tuple(opened), combined_state([below.hexdigest()]))
 
 
-def _whole(members: pa.Table, archive: Archive) -> pa.Table:
-    n = len(members)
-    uris = pa.array([archive.uri(name) for name in members["name"].to_pylist()], pa.string())
-    garments = pa.table(
-        [uris, pa.array(np.zeros(n, np.int32)), pa.nulls(n, GARMENTS.field("box").type)], GARMENTS
+def _archives(
+    made: "_PhotoRows", names: Iterable[str], staging: str, opened: list[Archive]
+) -> Iterator[pa.Table]:
+    """Yield the photos of each archive in a folder, in turn; ``opened`` gets the archives."""
+    with ThreadPoolExecutor(INDEXERS) as pool:
+        waiting: deque[Future[tuple[Archive, pa.Table, Counter[str]]]] = deque()
+
+        def first() -> pa.Table:
+            archive, photos, skipped = waiting.popleft().result()
+            made.skipped.update(skipped)
+            opened.append(archive)
+            return _numbered(photos, len(opened) - 1)
+
+        for name in names:
+            waiting.append(pool.submit(_index, storage.join(made.url, name), staging))
+            if len(waiting) == 2 * INDEXERS:
+                yield first()
+        while waiting:
+            yield first()
+
+
+def _index(url: str, staging: str) -> tuple[Archive, pa.Table, Counter[str]]:
+    """Return an archive and its photos, with what is skipped."""
+    archive = open_archive(url, staging)
+    members, replaced = read_index(archive)
+    skipped = Counter({_REPLACED: replaced} if replaced else {})
+    return archive, _whole(archive, members, skipped), skipped
+
+
+def _members(files: pa.Table) -> pa.Table:
+    """Return files of a folder, in rows of ``listing.FILES``, as rows of MEMBERS."""
+    sizes, n = files["size"], len(files)
+    methods = pc.if_else(
+        files["utf8"], pa.scalar(zipfile.ZIP_STORED, pa.int32()), pa.scalar(_NAME, pa.int32())
     )
-    return _joined(garments, members)
+    starts = pa.array(np.zeros(n, np.int64))
+    stops = pc.if_else(files["utf8"], sizes, pa.scalar(0, pa.int64()))
+    columns = [files["name"], starts, stops, sizes, sizes, methods, pa.nulls(n, pa.int64()), files["version"]]
+    return pa.table(columns, MEMBERS)
 
 
-def _boxed(boxes: str, members: pa.Table, archive: Archive) -> pa.Table:
-    """Join the garments listed in --boxes with the members. Garments are numbered per photo, in the order listed."""
-    listed = _read_boxes(boxes)
+def _whole(archive: Archive, members: pa.Table, skipped: Counter[str]) -> pa.Table:
+    """Return the pictures among an archive's members, each with one garment that is the whole photo."""
+    names = members["name"]
+    metadata = pc.match_substring_regex(names, _METADATA)
+    found = members.filter(pc.and_not(pc.match_substring_regex(names, _PICTURE), metadata))
+    skipped[_NO_PICTURE] += len(members) - len(found)
     prefix = archive.uri("")
-    names = [uri.removeprefix(prefix) for uri in listed["uri"].to_pylist()]
-    place = pc.index_in(pa.array(names, pa.string()), value_set=members["name"])
-    if place.null_count == len(place):
-        raise UserError(
-            f"none of the {len(place)} uris in {public_url(boxes)} is in {archive.name} (first: {names[0]!r}): "
-            "write them as paths relative to --input"
-        )
-    seen: Counter[str] = Counter()
-    numbers = []
-    for name in names:
-        numbers.append(seen[name])
-        seen[name] += 1
-    uris = pa.array([archive.uri(name) for name in names], pa.string())
-    garments = pa.table([uris, pa.array(numbers, pa.int32()), listed["box"].combine_chunks()], GARMENTS)
-    return _joined(garments, members.take(place))
+    return _photos(pc.binary_join_element_wise(prefix, found["name"], ""), found)
 
 
-def _joined(garments: pa.Table, where: pa.Table) -> pa.Table:
-    return pa.table([*garments.columns, *where.columns], names=[*garments.column_names, *where.column_names])
+def _photos(uris: pa.ChunkedArray, where: pa.Table) -> pa.Table:
+    """Return one garment per photo: the whole of it."""
+    n = len(where)
+    columns = [uris, pa.array(np.zeros(n, np.int32)), pa.nulls(n, GARMENTS.field("box").type)]
+    return pa.table([*columns, *where.columns], names=[*GARMENTS.names, *where.column_names])
 
 
-def _read_boxes(url: str) -> pa.Table:
-    """Read ``uri`` and ``box`` from a CSV or Parquet file. A box is null if all its corners are.
+def _numbered(photos: pa.Table, archive: int) -> pa.Table:
+    """Put the number of their archive before the columns of MEMBERS."""
+    number = pa.array(np.full(len(photos), archive, np.int32))
+    return photos.add_column(len(GARMENTS), "archive", number).cast(ARCHIVED_ROWS)
 
-    Raises UserError for a file that cannot be used.
+
+class _PhotoRows:
+    """The rows of photos in a folder or in archives while they are made, whole or by --boxes."""
+
+    def __init__(self, url: str, boxes: str | None, group_rows: int) -> None:
+        self.url = url
+        self.skipped: Counter[str] = Counter()
+        self.photo_count = 0
+        self._boxes = boxes
+        self._group_rows = group_rows
+        self._rows = RowFile(ARCHIVED_ROWS)
+
+    def write(self, prefix: str, photos: Iterable[pa.Table]) -> None:
+        """Write the rows of these photos. prefix: what their uris begin with, and uris in --boxes may lack."""
+        if self._boxes is None:
+            self._rows = RowFile.of(photos, ARCHIVED_ROWS, self._group_rows)
+            self.photo_count = len(self._rows)
+            return
+        found = pa.concat_tables([ARCHIVED_ROWS.empty_table(), *photos])
+        self.photo_count = len(found)
+        if not len(found):
+            return
+        rows = _boxed(self._boxes, found, prefix, public_url(self.url))
+        self._rows = RowFile.of([rows], ARCHIVED_ROWS, self._group_rows)
+        uris = rows["uri"]
+        self.photo_count = pc.count_distinct(uris).as_py()
+        there = pc.count_distinct(uris.filter(pc.is_valid(rows["name"]))).as_py()
+        self.skipped["picture without a box in --boxes"] = len(found) - there
+
+    def input(self, archives: tuple[Archive, ...], state: str) -> Input:
+        if not len(self._rows):
+            raise UserError(
+                f"{public_url(self.url)} holds no picture ({', '.join(PICTURES)}) among its "
+                f"{self.skipped[_NO_PICTURE]} files: check --input"
+            )
+        return Input(Photos(archives), self._rows, self.photo_count, dict(self.skipped), state)
+
+
+def _boxed(boxes: str, photos: pa.Table, prefix: str, where: str) -> pa.Table:
+    """Join the garments listed in --boxes with the photos, in these photos' order; those without a photo come last.
+
+    Garments are numbered per photo, in the order listed.
     """
-    name, data = public_url(url), storage.read_bytes(url)
-    try:
-        table = _csv(data) if url.lower().endswith(".csv") else _parquet(data, name)
-        columns = Counter(table.column_names)
-    except UserError:
-        raise
-    # Not the storage's: the file is in memory. Damaged files raise all of these.
-    except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
-        raise UserError(f"--boxes {name} is not a readable CSV or Parquet file: {error}") from error
-    if not columns["uri"] or not (columns["box"] or all(columns[c] for c in CORNERS)) or not len(table):
+    listed = read_boxes(boxes)
+    begins = pc.starts_with(listed["uri"], prefix)
+    uris = pc.if_else(begins, listed["uri"], pc.binary_join_element_wise(prefix, listed["uri"], ""))
+    places = pc.index_in(uris, value_set=photos["uri"]).combine_chunks()
+    if places.null_count == len(places):
         raise UserError(
-            f"{name} must have rows with the columns uri and {', '.join(CORNERS)} (or box, a list of these four); it "
-            f"has {len(table)} rows with the columns {', '.join(columns)}"
+            f"none of the {len(places)} uris in {public_url(boxes)} is in {where} (first: "
+            f"{listed['uri'][0].as_py().removeprefix(prefix)!r}): write them as paths relative to --input"
         )
-    for column in ("uri", *(("box",) if columns["box"] else CORNERS)):
-        if columns[column] > 1:
-            raise UserError(f"{name} has {columns[column]} columns {column}: remove all but one")
-    uris = _texts(table["uri"], name)
-    corners = _corners(table, name)
-    # Those of a photo are far smaller; infinity is what remains of a number that does not fit.
-    if (beyond := np.flatnonzero((np.abs(corners) > LARGEST).any(axis=1))).size:
-        row = beyond[0]
-        raise UserError(
-            f"{name}, row {row + 1}: a corner of the box {corners[row].tolist()} is beyond any photo"
-        )
-    box = pa.FixedSizeListArray.from_arrays(
-        pa.array(corners.astype(np.float32).ravel()), 4, mask=pa.array(np.isnan(corners).all(axis=1))
-    )
-    return pa.table({"uri": uris, "box": box})
+    garments = [uris, occurrences(uris), listed["box"].combine_chunks()]
+    rows = pa.table([*garments, *photos.select(PLACES.names).take(places).columns], ARCHIVED_ROWS)
+    order = rows.select(["uri", "garment"]).append_column("place", places)
+    keys = [("place", "ascending"), ("uri", "ascending"), ("garment", "ascending")]
+    return rows.take(pc.sort_indices(order, keys))  # nulls come last
 
 
-def _csv(data: bytes) -> pa.Table:
-    types = {"uri": pa.string()} | dict.fromkeys(CORNERS, pa.float64())
-    options = pyarrow.csv.ConvertOptions(column_types=types)
-    return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
+def occurrences(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return for each value how many equal ones come before it, as int32."""
+    codes = pa.chunked_array(values).combine_chunks().dictionary_encode().indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    sorted_codes = codes[order]
+    starts = np.flatnonzero(np.diff(sorted_codes, prepend=-1))
+    counts = np.empty(len(codes), np.int32)
+    counts[order] = np.arange(len(codes)) - np.repeat(starts, np.diff(starts, append=len(codes)))
+    return pa.array(counts)
 
 
-def _parquet(data: bytes, name: str) -> pa.Table:
-    file = pq.ParquetFile(io.BytesIO(data))
-    if file.metadata.num_rows > MAX_BOXES:
-        raise UserError(
-            f"{name} has {file.metadata.num_rows} rows, more than the {MAX_BOXES} that one run accepts: split it into "
-            "several files"
-        )
-    return file.read()
+def _list_input(url: str, group_rows: int) -> Input:
+    skipped: Counter[str] = Counter()
+    state = source_state([url])
+
+    def photos() -> Iterator[pa.Table]:
+        for listed in read_list(url, skipped):
+            found = listed
+            if posixpath.basename(url) == INVENTORY:
+                metadata = pc.match_substring_regex(listed["uri"], _METADATA)
+                found = listed.filter(pc.and_not(pc.match_substring_regex(listed["uri"], _PICTURE), metadata))
+                skipped[_NO_PICTURE] += len(listed) - len(found)
+            yield _photos(found["uri"], found.drop_columns("uri")).cast(LISTED_ROWS)
+
+    rows = RowFile.of(photos(), LISTED_ROWS, group_rows)
+    if not len(rows):
+        raise UserError(f"{public_url(url)} lists no picture: check --input")
+    return Input(Photos(), rows, len(rows), {what: n for what, n in skipped.items() if n}, state)
 
 
-def _texts(column: pa.ChunkedArray, name: str) -> pa.Array:
-    """Return the column uri as strings; UserError if it holds anything else."""
-    type_ = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)):
-        raise UserError(f"{name}: the column uri must be text, not {column.type}")
-    if column.null_count:
-        raise UserError(f"{name} has {column.null_count} rows without a uri: fill in or remove them")
-    texts = column.cast(pa.string())
-    try:
-        texts.validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{name}: the column uri holds text that is not UTF-8 ({error})") from error
-    return texts
-
-
-def _corners(table: pa.Table, name: str) -> np.ndarray:
-    """Return the boxes [N, 4] as float64, NaN where null; UserError unless all are numbers, four to a box."""
-    if "box" not in table.column_names:
-        return np.stack([_numbers(table[corner], corner, name) for corner in CORNERS], axis=1)
-    boxes = table["box"].combine_chunks()
-    corners = np.full((len(boxes), 4), np.nan)
-    if pa.types.is_null(boxes.type):
-        return corners
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    lengths = pc.list_value_length(boxes) if any(check(boxes.type) for check in lists) else pa.array([0])
-    if not pc.all(pc.equal(lengths, 4), min_count=0).as_py():
-        raise UserError(f"{name}: each box must be a list of four numbers, x1 y1 x2 y2")
-    listed = pc.is_valid(boxes).to_numpy(zero_copy_only=False)
-    corners[listed] = _numbers(pc.list_flatten(boxes), "box", name).reshape(-1, 4)
-    return corners
-
-
-def _numbers(column: pa.ChunkedArray | pa.Array, what: str, name: str) -> np.ndarray:
-    """Return a column as float64, NaN where null; UserError if it does not hold numbers."""
-    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
-    if not any(is_kind(column.type) for is_kind in kinds):
-        raise UserError(f"{name}: the column {what} must hold numbers, not {column.type}")
-    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-
-
-def _read_archive(archive: Archive, rows: pa.Table) -> Iterator[InputPhoto]:
+def _read_archives(archives: tuple[Archive, ...], rows: pa.Table) -> Iterator[InputPhoto]:
     # Garments of one photo are adjacent, so each photo is read once. Garments without a photo come last.
-    places = list(zip(rows["name"].to_pylist(), rows["start"].to_pylist(), strict=True))
+    places = list(zip(*(rows[column].to_pylist() for column in ("archive", "name", "start")), strict=True))
     first = [
         i for i, place in enumerate(places) if place[0] is not None and (i == 0 or places[i - 1] != place)
     ]
-    found = read_members(archive, rows.select(MEMBERS.names).take(pa.array(first, pa.int64())))
-    for (name, _), garments in itertools.groupby(places):
-        photo = BadPhoto("missing_photo", f"not in {archive.name}") if name is None else next(found)
+    wanted = rows.take(pa.array(first, pa.int64()))
+    found = itertools.chain.from_iterable(_by_archive(archives, wanted))
+    for (archive, *_), garments in itertools.groupby(places):
+        photo = BadPhoto("missing_photo", "not in --input") if archive is None else next(found)
         for _ in garments:
             yield InputPhoto(photo)
 
 
-def _dataset_input(url: str, split: Split | None) -> Input:
+def _by_archive(archives: tuple[Archive, ...], rows: pa.Table) -> Iterator[Iterator[bytes | BadPhoto]]:
+    start = 0
+    for number, members in itertools.groupby(rows["archive"].to_pylist()):
+        count = len(list(members))
+        yield read_members(archives[number], rows.select(MEMBERS.names).slice(start, count))
+        start += count
+
+
+def _read_listed(rows: pa.Table) -> Iterator[InputPhoto]:
+    """Read photos that lie by themselves, some at a time. Raises OSError if the storage fails."""
+    for _, group in itertools.groupby(rows["uri"].to_pylist(), _scheme):
+        while urls := list(itertools.islice(group, LISTED_AT_ONCE)):
+            heads = storage.read_ranges(urls, [0] * len(urls), [BATCH_BYTES] * len(urls))
+            yield from (InputPhoto(_file(url, head)) for url, head in zip(urls, heads, strict=True))
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0] if "://" in url else ""
+
+
+def _file(url: str, head: bytes | BaseException) -> bytes | BadPhoto:
+    """Return a file's content, of which up to BATCH_BYTES have been read, or what is wrong with it."""
+    if not isinstance(head, BaseException) and len(head) == BATCH_BYTES:
+        # One byte more than is accepted shows that there are more.
+        (head,) = storage.read_ranges([url], [0], [MAX_MEMBER_BYTES + 1])
+    if isinstance(head, _LOST):
+        gone = isinstance(head, FileNotFoundError)
+        return BadPhoto("missing_photo" if gone else "unreadable_photo", str(head))
+    if isinstance(head, BaseException):
+        raise head
+    if len(head) > MAX_MEMBER_BYTES:
+        return BadPhoto("picture_too_large", f"more than {MAX_MEMBER_BYTES} bytes")
+    return head or BadPhoto("unreadable_photo", "an empty file")
+
+
+def _dataset_input(url: str, split: Split | None, group_rows: int) -> Input:
+    state = source_state([url])
     manifest = open_dataset(url)
-    tables = []
-    seen: Counter[str] = Counter()
-    for shard in manifest.shards:
-        if split not in (None, shard.split):
-            continue
-        with storage.open(storage.join(url, shard.path)) as file:
-            parquet = pq.ParquetFile(file)
-            for group in range(parquet.num_row_groups):
-                table = parquet.read_row_group(group, columns=["source_uri", "box", "garment_type"])
-                numbers = []
-                for uri in table["source_uri"].to_pylist():
-                    numbers.append(seen[uri])
-                    seen[uri] += 1
-                n = len(table)
-                garments = [table["source_uri"], pa.array(numbers, pa.int32()), table["box"]]
-                place = [
-                    pa.array([shard.path] * n),
-                    pa.array([group] * n),
-                    pa.array(range(n)),
-                    table["garment_type"],
-                ]
-                tables.append(
-                    pa.table(
-                        [
-                            column.cast(field.type)
-                            for column, field in zip([*garments, *place], ROWS, strict=True)
-                        ],
-                        schema=ROWS,
-                    )
-                )
-    rows = pa.concat_tables(tables) if tables else pa.table([[]] * len(ROWS), schema=ROWS)
-    if not len(rows):
+    shards = [shard for shard in manifest.shards if split in (None, shard.split)]
+    found = pa.concat_tables([STORED_ROWS.empty_table(), *(_stored(url, shard.path) for shard in shards)])
+    if not len(found):
         raise UserError(
             f"the data set {public_url(url)} has no rows"
             + (f" in the split {split} (--split)" if split else "")
         )
+    uris = found["uri"]
+    numbered = found.set_column(found.column_names.index("garment"), "garment", occurrences(uris))
+    rows = RowFile.of([numbered.cast(STORED_ROWS)], STORED_ROWS, group_rows)
     skipped = {f"row of split {s}": n for s, n in manifest.splits.items() if split not in (None, s)}
-    return Input(Photos(None, url), rows.combine_chunks(), skipped, manifest.content_hash)
+    photos = pc.count_distinct(uris).as_py()
+    return Input(Photos(dataset=url), rows, photos, skipped, state, manifest.content_hash)
 
 
-ROWS = pa.schema([*GARMENTS, *STORED])
+def _stored(root: str, path: str) -> pa.Table:
+    """Return the rows of a data set's shard, with a garment of no number yet."""
+    tables = []
+    with storage.open(storage.join(root, path)) as file:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            table = parquet.read_row_group(group, columns=["source_uri", "box", "garment_type"])
+            n = len(table)
+            columns = [
+                table["source_uri"],
+                pa.array(np.zeros(n, np.int32)),
+                table["box"],
+                pa.repeat(path, n),
+                pa.array(np.full(n, group, np.int32)),
+                pa.array(np.arange(n, dtype=np.int32)),
+                table["garment_type"],
+            ]
+            tables.append(
+                pa.table([c.cast(f.type) for c, f in zip(columns, STORED_ROWS, strict=True)], STORED_ROWS)
+            )
+    return pa.concat_tables([STORED_ROWS.empty_table(), *tables])
 
 
 def _read_dataset(root: str, rows: pa.Table) -> Iterator[InputPhoto]:

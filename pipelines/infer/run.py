@@ -8,16 +8,18 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
 
+from glefld import storage
 from glefld.data.prefetch import ahead, in_threads
-from glefld.errors import BadBox, BadPhoto, require_between
+from glefld.errors import BadBox, BadPhoto, UserError, require_between
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
@@ -47,8 +49,8 @@ from pipelines.resumable import (
     require_outside,
     run_tasks,
     source_state,
-    to_bytes,
 )
+from pipelines.rowfile import RowFile, read_stretch
 
 #: Raise this when the same photos and checkpoint would give other rows.
 PREDICTIONS_VERSION = 3
@@ -58,6 +60,9 @@ PIXELS = ("pillow", "simplejpeg", "opencv-python-headless", "nvidia-dali-cuda120
 AHEAD_BYTES = 16 << 20
 #: The same in photos, for what is not read at all.
 MAX_AHEAD = 4096
+#: In the output while its errors are retried: the retry's number, and the manifest from before.
+RETRY = "_retry.json"
+MODULUS = 1 << 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +72,8 @@ class InferOptions:
     checkpoint: str
     """Folder of a checkpoint, or of a run (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID)."""
     input: str
-    """Folder or prefix of photos, a .zip, .tar or .tar.gz of them, one photo, or an ingested data set. Path or URL."""
+    """Folder or prefix of photos or of archives, a .zip, .tar or .tar.gz, one photo, an ingested data set, a .csv or
+    .parquet with a column uri, or the manifest.json of an S3 Inventory. Path or URL."""
     boxes: str | None = None
     """Parquet or CSV file with one row per garment: uri (path within --input) and x1, y1, x2, y2 (or box, a list of
     them) in pixels of the upright photo. Default: predict each photo as a whole."""
@@ -113,24 +119,19 @@ class InferencePlan:
     options: InferOptions
     input: Input
     card: ModelCard
-    source_state: str
 
     @property
     def whole_photos(self) -> bool:
         """Whether no garment has a box, so that each photo is taken whole."""
-        return self.input.photos.archive is not None and self.options.boxes is None
+        return self.input.photos.dataset is None and self.options.boxes is None
 
-    def shards(self) -> list[tuple[str, pa.Table]]:
-        """Return the path and rows of each shard."""
-        starts = range(0, len(self.input.rows), self.options.shard_rows)
-        return [
-            (f"part-{i:05d}.parquet", self.input.rows.slice(start, self.options.shard_rows))
-            for i, start in enumerate(starts)
-        ]
+    def shards(self) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the path and rows of each shard."""
+        return zip(self.paths(), self.input.rows, strict=True)
 
     def paths(self) -> list[str]:
         """Return the path of each shard, relative to the output."""
-        return [path for path, _ in self.shards()]
+        return [f"part-{i:05d}.parquet" for i in range(self.input.rows.groups)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +163,14 @@ def model_name(url: str) -> str:
 def find_finished(options: InferOptions, output: str) -> dict[str, Any] | None:
     """Return the manifest if ``output`` is finished and whole, else None.
 
-    Raises UserError if it was made with other options, or from an input that has changed since.
+    Raises UserError if it was made with other options, or from an input that has changed since, or if its errors are
+    being retried.
     """
+    if storage.exists(storage.join(output, RETRY)):
+        raise UserError(
+            f"the errors in {output} are being retried, or the retry was interrupted: run the same command with "
+            "--retry-errors to finish it"
+        )
     return output_at(output).finished(
         options.public(), source_state([options.input]), lambda: make_plan(options, output).key
     )
@@ -179,22 +186,17 @@ def make_plan(options: InferOptions, output: str) -> InferencePlan:
     require_landmarks(options.checkpoint, checkpoint.read_card(options.checkpoint))
     place = output_at(output)
     with place.claimed():
-        state = source_state([options.input])
-        found = open_input(options.input, options.boxes, options.split, place.staging)
+        found = open_input(options.input, options.boxes, options.split, place.staging, options.shard_rows)
         # After what is told sooner: to build a model takes seconds.
         _, card = checkpoint.load(options.checkpoint)
-    facts = [
-        PREDICTIONS_VERSION,
-        # What decodes and warps determines the pixels.
-        *(importlib.metadata.version(name) for name in PIXELS),
-        options.public(),
-        found.version,
-        ROW_GROUP,
-    ]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for batch in found.rows.to_batches():
-        digest.update(batch.serialize())
-    return InferencePlan(digest.hexdigest(), options, found, card, state)
+    facts = [PREDICTIONS_VERSION, packages(), options.public(), found.version, ROW_GROUP, found.rows.digest]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return InferencePlan(key, options, found, card)
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of what decodes and warps, which determine the pixels."""
+    return {name: importlib.metadata.version(name) for name in PIXELS}
 
 
 def infer(
@@ -210,32 +212,63 @@ def infer(
     total = len(plan.input.rows)
     done = sum(report["rows"] for report in finished.values())
     progress(done, total)
-    todo = [{"path": path, "rows": to_bytes(rows)} for path, rows in plan.shards() if path not in finished]
+    todo = [Task(path, group) for group, path in enumerate(plan.paths()) if path not in finished]
     settings = writer_settings(plan, place, workers)
+    for rows in write_shards(todo, plan.input.rows, settings, finished.values(), workers):
+        done += rows
+        progress(done, total)
+    manifest = _manifest(plan, place.complete(plan.paths(), plan.key))
+    place.finish(manifest)
+    return manifest
+
+
+class Task(NamedTuple):
+    """A shard to write, and the group of a RowFile with the garments to predict.
+
+    retry: 0, or the number of the retry: of the shard that is there, the rows with errors are these garments.
+    answered: of the rows that it has without errors, as ``answered`` of its footer.
+    """
+
+    path: str
+    group: int
+    retry: int = 0
+    answered: str = ""
+
+
+def write_shards(
+    tasks: Sequence[Task],
+    rows: RowFile,
+    settings: WriterSettings,
+    finished: Iterable[dict[str, Any]],
+    workers: InferenceWorkers,
+) -> Iterator[int]:
+    """Write shards on Ray, and yield the number of predicted garments of each. finished: reports of earlier shards.
+
+    Raises UserError if a photo's worker cannot be kept alive, and OSError if the storage fails.
+    """
+    if not tasks:
+        return
     gpus = 1 if workers.gpu else 0
-    if todo:
-        settings = dataclasses.replace(settings, precision=one_precision(settings, finished.values()))
-    written = run_tasks(
-        todo,
+    settings = dataclasses.replace(settings, precision=one_precision(settings, finished))
+    # Tasks get their rows from storage: with those of all tasks, the driver would hold the plan twice.
+    url = storage.join(settings.output.staging, f"{settings.key[:16]}.arrows")
+    rows.upload(url)
+    yield from run_tasks(
+        [{**task._asdict(), "rows": rows.stretch(task.group, url)} for task in tasks],
         ShardWriter,
         probe=functools.partial(
             ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(read_rows).remote, settings=settings
         ),
         unit="uri",
         retries="max_task_retries",
+        rows_of=lambda item: read_stretch(item["rows"]),
         fn_constructor_kwargs={"settings": settings},
         compute=ray.data.ActorPoolStrategy(
-            size=max(1, min(workers.number, len(todo))), max_tasks_in_flight_per_actor=2
+            size=max(1, min(workers.number, len(tasks))), max_tasks_in_flight_per_actor=2
         ),
         num_cpus=1,
         num_gpus=gpus,
     )
-    for rows in written:
-        done += rows
-        progress(done, total)
-    manifest = _manifest(plan, place.complete(plan.paths(), plan.key))
-    place.finish(manifest)
-    return manifest
 
 
 def one_precision(settings: WriterSettings, finished: Iterable[dict[str, Any]]) -> Precision:
@@ -277,23 +310,33 @@ def writer_settings(plan: InferencePlan, output: ShardedOutput, workers: Inferen
 
 def _manifest(plan: InferencePlan, reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Build the manifest, and check that the shards hold every planned row."""
-    errors: Counter[str] = Counter()
-    for report in reports:
-        errors.update(report["errors"])
-    rows, ok = (sum(report[name] for report in reports) for name in ("rows", "ok"))
-    assert rows == len(plan.input.rows) == ok + errors.total(), (rows, ok, errors)
+    found = outcome(reports)
+    rows = found["ok"] + sum(found["errors"].values())
+    assert rows == len(plan.input.rows) == sum(report["rows"] for report in reports), (rows, found)
     return {
         "predictions_version": PREDICTIONS_VERSION,
+        "packages": packages(),
         "rows": rows,
-        "photos": len(set(plan.input.rows["uri"].to_pylist())),
-        "ok": ok,
-        "errors": dict(sorted(errors.items())),
+        "photos": plan.input.photo_count,
+        **found,
         "skipped": plan.input.skipped,
         "options": plan.options.public(),
         "plan": plan.key,
-        "source_state": plan.source_state,
+        "source_state": plan.input.state,
         "model": model_name(plan.options.checkpoint),
         "model_card": dataclasses.asdict(plan.card),
+    }
+
+
+def outcome(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a manifest says of the shards: counts, the shards' own reports, and a hash of their content."""
+    errors: Counter[str] = Counter()
+    for report in reports:
+        errors.update(report["errors"])
+    return {
+        "ok": sum(report["ok"] for report in reports),
+        "errors": dict(sorted(errors.items())),
+        "retries": max(report["retry"] for report in reports),
         "shards": [{key: value for key, value in report.items() if key != "plan"} for report in reports],
         "content_hash": content_hash(reports),
     }
@@ -312,39 +355,66 @@ class ShardWriter:
         )
         self.schema = prediction_schema(self.predictor.card.labels.landmark_set)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return counted(row, lambda: self.write(row))
+    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
+        return counted(task, lambda: self.write(task))
 
-    def write(self, row: dict[str, Any]) -> int:
-        """Predict the garments in ``rows``, an Arrow stream, and write the shard at ``path``. Returns their number.
+    def write(self, task: dict[str, Any]) -> int:
+        """Predict a task's garments and write its shard. Returns the number of these garments.
 
         ``killers`` are the uris of photos that must not be decoded.
         """
-        rows = from_bytes(row["rows"])
+        rows = read_stretch(task["rows"])
+        predictions = self.predict(rows, frozenset(task["killers"]))
+        before = self._shard(task["path"]) if task["retry"] else []
         errors: Counter[str] = Counter()
+        answered = int(task["answered"] or "0", 16)
         count = 0
+
+        def merged() -> Iterator[dict[str, Any]]:
+            """Yield the shard's rows: those predicted now and, around them, those that earlier runs have answered."""
+            nonlocal answered
+            garments = zip(predictions, identities(rows), strict=True)
+            for row in before:
+                if row["status"] == "ok":
+                    yield row
+                    continue
+                found, identity = next(garments)
+                assert (found["uri"], found["garment"]) == (row["uri"], row["garment"])
+                answered += identity * (found["status"] == "ok")
+                yield found
+            for found, identity in garments:
+                assert not before
+                answered += identity * (found["status"] == "ok")
+                yield found
 
         def batches() -> Iterator[pa.RecordBatch]:
             nonlocal count
-            predictions = self.predict(rows, frozenset(row["killers"]))
-            while batch := list(itertools.islice(predictions, ROW_GROUP)):
+            source = merged()
+            while batch := list(itertools.islice(source, ROW_GROUP)):
                 errors.update(r["error"].partition(":")[0] for r in batch if r["status"] == "error")
                 count += len(batch)
                 yield pa.RecordBatch.from_pylist(batch, self.schema)
 
         def report() -> dict[str, Any]:
-            assert count == len(rows), (count, len(rows))
+            assert count == (len(before) or len(rows)), (count, len(before), len(rows))
             return {
                 "rows": count,
                 "ok": count - errors.total(),
                 "errors": dict(errors),
                 "precision": self.settings.precision,
+                "retry": task["retry"],
+                "answered": f"{answered % MODULUS:x}",
             }
 
         self.settings.output.write(
-            row["path"], self.settings.key, batches(), self.schema, report, compression="zstd"
+            task["path"], self.settings.key, batches(), self.schema, report, compression="zstd"
         )
-        return count
+        return len(rows)
+
+    def _shard(self, path: str) -> list[dict[str, Any]]:
+        """Return the rows of a shard that is there."""
+        with storage.open(storage.join(self.settings.output.url, path)) as file:
+            return pq.ParquetFile(file).read().to_pylist()
 
     def predict(self, rows: pa.Table, killers: frozenset[str]) -> Iterator[dict[str, Any]]:
         """Yield a row of predictions for each garment of ``Input.rows``."""
@@ -369,6 +439,16 @@ class ShardWriter:
             else:
                 box = row["box"] or [math.nan] * 4
                 yield row | {"box": box, "status": "error", "error": str(answer)}
+
+
+def identities(rows: pa.Table) -> Iterator[int]:
+    """Yield a hash of each garment and of its photo's version, as far as the input tells it.
+
+    The sum of those that a shard answers without an error is its ``answered``, in hexadecimal and modulo ``MODULUS``.
+    """
+    columns = [name for name in ("uri", "garment", "size", "crc", "version") if name in rows.column_names]
+    for row in zip(*(rows[name].to_pylist() for name in columns), strict=True):
+        yield int.from_bytes(hashlib.blake2b(json.dumps(row).encode(), digest_size=16).digest())
 
 
 def _bytes(photo: InputPhoto) -> int:

@@ -1,6 +1,7 @@
 """The inference job as a user runs it: killed at any moment and run again, and told what is wrong in one line."""
 
 import dataclasses
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from jobs.infer import Options, run
 from tests import dots
 from tests.killing import MOMENTS, kill_job
 from tests.mistakes import everything, forbid_ray, one_line, write_wrong_files
+from tests.pipelines.outputs import files
 
 PHOTOS, WIDTH, HEIGHT = 90, 90, 120
 
@@ -52,7 +54,8 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def arguments(options: Options) -> list[str]:
     names = ("checkpoint", "input", "output", "shard_rows", "num_workers", "threads")
-    return [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
+    given = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
+    return [*given, *(["--retry-errors"] if options.retry_errors else [])]
 
 
 @pytest.mark.slow
@@ -92,6 +95,44 @@ def test_a_killed_inference_run_again_predicts_each_photo_once(
         np.testing.assert_allclose(landmarks, places[name], atol=HEIGHT / dots.SIZE)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_retry_run_again_predicts_each_error_once(
+    moment: int, undisturbed: Options, tmp_path: Path
+) -> None:
+    """Photos are replaced and their errors retried. Killed whenever, and run again with another number of workers, it
+    ends with the bytes of a retry that was not killed, and replaces no shard twice."""
+    photos, names = tmp_path / "photos", sorted(points())[:40]
+    photos.mkdir()
+    for name in names:
+        (photos / name).write_bytes(b"no picture" if int(name[:3]) % 3 else _photo(name))
+    options = dataclasses.replace(undisturbed, input=str(photos), output=str(tmp_path / "whole"))
+    run(options)
+    shutil.copytree(tmp_path / "whole", output := tmp_path / "output")
+    for name in names[:-1]:
+        (photos / name).write_bytes(_photo(name))
+    whole = dataclasses.replace(options, retry_errors=True)
+    run(whole)
+    before = shards(output)
+    count = len(before)
+
+    def replaced() -> dict[str, int]:
+        return {name: inode for name, inode in shards(output).items() if before.get(name) != inode}
+
+    killed = dataclasses.replace(whole, output=str(output))
+    kill_job("infer", arguments(killed), moment, count, lambda: len(replaced()), tmp_path)
+    kept = replaced()
+    assert storage.exists(str(output / "_retry.json"))
+    run(dataclasses.replace(killed, num_workers=1))
+    assert kept.items() <= replaced().items()
+    assert files(output) == files(tmp_path / "whole")
+    assert storage.read_json(str(output / "_manifest.json"))["errors"] == {"unreadable_photo": 1}
+
+
+def _photo(name: str) -> bytes:
+    return dots.encoded(dots.photo(points()[name], WIDTH, HEIGHT), "JPEG")
+
+
 def test_a_finished_inference_says_so_and_draws(
     undisturbed: Options, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +169,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"output": None, "root": "{place}/root", "boxes": "{place}/boxes.csv"},
         "none of the 1 uris in {place}/boxes.csv",
     ),
+    "errors of nothing": ({"retry_errors": True}, "{place}/output holds no predictions: omit --retry-errors"),
+    "overlays of a retry": (
+        {"retry_errors": True, "overlays": 1},
+        "--overlays does not go with --retry-errors",
+    ),
+    "a list that is a photo": ({"input": "{place}/photos.parquet"}, "is not a readable CSV or Parquet file"),
     "no GPU": ({"device": "gpu"}, "--device gpu: this machine has no GPU"),
 }
 
@@ -138,6 +185,7 @@ def test_a_mistake_is_one_line_before_ray_starts(
 ) -> None:
     forbid_ray(monkeypatch, "infer")
     write_wrong_files(tmp_path)
+    shutil.copy(tmp_path / "photos" / "a.jpg", tmp_path / "photos.parquet")
     (tmp_path / "boxes.csv").write_text("uri,x1,y1,x2,y2\nb.jpg,0,0,9,9\n")
     url = dots.write_checkpoint(str(tmp_path / "checkpoint"))
     options = Options(url, str(tmp_path / "photos"), output=str(tmp_path / "output"))

@@ -1,18 +1,29 @@
 """Small ingests and inferences in this process, without Ray: by the functions that the workers run."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from glefld import storage
 from glefld.data import lossless
 from pipelines.infer import run as infer_run
-from pipelines.infer.run import InferenceWorkers, InferOptions, ShardWriter, infer, make_plan, writer_settings
+from pipelines.infer.run import (
+    InferencePlan,
+    InferenceWorkers,
+    InferOptions,
+    ShardWriter,
+    Task,
+    infer,
+    make_plan,
+    writer_settings,
+)
 from pipelines.ingest import run as ingest_run
 from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import ingest, prepare
 from pipelines.ingest.shard import ShardSettings, write_shard
 from pipelines.resumable import to_bytes
+from pipelines.rowfile import RowFile
 
 WORKERS = InferenceWorkers(number=1, threads=1, gpu=False, batch_size=4)
 
@@ -54,14 +65,29 @@ def _finish_ingest(options: IngestOptions, output: str) -> Any:
     return ingest(prepare(options, output), output, lambda *_: None)
 
 
+def items(tasks: Sequence[Task], rows: RowFile, output: str) -> list[dict[str, Any]]:
+    """What the writers of these shards get."""
+    url = storage.join(infer_run.output_at(output).staging, "rows")
+    rows.upload(url)
+    return [
+        {**task._asdict(), "rows": rows.stretch(task.group, url), "number": number, "killers": []}
+        for number, task in enumerate(tasks)
+    ]
+
+
+def planned(plan: InferencePlan, output: str) -> list[dict[str, Any]]:
+    """What the writers of all shards of a plan get."""
+    return items([Task(path, group) for group, path in enumerate(plan.paths())], plan.input.rows, output)
+
+
 def _write_infer(options: InferOptions, output: str, count: int | None) -> None:
     plan = make_plan(options, output)
     place = infer_run.output_at(output)
     finished = place.begin(plan.paths(), plan.key)
     writer = ShardWriter(writer_settings(plan, place, WORKERS))
-    for path, rows in plan.shards()[:count]:
-        if path not in finished:
-            assert not writer({"number": 0, "path": path, "rows": to_bytes(rows), "killers": []})["error"]
+    for task in planned(plan, output)[:count]:
+        if task["path"] not in finished:
+            assert not writer(task)["error"]
 
 
 def _finish_infer(options: InferOptions, output: str) -> Any:

@@ -119,9 +119,11 @@ def try_archive(path: Path, check: Callable[[str, bytes], bool], members: int | 
     outcomes = Counter()
     try:
         found = open_input(str(path), None, None, str(path.parent / "staging"))
-        photos = [photo.data for photo in found.photos.read(found.rows)]
+        photos = [photo.data for photo in found.photos.read(found.rows.read(0))]
         assert len(photos) == len(found.rows)
-        keys = list(zip(found.rows["uri"].to_pylist(), found.rows["garment"].to_pylist(), strict=True))
+        keys = list(
+            zip(found.rows.read(0)["uri"].to_pylist(), found.rows.read(0)["garment"].to_pylist(), strict=True)
+        )
         assert len(set(keys)) == len(keys)
         if members is not None:
             assert len(found.rows) + sum(found.skipped.values()) == members
@@ -269,9 +271,9 @@ def try_names(rng: Rng, folder: Path) -> str:
         place = write_archive(place.with_suffix(".zip"), dict.fromkeys(names, PHOTOS["img/0.jpg"]))
     found = open_input(str(place), None, None, "")
     assert len(found.rows) + sum(found.skipped.values()) == len(raw)
-    photos = [photo.data for photo in found.photos.read(found.rows)]
+    photos = [photo.data for photo in found.photos.read(found.rows.read(0))]
     assert all(photo == PHOTOS["img/0.jpg"] for photo in photos if not isinstance(photo, BadPhoto))
-    for text in found.rows["uri"].to_pylist():
+    for text in found.rows.read(0)["uri"].to_pylist():
         text.encode()
     return COUNTED if any(isinstance(photo, BadPhoto) for photo in photos) else WHOLE
 
@@ -414,13 +416,17 @@ def try_boxes(rng: Rng, folder: Path) -> str:
         found = open_input(str(photos), str(path), None, "")
     except ONE_LINE:
         return REFUSED
-    keys = set(zip(found.rows["uri"].to_pylist(), found.rows["garment"].to_pylist(), strict=True))
+    keys = set(
+        zip(found.rows.read(0)["uri"].to_pylist(), found.rows.read(0)["garment"].to_pylist(), strict=True)
+    )
     assert len(keys) == len(found.rows)
     if as_csv and not set(b'"\r') & set(data):
         listed = [record for record in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if record]
         assert len(found.rows) == len(listed) - 1
     outcome = WHOLE
-    for photo, box in zip(found.photos.read(found.rows), found.rows["box"].to_pylist(), strict=True):
+    for photo, box in zip(
+        found.photos.read(found.rows.read(0)), found.rows.read(0)["box"].to_pylist(), strict=True
+    ):
         assert box is None or not any(map(math.isinf, box))
         try:
             assert not isinstance(photo.data, BadPhoto)

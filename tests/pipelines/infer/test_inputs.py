@@ -11,9 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from glefld.data.photos import is_picture
 from glefld.errors import BadPhoto, UserError
 from pipelines.infer.inputs import open_input
-from tests.raw_layouts import jpeg
+from pipelines.resumable import source_state
+from pipelines.rowfile import RowFile, read_stretch
+from tests.raw_layouts import jpeg, write_archive
 
 
 def test_a_repeated_name_gives_one_row(tmp_path: Path) -> None:
@@ -26,9 +29,12 @@ def test_a_repeated_name_gives_one_row(tmp_path: Path) -> None:
     (tmp_path / "boxes.csv").write_text("uri,x1,y1,x2,y2\na.jpg,1,1,9,9\na.jpg,2,2,9,9\n")
     for boxes, photos in ((None, [2, 4]), (str(tmp_path / "boxes.csv"), [4, 4])):
         found = open_input(str(tmp_path / "a.zip"), boxes, None, "")
-        keys = list(zip(found.rows["uri"].to_pylist(), found.rows["garment"].to_pylist(), strict=True))
+        rows = pa.concat_tables(found.rows)
+        keys = list(zip(rows["uri"].to_pylist(), rows["garment"].to_pylist(), strict=True))
         assert len(set(keys)) == len(keys) == 2
-        assert [photo.data for photo in found.photos.read(found.rows)] == [jpeg(seed) for seed in photos]
+        assert [photo.data for photo in found.photos.read(found.rows.read(0))] == [
+            jpeg(seed) for seed in photos
+        ]
         assert found.skipped["not a picture's name"] == 1
         assert found.skipped["replaced by a later file of the same name"] == 1
 
@@ -43,12 +49,115 @@ def test_a_link_in_a_tar_is_a_row(tmp_path: Path) -> None:
         for name in ("a.jpg", "hard.jpg", "soft.jpg", "gone.jpg"):
             archive.add(tmp_path / name, name)
     found = open_input(str(tmp_path / "photos.tar"), None, None, "")
-    photos = [photo.data for photo in found.photos.read(found.rows)]
-    names = [uri.rpartition("::")[2] for uri in found.rows["uri"].to_pylist()]
+    photos = [photo.data for photo in found.photos.read(found.rows.read(0))]
+    names = [uri.rpartition("::")[2] for uri in found.rows.read(0)["uri"].to_pylist()]
     read = dict(zip(names, photos, strict=True))
     bad = read.pop("gone.jpg")
     assert isinstance(bad, BadPhoto)
     assert read == dict.fromkeys(["a.jpg", "hard.jpg", "soft.jpg"], jpeg(1))
+
+
+def test_a_folder_of_archives_is_one_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zips and tars at any depth, in the order of their names; boxes name members by the path of their archive."""
+    monkeypatch.setattr("pipelines.infer.inputs.INDEXERS", 1)
+    folder = tmp_path / "archives"
+    expected: dict[str, bytes] = {}
+    for i, name in enumerate(("a.zip", "b.tar.gz", "deep/c.tar", "deep/d.zip")):
+        files = {f"img/{j}.jpg": jpeg(10 * i + j) for j in range(3)} | {"notes.txt": b"notes"}
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_archive(folder / name, files)
+        expected |= {f"{folder}/{name}::{member}": data for member, data in files.items() if data != b"notes"}
+    (folder / "readme.md").write_text("what is in them")
+    found = open_input(str(folder), None, None, str(tmp_path / "staging"), 5)
+    rows = pa.concat_tables(found.rows)
+    assert rows["uri"].to_pylist() == list(expected)
+    assert [photo.data for photo in found.photos.read(rows)] == list(expected.values())
+    assert (found.photo_count, found.skipped) == (12, {"not a picture's name": 5})
+    listed = ["deep/c.tar::img/1.jpg", "a.zip::img/0.jpg", "deep/c.tar::img/1.jpg", "a.zip::img/9.jpg"]
+    (tmp_path / "boxes.csv").write_text("uri,x1,y1,x2,y2\n" + "".join(f"{uri},1,1,9,9\n" for uri in listed))
+    boxed = open_input(str(folder), str(tmp_path / "boxes.csv"), None, str(tmp_path / "staging"))
+    rows = boxed.rows.read(0)
+    uris = [f"{folder}/{listed[i]}" for i in (1, 0, 2, 3)]
+    assert rows["uri"].to_pylist() == uris
+    assert rows["garment"].to_pylist() == [0, 0, 1, 0]
+    photos = [photo.data for photo in boxed.photos.read(rows)]
+    assert photos[:3] == [expected[uri] for uri in uris[:3]]
+    assert isinstance(photos[3], BadPhoto)
+    assert boxed.skipped["picture without a box in --boxes"] == 10
+
+
+def test_archives_beside_photos_are_not_read(tmp_path: Path) -> None:
+    """They may hold the same photos: they are counted with what is no picture."""
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    write_archive(tmp_path / "b.zip", {"a.jpg": jpeg(2)})
+    found = open_input(str(tmp_path), None, None, "")
+    assert found.rows.read(0)["uri"].to_pylist() == [f"{tmp_path}/a.jpg"]
+    assert found.skipped == {"not a picture's name": 1}
+
+
+def test_a_damaged_archive_of_many_is_named(tmp_path: Path) -> None:
+    write_archive(tmp_path / "a.zip", {"a.jpg": jpeg(1)})
+    (tmp_path / "b.zip").write_bytes(b"PK\x03\x04 and no directory")
+    with pytest.raises(UserError, match=r"b\.zip is not a readable zip"):
+        open_input(str(tmp_path), None, None, "")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "a.jpg",
+            "a.JPEG",
+            "b/._a.jpg",
+            "._b/a.jpg",
+            "__MACOSX/a.jpg",
+            "a/__MACOSX/b/c.png",
+            "x__MACOSX/a.webp",
+        ),
+        *("a.jpg/b", "jpg", ".jpg", "a.jpg ", "a\nb.jpg", "a.jpgx", "a.tiff", "é.Gif", "a/b.txt"),
+    ],
+)
+def test_a_picture_is_what_is_one_elsewhere(name: str, tmp_path: Path) -> None:
+    """The pattern for a table of names agrees with the function for one name."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(name, b"x")
+        archive.writestr("other.png", b"x")
+    found = open_input(str(tmp_path / "a.zip"), None, None, "")
+    assert found.photo_count == 1 + is_picture(name)
+
+
+def test_the_rows_of_a_folder_do_not_depend_on_how_it_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan's hash, and so its shards, are those of the photos, and the state is what a later run finds."""
+    for i in range(40):
+        path = tmp_path / f"{i % 3}/{i % 5}/{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    found = set()
+    for listers, group_rows in ((1, 7), (16, 7), (100, 7)):
+        monkeypatch.setattr("glefld.listing.LISTERS", listers)
+        made = open_input(str(tmp_path), None, None, "", group_rows)
+        assert [len(group) for group in made.rows] == [7] * 5 + [5]
+        assert made.state == source_state([str(tmp_path)])
+        found.add((made.rows.digest, made.state))
+    assert len(found) == 1
+    (tmp_path / "0/0/0.jpg").write_bytes(b"yy")
+    other = open_input(str(tmp_path), None, None, "", 7)
+    assert {other.rows.digest, other.state}.isdisjoint(*found)
+
+
+def test_tasks_read_their_rows_from_the_uploaded_file(tmp_path: Path) -> None:
+    """Each stretch of the file is one group, whatever groups are before it."""
+    rows = pa.table({"name": [f"{i}.jpg" for i in range(50)], "box": [[1.0, 2.0]] * 25 + [None] * 25})
+    file = RowFile.of([rows.slice(0, 3), rows.slice(3)], rows.schema, 8)
+    file.upload(str(tmp_path / "rows"))
+    assert (len(file), file.groups) == (50, 7)
+    for group, table in enumerate(file):
+        assert table.equals(rows.slice(8 * group, 8))
+        assert read_stretch(file.stretch(group, str(tmp_path / "rows"))).equals(table)
+    with pytest.raises(FileNotFoundError):
+        read_stretch(file.stretch(0, str(tmp_path / "gone")))
 
 
 NOW = datetime.datetime(2026, 1, 1)
@@ -151,4 +260,4 @@ def test_boxes_of_any_numbers(case: str, tmp_path: Path) -> None:
         nothing = pa.table([listed["uri"], pa.nulls(1, listed["box"].type)], schema=listed.schema)
         listed = pa.concat_tables([listed, nothing])
     found = open_input(str(tmp_path / "photos"), write_boxes(tmp_path, listed), None, "")
-    assert found.rows["box"].to_pylist() == [BOX, *([None] if nullable else [])]
+    assert found.rows.read(0)["box"].to_pylist() == [BOX, *([None] if nullable else [])]

@@ -45,9 +45,10 @@ from pipelines.infer.run import (
 )
 from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import ingest, prepare
-from pipelines.resumable import MARKER, to_bytes
+from pipelines.resumable import MARKER
 from tests import dots
 from tests.ingested import write_dataset
+from tests.pipelines.outputs import planned
 from tests.raw_layouts import Row, write_fld
 
 WIDTH, HEIGHT = 120, 160
@@ -99,8 +100,8 @@ def run_here(options: InferOptions, output: Path, batch_size: int = 4) -> dict[s
     plan = make_plan(options, str(output))
     workers = dataclasses.replace(WORKERS, batch_size=batch_size)
     writer = ShardWriter(writer_settings(plan, output_at(str(output)), workers))
-    for path, rows in plan.shards():
-        writer({"number": 0, "path": path, "rows": to_bytes(rows), "killers": []})
+    for task in planned(plan, str(output)):
+        assert not writer(task)["error"]
     return check(infer(plan, str(output), workers, lambda *_: None), output)
 
 

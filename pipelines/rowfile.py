@@ -1,0 +1,95 @@
+"""Rows of a plan on disk: the driver holds none of millions, and each task reads its own from storage.
+
+The file is a sequence of Arrow streams, compressed, each with the rows of one shard. A task is given the file's URL
+and the bytes [start, stop) of its stream.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import TypedDict
+
+import pyarrow as pa
+
+from glefld import storage
+from glefld.listing import regrouped
+from glefld.temporary import temporary_space
+from pipelines.resumable import from_bytes
+
+_COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
+
+
+class Stretch(TypedDict):
+    """Where a file holds the rows of one shard: bytes [start, stop)."""
+
+    url: str
+    start: int
+    stop: int
+
+
+def read_stretch(stretch: Stretch) -> pa.Table:
+    """Return the rows of a shard, in a task. Raises OSError if the storage fails."""
+    (data,) = storage.read_ranges([stretch["url"]], [stretch["start"]], [stretch["stop"]])
+    if isinstance(data, BaseException):
+        raise data
+    return from_bytes(data)
+
+
+class RowFile:
+    """Rows in an unnamed temporary file, in groups. ``digest`` identifies them: a hash over the groups' content."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed with this object
+        self._edges = [0]
+        self._rows: list[int] = []
+        self._hash = hashlib.sha256()
+
+    @classmethod
+    def of(cls, tables: Iterable[pa.Table], schema: pa.Schema, size: int) -> "RowFile":
+        """Write tables of any length as groups of ``size`` rows each, but for the last."""
+        file = cls(schema)
+        for batch in regrouped(tables, size):
+            file.add(pa.Table.from_batches([batch]))
+        return file
+
+    def add(self, rows: pa.Table) -> None:
+        """Write a group."""
+        rows = rows.combine_chunks()
+        with temporary_space():
+            with pa.ipc.new_stream(self._file, self.schema, options=_COMPRESSED) as stream:
+                for batch in rows.to_batches():
+                    self._hash.update(batch.serialize())
+                    stream.write_batch(batch)
+            self._file.flush()
+        self._edges.append(self._file.tell())
+        self._rows.append(len(rows))
+
+    def __len__(self) -> int:
+        return sum(self._rows)
+
+    @property
+    def groups(self) -> int:
+        return len(self._rows)
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def read(self, group: int) -> pa.Table:
+        """Return the rows of a group."""
+        start, stop = self._edges[group : group + 2]
+        return from_bytes(os.pread(self._file.fileno(), stop - start, start))
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return map(self.read, range(self.groups))
+
+    def upload(self, url: str) -> None:
+        """Write the file to storage, for the tasks. Raises OSError if that fails."""
+        storage.put_file(self._file, url)
+
+    def stretch(self, group: int, url: str) -> Stretch:
+        """Return where a group is in the file that was uploaded to ``url``."""
+        start, stop = self._edges[group : group + 2]
+        return {"url": url, "start": start, "stop": stop}
