@@ -193,8 +193,10 @@ def _scan(folder: str) -> Iterator[Entry]:
 
 def _ask(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[Entry]:
     for info in fs.ls(folder, detail=True):
-        name = info["name"].rstrip("/").rpartition("/")[2]
-        yield name, *storage.state_of(info), info["type"] == "directory"
+        path = info["name"].rstrip("/")
+        if path == folder.rstrip("/"):  # what some object stores keep for a folder without files
+            continue
+        yield path.rpartition("/")[2], *storage.state_of(info), info["type"] == "directory"
 
 
 def _key_ranges(fs: Any, path: str) -> Iterator[Part]:

@@ -171,7 +171,10 @@ def find_finished(options: InferOptions, output: str) -> dict[str, Any] | None:
             f"the errors in {output} are being retried, or the retry was interrupted: run the same command with "
             "--retry-errors to finish it"
         )
-    return output_at(output).finished(
+    place = output_at(output)
+    if place.manifest() is None:  # to list the input takes long
+        return None
+    return place.finished(
         options.public(), source_state([options.input]), lambda: make_plan(options, output).key
     )
 

@@ -1,12 +1,14 @@
 """Every job with s3:// URLs against a real S3 server, behind a proxy that fails on purpose."""
 
 import dataclasses
+import gzip
 import os
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +17,13 @@ import pytest
 import safetensors.numpy
 from mlflow import MlflowClient
 
-from glefld import storage
+from glefld import listing, storage
 from glefld.errors import UserError
 from glefld.models import checkpoint
 from jobs import evaluate, infer, ingest, train
 from pipelines import lease
 from pipelines.archives import open_archive, read_index, read_members
+from pipelines.infer.inputs import open_input
 from tests import dots
 from tests.cluster.conftest import READ_SECONDS
 from tests.cluster.fault_proxy import NOISY, Fault, Plan
@@ -93,6 +96,44 @@ def test_each_operation_survives_each_fault(store: ObjectStore, kind: Fault) -> 
     assert list(store.names(root)) == ["b/table.parquet"]
     assert plan.counts.total() == plan.times
     assert plan.counts[kind]
+
+
+def test_a_bucket_is_listed_in_parts_and_by_its_inventory(store: ObjectStore) -> None:
+    """More keys than a page has, below prefixes around the slash, each once and in order, though requests fail; and the
+    photos that an inventory in the bucket names are read by their keys."""
+    root = store.bucket()
+    bucket = root.removeprefix("s3://")
+    client = store.keys.client(store.direct)
+    folders = ("", "a/", "a-b/", "a/b c+/", "é/", "z/1/2/3/")
+    names = sorted((f"{folders[i % 6]}{i:04d}.jpg" for i in range(1250)), key=str.encode)
+    for name in names:
+        client.put_object(Bucket=bucket, Key=f"photos/{name}", Body=name.encode())
+    client.put_object(Bucket=bucket, Key="photos/a/", Body=b"")
+    client.put_object(Bucket=bucket, Key="photos-2/a.jpg", Body=b"")
+    plan = Plan(["500", "503"], times=6)
+    with store.proxy.failing(plan):
+        found = pa.concat_tables(listing.files(f"{root}/photos"))
+    assert plan.counts.total() == plan.times
+    assert found["name"].to_pylist() == names
+    assert found["size"].to_pylist() == [len(name.encode()) for name in names]
+    assert set(zip(found["size"].to_pylist(), found["version"].to_pylist(), strict=True)) == {
+        tuple(state) for state in storage.find(f"{root}/photos").values()
+    }
+
+    lines = "".join(f'"{bucket}","photos/{quote_plus(name, safe="/")}"\n' for name in names)
+    storage.write_bytes(f"{root}/lists/photos/daily/data/0.csv.gz", gzip.compress(lines.encode()))
+    manifest = {
+        "fileFormat": "CSV",
+        "fileSchema": "Bucket, Key",
+        "destinationBucket": f"arn:aws:s3:::{bucket}",
+        "files": [{"key": "lists/photos/daily/data/0.csv.gz"}],
+    }
+    storage.write_json(f"{root}/lists/photos/daily/2026-11-28T01-00Z/manifest.json", manifest)
+    listed = open_input(f"{root}/lists/photos/daily/2026-11-28T01-00Z/manifest.json", None, None, "")
+    planned = pa.concat_tables(listed.rows)
+    assert planned["uri"].to_pylist() == [f"{root}/photos/{name}" for name in names]
+    some = listed.photos.read(planned.slice(0, 50))
+    assert [photo.data for photo in some] == [name.encode() for name in names[:50]]
 
 
 def test_of_many_that_create_an_object_at_once_one_succeeds(store: ObjectStore) -> None:
