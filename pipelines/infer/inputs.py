@@ -148,7 +148,7 @@ def open_input(
         made.skipped.update(skipped)
         made.write(f"{archive.name}::", [_numbered(photos, 0)])
     else:
-        archive = open_archive(posixpath.dirname(url), staging)
+        archive = _folder(posixpath.dirname(url))
         file = dict.fromkeys(listing.FILES.names) | {"name": posixpath.basename(url), "utf8": True}
         found = pa.Table.from_pylist([file | storage.state(url)._asdict()], listing.FILES)
         made.write(
@@ -157,9 +157,14 @@ def open_input(
     return made.input((archive,), state)
 
 
+def _folder(url: str) -> Archive:
+    """Return a folder as an archive, whatever its name ends in."""
+    return Archive(url, public_url(url), "folder")
+
+
 def _folder_input(made: "_PhotoRows", staging: str) -> Input:
     """List a folder once, and take its photos or, if it holds none, the archives in it."""
-    folder = open_archive(made.url, staging)
+    folder = _folder(made.url)
     below = listing.Digest()
     names: list[str] = []
 
@@ -221,12 +226,17 @@ def _members(files: pa.Table) -> pa.Table:
 
 def _whole(archive: Archive, members: pa.Table, skipped: Counter[str]) -> pa.Table:
     """Return the pictures among an archive's members, each with one garment that is the whole photo."""
-    names = members["name"]
+    found = _pictures(members, "name", skipped)
+    return _photos(pc.binary_join_element_wise(archive.uri(""), found["name"], ""), found)
+
+
+def _pictures(files: pa.Table, column: str, skipped: Counter[str]) -> pa.Table:
+    """Return the files whose name in the column is a picture's, and count the others."""
+    names = files[column]
     metadata = pc.match_substring_regex(names, _METADATA)
-    found = members.filter(pc.and_not(pc.match_substring_regex(names, _PICTURE), metadata))
-    skipped[_NO_PICTURE] += len(members) - len(found)
-    prefix = archive.uri("")
-    return _photos(pc.binary_join_element_wise(prefix, found["name"], ""), found)
+    found = files.filter(pc.and_not(pc.match_substring_regex(names, _PICTURE), metadata))
+    skipped[_NO_PICTURE] += len(files) - len(found)
+    return found
 
 
 def _photos(uris: pa.ChunkedArray, where: pa.Table) -> pa.Table:
@@ -317,11 +327,8 @@ def _list_input(url: str, group_rows: int) -> Input:
 
     def photos() -> Iterator[pa.Table]:
         for listed in read_list(url, skipped):
-            found = listed
-            if posixpath.basename(url) == INVENTORY:
-                metadata = pc.match_substring_regex(listed["uri"], _METADATA)
-                found = listed.filter(pc.and_not(pc.match_substring_regex(listed["uri"], _PICTURE), metadata))
-                skipped[_NO_PICTURE] += len(listed) - len(found)
+            # A list is somebody's choice, an inventory has all that is in the bucket.
+            found = _pictures(listed, "uri", skipped) if posixpath.basename(url) == INVENTORY else listed
             yield _photos(found["uri"], found.drop_columns("uri")).cast(LISTED_ROWS)
 
     rows = RowFile.of(photos(), LISTED_ROWS, group_rows)

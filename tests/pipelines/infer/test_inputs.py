@@ -95,6 +95,14 @@ def test_archives_beside_photos_are_not_read(tmp_path: Path) -> None:
     assert found.skipped == {"not a picture's name": 1}
 
 
+def test_a_folder_may_be_named_like_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "photos.zip").mkdir()
+    (tmp_path / "photos.zip" / "a.jpg").write_bytes(jpeg(1))
+    for url in (tmp_path / "photos.zip", tmp_path / "photos.zip" / "a.jpg"):
+        found = open_input(str(url), None, None, "")
+        assert [photo.data for photo in found.photos.read(found.rows.read(0))] == [jpeg(1)]
+
+
 def test_a_damaged_archive_of_many_is_named(tmp_path: Path) -> None:
     write_archive(tmp_path / "a.zip", {"a.jpg": jpeg(1)})
     (tmp_path / "b.zip").write_bytes(b"PK\x03\x04 and no directory")
