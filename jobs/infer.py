@@ -84,7 +84,7 @@ def run(options: Options) -> None:
     if chosen.boxes and not storage.is_file(chosen.boxes):
         raise UserError(f"--boxes {public_url(chosen.boxes)}: there is no such file")
     console = Console()
-    rate = None
+    rate: float | None = None
     manifest: dict[str, Any] | None
     if options.retry_errors:
         manifest, rate = _retry(options, chosen, output, named, console)

@@ -316,7 +316,7 @@ def occurrences(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     order = np.argsort(codes, kind="stable")
     sorted_codes = codes[order]
     starts = np.flatnonzero(np.diff(sorted_codes, prepend=-1))
-    counts = np.empty(len(codes), np.int32)
+    counts: np.ndarray = np.empty(len(codes), np.int32)
     counts[order] = np.arange(len(codes)) - np.repeat(starts, np.diff(starts, append=len(codes)))
     return pa.array(counts)
 

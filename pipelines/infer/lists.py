@@ -74,10 +74,10 @@ def _once(read: Callable[[], Iterator[pa.Table]], skipped: Counter[str]) -> Iter
     del hashes
     seen: set[str] = set()
     for table in read():
-        suspects = np.flatnonzero(np.isin(_hashes(table), repeated)) if len(repeated) else ()
-        again = []
+        suspects = np.flatnonzero(np.isin(_hashes(table), repeated)).tolist() if len(repeated) else []
+        again: list[int] = []
         for i in suspects:
-            uri = table["uri"][int(i)].as_py()
+            uri = table["uri"][i].as_py()
             again += [i] if uri in seen else []
             seen.add(uri)
         skipped[REPEATED] += len(again)
@@ -210,7 +210,7 @@ class _Inventory:
         return _tables(parquet.iter_batches(_ROWS, columns=wanted))
 
     def _photos(self, table: pa.Table) -> pa.Table:
-        current = np.ones(len(table), bool)
+        current: np.ndarray = np.ones(len(table), bool)
         for column, wanted in (("is_latest", "true"), ("is_delete_marker", "false")):
             if column in table.column_names:
                 current &= np.array(pc.equal(table[column].cast(pa.string()), wanted).fill_null(True))
