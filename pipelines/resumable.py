@@ -261,7 +261,7 @@ class ShardedOutput:
                 for batch in batches:
                     content = batch.drop_columns(list(unhashed)) if unhashed else batch
                     digest.update(content.serialize())
-                    writer.write_batch(batch, row_group_size=ROW_GROUP)
+                    writer.write_batch(batch, row_group_size=len(batch))
                 footer = {"plan": key, **report(), "content_hash": digest.hexdigest()}
                 writer.add_key_value_metadata({self._footer_name: json.dumps(footer).encode()})
             before()
@@ -339,6 +339,7 @@ def run_tasks(
     probe: Callable[[bytes], ray.ObjectRef],
     unit: str,
     retries: Literal["max_retries", "max_task_retries"],
+    rows_of: Callable[[Mapping[str, Any]], pa.Table] = lambda item: from_bytes(item["rows"]),
     **options: Any,
 ) -> Iterator[int]:
     """Write the shards as Ray Data tasks, and yield the row count of each as it finishes.
@@ -347,7 +348,7 @@ def run_tasks(
     halved until the photos are found that kill a worker with nothing else to do, and the shard is written without
     looking at them. If the workers of many shards die, that happens before the other shards are begun.
 
-    shards: ``rows`` of each is an Arrow stream. write: a function, or an actor class, that takes such an item and
+    shards: ``rows_of`` each gives its rows. write: a function, or an actor class, that takes such an item and
     returns ``counted(...)``; it must not look at the photos that ``killers`` of the item names. probe: starts a task
     without retries that does with an Arrow stream of rows what ``write`` does, but writes nothing. unit: column that
     names a row's photo. retries: Ray's option for the retries of a task or of an actor's task. options: passed to Ray
@@ -359,9 +360,7 @@ def run_tasks(
         left = yield from _write_all(todo, write, {**options, retries: 1})
         # If more than MAX_LOST were lost, these are among the first that are left: shards are begun in order.
         first, todo = left[: 2 * MAX_LOST], left[2 * MAX_LOST :]
-        suspects = [
-            {**item, "killers": find_killers(from_bytes(item["rows"]), unit, probe)} for item in first
-        ]
+        suspects = [{**item, "killers": find_killers(rows_of(item), unit, probe)} for item in first]
         if lost := (yield from _write_all(suspects, write, {**options, retries: RETRIES})):
             found = [name for item in suspects for name in item["killers"]]
             named = f" (but for {len(found)}, such as {found[0]})" if found else ""
