@@ -18,7 +18,7 @@ from jobs.cli import (
     start_ray,
 )
 from pipelines.ingest.plan import IngestOptions
-from pipelines.ingest.run import find, find_finished, ingest, prepare
+from pipelines.ingest.run import find_finished, ingest, prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,7 @@ def run(options: Options) -> None:
         console.print(summary(manifest))
         return
     storage.require_writable(output, named, folder=True)
-    if len(find(chosen, output).photos) > 1:
-        start_ray()  # whose tasks read the archives' indexes
-    plan = prepare(chosen, output)
+    plan = prepare(chosen, output, start_ray)
     start_ray()
     show_own_progress()
     with RowBar(console, "ingest") as bar:

@@ -1,11 +1,5 @@
-"""Planning an ingest of many rows, without pictures: what a row costs the driver, and an entry of a zip its task.
+"""Planning an ingest of many rows, without pictures: what a row costs the driver, and an entry of a zip its task."""
 
-    python -m pipelines.benchmark.planning SOURCE OUTPUT
-
-plans the source below the output and ends, to be measured from outside.
-"""
-
-import sys
 import time
 from collections.abc import Iterator
 
@@ -20,8 +14,7 @@ from glefld.temporary import temporary_file
 from pipelines.archives import open_archive, read_index
 from pipelines.benchmark.processes import Run, run_module
 from pipelines.benchmark.timing import Measurement
-from pipelines.ingest.plan import IngestOptions
-from pipelines.ingest.run import output_at, prepare
+from pipelines.ingest.run import output_at
 
 #: Rows of each Parquet file of annotations, and entries of the zip whose index is read.
 FILE_ROWS, ENTRIES = 1_000_000, 200_000
@@ -119,7 +112,7 @@ def measure(sizes: tuple[int, ...], repeats: int, work: str, local: str) -> Meas
         for rows in sizes:
             output = storage.join(work, f"planned-{rows}")
             runs[rows].append(
-                run_module("pipelines.benchmark.planning", [storage.join(work, f"rows-{rows}"), output])
+                run_module("pipelines.benchmark.plan_script", [storage.join(work, f"rows-{rows}"), output])
             )
             stored[rows] = (
                 sum(state.size for state in storage.find(output_at(output).staging).values()) / rows
@@ -139,7 +132,3 @@ def _figures(runs: dict[int, list[Run]], stored: dict[int, float]) -> Iterator[t
         yield f"{rows:_} rows, us/row", [1e6 * run.seconds / rows for run in found]
         yield f"{rows:_} rows: driver's peak memory, MiB", [run.driver_mib for run in found]
         yield f"{rows:_} rows: the plan's files, bytes/row", [stored[rows]]
-
-
-if __name__ == "__main__":
-    prepare(IngestOptions("table", sys.argv[1]), sys.argv[2])

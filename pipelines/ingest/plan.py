@@ -47,6 +47,8 @@ STORED_PER_PHOTO_BYTE = 0.85
 #: something of each group, and a shard's footer grows with the number of its groups.
 MOST_GROUPS = 1 << 16
 LARGEST_GROUP = 1024
+#: Columns of the plan with few values. Dictionaries of the others would cost as much time as all the rest.
+REPEATED = ["split", "archive", "version", "method", "garment_type", "variation", "category", "view"]
 #: A file of the plan is ended after so many rows.
 FILE_ROWS = 1 << 20
 
@@ -363,7 +365,9 @@ class _Files:
         """Write a row group. Returns the URL of its file and its number in there."""
         if self._writer is None:
             self._file = self._open.enter_context(temporary_file())
-            self._writer = pq.ParquetWriter(self._file, PLANNED, compression="zstd", write_statistics=False)
+            self._writer = pq.ParquetWriter(
+                self._file, PLANNED, compression="zstd", use_dictionary=REPEATED, write_statistics=False
+            )
             self._group = self._rows = 0
         with temporary_space():
             self._writer.write_table(table, row_group_size=len(table))

@@ -67,10 +67,10 @@ def find(options: IngestOptions, output: str) -> Source:
     return find_source(options.source, LAYOUTS[options.dataset].photos)
 
 
-def prepare(options: IngestOptions, output: str) -> IngestPlan:
+def prepare(options: IngestOptions, output: str, start_ray: Callable[[], None] = lambda: None) -> IngestPlan:
     """Read the source's lists and indexes, plan the shards, and write the plan below the output.
 
-    If Ray runs, its tasks read the indexes of several archives.
+    start_ray: called before the indexes of several archives are read. If Ray then runs, its tasks read them.
     Raises UserError for a source that cannot be used, and for an ``output`` that holds something else.
     """
     source = find(options, output)
@@ -81,9 +81,15 @@ def prepare(options: IngestOptions, output: str) -> IngestPlan:
         facts = json.dumps([INGEST_VERSION, options.public(), state])
         name = f"plan-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
         folder = storage.join(place.staging, name)
+        lists = list_files(source, ())
+        # What is wrong with the lists is told before anything is started, if they can be read without the indexes.
+        annotations = read_annotations(options.dataset, lists) if source.lists_alone else None
+        if len(source.photos) > 1:
+            start_ray()
         indexes = index(source, place.staging, folder)
-        lists = list_files(source, indexes)
-        annotations = read_annotations(options.dataset, lists)
+        if annotations is None:
+            lists = list_files(source, indexes)
+            annotations = read_annotations(options.dataset, lists)
         plan = make_plan(options, source.name, indexes, annotations, lists.absent, folder, state)
         for found in indexes:
             storage.remove_file(found.index)

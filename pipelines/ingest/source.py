@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
+from botocore.exceptions import BotoCoreError
 
 from glefld import storage
 from glefld.data.prefetch import ahead
@@ -68,6 +69,11 @@ class Source:
     tables: dict[str, Callable[[], BinaryIO]] = dataclasses.field(default_factory=dict)
     """Parquet files of annotations."""
 
+    @property
+    def lists_alone(self) -> bool:
+        """Whether annotations can be read without an index: neither names nor files in an archive belong to them."""
+        return self.lists is not None and self.place in ("img", "table")
+
 
 class Indexed(NamedTuple):
     """An archive whose index has been written to a Parquet file of the schema ``INDEX``, in the archive's order."""
@@ -115,17 +121,19 @@ def index(source: Source, staging: str, folder: str) -> list[Indexed]:
     task = ray.remote(_told)
     told = ray.get([task.remote(*call) for call in calls])
     for answer in told:
-        if isinstance(answer, UserError):
+        if isinstance(answer, Exception):
             raise answer
     return told
 
 
-def _told(*call: Any) -> Indexed | UserError:
-    """Return what ``write_index`` returns, or its UserError: one that is raised in a task comes with a traceback."""
+def _told(*call: Any) -> Indexed | UserError | OSError:
+    """Return what ``write_index`` returns, or its error: what is raised in a task comes with a traceback."""
     try:
         return write_index(*call)
     except UserError as error:
         return error
+    except (OSError, BotoCoreError) as error:
+        return OSError(f"{type(error).__name__}: {error}")
 
 
 def write_index(number: int, url: str, place: PhotoPlace, staging: str, target: str) -> Indexed:
@@ -172,11 +180,10 @@ def _first(listed: pa.ChunkedArray) -> pa.Array:
 
 
 def list_files(source: Source, indexes: Sequence[Indexed]) -> ListFiles:
-    """Return the annotation files of a source whose archives have been indexed."""
-    files = source.lists
-    if files is None:
-        (only,) = indexes
-        files = _lists_inside(only)
+    """Return the annotation files of a source whose archives have been indexed, or of one that needs no index."""
+    files = source.lists or {}
+    if source.lists is None and indexes:
+        files = _lists_inside(indexes[0])
 
     def documents() -> Iterator[tuple[str, bytes]]:
         """Yield the URI and content of each JSON file, read ahead of the parser."""
