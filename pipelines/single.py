@@ -18,14 +18,16 @@ import pyarrow.parquet as pq
 from glefld import storage
 from glefld.errors import BadPhoto, UserError
 from glefld.redaction import public_url
-from pipelines.archives import BATCH_BYTES, LOST, MAX_MEMBER_BYTES, MEMBERS, Archive, Index, whole
+from pipelines.archives import BATCH_BYTES, LOST, MAX_MEMBER_BYTES, Archive, whole
 
 #: What a photo of unknown size is taken for when rows are divided into shards.
 GUESSED_BYTES = 64 << 10
 #: Photos that a task asks for at the same time, and what it asks of each at first.
 TOGETHER = 32
 FIRST_BYTES = BATCH_BYTES
-BATCH_ROWS = 1 << 16
+BATCH_ROWS = 1 << 14
+#: A row of the table: how lists name the photo, where it is, and its size if that is known.
+PHOTOS = pa.schema([("listed", pa.string()), ("name", pa.string()), ("stored", pa.int64())])
 #: Of these URLs every row would show the user's name and password, or the server could lead anywhere.
 _REFUSED = r"^(?i:https?)://|^[A-Za-z][A-Za-z0-9+.-]*://[^/]*@"
 _ABSOLUTE = r"^(?:/|[A-Za-z][A-Za-z0-9+.-]*://)"
@@ -44,8 +46,8 @@ def _columns(url: str) -> list[str]:
         raise UserError(f"{public_url(url)} is not a readable Parquet file: {error}") from error
 
 
-def read_table(archive: Archive) -> tuple[Index, pa.ChunkedArray]:
-    """Return the photos of a table, sorted by uri, each once, and how lists name them.
+def read_table(archive: Archive) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a table of uris, of the schema ``PHOTOS``; a photo with several garments comes several times.
 
     UserError for a table that cannot be used. Uris that are relative are below the table's own folder.
     """
@@ -53,24 +55,12 @@ def read_table(archive: Archive) -> tuple[Index, pa.ChunkedArray]:
     if "uri" not in columns:
         raise UserError(f"{archive.name} has no column uri; it has {', '.join(columns)}")
     wanted = [name for name in ("uri", "photo", "bytes") if name in columns]
-    tables = []
     with storage.open(archive.url) as file:
         try:
             for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=wanted):
-                tables.append(_photos(archive, batch))
+                yield _photos(archive, batch)
         except (pa.ArrowException, ValueError) as error:
             raise UserError(f"{archive.name} cannot be read: {error}") from error
-    schema = pa.schema([*MEMBERS, ("listed", pa.string())])
-    rows = pa.Table.from_batches(tables, schema)
-    # Garments of one photo name it again.
-    unique = rows.group_by(["name", "listed"]).aggregate([("size", "max"), ("stored", "max")])
-    unique = unique.sort_by([("name", "ascending"), ("listed", "ascending")])
-    count = len(unique)
-    found = {"name": unique["name"], "size": unique["size_max"], "stored": unique["stored_max"]}
-    zeros = pa.array([0] * count, pa.int64())
-    found |= {"start": zeros, "stop": unique["size_max"], "method": zeros.cast(pa.int32())}
-    arrays = [found.get(field.name, pa.nulls(count, field.type)) for field in MEMBERS]
-    return Index(pa.table(arrays, schema=MEMBERS), 0), unique["listed"]
 
 
 def _photos(archive: Archive, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -89,9 +79,7 @@ def _photos(archive: Archive, batch: pa.RecordBatch) -> pa.RecordBatch:
     known = (
         batch["bytes"].cast(pa.int64()) if "bytes" in batch.schema.names else pa.nulls(len(batch), pa.int64())
     )
-    found = {"name": names, "stored": known, "size": pc.fill_null(known, GUESSED_BYTES)}
-    arrays = [found.get(field.name, pa.nulls(len(batch), field.type)) for field in MEMBERS]
-    return pa.record_batch([*arrays, listed], schema=pa.schema([*MEMBERS, ("listed", pa.string())]))
+    return pa.record_batch([listed, names, known], schema=PHOTOS)
 
 
 def read_photos(members: pa.Table) -> Iterator[bytes | BadPhoto]:

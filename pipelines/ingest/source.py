@@ -31,7 +31,8 @@ from pipelines.archives import (
     read_index,
     read_members,
 )
-from pipelines.single import has_uris, read_table
+from pipelines.ingest.sql import batches, database, registered, regrouped
+from pipelines.single import GUESSED_BYTES, PHOTOS, has_uris, read_table
 
 LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
 #: DeepFashion2's layout: one folder or zip per split, with photos in ``image`` and a JSON file for each in ``annos``.
@@ -143,10 +144,9 @@ def write_index(number: int, url: str, place: PhotoPlace, staging: str, target: 
     """
     archive = open_archive(url, staging)
     if archive.kind == "table":
-        (members, replaced), listed = read_table(archive)
-    else:
-        members, replaced = read_index(archive)
-        listed = listed_names(members["name"], place)
+        return _write_table_index(number, archive, target)
+    members, replaced = read_index(archive)
+    listed = listed_names(members["name"], place)
     documents = 0
     if place == "split-images":
         is_document = pc.match_substring_regex(members["name"], _DOCUMENT)
@@ -168,6 +168,35 @@ def write_index(number: int, url: str, place: PhotoPlace, staging: str, target: 
         storage.put_file(file, target)
     size = pc.sum(counted["size"]).as_py() or 0
     return Indexed(archive, target, len(counted), size, documents, replaced)
+
+
+def _write_table_index(number: int, archive: Archive, target: str) -> Indexed:
+    """Write the index of a table of uris, with each photo once. Of several places of one photo the first is taken."""
+    with database() as db:
+        with registered(db, "photos", PHOTOS, read_table(archive)):
+            db.execute(
+                "CREATE TABLE members AS SELECT listed, min(name) AS name, arg_min(stored, name) AS stored, "
+                f"coalesce(arg_min(stored, name), {GUESSED_BYTES}) AS size, min(name) <> max(name) AS several "
+                "FROM photos GROUP BY listed"
+            )
+        count, size, several = db.execute(
+            "SELECT count(*), coalesce(sum(size), 0), count(*) FILTER (several) FROM members"
+        ).fetchall()[0]
+        rows = batches(
+            db,
+            f"SELECT {number} AS archive, name, 0 AS start, size AS stop, stored, size, 0 AS method, NULL AS crc, "
+            "NULL AS version, listed, true AS first FROM members",
+            INDEX,
+        )
+        with temporary_file() as file:
+            with (
+                temporary_space(),
+                pq.ParquetWriter(file, INDEX, compression="zstd", use_dictionary=False) as writer,
+            ):
+                for table in regrouped(rows, INDEX_ROWS):
+                    writer.write_table(table)
+            storage.put_file(file, target)
+    return Indexed(archive, target, count, int(size), 0, several)
 
 
 def _first(listed: pa.ChunkedArray) -> pa.Array:

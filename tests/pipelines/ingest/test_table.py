@@ -16,11 +16,12 @@ from glefld.datasets.lists import ListFiles
 from glefld.errors import BadPhoto, UserError
 from glefld.schema import FASHION8
 from pipelines import single
-from pipelines.archives import MEMBERS, open_archive
+from pipelines.archives import MEMBERS
 from pipelines.ingest.plan import IngestOptions, IngestPlan
 from pipelines.ingest.run import prepare, shard_settings
 from pipelines.ingest.shard import write_shard
-from pipelines.single import read_photos, read_table
+from pipelines.ingest.source import write_index
+from pipelines.single import read_photos
 from tests.pipelines.ingest.planned import planned_rejects
 from tests.raw_layouts import Row, fld_lists, photos, rows, write_archive, write_files, write_fld
 
@@ -202,7 +203,7 @@ def test_uris_that_are_not_read(case: str, tmp_path: Path) -> None:
     uri, message = REFUSED[case]
     pq.write_table(pa.table({"uri": ["a.jpg", uri]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=message) as told:
-        read_table(open_archive(f"{tmp_path}/a.parquet", ""))
+        write_index(0, f"{tmp_path}/a.parquet", "table", "", f"{tmp_path}/index.parquet")
     assert "secret" not in str(told.value)
 
 
@@ -239,7 +240,11 @@ def test_a_photo_is_named_once_in_the_index(tmp_path: Path) -> None:
     """However many garments name it; sizes are guessed where they are not known."""
     table = {"uri": ["b", "a", "b"], "bytes": [5, None, 5]}
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
-    (members, replaced), listed = read_table(open_archive(f"{tmp_path}/a.parquet", ""))
-    assert (members["name"].to_pylist(), replaced) == ([f"{tmp_path}/a", f"{tmp_path}/b"], 0)
-    assert listed.to_pylist() == ["a", "b"]
-    assert members["size"].to_pylist() == [single.GUESSED_BYTES, 5]
+    found = write_index(3, f"{tmp_path}/a.parquet", "table", "", f"{tmp_path}/index.parquet")
+    assert (found.files, found.bytes, found.replaced) == (2, single.GUESSED_BYTES + 5, 0)
+    members = sorted(pq.read_table(found.index).to_pylist(), key=lambda row: row["listed"])
+    assert [(row["listed"], row["name"], row["size"]) for row in members] == [
+        ("a", f"{tmp_path}/a", single.GUESSED_BYTES),
+        ("b", f"{tmp_path}/b", 5),
+    ]
+    assert {row["archive"] for row in members} == {3}
