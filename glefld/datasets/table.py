@@ -72,12 +72,13 @@ def _converted(batch: pa.RecordBatch, key: str, labels: Labels, name: str, befor
             raise UserError(f"{name}, row {before + int(wrong[0]) + 1}: {what}")
 
     found = {
-        field.name: batch[field.name].cast(field.type) if field.name in batch.schema.names else None
+        field.name: batch[field.name].cast(field.type)
         for field in ANNOTATIONS
+        if field.name in batch.schema.names
     }
     photos = batch[key].cast(pa.string())
     require(photos.is_valid(), f"{key} is empty")
-    split, view, types = found["split"], found["view"], found["garment_type"]
+    split, view, types = found["split"], found.get("view"), found.get("garment_type")
     require(pc.is_in(split, value_set=pa.array([*SPLITS, None])), f"split must be one of {', '.join(SPLITS)}")
     if view is not None:
         require(pc.is_in(view, value_set=pa.array([*VIEWS, None])), f"view must be one of {', '.join(VIEWS)}")
@@ -129,8 +130,5 @@ def _converted(batch: pa.RecordBatch, key: str, labels: Labels, name: str, befor
         "duplicate": pa.array(np.zeros(len(batch), bool)),
         "landmarks": pa.ListArray.from_arrays(offsets, pa.array(points.ravel(), from_pandas=False)),
     }
-    arrays = [
-        pa.nulls(len(batch), field.type) if found[field.name] is None else found[field.name]
-        for field in ANNOTATIONS
-    ]
+    arrays = [found.get(field.name, pa.nulls(len(batch), field.type)) for field in ANNOTATIONS]
     return pa.record_batch(arrays, schema=ANNOTATIONS)
