@@ -36,7 +36,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from glefld.errors import UserError
 from glefld.redaction import public_url, why
-from glefld.temporary import temporary_space
+from glefld.temporary import temporary_file, temporary_space
 
 logger = logging.getLogger(__name__)
 
@@ -279,6 +279,15 @@ def put_file(file: IO[bytes], url: str) -> None:
         file.flush()
     # fsspec uploads files by name, and every open file has one under /dev/fd.
     put(f"/dev/fd/{file.fileno()}", url)
+
+
+def copy(url: str, target: str) -> None:
+    """Copy a file from one URL to another atomically, without holding it in memory."""
+    with temporary_file() as local, open(url) as file:
+        while data := file.read(8 << 20):
+            with temporary_space():
+                local.write(data)
+        put_file(local, target)
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -41,7 +41,7 @@ def run(options: Options) -> None:
         console.print(summary(manifest))
         return
     storage.require_writable(output, named, folder=True)
-    plan = prepare(chosen, output)
+    plan = prepare(chosen, output, start_ray)
     start_ray()
     show_own_progress()
     with RowBar(console, "ingest") as bar:

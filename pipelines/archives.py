@@ -1,7 +1,8 @@
 """Photos in a zip, a tar or a folder on any filesystem: an index of the members, and reads by large byte ranges.
 
-The driver reads a zip's directory or a tar's headers once; each task then reads only its own part of the archive.
-Members are never extracted to files, so a malicious member name cannot cause path traversal.
+A zip's directory or a tar's headers are read once; each task then reads only its own part of the archive.
+Members are never extracted to files, so a malicious member name cannot cause path traversal. An index is an Arrow
+table that is built in pieces, without a Python object for each entry that stays.
 """
 
 import dataclasses
@@ -15,11 +16,11 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from glefld import storage
 from glefld.errors import BadPhoto, UserError
@@ -40,6 +41,8 @@ MEMBERS = pa.schema(
     ]
 )
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+#: A table of photos that lie by themselves, instead of an archive.
+TABLE = ".parquet"
 #: Larger members are rejected without being read.
 MAX_MEMBER_BYTES = 256 << 20
 #: A longer tar header is rejected: its length comes from the file and could be made up.
@@ -80,7 +83,9 @@ _DAMAGED = (
 #: Declared sizes are cut to this, so that they and their sum have 64 bits.
 _MOST_BYTES = 1 << 40
 #: What may be wrong with one file of a folder: it has gone, is not ours to read, or is a link to a folder.
-_LOST = (FileNotFoundError, PermissionError, IsADirectoryError)
+LOST = (FileNotFoundError, PermissionError, IsADirectoryError)
+#: Rows of an index that are Python objects at a time.
+INDEX_ROWS = 1 << 14
 #: A row of MEMBERS: the name and the rest.
 Row = tuple[Any, ...]
 
@@ -90,25 +95,29 @@ class Archive:
     """The location of photos.
 
     Data is read from ``url``, which may be a staged copy. Rows record ``name``, the original's URL without credentials.
-    A folder of zips (kind ``zips``) is one archive, with members named like ``train.zip::train/image/000001.jpg``.
+    The members of a ``table`` (a Parquet file) are named by their own URLs, and lie anywhere.
     ``version`` is that of a tar's file (the original's, not the staged copy's): its members have no checksum.
     """
 
     url: str
     name: str
-    kind: Literal["zip", "tar", "folder", "zips"]
+    kind: Literal["zip", "tar", "folder", "table"]
     version: str | None = None
+
+    @property
+    def prefix(self) -> str:
+        """What a member's name follows in its URI."""
+        if self.kind == "table":
+            return ""
+        return storage.join(self.name, "") if self.kind == "folder" else f"{self.name}::"
 
     def uri(self, member: str) -> str:
         """Return the URI that rows record for a photo. It does not depend on staging or credentials."""
-        below = self.kind in ("folder", "zips")
-        return storage.join(self.name, member) if below else f"{self.name}::{member}"
+        return self.prefix + member
 
-    def file(self, member: str) -> tuple[str, ...]:
-        """Return the path below ``url`` of the file that holds a member; empty if that file is ``url`` itself."""
-        if self.kind in ("zip", "tar"):
-            return ()
-        return (member.partition("::")[0] if self.kind == "zips" else member,)
+    def file(self, member: str) -> str:
+        """Return the URL of the file that holds a member."""
+        return storage.join(self.url, member) if self.kind == "folder" else self.url
 
 
 def open_archive(url: str, staging: str) -> Archive:
@@ -124,7 +133,7 @@ def open_archive(url: str, staging: str) -> Archive:
         return Archive(url, name, "zip")
     if name.lower().endswith(".tar"):
         return Archive(url, name, "tar", storage.state(url).version)
-    return Archive(url, name, "folder")
+    return Archive(url, name, "table" if name.lower().endswith(TABLE) else "folder")
 
 
 def _stage_tar(url: str, staging: str) -> str:
@@ -164,19 +173,26 @@ class Index(NamedTuple):
 
 def read_index(archive: Archive) -> Index:
     """List the files of an archive, also those that cannot be read. Raises UserError for a damaged archive."""
-    readers = {"zip": _zip_members, "zips": _zips_members, "tar": _tar_members, "folder": _folder_members}
-    rows = list(readers[archive.kind](archive))
-    last = {row[0]: row for row in rows}
-    columns = list(zip(*last.values(), strict=True)) or [()] * len(MEMBERS)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, MEMBERS, strict=True)]
-    table = pa.table(arrays, schema=MEMBERS)
-    if archive.kind == "zips":
-        zips = pc.list_element(pc.split_pattern(table["name"], "::", max_splits=1), 0)
-        order = [("zip", "ascending"), ("start", "ascending")]
-        table = table.append_column("zip", zips).sort_by(order).drop_columns(["zip"])
-    else:
-        table = table.sort_by([("name" if archive.kind == "folder" else "start", "ascending")])
-    return Index(table, len(rows) - len(last))
+    readers = {"zip": _zip_table, "tar": _tar_table, "folder": _folder_table}
+    rows = readers[archive.kind](archive)
+    names = rows["name"].combine_chunks().dictionary_encode()
+    # Of files of one name the last counts.
+    last = np.full(len(names.dictionary), -1)
+    last[names.indices.to_numpy()] = np.arange(len(names))
+    kept = rows if len(last) == len(rows) else rows.take(pa.array(np.sort(last)))
+    order = "name" if archive.kind == "folder" else "start"
+    return Index(kept.sort_by([(order, "ascending")]), len(rows) - len(last))
+
+
+def _table(rows: Iterable[Row]) -> pa.Table:
+    """Return rows as a table of MEMBERS; few of them are Python objects at a time."""
+    source = iter(rows)
+    batches = []
+    while chunk := list(itertools.islice(source, INDEX_ROWS)):
+        columns = zip(zip(*chunk, strict=True), MEMBERS, strict=True)
+        arrays = [pa.array(column, field.type) for column, field in columns]
+        batches.append(pa.record_batch(arrays, schema=MEMBERS))
+    return pa.Table.from_batches(batches, MEMBERS)
 
 
 def _row(
@@ -205,6 +221,10 @@ def _not_readable(archive: Archive, error: object) -> UserError:
     return UserError(f"{archive.name} is not a readable {archive.kind} ({error}): download it again")
 
 
+def _zip_table(archive: Archive) -> pa.Table:
+    return _table(_zip_members(archive))
+
+
 def _zip_members(archive: Archive) -> Iterator[Row]:
     with storage.open(archive.url) as file:
         try:
@@ -219,17 +239,23 @@ def _zip_members(archive: Archive) -> Iterator[Row]:
         raise _not_readable(
             archive, f"its directory lists {len(members)} files where its end record promises {promised}"
         )
-    starts = sorted({m.header_offset for m in members if 0 <= m.header_offset < opened.start_dir})
-    ends = dict(itertools.pairwise([*starts, opened.start_dir]))
-    for member in members:
+    # Damaged directories have offsets of any size.
+    offsets = np.fromiter(
+        (min(max(member.header_offset, -1), opened.start_dir) for member in members), np.int64, len(members)
+    )
+    inside = (offsets >= 0) & (offsets < opened.start_dir)
+    starts = np.unique(offsets[inside])
+    # A member ends where the next one begins, the last one where the directory begins.
+    following = np.append(starts, opened.start_dir)[np.searchsorted(starts, offsets, side="right")]
+    for number, member in enumerate(members):
         start = member.header_offset
         if member.filename.endswith("/") and not member.file_size:
             continue  # a folder
         method = _ENCRYPTED if member.flag_bits & 1 else member.compress_type
-        if start not in ends:
+        if not inside[number]:
             method = _NOWHERE
         # The directory does not tell the lengths of the local header's name and extra field: at most 65,535 each.
-        stop = min(ends.get(start, 0), start + _LOCAL_HEADER.size + 2 * 65535 + member.compress_size)
+        stop = min(int(following[number]), start + _LOCAL_HEADER.size + 2 * 65535 + member.compress_size)
         yield _row(
             member.filename, start, stop, member.compress_size, member.file_size, method, crc=member.CRC
         )
@@ -251,21 +277,22 @@ def _promised_entries(file: BinaryIO) -> int:
     return int.from_bytes(tail[at + 10 : at + 12], "little")
 
 
-def _zips_members(archive: Archive) -> Iterator[Row]:
-    for entry in storage.entries(archive.url):
-        if entry.name.lower().endswith(".zip"):
-            for member, *rest in _zip_members(Archive(entry.url, archive.uri(entry.name), "zip")):
-                yield f"{entry.name}::{member}", *rest
-
-
-def _tar_members(archive: Archive) -> Iterator[Row]:
-    rows: list[Row] = []
+def _tar_table(archive: Archive) -> pa.Table:
     links: dict[int, tuple[str, bool]] = {}
+    table = _table(_tar_members(archive, links))
+    if links:
+        table = _table(_resolved([tuple(row.values()) for row in table.to_pylist()], links))
+    return table
+
+
+def _tar_members(archive: Archive, links: dict[int, tuple[str, bool]]) -> Iterator[Row]:
+    """Yield the members; ``links`` gets the target of each link by row number, and whether the link is hard."""
+    number = 0
     for member in _tar_headers(archive):
         name = member.name.removeprefix("./")
         start, size = member.offset_data, member.size
         if member.islnk() or member.issym():
-            links[len(rows)] = (_text(member.linkname), member.islnk())
+            links[number] = (_text(member.linkname), member.islnk())
             method = _LINK
         elif member.issparse():
             method = _SPARSE
@@ -275,8 +302,8 @@ def _tar_members(archive: Archive) -> Iterator[Row]:
             continue
         else:
             method = _NO_FILE
-        rows.append(_row(name, start, start + size, size, size, method, version=archive.version))
-    yield from _resolved(rows, links) if links else rows
+        yield _row(name, start, start + size, size, size, method, version=archive.version)
+        number += 1
 
 
 def _tar_headers(archive: Archive) -> Iterator[tarfile.TarInfo]:
@@ -339,6 +366,10 @@ class _Headers:
         return self.file.read(size)
 
 
+def _folder_table(archive: Archive) -> pa.Table:
+    return _table(_folder_members(archive))
+
+
 def _folder_members(archive: Archive) -> Iterator[Row]:
     for name, (size, version) in storage.find(archive.url).items():
         method = zipfile.ZIP_STORED if _text(name) == name else _NAME
@@ -348,8 +379,8 @@ def _folder_members(archive: Archive) -> Iterator[Row]:
 def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPhoto]:
     """Yield the content of each member in order, or a BadPhoto if it cannot be read.
 
-    ``members`` are rows of the index, in its order. Neighbouring members share one range request, and at most
-    ``BATCH_BYTES`` of them (or a single larger one) are in memory at a time.
+    ``members`` are rows of the index, in its order (``single.read_photos`` reads those of a ``table``). Neighbouring
+    members share one range request, and at most ``BATCH_BYTES`` of them (or a single larger one) are in memory.
     Raises FileNotFoundError if the archive itself no longer exists, and OSError if the storage fails.
     """
     rows = members.to_pylist()
@@ -361,12 +392,12 @@ def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPho
         cuts = list(_ranges(batch, files))
         ranges = [batch[i:j] for i, j in cuts]
         found = storage.read_ranges(
-            [storage.join(archive.url, *files[i]) for i, _ in cuts],
+            [files[i] for i, _ in cuts],
             [r[0]["start"] for r in ranges],
             [max(m["stop"] for m in r) for r in ranges],
         )
         for wanted, data in zip(ranges, found, strict=True):
-            if archive.kind == "folder" and isinstance(data, _LOST):
+            if archive.kind == "folder" and isinstance(data, LOST):
                 gone = isinstance(data, FileNotFoundError)
                 yield from (
                     BadPhoto("missing_photo" if gone else "unreadable_photo", str(data)) for _ in wanted
@@ -378,8 +409,7 @@ def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPho
                 offset = member["start"] - wanted[0]["start"]
                 piece = data[offset : offset + member["stop"] - member["start"]]
                 try:
-                    zipped = archive.kind in ("zip", "zips")
-                    yield _unpack_zip(piece, member) if zipped else _whole(piece, member)
+                    yield _unpack_zip(piece, member) if archive.kind == "zip" else whole(piece, member)
                 except BadPhoto as bad:
                     yield bad
 
@@ -411,7 +441,7 @@ def _batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield batch
 
 
-def _ranges(rows: list[dict[str, Any]], files: list[tuple[str, ...]]) -> Iterator[tuple[int, int]]:
+def _ranges(rows: list[dict[str, Any]], files: list[str]) -> Iterator[tuple[int, int]]:
     """Split a batch into ranges [i, j) of rows in one file, with gaps of at most ``MAX_WASTE`` of the bytes wanted."""
     first = wanted = waste = 0
     for i, row in enumerate(rows):
@@ -438,7 +468,8 @@ def open_member(archive: Archive, member: dict[str, Any]) -> BinaryIO:
     return io.BytesIO(data)
 
 
-def _whole(data: bytes, member: dict[str, Any]) -> bytes:
+def whole(data: bytes, member: dict[str, Any]) -> bytes:
+    """Return a member's content; BadPhoto if it does not have the size that the index declares."""
     if len(data) != member["size"]:
         raise BadPhoto("truncated_photo", f"only {len(data)} of {member['size']} bytes are there")
     return data

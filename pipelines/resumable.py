@@ -259,7 +259,7 @@ class ShardedOutput:
                 for batch in batches:
                     content = batch.drop_columns(list(unhashed)) if unhashed else batch
                     digest.update(content.serialize())
-                    writer.write_batch(batch, row_group_size=ROW_GROUP)
+                    writer.write_batch(batch, row_group_size=len(batch))
                 footer = {"plan": key, **report(), "content_hash": digest.hexdigest()}
                 writer.add_key_value_metadata({self._footer_name: json.dumps(footer).encode()})
             before()

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from glefld.datasets import deepfashion, deepfashion2, deepfashion_fine, fld, image_folder
+from glefld.datasets import deepfashion, deepfashion2, deepfashion_fine, fld, image_folder, table
 from glefld.datasets.lists import Annotations, ListFiles
 
-Dataset = Literal["fld", "deepfashion", "deepfashion-fine", "deepfashion2", "image-folder"]
-#: Where a layout keeps its photos. img: an ``img`` archive or folder. splits: one folder per split. split-images:
-#: ``image`` inside each split's folder, next to ``annos`` with one JSON file per photo.
-PhotoPlace = Literal["img", "splits", "split-images"]
+Dataset = Literal["fld", "deepfashion", "deepfashion-fine", "deepfashion2", "image-folder", "table"]
+#: Where a layout keeps its photos. img: an ``img`` archive or folder, or several archives. splits: one folder per
+#: split. split-images: ``image`` inside each split's folder, next to ``annos`` with one JSON file per photo. table: as
+#: img, beside Parquet files of annotations, or wherever the uris in these say.
+PhotoPlace = Literal["img", "splits", "split-images", "table"]
 
 
 class Layout(NamedTuple):
@@ -25,6 +26,7 @@ LAYOUTS: dict[Dataset, Layout] = {
     "deepfashion-fine": Layout(deepfashion_fine.read),
     "deepfashion2": Layout(deepfashion2.read, photos="split-images"),
     "image-folder": Layout(image_folder.read, photos="splits"),
+    "table": Layout(table.read, photos="table"),
 }
 
 

@@ -49,9 +49,13 @@ ANNOTATIONS = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """A data set's annotations: ``table`` has the schema ``ANNOTATIONS``; names that no list gives are empty."""
+    """A data set's annotations: ``table`` has the schema ``ANNOTATIONS``; names that no list gives are empty.
 
-    table: pa.Table
+    ``table`` is a reader, to be read once, where the rows need not fit into memory. Then ``duplicate`` is not known
+    yet: it is false everywhere.
+    """
+
+    table: pa.Table | pa.RecordBatchReader
     labels: Labels
 
 
@@ -67,6 +71,8 @@ class ListFiles:
     files: Mapping[str, Callable[[], BinaryIO]]
     photos: Sequence[str] = ()
     documents: Callable[[], Iterable[tuple[str, bytes]]] = tuple
+    #: Parquet files of annotations by name, in order, for the layout that has them.
+    tables: Mapping[str, Callable[[], BinaryIO]] = dataclasses.field(default_factory=dict)
     #: Names that ``find`` did not find, for the report to the user.
     absent: list[str] = dataclasses.field(default_factory=list, compare=False)
 

@@ -3,6 +3,8 @@
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -18,9 +20,9 @@ from pipelines.benchmark.options import RAW, BenchmarkOptions
 from pipelines.benchmark.peers import Sample
 from pipelines.benchmark.processes import run_job
 from pipelines.infer.inputs import open_input
-from pipelines.ingest.plan import IngestOptions, IngestPlan
+from pipelines.ingest.plan import IngestOptions, IngestPlan, PlannedShard
 from pipelines.ingest.run import prepare as plan_ingest
-from pipelines.ingest.shard import crop_box
+from pipelines.ingest.shard import crop_box, planned_rows
 
 #: Pictures that stages in one process hold in memory, at most, and go round.
 HELD = 512
@@ -104,18 +106,26 @@ def ingest_plan(material: Material, output: str) -> IngestPlan:
 
 
 def crops(plan: IngestPlan, rows: int) -> tuple[Archive, list[str], list[tuple[int, int, int, int]]]:
-    """Return the archive, and names and stored parts of its first rows, for scripts that know nothing else."""
+    """Return an archive, and names and stored parts of its first rows, for scripts that know nothing else."""
     found: list[tuple[str, tuple[int, int, int, int]]] = []
     for shard in plan.shards:
-        for name, box in zip(shard.rows["name"].to_pylist(), shard.rows["box"].to_pylist(), strict=True):
+        planned = _of_first_archive(shard)
+        for name, box in zip(planned["name"].to_pylist(), planned["box"].to_pylist(), strict=True):
             found.append((name, _crop(box, plan)))
-    return plan.archive, [name for name, _ in found[:rows]], [crop for _, crop in found[:rows]]
+    return plan.archives[0], [name for name, _ in found[:rows]], [crop for _, crop in found[:rows]]
+
+
+def _of_first_archive(shard: PlannedShard) -> pa.Table:
+    rows = planned_rows(shard.item)
+    return rows.filter(pc.equal(rows["archive"], 0))
 
 
 def cropped(plan: IngestPlan) -> list[Cropped]:
     """Return up to ``HELD`` photos of the source with their stored parts. Photos that cannot be read are left out."""
-    rows = plan.shards[0].rows.slice(0, HELD)
-    read = zip(read_members(plan.archive, rows.select(MEMBERS.names)), rows["box"].to_pylist(), strict=True)
+    rows = _of_first_archive(plan.shards[0]).slice(0, HELD)
+    read = zip(
+        read_members(plan.archives[0], rows.select(MEMBERS.names)), rows["box"].to_pylist(), strict=True
+    )
     return [(data, _crop(box, plan)) for data, box in read if isinstance(data, bytes)]
 
 

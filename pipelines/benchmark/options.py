@@ -13,11 +13,24 @@ from glefld.models.system import Preset
 from glefld.recipe import Precision, Recipe
 
 Stage = Literal[
-    "ceilings", "read", "loader", "step", "predict", "shard", "ingest", "infer", "epoch", "evaluate", "start"
+    "ceilings",
+    "read",
+    "loader",
+    "step",
+    "predict",
+    "shard",
+    "ingest",
+    "infer",
+    "epoch",
+    "evaluate",
+    "start",
+    "plan",
 ]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+#: The stages that are measured unless others are named. Planning takes minutes.
+DEFAULT = tuple(stage for stage in STAGES if stage != "plan")
 #: The stages that start whole jobs, which use the cluster if there is one.
-JOBS = ("ingest", "infer", "epoch", "evaluate", "start")
+JOBS = ("ingest", "infer", "epoch", "evaluate", "start", "plan")
 #: The stages that read raw archives.
 RAW = ("shard", "ingest")
 #: The stages that log to MLflow.
@@ -28,9 +41,10 @@ TRACKED = ("epoch", "evaluate", "start")
 class BenchmarkOptions:
     """What is measured, and on what."""
 
-    stages: tuple[Stage, ...] = STAGES
+    stages: tuple[Stage, ...] = DEFAULT
     """Stages to measure: ceilings (the machine's own), read, loader, step, predict and shard (one of ingest's tasks) in
-    one process; ingest, infer, epoch, evaluate and start as whole jobs."""
+    one process; ingest, infer, epoch, evaluate and start as whole jobs; plan (only if named: planning of --plan-rows
+    rows of ingest, without pictures)."""
     peers: bool = False
     """Also measure what a user would otherwise write: Pillow scripts, torchvision's DataLoader, a plain step."""
     grow: Annotated[tuple[int, ...], tyro.conf.arg(metavar="FACTOR ...")] = ()
@@ -58,6 +72,8 @@ class BenchmarkOptions:
     """Precision of training."""
     rows: int = 2000
     """Photos to render, and the most rows that a training epoch takes."""
+    plan_rows: tuple[int, ...] = (1_000_000, 4_000_000, 16_000_000)
+    """Numbers of rows that the stage plan plans."""
     seconds: float = 5.0
     """Seconds that each repetition of a stage in one process takes at least."""
     repeats: int = 3
@@ -76,6 +92,10 @@ class BenchmarkOptions:
             if (value := getattr(self, name)) is not None:
                 require_between(f"--{name.replace('_', '-')}", value, 1)
         require_between("--seconds", self.seconds, 0.01)
+        if not self.plan_rows:
+            raise UserError("--plan-rows needs at least one number of rows")
+        for rows in self.plan_rows:
+            require_between("--plan-rows", rows, 1)
         for factor in self.grow:
             require_between("--grow", factor, 1)
         if len(set(self.grow)) == 1 or list(self.grow) != sorted(set(self.grow)):

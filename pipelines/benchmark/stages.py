@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from glefld import storage
-from glefld.data import lossless
 from glefld.data.augmentation import NO_AUGMENTATION, Augmentation
 from glefld.data.loader import Batch, BatchLoader, InputPipeline
 from glefld.data.reader import SplitReader
@@ -23,14 +23,14 @@ from glefld.errors import BadBox, BadPhoto
 from glefld.models.system import Output
 from glefld.predict import Bad, Crop, Prediction, Predictor, prepare
 from glefld.recipe import Recipe, mirror_only
+from glefld.temporary import temporary_file
 from glefld.training.loop import Job, Training, train_step
 from pipelines.benchmark import ceilings, crop_script, material, peers
 from pipelines.benchmark.material import Material
 from pipelines.benchmark.options import BenchmarkOptions, Resources
 from pipelines.benchmark.timing import Measurement, interleave, rate, stream_rate, synchronize
-from pipelines.ingest.run import output_at
-from pipelines.ingest.shard import ShardSettings, write_shard
-from pipelines.resumable import to_bytes
+from pipelines.ingest.run import shard_settings
+from pipelines.ingest.shard import planned_rows, write_shard
 
 #: Batches that training and inference make ahead, at most, and that a rate must not count.
 AHEAD = 6
@@ -439,18 +439,13 @@ def shard(bench: Bench) -> dict[str, Measurement]:
     torch.set_num_threads(1)
     output = bench.material.place("shard")
     plan = material.ingest_plan(bench.material, output)
-    settings = ShardSettings(
-        archive=plan.archive,
-        output=output_at(output),
-        landmark_set=plan.annotations.labels.landmark_set,
-        margin=plan.options.margin,
-        landmark_tolerance=plan.options.landmark_tolerance,
-        key=plan.key,
-        lossless=lossless.library() is not None,
-    )
-    planned = plan.shards[0]
-    rows = planned.rows.slice(0, bench.options.rows).combine_chunks()
-    row = {"split": planned.split, "index": planned.index, "rows": to_bytes(rows), "killers": []}
+    settings = shard_settings(plan, output)
+    rows = planned_rows(plan.shards[0].item).slice(0, bench.options.rows)
+    file = storage.join(plan.folder, "first-rows.parquet")
+    with temporary_file() as local:
+        pq.write_table(rows, local, row_group_size=len(rows))
+        storage.put_file(local, file)
+    row = {**plan.shards[0].item, "file": file, "group": 0, "killers": []}
     photos = material.cropped(plan)
     seconds, cpu = bench.options.seconds, torch.device("cpu")
     archive, names, crops = material.crops(plan, len(rows))

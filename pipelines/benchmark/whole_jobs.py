@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from glefld import storage, tracking
 from glefld.errors import UserError
 from glefld.redaction import redacted
-from pipelines.benchmark import ceilings, material
+from glefld.temporary import temporary_folder
+from pipelines.benchmark import ceilings, material, planning
 from pipelines.benchmark.processes import Run, import_seconds, run_job, run_module
 from pipelines.benchmark.stages import Bench, loop_rate, model_rate, resident_rate, steady
 from pipelines.benchmark.timing import Measurement, interleave
@@ -65,7 +66,7 @@ def ingest(jobs: Jobs) -> dict[str, Measurement]:
     found = bench.material
     assert found.source is not None
     plan = material.ingest_plan(found, jobs.place("ingest-plan"))
-    rows = sum(len(shard.rows) for shard in plan.shards)
+    rows = sum(shard.rows for shard in plan.shards)
     photos = material.cropped(plan)
     cpus, seconds = bench.resources.cpus, bench.options.seconds
     runs: list[Run] = []
@@ -325,12 +326,20 @@ def start(jobs: Jobs) -> dict[str, Measurement]:
     }
 
 
+def plan(jobs: Jobs) -> dict[str, Measurement]:
+    """Microseconds and memory of planning an ingest of many rows, on the driver's machine."""
+    options = jobs.bench.options
+    with temporary_folder() as local:
+        return {"plan": planning.measure(options.plan_rows, options.repeats, jobs.place("plan"), local)}
+
+
 STAGES: dict[str, Callable[[Jobs], dict[str, Measurement]]] = {
     "ingest": ingest,
     "infer": infer,
     "epoch": epoch,
     "evaluate": evaluate,
     "start": start,
+    "plan": plan,
 }
 #: By how much a figure may grow with the number of rows and still count as flat.
 FLAT = 1.1

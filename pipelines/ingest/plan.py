@@ -1,40 +1,56 @@
-"""The plan of an ingest: the rows of every shard, fixed in advance and independent of timing and number of CPUs."""
+"""The plan of an ingest: the rows of every shard, fixed in advance and independent of timing and number of CPUs.
 
+It is made with tables that need not fit into memory, and written as Parquet files: each shard is a row group of one of
+them, and its task is told which. What the driver holds does not grow with the rows.
+"""
+
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import duckdb
 import numpy as np
 import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import simplejpeg
 
 from glefld import storage
 from glefld.data import lossless
-from glefld.datasets import Dataset, read_annotations
-from glefld.datasets.lists import Annotations
+from glefld.datasets import Dataset
+from glefld.datasets.lists import ANNOTATIONS, Annotations
 from glefld.errors import UserError, require_between
 from glefld.redaction import public_url
-from glefld.schema import SCHEMA_VERSION, SPLITS
+from glefld.schema import REJECT_SCHEMA, SCHEMA_VERSION, SPLITS, Labels
 from glefld.synthetic.raw_lists import MARK
+from glefld.temporary import temporary_file, temporary_space
 from pipelines.archives import MAX_MEMBER_BYTES, MEMBERS, Archive
-from pipelines.ingest.shard import REASONS, reject, shard_path
-from pipelines.ingest.source import Source, match_photos
-from pipelines.resumable import ROW_GROUP, to_bytes
+from pipelines.ingest.shard import PLANNED, REASONS, shard_path
+from pipelines.ingest.source import INDEX, Indexed
+from pipelines.ingest.sql import BATCH_ROWS, batches, database, read_files, registered, regrouped
+from pipelines.resumable import ROW_GROUP
 
 #: Raise this when the same photos and lists would give other rows, so that shards of two releases are not mixed.
-INGEST_VERSION = 3
+INGEST_VERSION = 4
 #: Even a small split gets this many shards (of at least one row group each), so that several readers can share it.
 MIN_SHARDS = 8
 #: Bytes stored per byte of the source photos, to size shards. Measured on 6,000 photos of DeepFashion at margin 0.25:
 #: 0.85 where crops are cut without decoding, 1.94 where they are encoded again.
 STORED_PER_PHOTO_BYTE = 0.85
+#: Row groups of a data set of so many rows that its groups would be more are larger, up to so many rows: readers hold
+#: something of each group, and a shard's footer grows with the number of its groups.
+MOST_GROUPS = 1 << 16
+LARGEST_GROUP = 1024
+#: Columns of the plan with few values. Dictionaries of the others would cost as much time as all the rest.
+REPEATED = ["split", "archive", "version", "method", "garment_type", "variation", "category", "view"]
+#: A file of the plan is ended after so many rows.
+FILE_ROWS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +60,11 @@ class IngestOptions:
     dataset: Dataset
     """Layout of the raw data."""
     source: str
-    """Folder with the lists and img.zip (or .tar, .tar.gz, unpacked img/), or one archive of everything; path or URL.
-    deepfashion2: folder with train and validation, unpacked or one zip each. image-folder: folder or archive with
-    train/, val/ and optionally test/, each with one folder per class."""
+    """Folder with the lists and img.zip (or .tar, .tar.gz, unpacked img/, or several: img-0.zip, img-1.zip or archives
+    in img/; or img.parquet, a table of uris), or one archive of everything; path or URL. deepfashion2: folder with
+    train and validation, unpacked or one zip each. image-folder: folder or archive with train/, val/ and optionally
+    test/, each with one folder per class, or a folder of such archives. table: folder with labels.json, Parquet files
+    of annotations, and photos as above or wherever the uris in these files say."""
     margin: float | Literal["full"] = 0.25
     """Margin to store around the bounding box, as a fraction of its size on each side. full: store the whole photo."""
     landmark_tolerance: float = 0.1
@@ -70,16 +88,23 @@ class IngestOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedShard:
-    """One Parquet file to write. ``rows`` has the columns of ANNOTATIONS, and of MEMBERS for the photos."""
+    """One Parquet file to write: its rows, of the schema ``PLANNED``, are a row group of a file of the plan."""
 
     split: str
     index: int
-    rows: pa.Table
+    file: str
+    group: int
+    rows: int
 
     @property
     def path(self) -> str:
         """The shard's path, relative to the output."""
         return shard_path(self.split, self.index)
+
+    @property
+    def item(self) -> dict[str, Any]:
+        """What a task is told."""
+        return {"split": self.split, "index": self.index, "file": self.file, "group": self.group}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,112 +113,345 @@ class IngestPlan:
 
     key: str
     options: IngestOptions
-    archive: Archive
-    annotations: Annotations
+    archives: tuple[Archive, ...]
+    labels: Labels
+    rows_in: int
     shards: tuple[PlannedShard, ...]
-    rejects: tuple[dict[str, Any], ...]
+    group_rows: int
+    """Rows of the shards' row groups."""
+    rejects: dict[str, int]
+    """Rows that the lists and indexes reject, by reason."""
+    rejects_file: str | None
+    """Parquet file of these rows; None if there are none."""
     source: dict[str, Any]
     source_state: str
+    folder: str
+    """Where the plan's files are."""
 
 
-def make_plan(options: IngestOptions, source: Source, source_state: str = "") -> IngestPlan:
-    """Join the lists with the archive's index, reject rows that need no look at the photo, and shard the rest.
+def make_plan(
+    options: IngestOptions,
+    name: str,
+    indexes: Sequence[Indexed],
+    annotations: Annotations,
+    absent: Sequence[str],
+    folder: str,
+    source_state: str = "",
+) -> IngestPlan:
+    """Join the lists with the archives' indexes, reject rows that need no look at the photo, and shard the rest.
 
-    Rows are sorted by split, then by position in the archive. source_state: of the files, taken before they were read.
-    Raises UserError for lists that cannot be read, or if no row has both an annotation and a photo.
+    Rows are sorted by split, archive and position in it. name: the source's, in messages. absent: lists that are not
+    there. folder: where the plan is written. source_state: of the files, taken before they were read.
+    Raises UserError if no row has both an annotation and a photo, or if a listed photo is in several archives.
     """
-    annotations = read_annotations(options.dataset, source.lists)
-    members, capitals = match_photos(annotations.table["photo"], source.members)
-    rows = annotations.table
-    for name in MEMBERS.names:
-        rows = rows.append_column(name, members[name])
-    incomplete = pc.or_(pc.is_null(rows["split"]), pc.is_null(rows["box"]))
-    incomplete = pc.or_(incomplete, pc.is_null(rows["visibility"]))
-    missing = pc.is_null(rows["name"])
-    reason = pc.case_when(
-        pc.make_struct(rows["duplicate"], incomplete, missing),
-        "duplicate_id",
-        "missing_annotation",
-        "missing_photo",
-    )
-    rejects = tuple(
-        reject(row, _uri(row, source.archive), row["reason"], REASONS[row["reason"]])
-        for row in rows.append_column("reason", reason).filter(pc.is_valid(reason)).to_pylist()
-    )
-    if len(rejects) == len(rows):
-        reasons = ", ".join(
-            f"{name} {count}" for name, count in Counter(r["reason"] for r in rejects).items()
+    with database() as db:
+        rows_in, capitals = _join(db, annotations.table, indexes)
+        counts = dict(
+            db.execute("SELECT reason, count(*) FROM rows WHERE reason IS NOT NULL GROUP BY ALL").fetchall()
         )
-        raise UserError(
-            f"none of the {len(rows)} listed rows has an annotation in every list and a photo in "
-            f"{source.archive.name} ({reasons}): check that --source has lists and photos of the same data set"
+        if sum(counts.values()) == rows_in:
+            reasons = ", ".join(f"{reason} {counts[reason]}" for reason in REASONS if reason in counts)
+            where = indexes[0].archive.name if len(indexes) == 1 else f"the archives of {name}"
+            raise UserError(
+                f"none of the {rows_in} listed rows has an annotation in every list and a photo in {where} "
+                f"({reasons}): check that --source has lists and photos of the same data set"
+            )
+        groups = group_rows(rows_in - sum(counts.values()))
+        digest = _digest_of(options, annotations.labels, groups)
+        shards = tuple(
+            shard
+            for split in SPLITS
+            for shard in _write_split(db, split, options.shard_mib << 20, folder, digest)
         )
-    order = [("start", "ascending"), ("name", "ascending"), ("sample_id", "ascending")]
-    kept = rows.filter(pc.is_null(reason)).sort_by(order).combine_chunks()
-    shards = tuple(
-        PlannedShard(split, index, part)
-        for split in SPLITS
-        for index, part in enumerate(
-            _cut(kept.filter(pc.equal(kept["split"], split)), options.shard_mib << 20)
+        rejects_file = _write_rejects(db, name, indexes, folder, digest) if counts else None
+        used = _number(
+            db, "SELECT count(*) FROM (SELECT DISTINCT archive, start, name FROM rows WHERE reason IS NULL)"
         )
-    )
     return IngestPlan(
-        key=_plan_key(options, annotations, shards, rejects),
+        key=digest.hexdigest(),
         options=options,
-        archive=source.archive,
-        annotations=annotations,
+        archives=tuple(found.archive for found in indexes),
+        labels=annotations.labels,
+        rows_in=rows_in,
         shards=shards,
-        rejects=rejects,
+        group_rows=groups,
+        rejects=dict(sorted(counts.items())),
+        rejects_file=rejects_file,
         source={
             "url": public_url(options.source),
-            "photos": source.archive.name,
+            "photos": _named([found.archive.name for found in indexes]),
             "rendered": storage.is_folder(options.source)
             and storage.exists(storage.join(options.source, MARK)),
             # The view list is an addition of ours; the benchmarks do not have it.
-            "absent_lists": sorted(name for name in source.lists.absent if not name.endswith("view.txt")),
-            "files": len(source.members),
-            "file_bytes": pc.sum(source.members["size"]).as_py(),
-            "files_not_used": len(source.members) - pc.count_distinct(kept["name"]).as_py(),
-            "files_replaced": source.replaced,
+            "absent_lists": sorted(list_ for list_ in absent if not list_.endswith("view.txt")),
+            "files": sum(found.files for found in indexes),
+            "file_bytes": sum(found.bytes for found in indexes),
+            "files_not_used": sum(found.files for found in indexes) - used,
+            "files_replaced": sum(found.replaced for found in indexes),
             "photos_found_by_other_capitals": capitals,
         },
         source_state=source_state,
+        folder=folder,
     )
 
 
-def _uri(row: dict[str, Any], archive: Archive) -> str:
-    """Return the URI of the row's photo, even if the photo is missing."""
-    # Lists say ``img/...``; in an unpacked folder, members are named relative to ``img/``.
-    listed = row["photo"].removeprefix("img/") if archive.kind == "folder" else row["photo"]
-    return archive.uri(row["name"] or listed)
+def _named(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _cut(rows: pa.Table, shard_bytes: int) -> list[pa.Table]:
-    """Split the rows, in order, into shards of nearly equal size.
+#: What the rows get from the index.
+_MEMBER = ", ".join(["archive", *MEMBERS.names])
+#: Why a row is rejected without a look at its photo; null if it is not.
+_REASON = """CASE WHEN duplicate OR position <> kept THEN 'duplicate_id'
+    WHEN split IS NULL OR box IS NULL OR visibility IS NULL THEN 'missing_annotation'
+    WHEN name IS NULL THEN 'missing_photo' END"""
+
+
+def _join(
+    db: duckdb.DuckDBPyConnection, annotations: pa.Table | pa.RecordBatchReader, indexes: Sequence[Indexed]
+) -> tuple[int, int]:
+    """Make the view ``rows``: the annotations, each with its photo if there is one, and why it is rejected, if it is.
+
+    Returns the number of annotations, and how many photos were found by ignoring case. UserError if a listed photo is
+    in several archives.
+    """
+    numbered = _Numbered(annotations)
+    members = _Members(db, indexes)
+    with registered(db, "annotations", numbered.schema, numbered.batches()):
+        members.read(
+            f"CREATE TABLE joined AS SELECT a.*, {_MEMBER} FROM annotations a "
+            "LEFT JOIN (FROM members WHERE first) ON photo = listed"
+        )
+    if _number(db, "SELECT count(*) FROM joined") != numbered.rows:
+        members.read(
+            "CREATE TABLE several AS SELECT listed, min(archive) AS low, max(archive) AS high FROM members "
+            "WHERE first AND listed IN (SELECT photo FROM joined) GROUP BY listed HAVING count(*) > 1"
+        )
+        photo, low, high = db.execute("FROM several ORDER BY listed LIMIT 1").fetchall()[0]
+        names = [indexes[number].archive.name for number in (low, high)]
+        raise UserError(f"the photo {photo} is in {names[0]} and in {names[1]}: leave it in one of them")
+    _mark_repeated(db, isinstance(annotations, pa.RecordBatchReader))
+    # The capitalisation of folders differs between the benchmark's lists and its archive.
+    capitals = 0
+    db.execute(f"CREATE TABLE loose AS SELECT '' AS key, {_MEMBER} FROM joined LIMIT 0")
+    if _number(db, "SELECT count(*) FROM joined WHERE name IS NULL"):
+        members.read(
+            f"INSERT INTO loose SELECT lower(listed) AS key, {_MEMBER} FROM members "
+            "WHERE first AND lower(listed) IN (SELECT lower(photo) FROM joined WHERE name IS NULL) "
+            "QUALIFY row_number() OVER (PARTITION BY lower(listed) ORDER BY archive, start, name) = 1"
+        )
+        capitals = _number(
+            db, "SELECT count(*) FROM joined, loose WHERE joined.name IS NULL AND lower(photo) = key"
+        )
+    db.execute(
+        f"CREATE VIEW rows AS SELECT *, {_REASON} AS reason FROM ("
+        "FROM joined WHERE name IS NOT NULL UNION ALL "
+        f"SELECT joined.* EXCLUDE ({_MEMBER}), loose.* EXCLUDE (key) FROM joined LEFT JOIN loose "
+        "ON lower(photo) = key WHERE joined.name IS NULL) LEFT JOIN repeated USING (sample_id)"
+    )
+    return numbered.rows, capitals
+
+
+class _Numbered:
+    """Annotations to be read once, with their position; ``rows`` counts those that have been read."""
+
+    schema = ANNOTATIONS.append(pa.field("position", pa.int64()))
+
+    def __init__(self, annotations: pa.Table | pa.RecordBatchReader) -> None:
+        self.rows = 0
+        self._annotations = annotations
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        found = self._annotations
+        for batch in found.to_batches(BATCH_ROWS) if isinstance(found, pa.Table) else found:
+            yield batch.append_column("position", pa.array(np.arange(self.rows, self.rows + len(batch))))
+            self.rows += len(batch)
+
+
+def _mark_repeated(db: duckdb.DuckDBPyConnection, unknown: bool) -> None:
+    """Make the table ``repeated``: each sample id that stands several times, and the position of the first.
+
+    unknown: the annotations do not say so themselves. Hashes are compared first, since ids would not fit into memory.
+    """
+    db.execute("CREATE TABLE repeated AS SELECT sample_id, position AS kept FROM joined LIMIT 0")
+    if unknown:
+        db.execute(
+            "INSERT INTO repeated SELECT sample_id, min(position) FROM joined WHERE hash(sample_id) IN "
+            "(SELECT hash(sample_id) FROM joined GROUP BY ALL HAVING count(*) > 1) "
+            "GROUP BY sample_id HAVING count(*) > 1"
+        )
+
+
+class _Members:
+    """The indexes of all archives as the table ``members``, which is read anew for each query."""
+
+    def __init__(self, db: duckdb.DuckDBPyConnection, indexes: Sequence[Indexed]) -> None:
+        self._db, self._urls = db, [found.index for found in indexes]
+
+    def read(self, query: str) -> None:
+        with registered(self._db, "members", INDEX, read_files(self._urls)):
+            self._db.execute(query)
+
+
+def _number(db: duckdb.DuckDBPyConnection, query: str) -> int:
+    return int(db.execute(query).fetchall()[0][0] or 0)
+
+
+def _write_split(
+    db: duckdb.DuckDBPyConnection, split: str, shard_bytes: int, folder: str, digest: "hashlib._Hash"
+) -> Iterator[PlannedShard]:
+    """Write a split's rows in order, one row group a shard, and yield the shards. They are of nearly equal size.
 
     Sizes are those of the unpacked photos, so the split is the same for every kind of archive.
     """
-    if not len(rows):
-        return []
-    sizes = rows["size"].to_numpy().astype(np.int64).clip(max=MAX_MEMBER_BYTES)  # larger ones are never read
+    size = f"least(size, {MAX_MEMBER_BYTES})"  # larger ones are never read
+    kept = f"FROM rows WHERE reason IS NULL AND split = '{split}'"
+    rows, total = db.execute(f"SELECT count(*), coalesce(sum({size}), 0) {kept}").fetchall()[0]
+    if not rows:
+        return
     count = max(
-        math.ceil(sizes.sum() * STORED_PER_PHOTO_BYTE / shard_bytes),
-        min(MIN_SHARDS, math.ceil(len(rows) / ROW_GROUP)),
+        math.ceil(int(total) * STORED_PER_PHOTO_BYTE / shard_bytes),
+        min(MIN_SHARDS, math.ceil(rows / ROW_GROUP)),
     )
-    middle = np.cumsum(sizes) - sizes / 2
-    shard = (middle / max(1, sizes.sum()) * count).astype(np.int64)
-    edges = [0, *(np.flatnonzero(np.diff(shard)) + 1).tolist(), len(rows)]
-    return [rows.slice(i, j - i) for i, j in itertools.pairwise(edges)]
+    columns = ", ".join(PLANNED.names)
+    tables = batches(db, f"SELECT {columns} {kept} ORDER BY archive, start, name, sample_id", PLANNED)
+    with _Files(folder, split) as files:
+        for index, table in enumerate(_shards(tables, int(total), count)):
+            digest.update(shard_path(split, index).encode())
+            _update(digest, table)
+            yield PlannedShard(split, index, *files.write(table), len(table))
 
 
-def _plan_key(
-    options: IngestOptions,
-    annotations: Annotations,
-    shards: Iterable[PlannedShard],
-    rejects: Iterable[dict[str, Any]],
+def _shards(tables: Iterator[pa.Table], total: int, count: int) -> Iterator[pa.Table]:
+    """Cut rows, in order, into about ``count`` tables of nearly equal bytes. total: bytes of all rows."""
+    held: list[pa.Table] = []
+    before, current = 0, 0
+    for table in tables:
+        sizes = table["size"].to_numpy().clip(max=MAX_MEMBER_BYTES)
+        middle = before + np.cumsum(sizes) - sizes / 2
+        before += int(sizes.sum())
+        shard = np.minimum(middle / max(1, total) * count, count - 1).astype(np.int64)
+        edges = [0, *np.flatnonzero(np.diff(shard, prepend=current)).tolist(), len(table)]
+        for start, end in itertools.pairwise(edges):
+            if start == end == 0:  # the shard before has ended with its table
+                continue
+            if shard[start] != current and held:
+                yield pa.concat_tables(held).combine_chunks()
+                held = []
+            current = int(shard[start])
+            held.append(table.slice(start, end - start))
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+class _Files:
+    """The plan's files of one split: a row group for each table that is written."""
+
+    def __init__(self, folder: str, split: str) -> None:
+        self._folder, self._split = folder, split
+        self._number = self._group = self._rows = 0
+        self._open = contextlib.ExitStack()
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "_Files":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._open:
+            if error[0] is None and self._writer is not None:
+                self._finish()
+
+    def write(self, table: pa.Table) -> tuple[str, int]:
+        """Write a row group. Returns the URL of its file and its number in there."""
+        if self._writer is None:
+            self._file = self._open.enter_context(temporary_file())
+            self._writer = pq.ParquetWriter(
+                self._file, PLANNED, compression="zstd", use_dictionary=REPEATED, write_statistics=False
+            )
+            self._group = self._rows = 0
+        with temporary_space():
+            self._writer.write_table(table, row_group_size=len(table))
+        place = self._url, self._group
+        self._group += 1
+        self._rows += len(table)
+        if self._rows >= FILE_ROWS:
+            self._finish()
+        return place
+
+    @property
+    def _url(self) -> str:
+        return storage.join(self._folder, f"{self._split}-{self._number:05d}.parquet")
+
+    def _finish(self) -> None:
+        assert self._writer is not None
+        with temporary_space():
+            self._writer.close()
+        storage.put_file(self._file, self._url)
+        self._open.close()
+        self._writer = None
+        self._number += 1
+
+
+def _write_rejects(
+    db: duckdb.DuckDBPyConnection, name: str, indexes: Sequence[Indexed], folder: str, digest: "hashlib._Hash"
 ) -> str:
-    """Hash everything that determines the content of the shards. A restart keeps only shards with the same key."""
-    digest = hashlib.sha256()
+    """Write the rows rejected so far as a Parquet file of REJECT_SCHEMA, and return its URL."""
+    only = indexes[0].archive if len(indexes) == 1 else None
+    # Lists say ``img/...``; in an unpacked folder, members are named relative to ``img/``.
+    listed = "regexp_replace(photo, '^img/', '')" if only is not None and only.kind == "folder" else "photo"
+    prefixes = [only.prefix if only is not None else storage.join(name, "")]
+    prefixes += [found.archive.prefix for found in indexes]
+    db.register("archives", pa.table({"prefix": prefixes, "number": range(-1, len(indexes))}))
+    db.register("reasons", pa.table({"word": list(REASONS), "detail": list(REASONS.values())}))
+    query = (
+        f"SELECT sample_id, coalesce(split, '') AS split, prefix || coalesce(name, {listed}) AS source_uri, reason, "
+        "detail, NULL::BLOB AS photo_hash FROM rows JOIN archives ON coalesce(archive, -1) = number "
+        "JOIN reasons ON reason = word ORDER BY sample_id, reason, source_uri, split"
+    )
+    url = storage.join(folder, "rejects.parquet")
+    with temporary_file() as file:
+        with temporary_space(), pq.ParquetWriter(file, REJECT_SCHEMA, compression="zstd") as writer:
+            for table in regrouped(batches(db, query, REJECT_SCHEMA), BATCH_ROWS):
+                _update(digest, table)
+                writer.write_table(table)
+        storage.put_file(file, url)
+    return url
+
+
+def _update(digest: "hashlib._Hash", table: pa.Table) -> None:
+    """Hash a table's values, and nothing of how they lie in memory."""
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        digest.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+        _update_values(digest, column.drop_null())
+
+
+def _update_values(digest: "hashlib._Hash", values: pa.Array) -> None:
+    if pa.types.is_list(values.type):
+        digest.update(pc.list_value_length(values).to_numpy().tobytes())
+        _update_values(digest, values.flatten())
+    elif pa.types.is_fixed_size_list(values.type):
+        _update_values(digest, values.flatten())
+    elif pa.types.is_string(values.type) or pa.types.is_binary(values.type):
+        digest.update(pc.binary_length(values).to_numpy().tobytes())
+        digest.update(b"".join(values.cast(pa.binary()).to_pylist()))
+    else:
+        digest.update(values.to_numpy(zero_copy_only=False).tobytes())
+
+
+def group_rows(rows: int) -> int:
+    """Return the rows of a row group in a data set of so many rows: 64, doubled while there are too many groups."""
+    size = ROW_GROUP
+    while rows > size * MOST_GROUPS and size < LARGEST_GROUP:
+        size *= 2
+    return size
+
+
+def _digest_of(options: IngestOptions, labels: Labels, groups: int) -> "hashlib._Hash":
+    """Return a hash that has begun with what determines the content beside the rows.
+
+    A restart keeps only shards of the same key.
+    """
     facts = [
         SCHEMA_VERSION,
         INGEST_VERSION,
@@ -202,12 +460,7 @@ def _plan_key(
         simplejpeg.__version__,
         lossless.version(),
         options.public(),
-        annotations.labels.landmark_set.to_json(),
-        list(rejects),
-        ROW_GROUP,
+        labels.landmark_set.to_json(),
+        groups,
     ]
-    digest.update(json.dumps(facts, default=bytes.hex).encode())
-    for shard in shards:
-        digest.update(shard.path.encode())
-        digest.update(to_bytes(shard.rows.combine_chunks()))
-    return digest.hexdigest()
+    return hashlib.sha256(json.dumps(facts).encode())

@@ -1,7 +1,9 @@
 """Ingest: from raw archives to a data set of Parquet shards, resumable through ``pipelines.resumable``."""
 
 import functools
+import hashlib
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,21 +15,23 @@ import ray
 
 from glefld import storage
 from glefld.data import lossless
-from glefld.datasets import LAYOUTS
+from glefld.data.prefetch import in_threads
+from glefld.datasets import LAYOUTS, read_annotations
+from glefld.errors import UserError
 from glefld.schema import Manifest, Shard
-from pipelines.ingest.plan import IngestOptions, IngestPlan, PlannedShard, make_plan
-from pipelines.ingest.shard import ShardSettings, read_rows, rejects_path, write_rejects, write_shard
-from pipelines.ingest.source import open_source
+from pipelines.ingest.plan import INGEST_VERSION, IngestOptions, IngestPlan, PlannedShard, make_plan
+from pipelines.ingest.shard import ShardSettings, planned_rows, read_rows, rejects_path, write_shard
+from pipelines.ingest.source import Source, find_source, index, list_files
+from pipelines.ingest.sql import database, registered
 from pipelines.resumable import (
+    READERS,
     REJECTS,
-    ROW_GROUP,
     ShardedOutput,
     content_hash,
     counted,
     require_outside,
     run_tasks,
     source_state,
-    to_bytes,
 )
 
 
@@ -41,24 +45,86 @@ def find_finished(options: IngestOptions, output: str) -> Manifest | None:
 
     Raises UserError if it was made with other options, or from a source that has changed since.
     """
-    found = output_at(output).finished(
-        options.public(), source_state([options.source]), lambda: prepare(options, output).key
-    )
+    place = output_at(output)
+
+    def key() -> str:
+        try:
+            return prepare(options, output).key
+        finally:
+            storage.remove_tree(place.staging)
+
+    found = place.finished(options.public(), source_state([options.source]), key)
     return Manifest.from_json(found) if found is not None else None
 
 
-def prepare(options: IngestOptions, output: str) -> IngestPlan:
-    """Read the source's lists and index, and plan the shards.
+def find(options: IngestOptions, output: str) -> Source:
+    """Find the source's lists and photos by listing folders.
 
-    Raises UserError for a source that cannot be used, and for an ``output`` that holds something else.
+    Raises UserError for a source without them, and for an ``output`` inside it.
     """
     options.check()
     require_outside(output, options.source, "--source")
-    photos = LAYOUTS[options.dataset].photos
+    return find_source(options.source, LAYOUTS[options.dataset].photos)
+
+
+def prepare(options: IngestOptions, output: str, start_ray: Callable[[], None] = lambda: None) -> IngestPlan:
+    """Read the source's lists and indexes, plan the shards, and write the plan below the output.
+
+    start_ray: called before the indexes of several archives are read. If Ray then runs, its tasks read them.
+    Raises UserError for a source that cannot be used, and for an ``output`` that holds something else.
+    """
+    source = find(options, output)
     place = output_at(output)
     with place.claimed():
         state = source_state([options.source])
-        return make_plan(options, open_source(options.source, place.staging, photos), state)
+        # Another plan has another folder: a job that runs with other options is told later that the output is not its.
+        facts = json.dumps([INGEST_VERSION, options.public(), state])
+        name = f"plan-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+        folder = storage.join(place.staging, name)
+        lists = list_files(source, ())
+        # What is wrong with the lists is told before anything is started, if they can be read without the indexes.
+        annotations = read_annotations(options.dataset, lists) if source.lists_alone else None
+        if len(source.photos) > 1:
+            start_ray()
+        indexes = index(source, place.staging, folder)
+        if annotations is None:
+            lists = list_files(source, indexes)
+            annotations = read_annotations(options.dataset, lists)
+        plan = make_plan(options, source.name, indexes, annotations, lists.absent, folder, state)
+        for found in indexes:
+            storage.remove_file(found.index)
+        return plan
+
+
+def begin(plan: IngestPlan, output: str) -> dict[str, dict[str, Any]]:
+    """Return the reports of the shards that earlier runs of the plan finished, by path. Removes what others left.
+
+    Raises UserError if ``output`` holds shards of another plan.
+    """
+    place = output_at(output)
+    try:
+        finished = place.begin([shard.path for shard in plan.shards], plan.key)
+    except UserError:
+        storage.remove_tree(plan.folder)
+        raise
+    if not finished:
+        # A run of another plan may have left rejects if it was killed before its first shard.
+        storage.remove_tree(storage.join(output, REJECTS))
+    return finished
+
+
+def shard_settings(plan: IngestPlan, output: str) -> ShardSettings:
+    """Return the settings that all tasks of a plan share."""
+    return ShardSettings(
+        archives=plan.archives,
+        output=output_at(output),
+        landmark_set=plan.labels.landmark_set,
+        margin=plan.options.margin,
+        landmark_tolerance=plan.options.landmark_tolerance,
+        key=plan.key,
+        group_rows=plan.group_rows,
+        lossless=lossless.library() is not None,
+    )
 
 
 def ingest(plan: IngestPlan, output: str, progress: Callable[[int, int], None]) -> Manifest:
@@ -68,33 +134,19 @@ def ingest(plan: IngestPlan, output: str, progress: Callable[[int, int], None]) 
     Raises UserError if ``output`` holds shards of another plan, and OSError if the storage fails.
     """
     place = output_at(output)
-    paths = [shard.path for shard in plan.shards]
-    finished = place.begin(paths, plan.key)
-    if not finished:
-        # A run of another plan may have left rejects if it was killed before its first shard.
-        storage.remove_tree(storage.join(output, REJECTS))
-    write_rejects(list(plan.rejects), storage.join(output, REJECTS, "lists.parquet"))
-    settings = ShardSettings(
-        archive=plan.archive,
-        output=place,
-        landmark_set=plan.annotations.labels.landmark_set,
-        margin=plan.options.margin,
-        landmark_tolerance=plan.options.landmark_tolerance,
-        key=plan.key,
-        lossless=lossless.library() is not None,
-    )
-    total = plan.annotations.table.num_rows
-    done = len(plan.rejects) + sum(report["rows_in"] for report in finished.values())
-    progress(done, total)
+    finished = begin(plan, output)
+    if plan.rejects_file is not None:
+        storage.copy(plan.rejects_file, storage.join(output, REJECTS, "lists.parquet"))
+    settings = shard_settings(plan, output)
+    done = sum(plan.rejects.values()) + sum(report["rows_in"] for report in finished.values())
+    progress(done, plan.rows_in)
     todo = [shard for shard in plan.shards if shard.path not in finished]
     for shards, held_out in _stages(todo, plan, output):
-        items = [
-            {"split": s.split, "index": s.index, "rows": to_bytes(s.rows.combine_chunks())} for s in shards
-        ]
         work = {"settings": settings, "held_out": held_out}
         tasks = run_tasks(
-            items,
+            [shard.item for shard in shards],
             _write,
+            rows_of=planned_rows,
             probe=functools.partial(ray.remote(max_retries=0)(read_rows).remote, **work),
             unit="name",
             retries="max_retries",
@@ -102,8 +154,8 @@ def ingest(plan: IngestPlan, output: str, progress: Callable[[int, int], None]) 
         )
         for rows in tasks:
             done += rows
-            progress(done, total)
-    manifest = _manifest(plan, place.complete(paths, plan.key), output)
+            progress(done, plan.rows_in)
+    manifest = _manifest(plan, place.complete([shard.path for shard in plan.shards], plan.key), output)
     place.finish(manifest.to_json())
     return manifest
 
@@ -123,23 +175,27 @@ def _stages(
         yield todo, frozenset()
         return
     yield [shard for shard in todo if shard.split != "train"], frozenset()
-    scored = [_photos(output, shard) for shard in plan.shards if shard.split != "train"]
-    held_out = frozenset(itertools.chain.from_iterable(t["photo_hash"].to_pylist() for t in scored))
+    scored = [shard for shard in plan.shards if shard.split != "train"]
+    tables = in_threads(lambda shard: _photos(output, shard), scored, READERS)
+    held_out = frozenset(itertools.chain.from_iterable(t["photo_hash"].to_pylist() for t in tables))
     yield [shard for shard in todo if shard.split == "train"], held_out
+
+
+_PHOTOS = pa.schema([("sample_id", pa.string()), ("photo_hash", pa.binary(16)), ("split", pa.string())])
 
 
 def _photos(output: str, shard: PlannedShard) -> pa.Table:
     """Read ``sample_id``, ``photo_hash`` and ``split`` of a finished shard's rows."""
     with storage.open(storage.join(output, shard.path)) as file:
         table = pq.ParquetFile(file).read(columns=["sample_id", "photo_hash"])
-    return table.append_column("split", pa.array([shard.split] * len(table), pa.string()))
+    return table.append_column("split", pa.array([shard.split] * len(table), pa.string())).cast(_PHOTOS)
 
 
 def _manifest(plan: IngestPlan, reports: list[dict[str, Any]], output: str) -> Manifest:
     """Build the manifest, and check that every listed row is either in a shard or a reject."""
     shards = []
     splits: Counter[str] = Counter()
-    rejects = Counter(r["reason"] for r in plan.rejects)
+    rejects = Counter(plan.rejects)
     for planned, report in zip(plan.shards, reports, strict=True):
         shards.append(
             Shard(
@@ -148,16 +204,16 @@ def _manifest(plan: IngestPlan, reports: list[dict[str, Any]], output: str) -> M
                 report["rows"],
                 report["bytes"],
                 report["content_hash"],
-                ROW_GROUP,
+                plan.group_rows,
             )
         )
         splits[planned.split] += report["rows"]
         rejects.update(report["rejects"])
-    rows_in = plan.annotations.table.num_rows
+    rows_in = plan.rows_in
     assert rows_in == splits.total() + rejects.total(), (rows_in, splits, rejects)
     return Manifest(
         dataset=plan.options.dataset,
-        **vars(plan.annotations.labels),
+        **vars(plan.labels),
         rows_in=rows_in,
         splits=dict(splits),
         rejects=dict(sorted(rejects.items())),
@@ -173,16 +229,25 @@ def _manifest(plan: IngestPlan, reports: list[dict[str, Any]], output: str) -> M
 
 def _in_several_splits(plan: IngestPlan, output: str) -> tuple[tuple[str, ...], ...]:
     """Return the sample ids of each photo whose exact bytes are in several splits, including those --dedupe dropped."""
-    tables = []
-    for shard in plan.shards:
-        tables.append(kept := _photos(output, shard))
-        url = storage.join(output, rejects_path(shard.split, shard.index))
-        if storage.exists(url):
-            with storage.open(url) as file:
-                rejects = pq.ParquetFile(file).read()
-            copies = rejects.filter(pc.equal(rejects["reason"], "duplicate_photo"))
-            tables.append(copies.select(kept.column_names).cast(kept.schema))
-    photos = pa.concat_tables(tables).group_by("photo_hash")
-    groups = photos.aggregate([("split", "count_distinct"), ("sample_id", "list")])
-    several = groups.filter(pc.greater(groups["split_count_distinct"], 1))
-    return tuple(sorted(tuple(sorted(ids)) for ids in several["sample_id_list"].to_pylist()))
+    tables = in_threads(lambda shard: _read_photos(plan, shard, output), plan.shards, READERS)
+    batches = itertools.chain.from_iterable(table.to_batches() for table in tables)
+    with database() as db:
+        with registered(db, "read", _PHOTOS, batches):
+            db.execute("CREATE TABLE photos AS FROM read")
+        groups = db.sql(
+            "SELECT list_sort(list(sample_id)) FROM photos WHERE photo_hash IN (SELECT photo_hash FROM photos "
+            "GROUP BY photo_hash HAVING min(split) <> max(split)) GROUP BY photo_hash"
+        ).fetchall()
+    return tuple(sorted(tuple(ids) for (ids,) in groups))
+
+
+def _read_photos(plan: IngestPlan, shard: PlannedShard, output: str) -> pa.Table:
+    """Read what ``_photos`` reads, and the same of the copies that --dedupe has kept out of the shard."""
+    kept = _photos(output, shard)
+    url = storage.join(output, rejects_path(shard.split, shard.index))
+    if not plan.options.dedupe or not storage.exists(url):
+        return kept
+    with storage.open(url) as file:
+        rejects = pq.ParquetFile(file).read()
+    copies = rejects.filter(pc.equal(rejects["reason"], "duplicate_photo"))
+    return pa.concat_tables([kept, copies.select(kept.column_names).cast(kept.schema)])

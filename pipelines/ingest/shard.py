@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,8 +18,17 @@ from glefld.datasets.lists import ANNOTATIONS, unpack
 from glefld.errors import BadPhoto, BadRow
 from glefld.schema import REJECT_SCHEMA, LandmarkSet, sample_schema
 from pipelines.archives import MEMBERS, Archive, read_members
-from pipelines.resumable import KILLER, ROW_GROUP, ShardedOutput, from_bytes
+from pipelines.resumable import KILLER, ShardedOutput, from_bytes
+from pipelines.single import read_photos
 
+#: A planned row: what the sample is made of, and where its photo is. ``archive`` is the number of its archive.
+PLANNED = pa.schema(
+    [
+        *(field for field in ANNOTATIONS if field.name not in ("photo", "duplicate")),
+        ("archive", pa.int32()),
+        *MEMBERS,
+    ]
+)
 #: Reasons to reject a row. If several apply, the first one in this order counts.
 REASONS = {
     "duplicate_id": "the photo was listed before",
@@ -42,12 +52,14 @@ REASONS = {
 class ShardSettings:
     """The settings that all tasks of one ingest share. ``key`` is the plan's."""
 
-    archive: Archive
+    archives: tuple[Archive, ...]
     output: ShardedOutput
     landmark_set: LandmarkSet
     margin: float | Literal["full"]
     landmark_tolerance: float
     key: str
+    group_rows: int
+    """Rows of a row group."""
     lossless: bool
     """Whether crops of plain JPEGs are cut without decoding them: the driver's choice for all workers."""
 
@@ -65,13 +77,13 @@ def rejects_path(split: str, index: int) -> str:
 def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozenset[bytes]) -> int:
     """Write one shard and its rejects. Returns the number of rows read.
 
-    row: ``split``, ``index``, ``rows``, an Arrow stream with the columns of ``PlannedShard.rows``, and ``killers``, the
-    names of photos that must not be decoded.
+    row: ``split`` and ``index``; ``file`` and ``group`` of its planned rows; and ``killers``, the names of photos that
+    must not be decoded.
     held_out: hashes of photos that this shard must not contain.
     Rejects are written before the shard, so if the shard exists, its rejects do too.
     Raises OSError if the storage fails.
     """
-    rows = from_bytes(row["rows"])
+    rows = planned_rows(row)
     schema = sample_schema(settings.landmark_set)
     rejects: list[dict[str, Any]] = []
     kept = 0
@@ -102,6 +114,12 @@ def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozense
         write_statistics=False,
     )
     return len(rows)
+
+
+def planned_rows(item: Mapping[str, Any]) -> pa.Table:
+    """Read the rows of a shard, of the schema ``PLANNED``: row group ``group`` of the plan's file at ``file``."""
+    with storage.open(item["file"]) as file:
+        return pq.ParquetFile(file).read_row_group(item["group"])
 
 
 def read_rows(rows: bytes, settings: ShardSettings, held_out: frozenset[bytes]) -> None:
@@ -146,10 +164,12 @@ def _batches(
     """
     names = rows["name"].to_pylist()
     firsts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
-    photos = read_members(settings.archive, rows.select(MEMBERS.names).take(firsts))
+    photos = _read(
+        settings.archives, rows.select(["archive", *MEMBERS.names]).take(pa.array(firsts, pa.int64()))
+    )
     name, photo = None, None
     samples: list[dict[str, Any]] = []
-    for batch in rows.select(ANNOTATIONS.names).append_column("name", rows["name"]).to_batches(ROW_GROUP):
+    for batch in rows.to_batches(settings.group_rows):
         for row in batch.to_pylist():
             if photo is None or row["name"] != name:
                 name, data = row["name"], next(photos)
@@ -158,7 +178,7 @@ def _batches(
                     if name in killers
                     else _open(data, held_out, settings.lossless)
                 )
-            uri = settings.archive.uri(row["name"])
+            uri = settings.archives[row["archive"]].uri(row["name"])
             try:
                 if not isinstance(photo.crops, Crops):
                     raise photo.crops
@@ -166,11 +186,23 @@ def _batches(
                 samples.append(sample | {"source_uri": uri, "photo_hash": photo.hash})
             except (BadPhoto, BadRow) as bad:
                 rejects.append(reject(row, uri, bad.reason, bad.detail, photo.hash))
-            if len(samples) == ROW_GROUP:
+            if len(samples) == settings.group_rows:
                 yield samples
                 samples = []
     if samples:
         yield samples
+
+
+def _read(archives: Sequence[Archive], photos: pa.Table) -> Iterator[bytes | BadPhoto]:
+    """Yield the content of each photo, or why it cannot be read. Photos of one archive are adjacent."""
+    numbers = photos["archive"].to_numpy()
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(photos)]
+    for start, end in itertools.pairwise(edges):
+        if end > start:
+            members = photos.slice(start, end - start).select(MEMBERS.names)
+            archive = archives[numbers[start]]
+            read = read_photos(members) if archive.kind == "table" else read_members(archive, members)
+            yield from read
 
 
 class _Photo(NamedTuple):

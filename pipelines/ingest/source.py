@@ -2,12 +2,17 @@
 
 import dataclasses
 import posixpath
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+from botocore.exceptions import BotoCoreError
 
 from glefld import storage
 from glefld.data.prefetch import ahead
@@ -15,94 +20,226 @@ from glefld.datasets import PhotoPlace
 from glefld.datasets.lists import ListFiles
 from glefld.errors import BadPhoto, UserError
 from glefld.redaction import public_url
-from pipelines.archives import ARCHIVES, Archive, Index, open_archive, open_member, read_index, read_members
+from glefld.temporary import temporary_file, temporary_space
+from pipelines.archives import (
+    ARCHIVES,
+    MEMBERS,
+    TABLE,
+    Archive,
+    open_archive,
+    open_member,
+    read_index,
+    read_members,
+)
+from pipelines.ingest.sql import batches, database, registered, regrouped
+from pipelines.single import GUESSED_BYTES, PHOTOS, has_uris, read_table
 
 LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
 #: DeepFashion2's layout: one folder or zip per split, with photos in ``image`` and a JSON file for each in ``annos``.
 SPLIT_FOLDERS = ("train", "validation", "test")
-_DOCUMENT = rf"(?i)(^|[/:])({'|'.join(SPLIT_FOLDERS)})/annos/[^./][^/]*\.json$"
+_DOCUMENT = rf"(?i)(^|/)({'|'.join(SPLIT_FOLDERS)})/annos/[^./][^/]*\.json$"
 #: Limit on a JSON file of annotations; 64 of them are in memory at a time.
 MAX_DOCUMENT_BYTES = 8 << 20
 #: Extracts from a member's name the part by which lists name it, whatever folders the data set is nested in.
 LISTED: dict[PhotoPlace, str] = {
     "img": r"(?i)^(?:.*/)?img/(?P<listed>.*)$",  # after the last img/, as downloads have Img/img/
     "splits": r"^(?:.*?/)??(?P<listed>(?:train|val|test)/.*)$",  # from the first one: a class may be named ``test``
-    "split-images": rf"(?i)^(?:.*[/:])?(?P<listed>(?:{'|'.join(SPLIT_FOLDERS)})/image/[^/]*)$",
+    "table": r"^(?P<listed>.*)$",
+    "split-images": rf"(?i)^(?:.*/)?(?P<listed>(?:{'|'.join(SPLIT_FOLDERS)})/image/[^/]*)$",
 }
+#: What photos may lie in: archives, and tables of those that lie by themselves.
+SOURCES = (*ARCHIVES, TABLE)
+#: An archive of photos beside the lists: ``img.zip``, or one of several: ``img-0.zip``, ``img_01.tar``.
+_PHOTOS = re.compile(rf"(?P<stem>img(?:[-_.]?\d+)?)(?P<suffix>{'|'.join(map(re.escape, SOURCES))})")
+#: An index as a Parquet file. ``archive`` is its number. ``listed``: how lists refer to the member, null if they
+#: cannot. ``first``: it is the first of its archive with that name in the lists.
+INDEX = pa.schema([("archive", pa.int32()), *MEMBERS, ("listed", pa.string()), ("first", pa.bool_())])
+#: Rows of an index file's row groups.
+INDEX_ROWS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A raw data set: its lists, and the archive of its photos with its index.
+    """A raw data set: where its lists and photos are. ``lists`` are files beside the photos, None if inside them."""
 
-    ``members`` has the columns of ``MEMBERS`` and ``listed``, the name by which lists refer to the member (null if
-    they cannot). JSON annotations are not among them. ``replaced`` is that of the index.
-    """
+    name: str
+    photos: tuple[str, ...]
+    """URLs of archives and folders, in the order in which rows refer to them."""
+    place: PhotoPlace
+    lists: dict[str, Callable[[], BinaryIO]] | None
+    tables: dict[str, Callable[[], BinaryIO]] = dataclasses.field(default_factory=dict)
+    """Parquet files of annotations."""
 
-    lists: ListFiles
+    @property
+    def lists_alone(self) -> bool:
+        """Whether annotations can be read without an index: neither names nor files in an archive belong to them."""
+        return self.lists is not None and self.place in ("img", "table")
+
+
+class Indexed(NamedTuple):
+    """An archive whose index has been written to a Parquet file of the schema ``INDEX``, in the archive's order."""
+
     archive: Archive
-    members: pa.Table
+    index: str
+    files: int
+    bytes: int
+    documents: int
+    """JSON annotations, which are not counted among the files."""
     replaced: int
+    """Files that a later one of the same name replaces."""
 
 
-def open_source(url: str, staging: str, place: PhotoPlace) -> Source:
-    """Open a folder, or a single archive that holds everything.
+def find_source(url: str, place: PhotoPlace) -> Source:
+    """Find what a folder holds, or take a single archive that holds everything. Only folders are listed.
 
-    staging: where a compressed tar is unpacked. place: where the layout has its photos.
-    Raises UserError if the source cannot be read or holds no photos.
+    place: where the layout has its photos. Raises UserError if the source cannot be read or holds no photos.
     """
     if url.lower().endswith(ARCHIVES) and storage.is_file(url):
-        archive = open_archive(url, staging)
-        index = read_index(archive)
-        return _source(archive.name, _lists_inside(archive, index.members), archive, index, place)
+        return Source(public_url(url), (url,), place, None)
     if not storage.is_folder(url):
         raise UserError(
             f"{public_url(url)} is neither a folder nor an archive ({', '.join(ARCHIVES)}): check --source"
         )
     entries = _entries(url)
-    if place == "split-images":
-        archive = _by_split(url, entries)
-    else:
-        archive = open_archive(_find_photos(url, entries) if place == "img" else url, staging)
-    return _source(public_url(url), _lists_beside(entries), archive, read_index(archive), place)
+    lists = _lists_beside(entries)
+    if place == "table":
+        return _table_source(url, entries, lists)
+    photos = _photos(url, entries) if place == "img" else _splits(url, entries, place)
+    return Source(public_url(url), photos, place, lists)
 
 
-def _source(
-    name: str,
-    files: dict[str, Callable[[], BinaryIO]],
-    archive: Archive,
-    index: Index,
-    place: PhotoPlace,
-) -> Source:
-    members, replaced = index
-    documents = members.slice(0, 0)
-    if place == "split-images":
-        document = pc.match_substring_regex(members["name"], _DOCUMENT)
-        documents, members = members.filter(document), members.filter(pc.invert(document))
+def index(source: Source, staging: str, folder: str) -> list[Indexed]:
+    """Read the index of each archive into a file of the folder, as tasks of Ray if it runs, else one after the other.
 
-    large = documents.filter(pc.greater(documents["size"], MAX_DOCUMENT_BYTES))
-    if len(large):
-        name, size = large["name"][0].as_py(), large["size"][0].as_py()
-        raise UserError(
-            f"{archive.uri(name)} has {size} bytes, more than the {MAX_DOCUMENT_BYTES} allowed for the annotations "
-            "of one photo: check that the file is intact"
-        )
+    staging: where compressed tars are unpacked. Raises UserError for an archive that cannot be read.
+    """
+    calls = [
+        (number, url, source.place, staging, storage.join(folder, f"index-{number:05d}.parquet"))
+        for number, url in enumerate(source.photos)
+    ]
+    if len(calls) == 1 or not ray.is_initialized():
+        return [write_index(*call) for call in calls]
+    task = ray.remote(_told)
+    told = ray.get([task.remote(*call) for call in calls])
+    for answer in told:
+        if isinstance(answer, Exception):
+            raise answer
+    return told
 
-    def read() -> Iterator[tuple[str, bytes]]:
-        """Yield the URI and content of each JSON file, read ahead of the parser."""
-        contents = ahead(read_members(archive, documents), 64)
-        for member, data in zip(documents["name"].to_pylist(), contents, strict=True):
-            if isinstance(data, BadPhoto):
-                raise UserError(f"{archive.uri(member)} cannot be read: {data.detail}")
-            yield archive.uri(member), data
 
+def _told(*call: Any) -> Indexed | UserError | OSError:
+    """Return what ``write_index`` returns, or its error: what is raised in a task comes with a traceback."""
+    try:
+        return write_index(*call)
+    except UserError as error:
+        return error
+    except (OSError, BotoCoreError) as error:
+        return OSError(f"{type(error).__name__}: {error}")
+
+
+def write_index(number: int, url: str, place: PhotoPlace, staging: str, target: str) -> Indexed:
+    """Read an archive's or a folder's index and write it as a Parquet file.
+
+    Raises UserError if the archive is damaged, or holds a JSON file that is too large.
+    """
+    archive = open_archive(url, staging)
+    if archive.kind == "table":
+        return _write_table_index(number, archive, target)
+    members, replaced = read_index(archive)
     listed = listed_names(members["name"], place)
-    return Source(
-        ListFiles(name, files, listed.drop_null().to_pylist(), read),
-        archive,
-        members.append_column("listed", listed),
-        replaced,
-    )
+    documents = 0
+    if place == "split-images":
+        is_document = pc.match_substring_regex(members["name"], _DOCUMENT)
+        documents = pc.sum(is_document).as_py() or 0
+        large = members.filter(pc.and_(is_document, pc.greater(members["size"], MAX_DOCUMENT_BYTES)))
+        if len(large):
+            raise UserError(
+                f"{archive.uri(large['name'][0].as_py())} has {large['size'][0].as_py()} bytes, more than the "
+                f"{MAX_DOCUMENT_BYTES} allowed for the annotations of one photo: check that the file is intact"
+            )
+        counted = members.filter(pc.invert(is_document))
+    else:
+        counted = members
+    numbers = pa.array(np.full(len(members), number, np.int32))
+    table = pa.table([numbers, *members.columns, listed, _first(listed)], schema=INDEX)
+    with temporary_file() as file:
+        with temporary_space():
+            pq.write_table(table, file, row_group_size=INDEX_ROWS, compression="zstd")
+        storage.put_file(file, target)
+    size = pc.sum(counted["size"]).as_py() or 0
+    return Indexed(archive, target, len(counted), size, documents, replaced)
+
+
+def _write_table_index(number: int, archive: Archive, target: str) -> Indexed:
+    """Write the index of a table of uris, with each photo once. Of several places of one photo the first is taken."""
+    with database() as db:
+        with registered(db, "photos", PHOTOS, read_table(archive)):
+            db.execute(
+                "CREATE TABLE members AS SELECT listed, min(name) AS name, arg_min(stored, name) AS stored, "
+                f"coalesce(arg_min(stored, name), {GUESSED_BYTES}) AS size, min(name) <> max(name) AS several "
+                "FROM photos GROUP BY listed"
+            )
+        count, size, several = db.execute(
+            "SELECT count(*), coalesce(sum(size), 0), count(*) FILTER (several) FROM members"
+        ).fetchall()[0]
+        rows = batches(
+            db,
+            f"SELECT {number} AS archive, name, 0 AS start, size AS stop, stored, size, 0 AS method, NULL AS crc, "
+            "NULL AS version, listed, true AS first FROM members",
+            INDEX,
+        )
+        with temporary_file() as file:
+            with (
+                temporary_space(),
+                pq.ParquetWriter(file, INDEX, compression="zstd", use_dictionary=False) as writer,
+            ):
+                for table in regrouped(rows, INDEX_ROWS):
+                    writer.write_table(table)
+            storage.put_file(file, target)
+    return Indexed(archive, target, count, int(size), 0, several)
+
+
+def _first(listed: pa.ChunkedArray) -> pa.Array:
+    """Return whether each name is the first of its kind; false where it is null."""
+    codes = pc.fill_null(listed.combine_chunks().dictionary_encode().indices, -1).to_numpy()
+    found, at = np.unique(codes, return_index=True)
+    first = np.zeros(len(codes), bool)
+    first[at[found >= 0]] = True
+    return pa.array(first)
+
+
+def list_files(source: Source, indexes: Sequence[Indexed]) -> ListFiles:
+    """Return the annotation files of a source whose archives have been indexed, or of one that needs no index."""
+    files = source.lists or {}
+    if source.lists is None and indexes:
+        files = _lists_inside(indexes[0])
+
+    def documents() -> Iterator[tuple[str, bytes]]:
+        """Yield the URI and content of each JSON file, read ahead of the parser."""
+        for found in indexes:
+            if not found.documents:
+                continue
+            rows = select(found.index, lambda names: pc.match_substring_regex(names, _DOCUMENT))
+            contents = ahead(read_members(found.archive, rows.select(MEMBERS.names)), 64)
+            for member, data in zip(rows["name"].to_pylist(), contents, strict=True):
+                if isinstance(data, BadPhoto):
+                    raise UserError(f"{found.archive.uri(member)} cannot be read: {data.detail}")
+                yield found.archive.uri(member), data
+
+    photos: list[str] = []
+    if source.place == "splits":  # whose folders stand for lists
+        for found in indexes:
+            photos += select(found.index, pc.is_valid, "listed")["listed"].to_pylist()
+    return ListFiles(source.name, files, photos, documents, source.tables)
+
+
+def select(url: str, wanted: Callable[[pa.ChunkedArray], pa.ChunkedArray], column: str = "name") -> pa.Table:
+    """Return the rows of an index that a function chooses by a column; a part of the file is in memory at a time."""
+    with storage.open(url) as file:
+        parquet = pq.ParquetFile(file)
+        parts = (parquet.read_row_group(i) for i in range(parquet.num_row_groups))
+        chosen = [part.filter(wanted(part[column])) for part in parts]
+    return pa.concat_tables([INDEX.empty_table(), *chosen])
 
 
 def listed_names(names: pa.ChunkedArray, place: PhotoPlace) -> pa.ChunkedArray:
@@ -127,27 +264,73 @@ def _below(entries: dict[str, storage.Entry], name: str) -> dict[str, storage.En
     return _entries(entry.url) if entry is not None and entry.is_folder else {}
 
 
-def _by_split(url: str, entries: dict[str, storage.Entry]) -> Archive:
-    """Open a folder that has one folder, or one zip, per split, as one archive. Raises UserError if it has neither."""
-    if any(name in entries and entries[name].is_folder for name in SPLIT_FOLDERS):
-        return Archive(url, public_url(url), "folder")
-    if any(f"{name}.zip" in entries for name in SPLIT_FOLDERS):
-        return Archive(url, public_url(url), "zips")
+def _archives(entries: dict[str, storage.Entry]) -> tuple[str, ...]:
+    """Return the URLs of the archives among the entries of a folder, by name."""
+    found = [e for name, e in entries.items() if name.endswith(SOURCES) and not e.is_folder]
+    return tuple(entry.url for entry in sorted(found))
+
+
+def _table_source(
+    url: str, entries: dict[str, storage.Entry], lists: dict[str, Callable[[], BinaryIO]]
+) -> Source:
+    """Find Parquet files of annotations, whose photos lie where their uris say, else in archives beside them."""
+    found = [
+        entry
+        for name, entry in sorted(entries.items())
+        if name.endswith(TABLE) and not entry.is_folder and not _PHOTOS.fullmatch(name)
+    ]
+    if not found:
+        raise UserError(f"{public_url(url)} has no annotations: --source needs Parquet files of them")
+    tables = {public_url(entry.url): partial(storage.open, entry.url) for entry in found}
+    photos = tuple(entry.url for entry in found) if has_uris(found[0].url) else _photos(url, entries)
+    if (labels := entries.get("labels.json")) is not None:
+        lists = {**lists, "/labels.json": partial(storage.open, labels.url)}
+    return Source(public_url(url), photos, "table", lists, tables)
+
+
+def _splits(url: str, entries: dict[str, storage.Entry], place: PhotoPlace) -> tuple[str, ...]:
+    """Return a folder that has one folder per split, or its archives. Raises UserError if it has neither."""
+    folders = SPLIT_FOLDERS if place == "split-images" else ("train", "val", "test")
+    archives = _archives(entries)
+    if any(name in entries and entries[name].is_folder for name in folders):
+        return (url,)
+    if place == "splits" and (not archives or any(entry.is_folder for entry in entries.values())):
+        return (url,)  # with folders around
+    if archives:
+        return archives
     raise UserError(f"{public_url(url)} has no photos: --source needs a folder train/ or a file train.zip")
 
 
-def _find_photos(url: str, entries: dict[str, storage.Entry]) -> str:
-    """Return the URL of ``img.zip`` (or a tar) in the source or its ``Img/``, else of the unpacked ``img/``."""
+def _photos(url: str, entries: dict[str, storage.Entry]) -> tuple[str, ...]:
+    """Return the URLs of the photos in the source or its ``Img/``: archives, else the unpacked ``img/``.
+
+    Archives are ``img.zip`` (or a tar, or a table of uris), or several, ``img-0.zip`` and so on, or all that are in the
+    folder ``img/``.
+    """
     inner = _below(entries, "img")
     for folder in (entries, inner):
-        for suffix in ARCHIVES:
-            if (found := folder.get(f"img{suffix}")) is not None:
-                return found.url
+        stems: dict[str, str] = {}
+        for suffix in SOURCES:  # of img.zip and img.tar the first counts
+            for name, entry in sorted(folder.items()):
+                match = _PHOTOS.fullmatch(name)
+                if match is not None and match["suffix"] == suffix:
+                    stems.setdefault(match["stem"], entry.url)
+        if stems:
+            return tuple(stems[stem] for stem in sorted(stems))
     if (unpacked := inner.get("img", entries.get("img"))) is not None and unpacked.is_folder:
-        return unpacked.url
-    names = ", ".join(f"img{suffix}" for suffix in ARCHIVES)
+        below = _entries(unpacked.url)
+        if not (archives := _archives(below)):
+            return (unpacked.url,)
+        if folders := [entry.name for entry in below.values() if entry.is_folder]:
+            raise UserError(
+                f"{public_url(unpacked.url)} holds archives and the folder {folders[0]}: leave either archives or "
+                "unpacked photos there"
+            )
+        return archives
+    names = ", ".join(f"img{suffix}" for suffix in SOURCES)
     raise UserError(
-        f"{public_url(url)} has no photos: --source or its folder Img/ needs {names} or a folder img/"
+        f"{public_url(url)} has no photos: --source or its folder Img/ needs {names} (or several, img-0.zip and so "
+        "on) or a folder img/"
     )
 
 
@@ -161,22 +344,12 @@ def _lists_beside(entries: dict[str, storage.Entry]) -> dict[str, Callable[[], B
     return files
 
 
-def _lists_inside(archive: Archive, members: pa.Table) -> dict[str, Callable[[], BinaryIO]]:
+def _lists_inside(found: Indexed) -> dict[str, Callable[[], BinaryIO]]:
     files: dict[str, Callable[[], BinaryIO]] = {}
-    texts = members.filter(pc.ends_with(pc.utf8_lower(members["name"]), ".txt"))
-    for text in texts.to_pylist():
+    texts = select(found.index, lambda names: pc.ends_with(pc.utf8_lower(names), ".txt"))
+    for text in texts.select(MEMBERS.names).to_pylist():
         folder, file = posixpath.split(text["name"].lower())
         folder = posixpath.basename(folder)
         place = f"{folder if folder in LIST_FOLDERS else ''}/{file}"
-        files.setdefault(place, partial(open_member, archive, text))
+        files.setdefault(place, partial(open_member, found.archive, text))
     return files
-
-
-def match_photos(photos: pa.ChunkedArray, members: pa.Table) -> tuple[pa.Table, int]:
-    """Return the member of each listed photo (null if missing), and how many were matched by ignoring case."""
-    keys = members["listed"]
-    exact = pc.index_in(photos, value_set=keys)
-    # The capitalisation of folders differs between the benchmark's lists and its archive.
-    loose = pc.index_in(pc.utf8_lower(photos), value_set=pc.utf8_lower(keys))
-    capitals = pc.sum(pc.and_(pc.is_null(exact), pc.is_valid(loose))).as_py() or 0
-    return members.take(pc.coalesce(exact, loose)), capitals

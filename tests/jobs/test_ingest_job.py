@@ -133,6 +133,21 @@ def test_wrong_options_of_ingest_are_one_line(case: str, capsys: pytest.CaptureF
     assert message in one_line(lambda: run(options), capsys)
 
 
+def test_a_mistake_in_the_lists_of_several_archives_is_told_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Although Ray's tasks will read the archives."""
+    forbid_ray(monkeypatch, "ingest")
+    listed = rows(10)
+    source = write_fld(tmp_path / "source", listed, photos(listed), "img-0.zip")
+    write_fld(source, listed, {}, "img-1.zip")
+    boxes = source / "Anno" / "list_bbox.txt"
+    boxes.write_text(boxes.read_text().replace("005", "five"))
+    printed = one_line(lambda: run(Options("fld", str(source), output=str(tmp_path / "output"))), capsys)
+    assert "list_bbox.txt, line 3: expected a number, got 'five'" in printed
+    assert not (tmp_path / "output").exists()
+
+
 @pytest.mark.parametrize("missing", list(fld_lists([])))
 def test_ingest_without_a_list_names_it_and_writes_nothing(
     missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from glefld import storage
-from glefld.data import lossless
 from pipelines.infer import run as infer_run
 from pipelines.infer.run import (
     InferencePlan,
@@ -20,9 +19,8 @@ from pipelines.infer.run import (
 )
 from pipelines.ingest import run as ingest_run
 from pipelines.ingest.plan import IngestOptions
-from pipelines.ingest.run import ingest, prepare
-from pipelines.ingest.shard import ShardSettings, write_shard
-from pipelines.resumable import to_bytes
+from pipelines.ingest.run import begin, ingest, prepare, shard_settings
+from pipelines.ingest.shard import write_shard
 from pipelines.rowfile import RowFile
 
 WORKERS = InferenceWorkers(number=1, threads=1, gpu=False, batch_size=4)
@@ -42,22 +40,11 @@ class Kind:
 
 def _write_ingest(options: IngestOptions, output: str, count: int | None) -> None:
     plan = prepare(options, output)
-    place = ingest_run.output_at(output)
-    finished = place.begin([shard.path for shard in plan.shards], plan.key)
-    settings = ShardSettings(
-        archive=plan.archive,
-        output=place,
-        landmark_set=plan.annotations.labels.landmark_set,
-        margin=options.margin,
-        landmark_tolerance=options.landmark_tolerance,
-        key=plan.key,
-        lossless=lossless.library() is not None,
-    )
+    finished = begin(plan, output)
+    settings = shard_settings(plan, output)
     for shard in plan.shards[:count]:
         if shard.path not in finished:
-            rows = to_bytes(shard.rows.combine_chunks())
-            item = {"split": shard.split, "index": shard.index, "rows": rows, "killers": []}
-            write_shard(item, settings, frozenset())
+            write_shard({**shard.item, "killers": []}, settings, frozenset())
 
 
 def _finish_ingest(options: IngestOptions, output: str) -> Any:

@@ -36,11 +36,9 @@ from glefld.errors import BadBox, BadPhoto, UserError
 from glefld.models import checkpoint
 from glefld.predict import Bad, Crop, Prediction, Predictor, prepare
 from pipelines.infer.inputs import open_input
-from pipelines.ingest.plan import IngestOptions, make_plan
-from pipelines.ingest.run import output_at
-from pipelines.ingest.shard import ShardSettings, rejects_path, shard_path, write_shard
-from pipelines.ingest.source import open_source
-from pipelines.resumable import to_bytes
+from pipelines.ingest import run as ingest_run
+from pipelines.ingest.plan import IngestOptions
+from pipelines.ingest.shard import rejects_path, shard_path, write_shard
 from tests import dots
 from tests.raw_layouts import (
     Row,
@@ -151,23 +149,17 @@ def is_bad(data: bytes) -> bool:
 def ingested(source: Path, folder: Path) -> int:
     """Ingest a source of FLD's layout as its tasks do. Rows and rejects are all that is listed; returns the rejects."""
     options = IngestOptions("fld", str(source))
-    plan = make_plan(options, open_source(options.source, str(folder / "staging"), "img"))
-    output = output_at(str(folder / "output"))
-    storage.remove_tree(output.url)
-    landmark_set = plan.annotations.labels.landmark_set
-    settings = ShardSettings(
-        *(plan.archive, output, landmark_set, options.margin, options.landmark_tolerance, plan.key),
-        lossless=lossless.library() is not None,
-    )
-    kept, rejects = 0, len(plan.rejects)
+    output = str(folder.with_name(f"{folder.name}-output"))
+    storage.remove_tree(output)
+    plan = ingest_run.prepare(options, output)
+    settings = ingest_run.shard_settings(plan, output)
+    kept, rejects = 0, sum(plan.rejects.values())
     for shard in plan.shards:
-        stream = to_bytes(shard.rows.combine_chunks())
-        task = {"split": shard.split, "index": shard.index, "rows": stream, "killers": []}
-        write_shard(task, settings, frozenset())
-        kept += pq.read_metadata(f"{output.url}/{shard_path(shard.split, shard.index)}").num_rows
-        path = Path(output.url, rejects_path(shard.split, shard.index))
+        write_shard({**shard.item, "killers": []}, settings, frozenset())
+        kept += pq.read_metadata(f"{output}/{shard_path(shard.split, shard.index)}").num_rows
+        path = Path(output, rejects_path(shard.split, shard.index))
         rejects += pq.read_metadata(path).num_rows if path.exists() else 0
-    assert kept + rejects == plan.annotations.table.num_rows >= len(LISTED)
+    assert kept + rejects == plan.rows_in >= len(LISTED)
     return rejects
 
 

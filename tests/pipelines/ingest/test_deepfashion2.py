@@ -20,11 +20,9 @@ from glefld.scoring import oks
 from glefld.scoring.evaluation import evaluation_json
 from glefld.synthetic.deepfashion2 import write_dataset
 from pipelines.evaluate import Tasks, baselines, evaluate_checkpoint
-from pipelines.ingest.plan import IngestOptions, make_plan
-from pipelines.ingest.run import ingest, output_at, prepare
-from pipelines.ingest.shard import ShardSettings, write_shard
-from pipelines.ingest.source import open_source
-from pipelines.resumable import to_bytes
+from pipelines.ingest.plan import IngestOptions
+from pipelines.ingest.run import ingest, prepare, shard_settings
+from pipelines.ingest.shard import write_shard
 from tests.dots import card
 from tests.raw_layouts import deepfashion2_files, deepfashion2_item, write_archive, write_files
 
@@ -57,16 +55,12 @@ def raw(root: Path, place: str, files: dict[str, bytes]) -> str:
 def shards(source: str, output: Path, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """All rows and rejects that the tasks of an ingest write."""
     chosen = IngestOptions("deepfashion2", source, **options)
-    plan = make_plan(chosen, open_source(source, "", "split-images"))
-    settings = ShardSettings(
-        plan.archive, output_at(str(output)), LABELS.landmark_set, chosen.margin, 0.1, plan.key, lossless=True
-    )
-    rejects = list(plan.rejects)
+    plan = prepare(chosen, str(output))
+    settings = shard_settings(plan, str(output))
+    rejects = pq.read_table(plan.rejects_file).to_pylist() if plan.rejects_file else []
     rows = []
     for shard in plan.shards:
-        stream = to_bytes(shard.rows.combine_chunks())
-        row = {"split": shard.split, "index": shard.index, "rows": stream, "killers": []}
-        write_shard(row, settings, frozenset())
+        write_shard({**shard.item, "killers": []}, settings, frozenset())
         rows += pq.ParquetFile(output / shard.path).read().to_pylist()
     for path in output.glob("_rejects/*"):
         rejects += pq.read_table(path).to_pylist()
@@ -137,7 +131,7 @@ def test_broken_and_locked_annotations_are_named(tmp_path: Path) -> None:
 def test_a_folder_without_annotations_says_so(tmp_path: Path) -> None:
     files = {k: v for k, v in deepfashion2_files(PHOTOS).items() if k.endswith(".jpg")}
     with pytest.raises(UserError, match="no annotations found"):
-        shards(raw(tmp_path, "folders", files), tmp_path / "output")
+        shards(raw(tmp_path / "raw", "folders", files), tmp_path / "output")
 
 
 def run(options: IngestOptions, output: Path) -> Manifest:

@@ -228,7 +228,7 @@ def test_an_archive_that_goes_away_is_the_users_to_mend(tmp_path: Path) -> None:
     options = IngestOptions("fld", str(write_fld(tmp_path / "source", listed, photos(listed))))
     output = tmp_path / "output"
     plan = prepare(options, str(output))
-    gone = dataclasses.replace(plan, archive=Archive(str(tmp_path / "gone.zip"), "gone.zip", "zip"))
+    gone = dataclasses.replace(plan, archives=(Archive(str(tmp_path / "gone.zip"), "gone.zip", "zip"),))
     with pytest.raises(OSError, match=r"FileNotFoundError: .*gone\.zip"):
         ingest(gone, str(output), lambda done, total: None)
     assert not (output / "_manifest.json").exists()
@@ -240,7 +240,7 @@ def test_the_manifest_names_the_source_without_secrets(tmp_path: Path) -> None:
     source = write_fld(tmp_path / "source", listed, photos(listed) | {"img/extra.jpg": jpeg(7)})
     fsspec.register_implementation("secretive", SecretiveFileSystem, clobber=True)
     plan = prepare(IngestOptions("fld", f"secretive://user:secret@{source}"), str(tmp_path / "output"))
-    assert plan.archive.name == f"secretive://{source}/img.zip"
+    assert [archive.name for archive in plan.archives] == [f"secretive://{source}/img.zip"]
     assert plan.source["url"] == f"secretive://{source}"
     assert plan.options.public()["source"] == f"secretive://{source}"
     assert (plan.source["files"], plan.source["files_not_used"]) == (11, 1)

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from glefld.data import lossless
 from glefld.schema import FASHION8, REJECT_SCHEMA, sample_schema
+from pipelines.ingest import plan as plan_module
 from pipelines.ingest.plan import IngestOptions
-from pipelines.ingest.run import output_at, prepare
-from pipelines.ingest.shard import ShardSettings, crop_box, shard_path, write_shard
-from pipelines.resumable import ROW_GROUP, to_bytes
+from pipelines.ingest.run import prepare, shard_settings
+from pipelines.ingest.shard import ShardSettings, crop_box, planned_rows, shard_path, write_shard
+from pipelines.resumable import ROW_GROUP
 from tests.full_disk import on_full_disk
 from tests.raw_layouts import Row, jpeg, photos, rows, write_fld
 
@@ -48,13 +48,12 @@ def planned(
     chosen = IngestOptions(dataset="fld", source=str(source), **options)
     output = str(tmp_path / "output")
     plan = prepare(chosen, output)
-    rows = pa.concat_tables(part.rows for part in plan.shards)
-    settings = ShardSettings(
-        *(plan.archive, output_at(output), FASHION8, chosen.margin, chosen.landmark_tolerance, plan.key),
-        lossless=lossless.library() is not None,
-    )
-    row = {"split": "train", "index": 0, "rows": to_bytes(rows.combine_chunks()), "killers": []}
-    return row, settings, plan.rejects
+    joined = pa.concat_tables(planned_rows(part.item) for part in plan.shards).combine_chunks()
+    file = str(tmp_path / "joined.parquet")
+    pq.write_table(joined, file)
+    row = {"split": "train", "index": 0, "file": file, "group": 0, "killers": []}
+    rejects = pq.read_table(plan.rejects_file).to_pylist() if plan.rejects_file else []
+    return row, shard_settings(plan, output), rejects
 
 
 #: Decoded and encoded again, and cut without decoding.
@@ -232,6 +231,19 @@ def test_a_shard_is_as_the_schema_says(tmp_path: Path) -> None:
     assert (image.path_in_schema, image.compression) == ("image", "UNCOMPRESSED")
     report = json.loads(file.metadata.metadata[b"glefld.ingest"])
     assert report["rows"] + sum(report["rejects"].values()) == report["rows_in"]
+
+
+def test_larger_row_groups_hold_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = [Row(f"img/{i:04d}.jpg") for i in range(2 * ROW_GROUP + 5)]
+    images = {row.photo: jpeg(i, 40, 60) for i, row in enumerate(listed)}
+    expected, _ = shard(tmp_path / "small", listed, images)
+    monkeypatch.setattr(plan_module, "MOST_GROUPS", 2)
+    found, _ = shard(tmp_path / "large", listed, images)
+    for row in (*expected, *found):
+        del row["source_uri"]
+    assert str(found) == str(expected)
+    file = pq.ParquetFile(tmp_path / "large" / "output" / shard_path("train", 0))
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2 * ROW_GROUP, 5]
 
 
 def test_a_shard_that_the_folder_for_temporary_files_cannot_hold(tmp_path: Path) -> None:

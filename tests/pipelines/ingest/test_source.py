@@ -1,15 +1,16 @@
-"""Sources: lists and photos are found wherever a download has put them."""
+"""Sources: lists and photos are found wherever a download has put them, in one archive or in several."""
 
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from glefld.datasets import read_annotations
 from glefld.errors import UserError
-from pipelines.archives import read_members
-from pipelines.ingest.source import listed_names, match_photos, open_source
-from tests.raw_layouts import fld_lists, photos, rows, write_archive, write_files
+from pipelines.ingest.plan import IngestOptions, IngestPlan
+from pipelines.ingest.run import prepare
+from pipelines.ingest.source import find_source, listed_names
+from tests.pipelines.ingest.planned import planned_photos
+from tests.raw_layouts import fld_lists, jpeg, photos, rows, write_archive, write_files
 
 LISTED = rows(6)
 PHOTOS = photos(LISTED)
@@ -36,16 +37,20 @@ PLACES = {
 }
 
 
+def plan(source: Path, dataset: str = "fld") -> IngestPlan:
+    return prepare(IngestOptions(dataset, str(source)), f"{source}-output")
+
+
 @pytest.mark.parametrize("case", PLACES)
 def test_lists_and_photos_are_found(case: str, tmp_path: Path) -> None:
     place, members, folder, below = PLACES[case]
-    write_archive(tmp_path / place, members)
+    source = tmp_path / "source"
+    write_archive(source / place, members)
     lists = {name.replace("Anno/", f"{folder}/"): text for name, text in fld_lists(LISTED).items()}
     if folder == ".":
         lists = {name.split("/")[-1]: text for name, text in lists.items()}
-    write_files(tmp_path, lists)
-    source = open_source(str(tmp_path / below), str(tmp_path / "staging"), "img")
-    check(source)
+    write_files(source, lists)
+    check(plan(source / below))
 
 
 @pytest.mark.parametrize("name", ["all.zip", "all.tar", "all.tar.gz"])
@@ -54,25 +59,86 @@ def test_one_archive_of_all(name: str, around: str, tmp_path: Path) -> None:
     """The source may be one archive that holds the lists and the photos."""
     members = {path: text.encode() for path, text in fld_lists(LISTED).items()} | PHOTOS
     path = write_archive(tmp_path / name, {around + member: data for member, data in members.items()})
-    check(open_source(str(path), str(tmp_path / "staging"), "img"))
+    check(plan(path))
 
 
-def check(source: object) -> None:
-    table = read_annotations("fld", source.lists).table
-    found, capitals = match_photos(table["photo"], source.members)
-    data = read_members(source.archive, found)
-    assert dict(zip(table["photo"].to_pylist(), data, strict=True)) == PHOTOS
-    assert capitals == 0
+def check(found: IngestPlan) -> None:
+    assert planned_photos(found) == PHOTOS
+    assert found.source["photos_found_by_other_capitals"] == 0
 
 
-def test_capitals_are_ignored_where_nothing_else_matches() -> None:
-    """An exact name wins; else a folder in other capitals is taken and counted; else there is no photo."""
-    members = pa.table({"name": ["img/Red_Dress/1.jpg", "img/red_dress/1.jpg", "img/Blue_Shirt/1.jpg"]})
-    members = members.append_column("listed", listed_names(members["name"], "img"))
-    listed = pa.chunked_array([["img/red_dress/1.jpg", "img/blue_shirt/1.JPG", "img/green/1.jpg"]])
-    found, capitals = match_photos(listed, members)
-    assert found["name"].to_pylist() == ["img/red_dress/1.jpg", "img/Blue_Shirt/1.jpg", None]
-    assert capitals == 1
+#: Archives by their name, each with its part of the photos; all of one data set.
+SEVERAL = {
+    "numbered zips": ("img-0.zip", "img-1.zip", "img-10.zip"),
+    "numbered without a sign": ("img1.tar", "img2.tar", "img3.tar"),
+    "the first without a number": ("img.zip", "img_1.tar", "img.2.tar.gz"),
+    "in Img": ("Img/img-0.zip", "Img/img-1.zip", "Img/img-2.zip"),
+    "any in img": ("img/shard-a.tar", "img/shard-b.tar", "img/c.zip"),
+    "any in Img/img": ("Img/img/0.tar", "Img/img/1.tar", "Img/img/2.tar"),
+}
+
+
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("case", SEVERAL)
+def test_photos_lie_in_several_archives(
+    case: str, running: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Each is found in its own, and rows name it. Tasks of Ray read the same indexes as this process."""
+    if running:
+        request.getfixturevalue("ray_cluster")
+    source = tmp_path / "source"
+    write_files(source, fld_lists(LISTED))
+    for number, name in enumerate(SEVERAL[case]):
+        write_archive(source / name, dict(list(PHOTOS.items())[2 * number : 2 * number + 2]))
+    found = plan(source)
+    check(found)
+    assert sorted(archive.name for archive in found.archives) == sorted(
+        f"{source}/{name}" for name in SEVERAL[case]
+    )
+    assert found.source["files"] == 6
+
+
+def test_a_photo_in_two_archives_is_refused_if_it_is_listed(tmp_path: Path) -> None:
+    """Which of them is meant nobody knows. What no list names may be in all of them."""
+    source = tmp_path / "source"
+    write_files(source, fld_lists(LISTED))
+    items = list(PHOTOS.items())
+    write_archive(source / "img-0.zip", dict(items[:4]) | {"img/README": b"0"})
+    write_archive(source / "img-1.zip", dict(items[4:]) | {"img/README": b"1"})
+    assert planned_photos(plan(source)) == PHOTOS
+    write_archive(source / "img-1.zip", dict(items[3:]))
+    with pytest.raises(
+        UserError, match=rf"{items[3][0]} is in .*img-0\.zip and in .*img-1\.zip: leave it in one"
+    ):
+        plan(source)
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_damaged_archive_among_several_is_named(
+    running: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """In one line, also if a task has found it."""
+    if running:
+        request.getfixturevalue("ray_cluster")
+    source = tmp_path / "source"
+    write_files(source, fld_lists(LISTED))
+    for name in ("img-0.zip", "img-1.zip"):
+        write_archive(source / name, PHOTOS)
+    (source / "img-1.zip").write_bytes((source / "img-1.zip").read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"^[^\n]*img-1\.zip is not a readable zip[^\n]*$"):
+        plan(source)
+    assert not Path(f"{source}-output").exists()
+
+
+def test_classes_in_archives_of_their_split(tmp_path: Path) -> None:
+    """An image folder may be several archives, each with some of its files."""
+    files = {
+        f"{split}/{name}/{i}.jpg": jpeg(i) for split in ("train", "val") for name in "ab" for i in range(2)
+    }
+    for split in ("train", "val"):
+        part = {name: data for name, data in files.items() if name.startswith(split)}
+        write_archive(tmp_path / "source" / f"{split}.tar", part)
+    assert planned_photos(plan(tmp_path / "source", "image-folder")) == files
 
 
 def test_photos_of_splits_are_named_from_the_split_on() -> None:
@@ -89,13 +155,18 @@ def test_photos_of_splits_are_named_from_the_split_on() -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither a folder nor an archive"):
-        open_source(str(tmp_path / "absent"), "", "img")
-    with pytest.raises(UserError, match="neither a folder nor an archive"):
-        open_source(str(tmp_path / "absent.zip"), "", "img")
-    write_files(tmp_path, fld_lists(LISTED))
+    source = tmp_path / "source"
+    for absent in ("absent", "absent.zip"):
+        with pytest.raises(UserError, match="neither a folder nor an archive"):
+            find_source(str(tmp_path / absent), "img")
+    write_files(source, fld_lists(LISTED))
     with pytest.raises(UserError, match=r"no photos: --source or its folder Img/ needs img\.zip"):
-        open_source(str(tmp_path), "", "img")
-    (tmp_path / "img.zip").write_bytes(b"<html>please log in</html>")
+        find_source(str(source), "img")
+    (source / "img.zip").write_bytes(b"<html>please log in</html>")
     with pytest.raises(UserError, match=r"img\.zip is not a readable zip"):
-        open_source(str(tmp_path), "", "img")
+        plan(source)
+    (source / "img.zip").unlink()
+    write_archive(source / "img" / "0.tar", PHOTOS)
+    write_files(source / "img" / "folder", BELOW)
+    with pytest.raises(UserError, match=r"img holds archives and the folder folder: leave either"):
+        find_source(str(source), "img")

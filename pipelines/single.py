@@ -1,0 +1,120 @@
+"""Photos that lie by themselves, on object storage or a disk: a Parquet table of their uris, and their reading.
+
+The table has the columns ``uri``, ``photo`` (the name that lists give it; without it, the uri) and maybe ``bytes``, the
+file's size. Without that a shard's size is a guess. The table is read in pieces, and no photo is asked for before the
+task that needs it.
+"""
+
+import errno
+import itertools
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from glefld import storage
+from glefld.errors import BadPhoto, UserError
+from glefld.redaction import public_url
+from pipelines.archives import BATCH_BYTES, LOST, MAX_MEMBER_BYTES, Archive, whole
+
+#: What a photo of unknown size is taken for when rows are divided into shards.
+GUESSED_BYTES = 64 << 10
+#: Photos that a task asks for at the same time, and what it asks of each at first.
+TOGETHER = 32
+FIRST_BYTES = BATCH_BYTES
+BATCH_ROWS = 1 << 14
+#: A row of the table: how lists name the photo, where it is, and its size if that is known.
+PHOTOS = pa.schema([("listed", pa.string()), ("name", pa.string()), ("stored", pa.int64())])
+#: Of these URLs every row would show the user's name and password, or the server could lead anywhere.
+_REFUSED = r"^(?i:https?)://|^[A-Za-z][A-Za-z0-9+.-]*://[^/]*@"
+_ABSOLUTE = r"^(?:/|[A-Za-z][A-Za-z0-9+.-]*://)"
+
+
+def has_uris(url: str) -> bool:
+    """Return whether a Parquet file has the column ``uri``. UserError if it is not Parquet."""
+    return "uri" in _columns(url)
+
+
+def _columns(url: str) -> list[str]:
+    try:
+        with storage.open(url) as file:
+            return list(pq.ParquetFile(file).schema_arrow.names)
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(f"{public_url(url)} is not a readable Parquet file: {error}") from error
+
+
+def read_table(archive: Archive) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a table of uris, of the schema ``PHOTOS``; a photo with several garments comes several times.
+
+    UserError for a table that cannot be used. Uris that are relative are below the table's own folder.
+    """
+    columns = _columns(archive.url)
+    if "uri" not in columns:
+        raise UserError(f"{archive.name} has no column uri; it has {', '.join(columns)}")
+    wanted = [name for name in ("uri", "photo", "bytes") if name in columns]
+    with storage.open(archive.url) as file:
+        try:
+            for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=wanted):
+                yield _photos(archive, batch)
+        except (pa.ArrowException, ValueError) as error:
+            raise UserError(f"{archive.name} cannot be read: {error}") from error
+
+
+def _photos(archive: Archive, batch: pa.RecordBatch) -> pa.RecordBatch:
+    uris = batch["uri"].cast(pa.string())
+    listed = batch["photo"].cast(pa.string()) if "photo" in batch.schema.names else uris
+    if uris.null_count or listed.null_count:
+        raise UserError(f"{archive.name} has rows without a uri or a photo's name: fill in or remove them")
+    if len(refused := uris.filter(pc.match_substring_regex(uris, _REFUSED))):
+        raise UserError(
+            f"{archive.name} has the uri {public_url(refused[0].as_py())}: give paths or URLs such as s3://bucket/key, "
+            "without a user; HTTP is not read"
+        )
+    folder = posixpath.dirname(archive.url)
+    absolute = pc.match_substring_regex(uris, _ABSOLUTE)
+    names = pc.if_else(absolute, uris, pc.binary_join_element_wise(folder, uris, "/"))
+    known = (
+        batch["bytes"].cast(pa.int64()) if "bytes" in batch.schema.names else pa.nulls(len(batch), pa.int64())
+    )
+    return pa.record_batch([listed, names, known], schema=PHOTOS)
+
+
+def read_photos(members: pa.Table) -> Iterator[bytes | BadPhoto]:
+    """Yield the content of each photo in order, or a BadPhoto if it cannot be read. Several are fetched at once.
+
+    members: of the schema MEMBERS; ``stored`` is null if the size is unknown. Raises OSError if the storage fails.
+    """
+    rows = members.select(["name", "stored", "size"]).to_pylist()
+    for _, same in itertools.groupby(rows, lambda row: row["name"].partition("://")[0]):  # of one filesystem
+        source = iter(same)
+        while chunk := list(itertools.islice(source, TOGETHER)):
+            urls = [row["name"] for row in chunk]
+            found = storage.read_ranges(urls, [0] * len(chunk), [FIRST_BYTES] * len(chunk))
+            for row, data in zip(chunk, found, strict=True):
+                yield _photo(row, data)
+
+
+def _photo(row: dict[str, Any], data: bytes | BaseException) -> bytes | BadPhoto:
+    if isinstance(data, LOST):
+        gone = isinstance(data, FileNotFoundError)
+        return BadPhoto("missing_photo" if gone else "unreadable_photo", str(data))
+    if isinstance(data, OSError) and data.errno == errno.EINVAL:  # object storage has no range of nothing
+        data = b""
+    if isinstance(data, BaseException):
+        raise data
+    if len(data) == FIRST_BYTES:
+        (more,) = storage.read_ranges([row["name"]], [FIRST_BYTES], [MAX_MEMBER_BYTES + 1])
+        if isinstance(more, BaseException):
+            raise more
+        data += more
+    if len(data) > MAX_MEMBER_BYTES:
+        return BadPhoto("picture_too_large", f"more than {MAX_MEMBER_BYTES} bytes")
+    if not data:
+        return BadPhoto("unreadable_photo", "an empty file")
+    try:
+        return data if row["stored"] is None else whole(data, row)
+    except BadPhoto as bad:
+        return bad

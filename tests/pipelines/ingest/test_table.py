@@ -1,0 +1,250 @@
+"""Annotations in Parquet, and photos that lie by themselves: the same rows as from lists and archives."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from glefld.datasets import read_annotations
+from glefld.datasets.lists import ListFiles
+from glefld.errors import BadPhoto, UserError
+from glefld.schema import FASHION8
+from pipelines import single
+from pipelines.archives import MEMBERS
+from pipelines.ingest.plan import IngestOptions, IngestPlan
+from pipelines.ingest.run import prepare, shard_settings
+from pipelines.ingest.shard import write_shard
+from pipelines.ingest.source import write_index
+from pipelines.single import read_photos
+from tests.pipelines.ingest.planned import planned_rejects
+from tests.raw_layouts import Row, fld_lists, photos, rows, write_archive, write_files, write_fld
+
+LISTED = rows(12)
+PHOTOS = photos(LISTED)
+
+
+def fld_rows(listed: list[Row], tmp_path: Path) -> list[dict[str, Any]]:
+    """The annotations of FLD's lists, as rows of the table's columns."""
+    write_files(tmp_path / "lists", fld_lists(listed))
+    files = {
+        f"/{path.name}": (lambda path=path: path.open("rb")) for path in (tmp_path / "lists").rglob("*.txt")
+    }
+    table = read_annotations("fld", ListFiles("lists", files)).table
+    assert isinstance(table, pa.Table)
+    return table.drop_columns(["sample_id", "duplicate", "attributes"]).to_pylist()
+
+
+def write_table(path: Path, found: list[dict[str, Any]], **changes: pa.DataType) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(found), path, row_group_size=5)
+    (path.parent / "labels.json").write_text(json.dumps({"landmark_set": FASHION8.to_json()}))
+
+
+def plan(source: Path, dataset: str = "table") -> IngestPlan:
+    return prepare(IngestOptions(dataset, str(source)), f"{source}-output")
+
+
+def contents(found: IngestPlan, output: str) -> list[dict[str, Any]]:
+    """What its tasks write, without what tells where it came from."""
+    written: list[dict[str, Any]] = []
+    for shard in found.shards:
+        write_shard({**shard.item, "killers": []}, shard_settings(found, output), frozenset())
+        written += pq.ParquetFile(f"{output}/{shard.path}").read().to_pylist()
+    for row in written:
+        del row["source_uri"]
+        row["sample_id"] = row["sample_id"].rpartition("/")[2]
+    return sorted(written, key=lambda row: row["sample_id"])
+
+
+def test_a_table_gives_the_rows_of_the_lists(tmp_path: Path) -> None:
+    """With the photos in archives beside it, by relative uris, by absolute ones; in one file or in several."""
+    expected = plan(write_fld(tmp_path / "fld", LISTED, PHOTOS), "fld")
+    wanted = contents(expected, f"{tmp_path}/fld-output")
+    assert len(wanted) == 12
+    found = fld_rows(LISTED, tmp_path)
+    write_table(tmp_path / "beside" / "rows.parquet", found)
+    write_archive(tmp_path / "beside" / "img-0.zip", dict(list(PHOTOS.items())[:5]))
+    write_archive(tmp_path / "beside" / "img-1.tar", dict(list(PHOTOS.items())[5:]))
+    bucket = f"memory://{tmp_path.name}"
+    write_files(tmp_path / "relative", PHOTOS)
+    fsspec.filesystem("memory").put(f"{tmp_path}/relative/img", f"{bucket}/img", recursive=True)
+    for place, before in (("relative", ""), ("absolute", f"{bucket}/")):
+        named = [{**row, "uri": before + row["photo"]} for row in found]
+        for row in named:
+            del row["photo"]
+        write_table(tmp_path / place / "a.parquet", named[:7])
+        write_table(
+            tmp_path / place / "b.parquet",
+            [{**row, "bytes": len(PHOTOS[row["uri"]])} for row in named[7:]] if before == "" else named[7:],
+        )
+    for place in ("beside", "relative", "absolute"):
+        planned = plan(tmp_path / place)
+        assert planned.rejects == {}
+        assert str(contents(planned, f"{tmp_path}/{place}-output")) == str(wanted), place
+
+
+def test_lists_may_go_with_a_table_of_uris(tmp_path: Path) -> None:
+    """``img.parquet`` names each photo's place; a photo that is not in it is missing."""
+    source = tmp_path / "source"
+    write_files(source, fld_lists(LISTED))
+    write_files(tmp_path / "elsewhere", {name.replace("img/", "x"): data for name, data in PHOTOS.items()})
+    table = [{"photo": name, "uri": f"{tmp_path}/elsewhere/{name.replace('img/', 'x')}"} for name in PHOTOS]
+    pq.write_table(pa.Table.from_pylist(table[1:]), source / "img.parquet")
+    found = plan(source, "fld")
+    assert planned_rejects(found) == {f"fld/{table[0]['photo']}#0": "missing_photo"}
+    (shard, *_) = found.shards
+    write_shard({**shard.item, "killers": []}, shard_settings(found, f"{source}-output"), frozenset())
+    uris = pq.ParquetFile(f"{source}-output/{shard.path}").read()["source_uri"].to_pylist()
+    assert set(uris) <= {row["uri"] for row in table}
+
+
+def test_garments_of_a_photo_and_rows_listed_twice(tmp_path: Path) -> None:
+    """A garment's number tells it from the photo's others; the same number again is a duplicate, wherever it stands."""
+    first, second, *_ = fld_rows(LISTED, tmp_path)
+    found = [{**first, "garment": 0}, {**first, "garment": 1}, {**second, "garment": 0}]
+    write_table(tmp_path / "source" / "a.parquet", found)
+    write_table(tmp_path / "source" / "b.parquet", [{**first, "garment": 1, "box": [0, 0, 9, 9]}])
+    write_archive(tmp_path / "source" / "img.zip", PHOTOS)
+    planned = plan(tmp_path / "source")
+    assert planned_rejects(planned) == {f"table/{first['photo']}#1": "duplicate_id"}
+    kept = contents(planned, f"{tmp_path}/source-output")
+    assert [(row["sample_id"][-2:], row["box"]) for row in kept[:2]] == [
+        ("#0", [5, 10, 45, 70]),
+        ("#1", [5, 10, 45, 70]),
+    ]
+
+
+def test_what_a_row_lacks_makes_it_a_reject(tmp_path: Path) -> None:
+    found = fld_rows(LISTED, tmp_path)
+    for row, column in zip(found, ("split", "box", "visibility"), strict=False):
+        row[column] = None
+    write_table(tmp_path / "source" / "a.parquet", found)
+    write_archive(tmp_path / "source" / "img.zip", PHOTOS)
+    planned = plan(tmp_path / "source")
+    assert planned.rejects == {"missing_annotation": 3}
+    assert planned.rows_in == 12
+
+
+#: A change of the fourth row, and what is said of it.
+WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a split": (lambda row: row.update(split="dev"), "row 4: split must be one of train, val, test"),
+    "a view": (lambda row: row.update(view="above"), "row 4: view must be one of front"),
+    "a type": (lambda row: row.update(garment_type=9), "row 4: garment_type must be one of"),
+    "a code": (lambda row: row.update(visibility=[7] * 8), "row 4: a code of visibility must be 0 to 3"),
+    "a code too few": (lambda row: row.update(visibility=[0] * 7), "row 4: visibility must have 8 codes"),
+    "a coordinate too few": (
+        lambda row: row.update(landmarks=[1.0] * 15),
+        "row 4: landmarks must have two numbers",
+    ),
+    "no landmarks": (lambda row: row.update(landmarks=None), "row 4: landmarks must have two numbers"),
+    "a visible landmark nowhere": (
+        lambda row: row.update(visibility=[0] * 8, landmarks=[float("nan")] * 16),
+        "row 4: a landmark that is visible or occluded needs a position",
+    ),
+    "a box without end": (lambda row: row.update(box=[0, 0, float("inf"), 1]), "row 4: a corner of the box"),
+    "a box of three": (lambda row: row.update(box=[0, 0, 1]), "cannot be read"),
+    "no photo": (lambda row: row.update(photo=None), "row 4: photo is empty"),
+    "a number below zero": (lambda row: row.update(garment=-1), "row 4: garment must be a number from 0"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_row_is_one_line_that_names_it(case: str, tmp_path: Path) -> None:
+    change, message = WRONG[case]
+    found = [{**row, "garment": 0} for row in fld_rows(LISTED, tmp_path)]
+    change(found[3])
+    write_table(tmp_path / "source" / "a.parquet", found)
+    write_archive(tmp_path / "source" / "img.zip", PHOTOS)
+    with pytest.raises(UserError, match=rf"^[^\n]*source/a\.parquet[^\n]*{message}") as told:
+        plan(tmp_path / "source")
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "source-output").exists()
+
+
+def test_what_a_table_lacks_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    found = fld_rows(LISTED, tmp_path)
+    source.mkdir()
+    with pytest.raises(UserError, match="has no annotations: --source needs Parquet files"):
+        plan(source)
+    write_table(source / "a.parquet", [{"photo": "a", "split": "train"}])
+    with pytest.raises(UserError, match="has no photos"):
+        plan(source)
+    write_archive(source / "img.zip", PHOTOS)
+    with pytest.raises(UserError, match=r"a\.parquet has no column box; it has photo, split"):
+        plan(source)
+    write_table(source / "a.parquet", found)
+    (source / "labels.json").write_text("{}")
+    with pytest.raises(UserError, match=r"labels\.json must have the fields of a manifest"):
+        plan(source)
+    (source / "labels.json").unlink()
+    with pytest.raises(UserError, match=r"the file labels\.json is missing"):
+        plan(source)
+    (source / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"a\.parquet is not a readable Parquet file"):
+        plan(source)
+
+
+REFUSED = {
+    "HTTP": ("http://host/a.jpg", "HTTP is not read"),
+    "a password": ("s3://me:secret@bucket/a.jpg", "without a user"),
+    "nothing": (None, "rows without a uri"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_uris_that_are_not_read(case: str, tmp_path: Path) -> None:
+    uri, message = REFUSED[case]
+    pq.write_table(pa.table({"uri": ["a.jpg", uri]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=message) as told:
+        write_index(0, f"{tmp_path}/a.parquet", "table", "", f"{tmp_path}/index.parquet")
+    assert "secret" not in str(told.value)
+
+
+def test_photos_that_cannot_be_read_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, whatever their size, and however many are fetched at once."""
+    monkeypatch.setattr(single, "TOGETHER", 3)
+    monkeypatch.setattr(single, "FIRST_BYTES", 1000)
+    monkeypatch.setattr(single, "MAX_MEMBER_BYTES", 5000)
+    files = {
+        f"{i}": np.random.default_rng(i).bytes(size)
+        for i, size in enumerate((999, 1000, 1001, 5000, 5001, 0))
+    }
+    write_files(tmp_path, files)
+    sizes = [None, None, 1001, None, None, None, None, 7]
+    names = [*files, "absent", "0"]
+    uris = [f"{tmp_path}/{name}" for name in names]
+    empty = [pa.nulls(8, field.type) for field in MEMBERS]
+    table = pa.table(empty, schema=MEMBERS)
+    for name, column in (("name", uris), ("stored", sizes), ("size", [s or 1 for s in sizes])):
+        at = MEMBERS.get_field_index(name)
+        table = table.set_column(at, MEMBERS.field(at), pa.array(column, MEMBERS.field(at).type))
+    found = [data if isinstance(data, bytes) else data.reason for data in read_photos(table)]
+    assert found == [
+        *(files[name] for name in "0123"),
+        "picture_too_large",
+        "unreadable_photo",
+        "missing_photo",
+        "truncated_photo",
+    ]
+    assert not any(isinstance(data, BadPhoto) for data in found)
+
+
+def test_a_photo_is_named_once_in_the_index(tmp_path: Path) -> None:
+    """However many garments name it; sizes are guessed where they are not known."""
+    table = {"uri": ["b", "a", "b"], "bytes": [5, None, 5]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    found = write_index(3, f"{tmp_path}/a.parquet", "table", "", f"{tmp_path}/index.parquet")
+    assert (found.files, found.bytes, found.replaced) == (2, single.GUESSED_BYTES + 5, 0)
+    members = sorted(pq.read_table(found.index).to_pylist(), key=lambda row: row["listed"])
+    assert [(row["listed"], row["name"], row["size"]) for row in members] == [
+        ("a", f"{tmp_path}/a", single.GUESSED_BYTES),
+        ("b", f"{tmp_path}/b", 5),
+    ]
+    assert {row["archive"] for row in members} == {3}
