@@ -241,13 +241,27 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
         port = probe.getsockname()[1]
     ray_private.choose_gcs_port(port)
     address = f"{ray.util.get_node_ip_address()}:{port}"
-    with ray_private.without_autoscaler():
-        ray.init(
-            address="local",
-            include_dashboard=dashboard,
-            runtime_env={"env_vars": {"RAY_ADDRESS": address, **ray_private.waiting_threads()}},
-            **local,
-        )
+    # Ray's processes inherit these. A runtime environment would do, but not for the workers that Ray starts ahead.
+    with (
+        variables(RAY_ADDRESS=address, **ray_private.waiting_threads(), **ray_private.one_machine()),
+        ray_private.without_autoscaler(),
+    ):
+        ray.init(address="local", include_dashboard=dashboard, **local)
+
+
+@contextlib.contextmanager
+def variables(**values: str) -> Iterator[None]:
+    """Set these variables of this process's environment for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def available() -> Mapping[str, float]:

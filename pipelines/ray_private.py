@@ -66,6 +66,15 @@ def waiting_threads() -> dict[str, str]:
     return {WAIT_POLICY: os.environ.get(WAIT_POLICY, "PASSIVE")}
 
 
+def one_machine() -> dict[str, str]:
+    """Return the environment of a Ray on one machine, unless the user has decided.
+
+    No cloud takes that machine back, so Ray Train need not start a process that would be told of it.
+    """
+    name = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    return {name: os.environ.get(name, "0")}
+
+
 def is_start_timeout(error: BaseException) -> bool:
     """Return whether Ray Train gave up because the cluster had no room for its workers."""
     # Ray Train is slow to import.
@@ -79,6 +88,13 @@ def set_rank_variables() -> None:
     from ray.train.torch import config
 
     config._set_torch_distributed_env_vars()
+
+
+def leave_process_group(destroy: bool) -> None:
+    """End a training worker's process group, if there is one to ``destroy``, and free its GPUs, as Ray's own does."""
+    from ray.train.torch import config
+
+    config._shutdown_torch(destroy_process_group=destroy)
 
 
 def silence_train_reports() -> None:

@@ -29,13 +29,19 @@ SET_BY_RAY = ("RAY_ADDRESS", "RAY_AUTH_MODE")
 
 
 def kill_job(
-    job: str, arguments: Sequence[str], moment: int, shards: int, written: Callable[[], int], folder: Path
+    job: str,
+    arguments: Sequence[str],
+    moment: int,
+    shards: int,
+    written: Callable[[], int],
+    folder: Path,
+    before: Callable[[], None] | None = None,
 ) -> int:
     """Run ``python -m jobs.JOB`` with a Ray of its own; SIGKILL for all of its processes at the moment.
 
     Moment 0 is the one between the last of the ``shards`` and the manifest; any other comes a while after a random
-    one. ``written`` counts the finished shards. What the job prints is put in ``folder``. Returns how many shards were
-    awaited.
+    one. ``written`` counts the finished shards. What the job prints is put in ``folder``. before: called in
+    its process first. Returns how many shards were awaited.
     """
     rng = np.random.default_rng(moment)
     wanted, delay = (
@@ -44,7 +50,7 @@ def kill_job(
     print(f"killed {delay:.3f} s after {wanted} of {shards} shards were there")
     mark = uuid.uuid4().hex
     printed = folder / "printed"
-    process = start_job(job, arguments, printed, {MARK: mark})
+    process = start_job(job, arguments, printed, {MARK: mark}, before)
     assert process.pid is not None
     while written() < wanted:
         if not process.is_alive():
@@ -63,16 +69,30 @@ def kill_job(
 
 
 def start_job(
-    job: str, arguments: Sequence[str], printed: Path, environment: Mapping[str, str]
+    job: str,
+    arguments: Sequence[str],
+    printed: Path,
+    environment: Mapping[str, str],
+    before: Callable[[], None] | None = None,
 ) -> BaseProcess:
-    """Run ``python -m jobs.JOB`` with a Ray of its own and more in its environment; ``printed`` gets its output."""
+    """Run ``python -m jobs.JOB`` with a Ray of its own and more in its environment; ``printed`` gets its output.
+
+    before: called in its process first.
+    """
     ours = {name: value for name, value in os.environ.items() if name not in SET_BY_RAY}
-    process = forks().Process(target=run_job, args=(job, arguments, {**ours, **environment}, printed))
+    given = {**ours, **environment}
+    process = forks().Process(target=run_job, args=(job, arguments, given, printed, before))
     process.start()
     return process
 
 
-def run_job(job: str, arguments: Sequence[str], environment: dict[str, str], printed: Path) -> None:
+def run_job(
+    job: str,
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    printed: Path,
+    before: Callable[[], None] | None,
+) -> None:
     """What a fork does to be the job's process: its own group, output, environment and ``__main__``."""
     os.setsid()
     for stream in (1, 2):
@@ -80,6 +100,8 @@ def run_job(job: str, arguments: Sequence[str], environment: dict[str, str], pri
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["", *arguments]
+    if before is not None:
+        before()
     runpy.run_module(f"jobs.{job}", run_name="__main__", alter_sys=True)
 
 

@@ -72,7 +72,7 @@ def batches(
         Pictures(samples, size, augmentation),
         batch_size,
         num_workers=workers,
-        multiprocessing_context="spawn",
+        multiprocessing_context="forkserver",
         worker_init_fn=_one_thread,
     )
     return iter(loader)

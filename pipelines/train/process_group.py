@@ -2,53 +2,83 @@
 
 By default torch's store listens on all interfaces, without authentication, and gloo uses the interface that the host
 name resolves to, which on many hosts is loopback. NCCL picks an interface itself, but never loopback.
+
+Ray Train's controller imports this module too, and workers wait for it: so PyTorch is imported by what runs in workers.
 """
 
 import dataclasses
 import datetime
 import ipaddress
+import logging
 import os
 import socket
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import ray
-import torch.distributed as dist
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig
+from ray.train.backend import Backend, BackendConfig
 
 from pipelines import ray_private
 
-_store: dist.TCPStore | None = None  # keeps the server of rank 0 alive as long as its process
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+#: How long a group that is no longer needed may take to end, which it does not if a member hangs.
+LEAVE_SECONDS = 30
+
+logger = logging.getLogger(__name__)
+
+_store: "TCPStore | None" = None  # keeps the server of rank 0 alive as long as its process
 
 
 @dataclasses.dataclass
-class NodeAddressConfig(TorchConfig):
+class NodeAddressConfig(BackendConfig):
     """Use NCCL with GPUs, else gloo. ``GLOO_SOCKET_IFNAME`` and ``NCCL_SOCKET_IFNAME`` take precedence if set."""
+
+    backend: str | None = None
+    """The one of the two that ``TorchTrainer`` has chosen."""
+    timeout_s: int = 1800
+    """Seconds for an operation of the group."""
 
     @property
     def backend_cls(self) -> type[Backend]:
         return _NodeAddressBackend
 
+    @property
+    def train_func_context(self) -> type[AbstractContextManager[Any]]:
+        """Ray's own, which sets a worker's GPU."""
+        from ray.train.torch import TorchConfig
 
-class _NodeAddressBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # the shutdown is Ray's own
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        return TorchConfig().train_func_context
+
+
+class _NodeAddressBackend(Backend):
+    def on_start(self, worker_group: Any, backend_config: NodeAddressConfig) -> None:
         size = len(worker_group)
         worker_group.execute(ray_private.set_rank_variables)
-        gpu = worker_group.get_resources_per_worker().get("GPU", 0) > 0
         address = worker_group.execute_single(0, _serve)
         ray.get(
             [
                 worker_group.execute_single_async(
-                    rank, _join, address, rank, size, "nccl" if gpu else "gloo", backend_config.timeout_s
+                    rank, _join, address, rank, size, backend_config.backend, backend_config.timeout_s
                 )
                 for rank in range(size)
             ]
         )
 
+    def on_shutdown(self, worker_group: Any, backend_config: NodeAddressConfig) -> None:
+        left = worker_group.execute_async(ray_private.leave_process_group, len(worker_group) > 1)
+        try:
+            ray.get(left, timeout=LEAVE_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            logger.warning("the workers' process group did not end within %d s", LEAVE_SECONDS)
+
 
 def _serve() -> tuple[str, int]:
     """Start the store in this process, and return its host and port."""
+    import torch.distributed as dist
+
     global _store
     host = ray.util.get_node_ip_address()
     listener = socket.create_server((host, 0), family=_family(host))
@@ -60,6 +90,8 @@ def _serve() -> tuple[str, int]:
 
 
 def _join(address: tuple[str, int], rank: int, size: int, backend: str, timeout_s: float) -> None:
+    import torch.distributed as dist
+
     host = ray.util.get_node_ip_address()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface(host))
     if ipaddress.ip_address(host).is_loopback:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 #: Attempts to start a fixed number of workers, a minute each (Ray's RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S). This gives
 #: a cluster time to add machines without waiting forever.
 START_TRIES = 30
+#: How often Ray Train looks at its workers. An epoch ends, and so does the training, when it does: its own 2 s would be
+#: what a short epoch takes.
+LOOK_SECONDS = 0.5
 
 
 def train_and_score(
@@ -58,6 +62,7 @@ def train(job: Job, workers: WorkerGroup, handle: "RunHandle", lease: Lease) -> 
     Raises UserError if the cluster has no room for the workers or a worker reports a user error, and Ray's error if
     the workers failed too often.
     """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(LOOK_SECONDS))
     trainer = TorchTrainer(
         work,
         torch_config=NodeAddressConfig(),

@@ -39,7 +39,7 @@ class Ended(NamedTuple):
 def work(config: dict[str, Any]) -> Ended:
     """Run one worker; rank 0 logs to MLflow, and draws in the end, which a new process would take seconds to begin."""
     import ray
-    import ray.train
+    import ray.train.torch
     import torch
 
     from glefld import tracking

@@ -53,13 +53,7 @@ def login() -> Login:
 
 
 @pytest.fixture(scope="session")
-def quick_training() -> None:
-    """Ray Train takes an epoch's report when it looks at its workers. Every 2 s, that would be what an epoch takes."""
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
-
-
-@pytest.fixture(scope="session")
-def ray_cluster(store: ObjectStore, login: Login, quick_training: None, ray_cluster: None) -> None:
+def ray_cluster(store: ObjectStore, login: Login, ray_cluster: None) -> None:
     """The whole run's Ray, whose workers know the object store and the tracking server's password."""
 
 

@@ -211,21 +211,21 @@ def packed() -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_job_by_rays_own_means(cluster: Cluster, packed: str) -> None:
-    """`ray job submit` runs one that trains and evaluates, with the environment that it is given."""
+    """`ray job submit` runs one that trains and evaluates, two at a time, with the environment that it is given."""
     root = cluster.root / "own"
     write_dataset(root / "data/fld", {"train": 16, "val": 8})
     shutil.copy(cluster.root / "mlflow.db", root)
     done = by_ray(
         cluster,
         packed,
-        "python -m jobs.compare --dataset fld --name own --models gle:modules=0 --input-size 32 --epochs 1 "
-        "--batch-size 8 --precision fp32 --num-workers 1 --cpus-per-worker 1",
+        "python -m jobs.compare --dataset fld --name own --models gle:modules=0 gle:modules=1 --parallel 2 "
+        "--input-size 32 --epochs 1 --batch-size 8 --precision fp32 --num-workers 1 --cpus-per-worker 1",
         GLEFLD_ROOT=str(root),
         MLFLOW_TRACKING_URI=f"sqlite:///{root}/mlflow.db",
     )
     assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-3000:])
     assert cluster.jobs()[0]["status"] == "SUCCEEDED"
-    assert (root / "runs/own/results-val.json").exists()
+    assert len(json.loads((root / "runs/own/results-val.json").read_text())["results"]) == 2
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     runs = client.search_runs(
         [e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"]

@@ -16,6 +16,9 @@ NOT_LOADED = {
     "glefld.scoring.evaluation": {"ray", "mlflow", "matplotlib", "rich"},
     "pipelines.ingest.run": {"torch", "mlflow", "tyro", "rich", "matplotlib", "cv2", "nvidia"},
     "pipelines.infer.run": {"mlflow", "matplotlib", "rich", "tyro"},
+    # Ray Train's controller imports these, while the workers wait for it.
+    "pipelines.train.process_group": {"torch", "mlflow", "matplotlib"},
+    "pipelines.train.worker": {"ray", "torch", "mlflow", "matplotlib"},
     # A user is told of a mistake before what takes seconds is loaded.
     "jobs.cli": {"ray", "torch", "mlflow", "matplotlib"},
     "jobs.ingest": {"torch", "mlflow", "matplotlib", "cv2", "nvidia", "pylibjxl"},
@@ -86,8 +89,8 @@ def name_of(path: Path) -> str:
 FORKS = """
 import importlib, json, os, sys
 for name in sys.argv[1:]:
-    if name == "torch":
-        import torch
+    if name in ("torch", "ray.data"):
+        importlib.import_module(name)
         continue
     if not os.fork():
         importlib.import_module(name)
@@ -101,11 +104,12 @@ for name in sys.argv[1:]:
 def loaded() -> dict[str, set[str]]:
     """By module, the packages that a process has loaded which imports it alone.
 
-    Those that may use PyTorch are forks of a process that has it, as it takes seconds to import.
+    Those that may use PyTorch, or Ray too, are forks of a process that has it, as these take seconds to import.
     """
     without = [name for name in NOT_LOADED if "torch" in NOT_LOADED[name]]
-    others = [name for name in NOT_LOADED if name not in without]
-    command = [sys.executable, "-c", FORKS, *without, "torch", *others]
+    with_torch = [name for name in NOT_LOADED if "ray" in NOT_LOADED[name] and name not in without]
+    with_both = [name for name in NOT_LOADED if name not in (*without, *with_torch)]
+    command = [sys.executable, "-c", FORKS, *without, "torch", *with_torch, "ray.data", *with_both]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     answers = map(json.loads, done.stdout.splitlines())

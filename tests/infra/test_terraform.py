@@ -1,4 +1,4 @@
-"""The Terraform module: formatted, valid, and its own tests (infra/terraform/tests), with a mock of AWS."""
+"""The Terraform module: formatted, and its own tests (infra/terraform/tests), with a mock of AWS."""
 
 import os
 import re
@@ -51,11 +51,9 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Module:
     return Module(tmp_path_factory.mktemp("terraform"))
 
 
-def test_module_is_formatted_and_valid(module: Module) -> None:
+def test_module_is_formatted(module: Module) -> None:
     formatted = module.terraform("fmt", "-check", "-recursive")
     assert (formatted.returncode, formatted.stdout) == (0, "")
-    valid = module.terraform("validate")
-    assert valid.returncode == 0, valid.stderr
 
 
 @pytest.mark.slow

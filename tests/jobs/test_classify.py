@@ -55,7 +55,7 @@ def test_a_block_guided_by_a_classifier(
 ) -> None:
     """sanl-resnet trains with the ResNet's attention; accuracy is printed and logged, NE is not.
 
-    test_compare.py trains a classifier and what it guides in Ray's workers.
+    test_compare.py trains what it is guided by first.
     """
     monkeypatch.setattr("pipelines.train.run.train", train_here)
     train.run(

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,16 +14,20 @@ import ray
 from mlflow import MlflowClient
 from ray.util.state import list_tasks
 
+import jobs.compare
 from glefld import storage
 from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
 from glefld.recipe import Recipe
+from glefld.scoring.comparison import Result
+from glefld.scoring.cost import Cost
 from jobs.compare import Options, parse_entry, run, trainable_systems
 from pipelines import compare
 from pipelines.lease import hold
 from pipelines.train import run as train
+from pipelines.train.workers import WorkerGroup
 from tests import dots
-from tests.in_process import train_here
+from tests.in_process import task_here, train_here
 from tests.ingested import write_dataset
 from tests.mistakes import NO_SERVER, everything, forbid_ray, one_line, write_wrong_files
 
@@ -43,7 +46,10 @@ TINY = Recipe(
 def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
     tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A child run each, beneath the parent, the classifier's among them; run again, nothing is trained anew."""
+    """A child run each, beneath the parent, the classifier's among them; run again, nothing is trained anew.
+
+    Ray's workers train the first system (two side by side: tests/cluster/test_submit.py). The others are trained here.
+    """
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     write_dataset(tmp_path / "data" / "fld", {"train": 16, "val": 9, "test": 5})
@@ -56,7 +62,14 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
         cpus_per_worker=1,
         parallel=2,
     )
-    run(options)
+    measured = jobs.compare.measure
+    monkeypatch.setattr(jobs.compare, "measure", unmeasured)
+    run(dataclasses.replace(options, models=options.models[:1]))
+    monkeypatch.setattr(train, "train", train_here)
+    monkeypatch.setattr(compare, "_child", task_here(compare._child._function))
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.compare, "measure", measured)
+        run(options)
     printed = capsys.readouterr().out
     assert "gle:modules=0" in printed
     assert "mean position" in printed
@@ -85,12 +98,7 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
 
     run(options)
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
-    # Another split is scored anew, with the same checkpoint and in the same run; here, for nothing is left to train.
-    in_task = compare._child._function
-    monkeypatch.setattr(train, "train", train_here)
-    monkeypatch.setattr(
-        compare, "_child", SimpleNamespace(remote=lambda *arguments: ray.put(in_task(*arguments)))
-    )
+    # Another split is scored anew, with the same checkpoint and in the same run.
     run(dataclasses.replace(options, split="test", models=("gle:modules=0",)))
     (other,) = storage.read_json(str(tmp_path / "runs" / "both" / "results-test.json"))["results"]
     (same,) = [r for r in value["results"] if r["system"] == "gle:modules=0"]
@@ -99,6 +107,11 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
     with pytest.raises(UserError, match="started with other options"):
         run(dataclasses.replace(options, recipe=dataclasses.replace(TINY, epochs=2)))
+
+
+def unmeasured(results: list[Result], _: WorkerGroup) -> dict[str, Cost]:
+    """What the systems cost, where it is not looked at: measuring takes two seconds each."""
+    return {result.system: Cost(1, 1, 1.0) for result in results}
 
 
 def kill_the_child(begun: Path, killed: list[int]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from glefld import storage
 from jobs.infer import Options, run
 from tests import dots
+from tests.in_process import predict_here
 from tests.killing import MOMENTS, kill_job
 from tests.mistakes import everything, forbid_ray, one_line, write_wrong_files
 from tests.pipelines.outputs import files
@@ -34,7 +35,7 @@ def points() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Options:
-    """Options for photos of many shards, and the predictions that they give when nothing happens."""
+    """Options for photos of many shards, and the predictions that they give when nothing happens, made here."""
     root = tmp_path_factory.mktemp("undisturbed")
     with zipfile.ZipFile(root / "photos.zip", "w") as archive:
         for name, place in points().items():
@@ -48,7 +49,9 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
         num_workers=2,
         threads=1,
     )
-    run(options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.infer.run.run_tasks", predict_here)
+        run(options)
     return options
 
 

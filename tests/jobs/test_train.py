@@ -30,6 +30,7 @@ from pipelines import evaluate as evaluation
 from pipelines.lease import Lease, hold
 from pipelines.train.workers import WorkerGroup
 from tests.dots import write_checkpoint
+from tests.in_process import train_here, without_workers
 from tests.ingested import write_dataset
 from tests.killing import MOMENTS, kill_job, start_job
 from tests.meanwhile import meanwhile
@@ -109,7 +110,7 @@ def disturbed(ray_cluster: None, empty_store: Path, tmp_path_factory: pytest.Tem
 
     begun = root / "runs" / "killed" / "last.json"
     watcher = threading.Thread(target=kill_a_worker, args=(begun.exists, killed))
-    with pytest.MonkeyPatch.context() as patch, meanwhile(look, pause=0.5):
+    with pytest.MonkeyPatch.context() as patch, meanwhile(look, pause=1):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         watcher.start()
         train.run(options(root, f"{TINY} --name killed --num-workers 2"))
@@ -159,6 +160,7 @@ def test_a_finished_run_has_nothing_left_to_do(disturbed: Disturbed, monkeypatch
         train.run(options(disturbed.root, f"{TINY} --name killed"))
     with pytest.raises(UserError, match="recipe"):
         train.run(options(disturbed.root, f"{TINY} --name killed --resume --learning-rate 0.5"))
+    monkeypatch.setattr("pipelines.train.run.train", train_here)
     train.run(options(disturbed.root, f"{TINY} --resume --name killed --register dots --alias best"))
     assert only_run(disturbed.root).info.run_id == disturbed.run.info.run_id
     # What is registered is copied for jobs that may not write there.
@@ -174,7 +176,7 @@ def test_a_mistake_that_only_the_workers_see_is_one_line(root: Path) -> None:
     write_checkpoint(str(folder / "checkpoints" / "00000001"))
     checkpoint.point(str(folder), "last", "checkpoints/00000001")
     with pytest.raises(UserError, match=r"has changed since .* was started"):
-        train.run(options(root, f"{TINY} --num-workers 2 --name wrong"))
+        train.run(options(root, f"{TINY} --name wrong"))
     assert only_run(root).info.status == "FAILED"
 
 
@@ -227,8 +229,10 @@ def test_a_killed_training_goes_on_and_leaves_nothing(
 ) -> None:
     """Whenever all of its processes were killed, --resume ends it in the same MLflow run, and nothing is left over.
 
-    The first moment is the one after the last checkpoint, while it is scored.
+    The first moment is the one after the last checkpoint, while it is scored. At the second, Ray's workers are killed
+    and others go on, among Ray Train's own records of the killed run. At the others the job's own process trains.
     """
+    before = None if moment == 1 else without_workers
     temporary = root / "temporary"
     temporary.mkdir()
     line = "--name killed --checkpoint-steps 2"
@@ -236,7 +240,7 @@ def test_a_killed_training_goes_on_and_leaves_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(temporary))
         patch.setenv("RAY_TMPDIR", "/tmp")  # its sockets' paths must be short
-        kill_job("train", command(root, line), moment, 9, lambda: checkpoints_kept(folder, 2), root)
+        kill_job("train", command(root, line), moment, 9, lambda: checkpoints_kept(folder, 2), root, before)
     # As killed workers leave them: partial files, and a checkpoint that had lost its pointer.
     parts = [folder / f"_part-{n:032x}" for n in range(2)] + [folder / "lease" / f"_part-{2:032x}"]
     for part in parts:
@@ -245,6 +249,8 @@ def test_a_killed_training_goes_on_and_leaves_nothing(
     shutil.copytree(last, last.with_name("00000001"))
 
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    if before is not None:
+        monkeypatch.setattr("pipelines.train.run.train", train_here)
     train.run(train.parse([*command(root, line), "--resume"]))
     assert only_run(root).info.status == "FINISHED"
     pointed = {
@@ -261,7 +267,8 @@ def test_a_killed_training_goes_on_and_leaves_nothing(
 def test_of_two_trainings_of_one_name_one_trains(root: Path) -> None:
     """The other ends in one line, and there is one folder and one MLflow run. The name is free again when it ends."""
     printed = [root / "first.txt", root / "second.txt"]
-    both = [start_job("train", command(root, "--name both --epochs 1"), file, {}) for file in printed]
+    line = command(root, "--name both --epochs 1")
+    both = [start_job("train", line, file, {}, without_workers) for file in printed]
     for process in both:
         process.join(200)
     assert sorted(process.exitcode for process in both if process.exitcode is not None) == [0, 1]

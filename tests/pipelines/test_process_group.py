@@ -9,6 +9,7 @@ import ray.train
 import torch.distributed as dist
 from ray.train.torch import TorchTrainer
 
+from pipelines import ray_private
 from pipelines.train.process_group import NodeAddressConfig
 
 
@@ -31,3 +32,9 @@ def test_workers_know_their_rank_by_torchs_variables(tmp_path: Path) -> None:
     )
     shared = {"LOCAL_WORLD_SIZE": "2", "NODE_RANK": "0", "WORLD_SIZE": "2"}
     assert trainer.fit().return_value == [{"LOCAL_RANK": rank, "RANK": rank, **shared} for rank in ("0", "1")]
+
+
+def test_a_group_that_is_left_has_ended(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    ray_private.leave_process_group(destroy=True)
+    assert not dist.is_initialized()

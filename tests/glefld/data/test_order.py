@@ -8,7 +8,7 @@ import pytest
 
 from glefld.data.order import EpochOrder, count_streams, global_batch, share, steps_per_epoch
 
-GROUPS = [[5], [3, 1, 4, 1, 5], [64] * 40 + [17], [7] * 200, [256] * 9 + [0, 3]]
+GROUPS = [[5], [3, 1, 4, 1, 5], [30] * 40 + [17], [7] * 200, [60] * 9 + [0, 3]]
 WORLDS = (1, 2, 3, 4, 7)
 
 
@@ -50,7 +50,7 @@ def test_each_row_once_in_the_same_batches_for_any_number_of_workers(
     sizes = [len(rows) for rows in alone]
     assert max(sizes) <= batch
     assert max(sizes) - min(sizes) <= 1
-    for world in WORLDS:
+    for world in WORLDS[1:]:
         shares = [epoch(order, groups, batch, rank, world) for rank in range(world)]
         for rows, *parts in zip(alone, *shares, strict=True):
             assert sorted(np.concatenate(parts)) == sorted(rows)

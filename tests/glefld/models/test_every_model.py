@@ -1,6 +1,9 @@
 """What every system must do; a new one is tested by its line in ``CASES``."""
 
+import copy
 import dataclasses
+import functools
+import hashlib
 import os
 import statistics
 from pathlib import Path
@@ -66,6 +69,9 @@ each_model = pytest.mark.parametrize("case", CASES)
 #: The first case of each system, where all of them would take minutes.
 EACH_SYSTEM = list({name: case for case, (name, _) in reversed(CASES.items())}.values())
 
+#: Learning rates of systems that overfit in fewer steps at a higher one.
+RATES = {"local": 5e-3, "baseline": 3e-3, "sanl": 3e-3}
+
 #: A gradient this part of the model's median is rounding noise.
 NOISE = 5e-5
 #: Whose gradient is zero for good reason, by the parameter's end of name.
@@ -79,6 +85,12 @@ CANCELLED = {
 
 
 def build(case: str, labels: Labels = LABELS) -> Model:
+    """A new one of the case's system, always of the same weights. They are drawn once: copies take a sixth of that."""
+    return copy.deepcopy(drawn(case, labels))
+
+
+@functools.cache
+def drawn(case: str, labels: Labels) -> Model:
     """The case's system from a fixed seed; what starts at zero is moved off it, so that all behind it learns."""
     torch.manual_seed(0)
     model = build_model(*CASES[case], labels)
@@ -174,7 +186,7 @@ def test_every_parameter_learns(case: str) -> None:
 def test_it_overfits_eight_samples(case: str) -> None:
     """Steps on one batch: both landmarks come within .3 of the mean position's error, or all eight classes are right.
 
-    It ends as soon as they do, after 5 to 140 steps on one machine; the limit leaves room for other roundings.
+    It ends as soon as they do, after 5 to 60 steps on one machine; the limit leaves room for other roundings.
     """
     pair = LandmarkSet(
         "pair",
@@ -185,7 +197,9 @@ def test_it_overfits_eight_samples(case: str) -> None:
     labels = dataclasses.replace(LABELS, landmark_set=pair)
     model = build(case, labels)
     batch = make_batch(8, k=len(pair))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=RATES.get(case, 1e-3)
+    )
     wrong = wrong_part(model, batch, labels)
     limit = 300
     while limit and wrong > 0.3:
@@ -280,7 +294,8 @@ def step_of_a_rank(rank: int, folder: str) -> None:
             batch = make_batch(2, seed=rank)
             train_step(model, parallel, optimizer, batch, Recipe(), 4, 2, torch.float32)
         weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-        np.save(f"{folder}/{case}-{rank}.npy", weights.numpy())
+        assert weights.isfinite().all(), case
+        Path(folder, f"{case}-{rank}").write_text(hashlib.sha256(weights.numpy()).hexdigest())
     dist.destroy_process_group()
 
 
@@ -288,9 +303,8 @@ def test_ddp_uses_every_parameter(tmp_path: Path) -> None:
     """On two ranks with different data the weights stay the same on both, and no parameter is left out."""
     start_ranks(step_of_a_rank, (str(tmp_path),), 2)
     for case in EACH_SYSTEM:
-        first, second = (np.load(tmp_path / f"{case}-{rank}.npy") for rank in range(2))
-        np.testing.assert_array_equal(first, second, err_msg=case)
-        assert np.isfinite(first).all(), case
+        first, second = ((tmp_path / f"{case}-{rank}").read_text() for rank in range(2))
+        assert first == second, case
 
 
 @pytest.mark.parametrize("case", ["sanl", "sanl-resnet"])

@@ -8,6 +8,7 @@ import torch
 from pipelines.benchmark import stages
 from pipelines.benchmark.material import Material
 from pipelines.benchmark.stages import Nothing, loop_rate, measure, model_rate, resident_rate
+from tests.forks import forks
 from tests.pipelines.benchmark.bench import tiny, write_material
 
 #: By stage, its measurements, and whether each has a ceiling and a peer.
@@ -26,6 +27,7 @@ MEASURED = {
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    forks()  # from which a DataLoader's processes come too
     return write_material(tmp_path_factory.mktemp("material"))
 
 

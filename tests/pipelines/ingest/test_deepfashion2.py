@@ -19,11 +19,13 @@ from glefld.schema import Manifest
 from glefld.scoring import oks
 from glefld.scoring.evaluation import evaluation_json
 from glefld.synthetic.deepfashion2 import write_dataset
+from pipelines import evaluate
 from pipelines.evaluate import Tasks, baselines, evaluate_checkpoint
 from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import ingest, prepare, shard_settings
 from pipelines.ingest.shard import write_shard
 from tests.dots import card
+from tests.in_process import task_here
 from tests.raw_layouts import deepfashion2_files, deepfashion2_item, write_archive, write_files
 
 SKIRT, SHORTS = deepfashion2_item(9, 8), deepfashion2_item(7, 10)
@@ -172,8 +174,14 @@ def synthesised(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
     return str(root / "data")
 
 
-def test_the_same_score_on_any_number_of_workers(synthesised: str, tmp_path: Path) -> None:
-    """AP is exactly that of the whole split at once, and stands in the evaluation's JSON."""
+def test_the_same_score_on_any_number_of_workers(
+    synthesised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AP is exactly that of the whole split at once, and stands in the evaluation's JSON.
+
+    Each worker's share is counted here: test_train.py scores with several of Ray's tasks.
+    """
+    monkeypatch.setattr(evaluate, "_task", lambda function, _: task_here(function))
     manifest = open_dataset(synthesised)
     config: dict[str, Any] = {"backbone": "vgg-small", "modules": 0, "width": 8}
     url = str(tmp_path / "checkpoint")
