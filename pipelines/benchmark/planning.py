@@ -64,9 +64,9 @@ def _annotations(first: int, count: int) -> pa.Table:
             "split": np.array(["train"] * 7 + ["val"] * 2 + ["test"])[numbers % 10],
             "box": pa.FixedSizeListArray.from_arrays(pa.array(corners), 4),
             "landmarks": pa.ListArray.from_arrays(
-                np.arange(0, 16 * count + 1, 16, np.int32), pa.array(points)
+                np.arange(count + 1, dtype=np.int32) * 16, pa.array(points)
             ),
-            "visibility": pa.ListArray.from_arrays(np.arange(0, 8 * count + 1, 8, np.int32), pa.array(codes)),
+            "visibility": pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32) * 8, pa.array(codes)),
             "garment_type": pa.array(np.full(count, 3, np.int8)),
         }
     )

@@ -286,7 +286,7 @@ class _Members:
     """The indexes of all archives as the table ``members``, which is read anew for each query."""
 
     def __init__(self, db: duckdb.DuckDBPyConnection, indexes: Sequence[Indexed]) -> None:
-        self._db, self._urls = db, [found.index for found in indexes]
+        self._db, self._urls = db, [found.file for found in indexes]
 
     def read(self, query: str) -> None:
         with registered(self._db, "members", INDEX, read_files(self._urls)):

@@ -92,7 +92,7 @@ def prepare(options: IngestOptions, output: str, start_ray: Callable[[], None] =
             annotations = read_annotations(options.dataset, lists)
         plan = make_plan(options, source.name, indexes, annotations, lists.absent, folder, state)
         for found in indexes:
-            storage.remove_file(found.index)
+            storage.remove_file(found.file)
         return plan
 
 

@@ -80,7 +80,7 @@ class Indexed(NamedTuple):
     """An archive whose index has been written to a Parquet file of the schema ``INDEX``, in the archive's order."""
 
     archive: Archive
-    index: str
+    file: str
     files: int
     bytes: int
     documents: int
@@ -219,7 +219,7 @@ def list_files(source: Source, indexes: Sequence[Indexed]) -> ListFiles:
         for found in indexes:
             if not found.documents:
                 continue
-            rows = select(found.index, lambda names: pc.match_substring_regex(names, _DOCUMENT))
+            rows = select(found.file, lambda names: pc.match_substring_regex(names, _DOCUMENT))
             contents = ahead(read_members(found.archive, rows.select(MEMBERS.names)), 64)
             for member, data in zip(rows["name"].to_pylist(), contents, strict=True):
                 if isinstance(data, BadPhoto):
@@ -229,7 +229,7 @@ def list_files(source: Source, indexes: Sequence[Indexed]) -> ListFiles:
     photos: list[str] = []
     if source.place == "splits":  # whose folders stand for lists
         for found in indexes:
-            photos += select(found.index, pc.is_valid, "listed")["listed"].to_pylist()
+            photos += select(found.file, pc.is_valid, "listed")["listed"].to_pylist()
     return ListFiles(source.name, files, photos, documents, source.tables)
 
 
@@ -281,7 +281,9 @@ def _table_source(
     ]
     if not found:
         raise UserError(f"{public_url(url)} has no annotations: --source needs Parquet files of them")
-    tables = {public_url(entry.url): partial(storage.open, entry.url) for entry in found}
+    tables: dict[str, Callable[[], BinaryIO]] = {
+        public_url(entry.url): partial(storage.open, entry.url) for entry in found
+    }
     photos = tuple(entry.url for entry in found) if has_uris(found[0].url) else _photos(url, entries)
     if (labels := entries.get("labels.json")) is not None:
         lists = {**lists, "/labels.json": partial(storage.open, labels.url)}
@@ -346,7 +348,7 @@ def _lists_beside(entries: dict[str, storage.Entry]) -> dict[str, Callable[[], B
 
 def _lists_inside(found: Indexed) -> dict[str, Callable[[], BinaryIO]]:
     files: dict[str, Callable[[], BinaryIO]] = {}
-    texts = select(found.index, lambda names: pc.ends_with(pc.utf8_lower(names), ".txt"))
+    texts = select(found.file, lambda names: pc.ends_with(pc.utf8_lower(names), ".txt"))
     for text in texts.select(MEMBERS.names).to_pylist():
         folder, file = posixpath.split(text["name"].lower())
         folder = posixpath.basename(folder)

@@ -23,7 +23,7 @@ BATCH_ROWS = 1 << 14
 def database() -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield a database that spills to a temporary folder, which is removed at the end. OSError if that has no room."""
     with temporary_folder() as folder:
-        config = {
+        config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": MEMORY,
             "threads": str(min(THREADS, os.cpu_count() or 1)),
             "temp_directory": f"{folder}/spilled",

@@ -242,7 +242,7 @@ def test_a_photo_is_named_once_in_the_index(tmp_path: Path) -> None:
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     found = write_index(3, f"{tmp_path}/a.parquet", "table", "", f"{tmp_path}/index.parquet")
     assert (found.files, found.bytes, found.replaced) == (2, single.GUESSED_BYTES + 5, 0)
-    members = sorted(pq.read_table(found.index).to_pylist(), key=lambda row: row["listed"])
+    members = sorted(pq.read_table(found.file).to_pylist(), key=lambda row: row["listed"])
     assert [(row["listed"], row["name"], row["size"]) for row in members] == [
         ("a", f"{tmp_path}/a", single.GUESSED_BYTES),
         ("b", f"{tmp_path}/b", 5),
