@@ -26,6 +26,7 @@ from glefld.data import lossless
 from glefld.datasets import Dataset
 from glefld.datasets.lists import ANNOTATIONS, Annotations
 from glefld.errors import UserError, require_between
+from glefld.listing import regrouped
 from glefld.redaction import public_url
 from glefld.schema import REJECT_SCHEMA, SCHEMA_VERSION, SPLITS, Labels
 from glefld.synthetic.raw_lists import MARK
@@ -33,7 +34,7 @@ from glefld.temporary import temporary_file, temporary_space
 from pipelines.archives import MAX_MEMBER_BYTES, MEMBERS, Archive
 from pipelines.ingest.shard import PLANNED, REASONS, shard_path
 from pipelines.ingest.source import INDEX, Indexed
-from pipelines.ingest.sql import BATCH_ROWS, batches, database, read_files, registered, regrouped
+from pipelines.ingest.sql import BATCH_ROWS, batches, database, read_files, registered
 from pipelines.resumable import ROW_GROUP
 
 #: Raise this when the same photos and lists would give other rows, so that shards of two releases are not mixed.
@@ -411,9 +412,9 @@ def _write_rejects(
     url = storage.join(folder, "rejects.parquet")
     with temporary_file() as file:
         with temporary_space(), pq.ParquetWriter(file, REJECT_SCHEMA, compression="zstd") as writer:
-            for table in regrouped(batches(db, query, REJECT_SCHEMA), BATCH_ROWS):
-                _update(digest, table)
-                writer.write_table(table)
+            for batch in regrouped(batches(db, query, REJECT_SCHEMA), BATCH_ROWS):
+                _update(digest, pa.Table.from_batches([batch]))
+                writer.write_batch(batch)
         storage.put_file(file, url)
     return url
 

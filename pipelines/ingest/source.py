@@ -19,6 +19,7 @@ from glefld.data.prefetch import ahead
 from glefld.datasets import PhotoPlace
 from glefld.datasets.lists import ListFiles
 from glefld.errors import BadPhoto, UserError
+from glefld.listing import regrouped
 from glefld.redaction import public_url
 from glefld.temporary import temporary_file, temporary_space
 from pipelines.archives import (
@@ -31,7 +32,7 @@ from pipelines.archives import (
     read_index,
     read_members,
 )
-from pipelines.ingest.sql import batches, database, registered, regrouped
+from pipelines.ingest.sql import batches, database, registered
 from pipelines.single import GUESSED_BYTES, PHOTOS, has_uris, read_table
 
 LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
@@ -193,8 +194,8 @@ def _write_table_index(number: int, archive: Archive, target: str) -> Indexed:
                 temporary_space(),
                 pq.ParquetWriter(file, INDEX, compression="zstd", use_dictionary=False) as writer,
             ):
-                for table in regrouped(rows, INDEX_ROWS):
-                    writer.write_table(table)
+                for batch in regrouped(rows, INDEX_ROWS):
+                    writer.write_batch(batch)
             storage.put_file(file, target)
     return Indexed(archive, target, count, int(size), 0, several)
 

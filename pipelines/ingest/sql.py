@@ -78,17 +78,3 @@ def batches(connection: duckdb.DuckDBPyConnection, query: str, schema: pa.Schema
     """Yield a query's rows as tables of the schema, some thousand rows at a time."""
     for batch in connection.sql(query).to_arrow_reader(BATCH_ROWS):
         yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
-
-
-def regrouped(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of so many, the last of which may have fewer."""
-    held: list[pa.Table] = []
-    for table in tables:
-        held.append(table)
-        if sum(map(len, held)) >= rows:
-            joined = pa.concat_tables(held)
-            whole = len(joined) // rows * rows
-            yield from (joined.slice(start, rows) for start in range(0, whole, rows))
-            held = [joined.slice(whole)]
-    if sum(map(len, held)):
-        yield pa.concat_tables(held)
