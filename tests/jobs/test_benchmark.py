@@ -67,6 +67,8 @@ WRONG = {
     "no stage": ({"stages": ()}, "--stages names no stage"),
     "no repetition": ({"repeats": 0}, "--repeats must be at least 1"),
     "no time": ({"seconds": 0.0}, "--seconds must be at least 0.01"),
+    "no rows to plan": ({"plan_rows": ()}, "--plan-rows needs at least one number of rows"),
+    "plans of nothing": ({"plan_rows": (0,)}, "--plan-rows must be at least 1"),
     "one size": ({"grow": (4,)}, "--grow needs at least two factors"),
     "sizes that fall": ({"grow": (4, 1)}, "--grow needs at least two factors in rising order"),
     "no such system": ({"model": "glee"}, "--model glee cannot be measured: choose one of gle"),
