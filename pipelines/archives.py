@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import io
 import itertools
-import os
 import posixpath
 import struct
 import tarfile
@@ -21,8 +20,9 @@ from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from glefld import storage
+from glefld import listing, storage
 from glefld.errors import BadPhoto, UserError
 from glefld.redaction import public_url
 from glefld.temporary import temporary_file, temporary_space
@@ -209,12 +209,16 @@ def _row(
     """Return a row of MEMBERS. A member that cannot be read has no bytes there."""
     if method in UNREADABLE:
         start = stop = 0
-    return _text(name), start, stop, min(stored, _MOST_BYTES), min(size, _MOST_BYTES), method, crc, version
-
-
-def _text(name: str) -> str:
-    """Return a file's name with each byte that is not UTF-8 as an escape such as ``\\xe9``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return (
+        storage.text(name),
+        start,
+        stop,
+        min(stored, _MOST_BYTES),
+        min(size, _MOST_BYTES),
+        method,
+        crc,
+        version,
+    )
 
 
 def _not_readable(archive: Archive, error: object) -> UserError:
@@ -292,7 +296,7 @@ def _tar_members(archive: Archive, links: dict[int, tuple[str, bool]]) -> Iterat
         name = member.name.removeprefix("./")
         start, size = member.offset_data, member.size
         if member.islnk() or member.issym():
-            links[number] = (_text(member.linkname), member.islnk())
+            links[number] = (storage.text(member.linkname), member.islnk())
             method = _LINK
         elif member.issparse():
             method = _SPARSE
@@ -367,13 +371,17 @@ class _Headers:
 
 
 def _folder_table(archive: Archive) -> pa.Table:
-    return _table(_folder_members(archive))
+    return pa.concat_tables([MEMBERS.empty_table(), *map(file_members, listing.files(archive.url))])
 
 
-def _folder_members(archive: Archive) -> Iterator[Row]:
-    for name, (size, version) in storage.find(archive.url).items():
-        method = zipfile.ZIP_STORED if _text(name) == name else _NAME
-        yield _row(name, 0, size, size, size, method, version=version)
+def file_members(files: pa.Table) -> pa.Table:
+    """Return files of a folder, a table of ``listing.FILES``, as rows of MEMBERS."""
+    sizes, utf8, n = files["size"], files["utf8"], len(files)
+    methods = pc.if_else(utf8, pa.scalar(zipfile.ZIP_STORED, pa.int32()), pa.scalar(_NAME, pa.int32()))
+    starts = pa.array(np.zeros(n, np.int64))
+    stops = pc.if_else(utf8, sizes, pa.scalar(0, pa.int64()))
+    columns = [files["name"], starts, stops, sizes, sizes, methods, pa.nulls(n, pa.int64()), files["version"]]
+    return pa.table(columns, MEMBERS)
 
 
 def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPhoto]:

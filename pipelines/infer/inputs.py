@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import posixpath
 import re
-import zipfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,12 +26,12 @@ from glefld.errors import BadPhoto, UserError
 from glefld.redaction import public_url
 from glefld.schema import Split
 from pipelines.archives import (
-    _NAME,
     ARCHIVES,
     BATCH_BYTES,
     MAX_MEMBER_BYTES,
     MEMBERS,
     Archive,
+    file_members,
     open_archive,
     read_index,
     read_members,
@@ -152,7 +151,7 @@ def open_input(
         file = dict.fromkeys(listing.FILES.names) | {"name": posixpath.basename(url), "utf8": True}
         found = pa.Table.from_pylist([file | storage.state(url)._asdict()], listing.FILES)
         made.write(
-            storage.join(archive.name, ""), [_numbered(_whole(archive, _members(found), made.skipped), 0)]
+            storage.join(archive.name, ""), [_numbered(_whole(archive, file_members(found), made.skipped), 0)]
         )
     return made.input((archive,), state)
 
@@ -171,7 +170,7 @@ def _folder_input(made: "_PhotoRows", staging: str) -> Input:
     def photos() -> Iterator[pa.Table]:
         for files in below.passing(listing.files(made.url)):
             names.extend(files["name"].filter(pc.match_substring_regex(files["name"], _ARCHIVE)).to_pylist())
-            yield _numbered(_whole(folder, _members(files), made.skipped), 0)
+            yield _numbered(_whole(folder, file_members(files), made.skipped), 0)
 
     prefix = storage.join(folder.name, "")
     made.write(prefix, photos())
@@ -210,18 +209,6 @@ def _index(url: str, staging: str) -> tuple[Archive, pa.Table, Counter[str]]:
     members, replaced = read_index(archive)
     skipped = Counter({_REPLACED: replaced} if replaced else {})
     return archive, _whole(archive, members, skipped), skipped
-
-
-def _members(files: pa.Table) -> pa.Table:
-    """Return files of a folder, in rows of ``listing.FILES``, as rows of MEMBERS."""
-    sizes, n = files["size"], len(files)
-    methods = pc.if_else(
-        files["utf8"], pa.scalar(zipfile.ZIP_STORED, pa.int32()), pa.scalar(_NAME, pa.int32())
-    )
-    starts = pa.array(np.zeros(n, np.int64))
-    stops = pc.if_else(files["utf8"], sizes, pa.scalar(0, pa.int64()))
-    columns = [files["name"], starts, stops, sizes, sizes, methods, pa.nulls(n, pa.int64()), files["version"]]
-    return pa.table(columns, MEMBERS)
 
 
 def _whole(archive: Archive, members: pa.Table, skipped: Counter[str]) -> pa.Table:

@@ -3,6 +3,7 @@
 Tables are read in pieces. Of a photo that is listed more than once, the first row counts.
 """
 
+import array
 import gzip
 import posixpath
 import urllib.parse
@@ -68,10 +69,13 @@ def read_list(url: str, skipped: Counter[str]) -> Iterator[pa.Table]:
 
 def _once(read: Callable[[], Iterator[pa.Table]], skipped: Counter[str]) -> Iterator[pa.Table]:
     """Yield the tables of ``read``, which is called twice, without the rows whose uri an earlier one has."""
-    hashes = np.concatenate([np.zeros(0, np.int64), *(_hashes(table) for table in read())])
+    found = array.array("q")  # grows without a copy
+    for table in read():
+        found.frombytes(_hashes(table).tobytes())
+    hashes: np.ndarray = np.frombuffer(found, np.int64)
     hashes.sort()
     repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-    del hashes
+    del hashes, found
     seen: set[str] = set()
     for table in read():
         suspects = np.flatnonzero(np.isin(_hashes(table), repeated)).tolist() if len(repeated) else []

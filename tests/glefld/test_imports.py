@@ -60,6 +60,7 @@ BELOW = {
     "predict": {"models", "data", "schema", "storage", "redaction", "temporary", "errors", "recipe"},
     "recipe": {"data", "errors"},
     "storage": {"redaction", "temporary", "errors"},
+    "listing": {"storage", "temporary"},
     "redaction": set(),
     "temporary": set(),
     "schema": {"errors"},

@@ -201,6 +201,26 @@ def test_a_photo_that_came_and_one_that_went(case: Case, caplog: pytest.LogCaptu
         find_finished(case.options, str(case.output))
 
 
+def test_a_photo_that_boxes_waited_for(model: str, tmp_path: Path) -> None:
+    """It was missing and lies among the others now; its row stays where it was, with its box."""
+    photos = write_photos(tmp_path / "photos")
+    (tmp_path / "boxes.csv").write_text(
+        "uri,x1,y1,x2,y2\n00a.jpg,1,2,80,100\n" + "".join(f"{i:02d}.jpg,0,0,90,120\n" for i in range(12))
+    )
+    options = InferOptions(model, str(photos), boxes=str(tmp_path / "boxes.csv"), shard_rows=3)
+    case = Case(options, tmp_path / "output")
+    INFER.finish(case.options, str(case.output))
+    before = case.rows()
+    assert list(before)[-1] == "00a.jpg"
+    assert case.manifest()["errors"] == {"missing_photo": 1, "unreadable_photo": 4}
+    (photos / "00a.jpg").write_bytes(photo(1))
+    manifest = case.retry_here()
+    assert case.manifest()["errors"] == {"unreadable_photo": 4}
+    assert list(case.rows()) == list(before)
+    assert case.rows()["00a.jpg"]["box"] == before["00a.jpg"]["box"] == [1, 2, 80, 100]
+    assert find_finished(case.options, str(case.output)) == manifest
+
+
 def test_an_archive_that_was_packed_anew(model: str, tmp_path: Path) -> None:
     """Members of a zip have checksums: others may lie elsewhere now, as long as they are the same photos."""
 
