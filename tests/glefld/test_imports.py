@@ -59,6 +59,7 @@ BELOW = {
     "synthetic": {"datasets", "schema", "storage", "redaction", "temporary", "errors"},
     "predict": {"models", "data", "schema", "storage", "redaction", "temporary", "errors", "recipe"},
     "recipe": {"data", "errors"},
+    "listing": {"storage", "temporary"},
     "storage": {"redaction", "temporary", "errors"},
     "redaction": set(),
     "temporary": set(),
