@@ -24,7 +24,7 @@ demo: setup  ## raw archive -> Parquet -> training -> NE -> predictions, on this
 	@echo "serve      $(BIN)/mlflow server --backend-store-uri sqlite:///$(DEMO)/mlflow.db --port 5000"
 
 test: setup lint types  ## lint, types and the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What the tests of whole systems start: an S3 server, a database and hosts in network namespaces.
 SYSTEM := radosgw ceph-mon ceph-osd postgresql iproute2

@@ -24,7 +24,7 @@ def ray_cluster() -> Iterator[None]:
 
     # Ray's own niceness of 15 starves its workers beside anything else. It spells the name so.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    # Ray Train takes an epoch's report, and sees the end, when it looks at its workers: every 2 s if it is not told.
+    # Ray Train takes an epoch's report, and sees the end, when it looks at its workers: half as often for users.
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
     start_ray(num_cpus=4, dashboard=True)  # Ray Train asks its state API
     yield

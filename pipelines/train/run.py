@@ -90,7 +90,7 @@ def train(job: Job, workers: WorkerGroup, handle: "RunHandle", lease: Lease) -> 
     )
     with _interruptible():
         try:
-            ended: Ended = trainer.fit().return_value
+            ended: Ended = ray_private.without_datasets(trainer).fit().return_value
         except ray.train.ControllerError as error:
             if not ray_private.is_start_timeout(error.controller_failure):
                 raise

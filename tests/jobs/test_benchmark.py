@@ -49,9 +49,8 @@ def test_on_a_cluster_jobs_use_it_and_stages_are_its_tasks(
     made = write_material(tmp_path)
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     options = Options(
-        **TINY | {"repeats": 1, "peers": False},
+        **TINY | {"repeats": 1, "peers": False, "cpus": 1},
         stages=("read", "ingest"),
-        cpus=1,
         data=made.data,
         source=made.source,
         work=made.work,

@@ -56,6 +56,13 @@ def new_root(folder: Path, empty_store: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for a job's temporary files with a short path, as those of sockets must be."""
+    with tempfile.TemporaryDirectory(prefix="glefld-") as folder:
+        yield Path(folder)
+
+
 def options(root: Path, line: str) -> train.Options[Any]:
     return train.parse(f"--dataset fld --root {root} {line}".split())
 
@@ -225,7 +232,7 @@ def checkpoints_kept(run: Path, steps: int) -> int:
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_training_goes_on_and_leaves_nothing(
-    moment: int, root: Path, monkeypatch: pytest.MonkeyPatch
+    moment: int, root: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever all of its processes were killed, --resume ends it in the same MLflow run, and nothing is left over.
 
@@ -233,13 +240,11 @@ def test_a_killed_training_goes_on_and_leaves_nothing(
     and others go on, among Ray Train's own records of the killed run. At the others the job's own process trains.
     """
     before = None if moment == 1 else without_workers
-    temporary = root / "temporary"
-    temporary.mkdir()
     line = "--name killed --checkpoint-steps 2"
     folder = root / "runs" / "killed"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(temporary))
-        patch.setenv("RAY_TMPDIR", "/tmp")  # its sockets' paths must be short
+        patch.setenv("RAY_TMPDIR", "/tmp")
         kill_job("train", command(root, line), moment, 9, lambda: checkpoints_kept(folder, 2), root, before)
     # As killed workers leave them: partial files, and a checkpoint that had lost its pointer.
     parts = [folder / f"_part-{n:032x}" for n in range(2)] + [folder / "lease" / f"_part-{2:032x}"]

@@ -15,6 +15,8 @@ from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY
 from ray.experimental import internal_kv
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution import context
 
@@ -47,6 +49,14 @@ def test_ray_listens_on_the_port_that_was_chosen() -> None:
     """Workers are told the cluster's address before it has started."""
     told = ray.get(ray.remote(lambda: os.environ["RAY_ADDRESS"]).remote())
     assert told == ray.get_runtime_context().gcs_address
+
+
+def test_a_trainer_has_a_callback_for_datasets_that_is_left_out() -> None:
+    trainer = TorchTrainer(lambda: None)
+    before = [type(callback) for callback in trainer._create_default_callbacks()]
+    left = [type(callback) for callback in ray_private.without_datasets(trainer)._create_default_callbacks()]
+    assert DatasetsCallback in before
+    assert left == [kind for kind in before if kind is not DatasetsCallback]
 
 
 @pytest.mark.usefixtures("ray_cluster")
