@@ -61,7 +61,6 @@ BELOW = {
     "recipe": {"data", "errors"},
     "listing": {"storage", "temporary"},
     "storage": {"redaction", "temporary", "errors"},
-    "listing": {"storage", "temporary"},
     "redaction": set(),
     "temporary": set(),
     "schema": {"errors"},
