@@ -26,7 +26,8 @@ SUBMISSION_LOGGERS = (
     "ray._private.runtime_env.packaging",
     "ray._private.authentication.http_token_authentication",
 )
-WAIT_POLICY = "OMP_WAIT_POLICY"
+#: How long PyTorch's idle threads spin before they sleep: GNU OpenMP's variable and value, and the standard's variable.
+SPINNING, SPINS, WAIT_POLICY = "GOMP_SPINCOUNT", "1000", "OMP_WAIT_POLICY"
 #: Loggers of Ray Data's progress bars and of its messages about each execution.
 DATA_PROGRESS_LOGGER = "ray.data._internal.progress"
 DATA_EXECUTION_LOGGER = "ray.data._internal.execution.streaming_executor"
@@ -61,13 +62,14 @@ def without_autoscaler() -> Iterator[None]:
 
 
 def waiting_threads() -> dict[str, str]:
-    """Return the environment in which PyTorch's idle threads sleep instead of spinning, unless the user has decided.
+    """Return the environment in which PyTorch's idle threads soon sleep, unless the user has decided how they wait.
 
-    A step's threads wait for the slowest of them hundreds of times. Spinning, they keep DALI's threads and Ray's own
-    processes off the cores, which makes that thread slower still. OpenMP reads this when its library is loaded, so only
-    a new process can be given it.
+    A step's threads wait for the slowest of them hundreds of times. If they spin for long, as by default, they keep
+    other processes off the cores, and with them that thread; if they sleep at once, waking them takes a tenth of the
+    step. OpenMP reads this when its library is loaded, so only a new process can be given it.
     """
-    return {WAIT_POLICY: os.environ.get(WAIT_POLICY, "PASSIVE")}
+    given = {name: os.environ[name] for name in (SPINNING, WAIT_POLICY) if name in os.environ}
+    return given or {SPINNING: SPINS}
 
 
 def one_machine() -> dict[str, str]:

@@ -115,3 +115,21 @@ def test_reports_of_workers_are_silenced() -> None:
         assert not context.logger.isEnabledFor(logging.INFO)
     finally:
         context.logger.setLevel(before)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_how_threads_wait_is_the_users_to_decide(
+    given: dict[str, str], told: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert ray_private.waiting_threads() == told
