@@ -151,6 +151,7 @@ def chart(result: Mapping[str, Any]) -> "matplotlib.figure.Figure":
                 va="center",
                 fontsize=8,
                 color=colour,
+                bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none"},
             )
     labels = [f"{name}\n{number(value['ours'])} {value['unit']}" for name, value in shown.items()]
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
