@@ -12,6 +12,11 @@ _ADDRESS = re.compile(r"(localhost|\d+(\.\d+){3}|\[[\da-f:.]+\]):\d{1,5}(?![^\s/
 #: Matches a host, perhaps with a port, and not a user with a password that has lost its end.
 _HOST = re.compile(r"(\[[^]\s]*\]|[^\s/?#:;@[\]]*)(:\d*:?)?(?![^\s/?#;,.)\]}>'\"`!|\\])")
 
+#: Matches the scheme and bucket of an access point's URL.
+_ARN = re.compile(r"^(s3a?://)arn(:[\w-]*)+(?=/)")
+#: Matches each URL for which ``holds_secret`` may be true, and few others. Also an expression of RE2, for Arrow.
+MAYBE_SECRET = r"(?s)^[A-Za-z][A-Za-z0-9+.:-]*://.*[@?#;:\[]"
+
 
 def public_url(url: str) -> str:
     """Return the URL without user, password, query, parameters and fragment, any of which may hold a secret.
@@ -20,6 +25,17 @@ def public_url(url: str) -> str:
     taken for one, also where programs would read it as something else: ``http://store:80/a@b`` becomes ``http://b``.
     """
     return _without_secrets(url, blank="")
+
+
+def holds_secret(url: str) -> bool:
+    """Return whether a photo's URL holds what may be a secret, so that no row may repeat it.
+
+    That is a user or a password, and over HTTP also a query, parameters or a fragment. Elsewhere ``?``, ``#`` and ``;``
+    are letters of a file's name, and the colons of an S3 access point's ARN are no password's.
+    """
+    if not url.lower().startswith(("http://", "https://")):
+        url = re.sub("[?#;]", "_", _ARN.sub(r"\1arn", url))
+    return public_url(url) != url
 
 
 def why(url: str, error: object) -> str:

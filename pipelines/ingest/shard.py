@@ -18,8 +18,8 @@ from glefld.datasets.lists import ANNOTATIONS, unpack
 from glefld.errors import BadPhoto, BadRow
 from glefld.schema import REJECT_SCHEMA, LandmarkSet, sample_schema
 from pipelines.archives import MEMBERS, Archive, read_members
+from pipelines.photo_table import read_photos
 from pipelines.resumable import KILLER, ShardedOutput, from_bytes
-from pipelines.single import read_photos
 
 #: A planned row: what the sample is made of, and where its photo is. ``archive`` is the number of its archive.
 PLANNED = pa.schema(

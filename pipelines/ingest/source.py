@@ -33,7 +33,7 @@ from pipelines.archives import (
     read_members,
 )
 from pipelines.ingest.sql import batches, database, registered
-from pipelines.single import GUESSED_BYTES, PHOTOS, has_uris, read_table
+from pipelines.photo_table import GUESSED_BYTES, PHOTOS, has_uris, read_table
 
 LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
 #: DeepFashion2's layout: one folder or zip per split, with photos in ``image`` and a JSON file for each in ``annos``.
@@ -176,9 +176,9 @@ def _write_table_index(number: int, archive: Archive, target: str) -> Indexed:
     with database() as db:
         with registered(db, "photos", PHOTOS, read_table(archive)):
             db.execute(
-                "CREATE TABLE members AS SELECT listed, min(name) AS name, arg_min(stored, name) AS stored, "
-                f"coalesce(arg_min(stored, name), {GUESSED_BYTES}) AS size, min(name) <> max(name) AS several "
-                "FROM photos GROUP BY listed"
+                "CREATE TABLE members AS SELECT listed, min(name) AS name, arg_min_null(stored, name) AS stored, "
+                f"coalesce(arg_min_null(stored, name), {GUESSED_BYTES}) AS size, count(*) > 1 AS several "
+                "FROM (SELECT listed, name, min(stored) AS stored FROM photos GROUP BY ALL) GROUP BY listed"
             )
         count, size, several = db.execute(
             "SELECT count(*), coalesce(sum(size), 0), count(*) FILTER (several) FROM members"

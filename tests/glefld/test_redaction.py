@@ -1,8 +1,10 @@
 """No secret of a URL is in what is shown of it, whatever its characters and the text around it."""
 
+import re
+
 import pytest
 
-from glefld.redaction import public_url, redacted
+from glefld.redaction import MAYBE_SECRET, holds_secret, public_url, redacted
 from tests.passwords import PLACES, passwords
 
 PUBLIC = {
@@ -98,6 +100,40 @@ def test_nothing_shown_depends_on_a_token(token: str) -> None:
     assert redacted({"source": f"https://{token}@host/a.zip"}) == {"source": "https://host/a.zip"}
     solid = "".join(token.split())
     assert redacted(f"'https://{solid}@host/a.zip' is there") == "'https://host/a.zip' is there"
+
+
+#: URLs of photos, and whether a row may not repeat them.
+HELD = {
+    "/data/a:b@c?d.jpg": False,
+    "s3://bucket/a@2x#1;b?.jpg": False,
+    "s3://bucket/a:b@c.jpg": False,
+    "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/photos/a.jpg": False,
+    "https://photos.host/a@2x.jpg": False,
+    "https://host/a.jpg?token=secret": True,
+    "https://host/a.jpg#secret": True,
+    "s3://key:secret@bucket/a.jpg": True,
+    "s3://key:sec/ret@bucket/a.jpg": True,
+    "s3://key:sec?ret@bucket/a.jpg": True,
+    "ftp://secret@host/a.jpg": True,
+    "s3://key:secret": True,
+    "simplecache::s3://key:secret@bucket/a.jpg": True,
+}
+
+
+@pytest.mark.parametrize("url", HELD)
+def test_a_photos_url_with_a_secret_is_told_from_an_odd_name(url: str) -> None:
+    assert holds_secret(url) == HELD[url]
+    assert re.match(MAYBE_SECRET, url) or not HELD[url]
+
+
+@pytest.mark.parametrize(
+    "place", ["s3://key:{}@bucket/a.jpg", "ftp://me:{}@host/a.jpg", "https://host/a?b={}"]
+)
+def test_any_password_in_a_photos_url_is_found(place: str) -> None:
+    for password in passwords(300):
+        url = place.replace("{}", password)
+        assert holds_secret(url), password
+        assert re.match(MAYBE_SECRET, url), password
 
 
 @pytest.mark.parametrize("text", HARMLESS)

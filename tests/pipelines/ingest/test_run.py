@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
 from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
@@ -23,6 +22,7 @@ from pipelines.archives import Archive
 from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import find_finished, ingest, prepare
 from tests.blots import HEIGHT, WIDTH, image_folder
+from tests.pipelines.ingest.secretive import SecretiveFileSystem
 from tests.raw_layouts import Row, jpeg, photos, rows, write_archive, write_fld
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -244,16 +244,6 @@ def test_the_manifest_names_the_source_without_secrets(tmp_path: Path) -> None:
     assert plan.source["url"] == f"secretive://{source}"
     assert plan.options.public()["source"] == f"secretive://{source}"
     assert (plan.source["files"], plan.source["files_not_used"]) == (11, 1)
-
-
-class SecretiveFileSystem(LocalFileSystem):
-    """The local disk under URLs that carry a user's name and password."""
-
-    protocol = "secretive"
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return super()._strip_protocol(path.partition("@")[2] or path)
 
 
 @pytest.mark.parametrize("layout", ["fld", "deepfashion", "deepfashion-fine"])

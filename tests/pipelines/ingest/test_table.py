@@ -10,19 +10,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
+from s3fs.errors import translate_boto_error
 
 from glefld.datasets import read_annotations
 from glefld.datasets.lists import ListFiles
 from glefld.errors import BadPhoto, UserError
 from glefld.schema import FASHION8
-from pipelines import single
+from pipelines import photo_table
 from pipelines.archives import MEMBERS
 from pipelines.ingest.plan import IngestOptions, IngestPlan
 from pipelines.ingest.run import prepare, shard_settings
 from pipelines.ingest.shard import write_shard
 from pipelines.ingest.source import write_index
-from pipelines.single import read_photos
+from pipelines.photo_table import read_photos
+from tests.mistakes import answering
 from tests.pipelines.ingest.planned import planned_rejects
+from tests.pipelines.ingest.secretive import SecretiveFileSystem
 from tests.raw_layouts import Row, fld_lists, photos, rows, write_archive, write_files, write_fld
 
 LISTED = rows(12)
@@ -191,27 +195,122 @@ def test_what_a_table_lacks_is_named(tmp_path: Path) -> None:
         plan(source)
 
 
-REFUSED = {
-    "HTTP": ("http://host/a.jpg", "HTTP is not read"),
-    "a password": ("s3://me:secret@bucket/a.jpg", "without a user"),
-    "nothing": (None, "rows without a uri"),
+#: Columns of a table beside one good row, and what is said of them.
+REFUSED: dict[str, tuple[dict[str, list[Any]], str]] = {
+    "HTTP": ({"uri": ["http://host/a.jpg"]}, "HTTP is not read"),
+    "a password": (
+        {"uri": ["s3://me:secret@bucket/a.jpg"]},
+        "s3://bucket/a.jpg: give paths or URLs .* without a user",
+    ),
+    "a password with a slash": ({"uri": ["s3://me:secret/x@bucket/a.jpg"]}, "without a user"),
+    "a user of another scheme": ({"uri": ["ftp://secret@host/a.jpg"]}, "without a user"),
+    "nothing": ({"uri": [None]}, "rows without a uri"),
+    "bytes below zero": ({"uri": ["b"], "bytes": [-1]}, "rows with bytes below zero"),
+    "a uri that is not text": ({"uri": ["b", b"\xff"]}, r"a\.parquet cannot be read: Invalid UTF8"),
+    "a name that is not text": (
+        {"uri": ["b"], "photo": [b"\xff"]},
+        r"a\.parquet cannot be read: Invalid UTF8",
+    ),
+    "an unknown scheme": ({"uri": ["s3://bucket:/a.jpg"]}, "a user and a password in an S3 URL are not used"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_uris_that_are_not_read(case: str, tmp_path: Path) -> None:
-    uri, message = REFUSED[case]
-    pq.write_table(pa.table({"uri": ["a.jpg", uri]}), tmp_path / "a.parquet")
+def test_tables_of_uris_that_are_not_used(case: str, tmp_path: Path) -> None:
+    """In one line that shows no secret."""
+    columns, message = REFUSED[case]
+    table = pa.table(
+        {
+            name: pa.array(values).cast(pa.binary()).view(pa.string()) if name != "bytes" else values
+            for name, values in columns.items()
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(UserError, match=message) as told:
         write_index(0, f"{tmp_path}/a.parquet", "table", "", f"{tmp_path}/index.parquet")
     assert "secret" not in str(told.value)
+    assert str(told.value).count("a.parquet") <= 1
+
+
+def test_a_relative_uri_does_not_repeat_the_sources_password(tmp_path: Path) -> None:
+    fsspec.register_implementation("secretive", SecretiveFileSystem, clobber=True)
+    pq.write_table(pa.table({"uri": ["a.jpg"]}), tmp_path / "a.parquet")
+    url = f"secretive://user:secret@{tmp_path}/a.parquet"
+    with pytest.raises(UserError, match=r"has the uri secretive:///.*/a\.jpg: .* without a user") as told:
+        write_index(0, url, "table", "", f"{tmp_path}/index.parquet")
+    assert "secret@" not in str(told.value)
+
+
+def test_a_column_that_stands_twice_is_named(tmp_path: Path) -> None:
+    names = ["uri", "bytes", "uri"]
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array(["b"])], names), tmp_path / "a.parquet"
+    )
+    with pytest.raises(UserError, match=r"a\.parquet has the column uri more than once"):
+        write_index(0, f"{tmp_path}/a.parquet", "table", "", f"{tmp_path}/index.parquet")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(403, "refuses access to the bucket"), (404, "there is no bucket")]
+)
+def test_a_bucket_that_cannot_be_used_is_told_by_the_plan(
+    status: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not by rejects, as if each of its photos were missing."""
+    pq.write_table(pa.table({"uri": ["a.jpg", "s3://mistyped/b.jpg"]}), tmp_path / "a.parquet")
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "DEFAULT_REGION"):
+        monkeypatch.setenv(f"AWS_{name}", "us-east-1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with answering(status) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        with pytest.raises(UserError, match=f"{message}.* mistyped"):
+            write_index(0, f"{tmp_path}/a.parquet", "table", "", f"{tmp_path}/index.parquet")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+#: An object storage's answer to the request for a photo: the reason of the reject, or what ends the job.
+ANSWERS: dict[str, str | type[OSError]] = {
+    "NoSuchKey": "missing_photo",
+    "404": "missing_photo",
+    "InvalidRange": "unreadable_photo",
+    "416": "unreadable_photo",
+    "NoSuchBucket": FileNotFoundError,
+    "ExpiredToken": PermissionError,
+    "AccessDenied": PermissionError,
+    "400": OSError,
+    "InvalidRequest": OSError,
+    "SlowDown": OSError,
+}
+
+
+@pytest.mark.parametrize("code", ANSWERS)
+def test_what_object_storage_refuses_is_no_fault_of_a_photo(code: str) -> None:
+    """A photo that is gone or empty is a reject. Anything else ends the job, which can then be resumed."""
+    error = translate_boto_error(ClientError({"Error": {"Code": code, "Message": "told"}}, "GetObject"))
+    expected = ANSWERS[code]
+    row = {"name": "s3://bucket/a.jpg", "stored": None, "size": 1}
+    if isinstance(expected, str):
+        found = photo_table._photo(row, error)
+        assert isinstance(found, BadPhoto)
+        assert found.reason == expected
+    else:
+        with pytest.raises(expected, match="told"):
+            photo_table._photo(row, error)
+
+
+def test_a_photo_that_is_not_ours_to_read_is_a_reject_on_a_disk(tmp_path: Path) -> None:
+    row = {"name": f"{tmp_path}/a.jpg", "stored": None, "size": 1}
+    for error in (PermissionError("told"), IsADirectoryError("told")):
+        found = photo_table._photo(row, error)
+        assert isinstance(found, BadPhoto)
+        assert found.reason == "unreadable_photo"
 
 
 def test_photos_that_cannot_be_read_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In their order, whatever their size, and however many are fetched at once."""
-    monkeypatch.setattr(single, "TOGETHER", 3)
-    monkeypatch.setattr(single, "FIRST_BYTES", 1000)
-    monkeypatch.setattr(single, "MAX_MEMBER_BYTES", 5000)
+    monkeypatch.setattr(photo_table, "TOGETHER", 3)
+    monkeypatch.setattr(photo_table, "FIRST_BYTES", 1000)
+    monkeypatch.setattr(photo_table, "MAX_MEMBER_BYTES", 5000)
     files = {
         f"{i}": np.random.default_rng(i).bytes(size)
         for i, size in enumerate((999, 1000, 1001, 5000, 5001, 0))
@@ -237,14 +336,19 @@ def test_photos_that_cannot_be_read_are_told_apart(tmp_path: Path, monkeypatch: 
 
 
 def test_a_photo_is_named_once_in_the_index(tmp_path: Path) -> None:
-    """However many garments name it; sizes are guessed where they are not known."""
-    table = {"uri": ["b", "a", "b"], "bytes": [5, None, 5]}
+    """However many garments name it; its size is its own, guessed where it is not known."""
+    table = {
+        "photo": ["b", "a", "b", "c", "c"],
+        "uri": ["b", "a", "b", "d", "c"],
+        "bytes": [None, None, 5, 7, None],
+    }
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     found = write_index(3, f"{tmp_path}/a.parquet", "table", "", f"{tmp_path}/index.parquet")
-    assert (found.files, found.bytes, found.replaced) == (2, single.GUESSED_BYTES + 5, 0)
+    assert (found.files, found.bytes, found.replaced) == (3, 2 * photo_table.GUESSED_BYTES + 5, 1)
     members = sorted(pq.read_table(found.file).to_pylist(), key=lambda row: row["listed"])
-    assert [(row["listed"], row["name"], row["size"]) for row in members] == [
-        ("a", f"{tmp_path}/a", single.GUESSED_BYTES),
-        ("b", f"{tmp_path}/b", 5),
+    assert [(row["listed"], row["name"], row["stored"], row["size"]) for row in members] == [
+        ("a", f"{tmp_path}/a", None, photo_table.GUESSED_BYTES),
+        ("b", f"{tmp_path}/b", 5, 5),
+        ("c", f"{tmp_path}/c", None, photo_table.GUESSED_BYTES),
     ]
     assert {row["archive"] for row in members} == {3}

@@ -5,7 +5,6 @@ file's size. Without that a shard's size is a guess. The table is read in pieces
 task that needs it.
 """
 
-import errno
 import itertools
 import posixpath
 from collections.abc import Iterator
@@ -14,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from botocore.exceptions import ClientError
 
 from glefld import storage
 from glefld.errors import BadPhoto, UserError
-from glefld.redaction import public_url
+from glefld.redaction import MAYBE_SECRET, holds_secret, public_url
 from pipelines.archives import BATCH_BYTES, LOST, MAX_MEMBER_BYTES, Archive, whole
 
 #: What a photo of unknown size is taken for when rows are divided into shards.
@@ -26,10 +26,12 @@ GUESSED_BYTES = 64 << 10
 TOGETHER = 32
 FIRST_BYTES = BATCH_BYTES
 BATCH_ROWS = 1 << 14
+#: How object storage answers to a range that begins at or after a file's end, as any does in an empty file.
+NOTHING = ("InvalidRange", "416")
 #: A row of the table: how lists name the photo, where it is, and its size if that is known.
 PHOTOS = pa.schema([("listed", pa.string()), ("name", pa.string()), ("stored", pa.int64())])
-#: Of these URLs every row would show the user's name and password, or the server could lead anywhere.
-_REFUSED = r"^(?i:https?)://|^[A-Za-z][A-Za-z0-9+.-]*://[^/]*@"
+_HTTP = r"^(?i:https?)://"
+_ROOT = r"^(?P<root>[A-Za-z][A-Za-z0-9+.-]*://[^/]*)"
 _ABSOLUTE = r"^(?:/|[A-Za-z][A-Za-z0-9+.-]*://)"
 
 
@@ -49,36 +51,60 @@ def _columns(url: str) -> list[str]:
 def read_table(archive: Archive) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a table of uris, of the schema ``PHOTOS``; a photo with several garments comes several times.
 
-    UserError for a table that cannot be used. Uris that are relative are below the table's own folder.
+    UserError for a table that cannot be used, also if a bucket that it names cannot. Uris that are relative are below
+    the table's own folder.
     """
     columns = _columns(archive.url)
     if "uri" not in columns:
         raise UserError(f"{archive.name} has no column uri; it has {', '.join(columns)}")
     wanted = [name for name in ("uri", "photo", "bytes") if name in columns]
+    if twice := [name for name in wanted if columns.count(name) > 1]:
+        raise UserError(f"{archive.name} has the column {twice[0]} more than once: leave one of them")
+    asked: set[str] = set()
     with storage.open(archive.url) as file:
         try:
             for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=wanted):
-                yield _photos(archive, batch)
+                photos = _photos(archive, batch)
+                # A bucket that is not there would make all its photos rejects, as if they were missing.
+                for root in sorted(_roots(photos["name"]) - asked):
+                    storage.require_access(root)
+                    asked.add(root)
+                yield photos
+        except UserError:
+            raise
         except (pa.ArrowException, ValueError) as error:
             raise UserError(f"{archive.name} cannot be read: {error}") from error
+
+
+def _roots(names: pa.Array) -> set[str]:
+    """Return the schemes and hosts, or buckets, of URLs. Paths have none."""
+    found = pc.struct_field(pc.extract_regex(names, _ROOT), "root")
+    return set(pc.unique(found).drop_null().to_pylist())
 
 
 def _photos(archive: Archive, batch: pa.RecordBatch) -> pa.RecordBatch:
     uris = batch["uri"].cast(pa.string())
     listed = batch["photo"].cast(pa.string()) if "photo" in batch.schema.names else uris
+    for column in (uris, listed):
+        column.validate(full=True)  # text that is not UTF-8
     if uris.null_count or listed.null_count:
         raise UserError(f"{archive.name} has rows without a uri or a photo's name: fill in or remove them")
-    if len(refused := uris.filter(pc.match_substring_regex(uris, _REFUSED))):
-        raise UserError(
-            f"{archive.name} has the uri {public_url(refused[0].as_py())}: give paths or URLs such as s3://bucket/key, "
-            "without a user; HTTP is not read"
-        )
     folder = posixpath.dirname(archive.url)
     absolute = pc.match_substring_regex(uris, _ABSOLUTE)
     names = pc.if_else(absolute, uris, pc.binary_join_element_wise(folder, uris, "/"))
+    suspects = names.filter(pc.match_substring_regex(names, MAYBE_SECRET)).to_pylist()
+    refused = [name for name in suspects if holds_secret(name)]  # every row would show it
+    # A server could lead anywhere.
+    if refused or (refused := names.filter(pc.match_substring_regex(names, _HTTP)).to_pylist()):
+        raise UserError(
+            f"{archive.name} has the uri {public_url(refused[0])}: give paths or URLs such as s3://bucket/key, "
+            "without a user; HTTP is not read"
+        )
     known = (
         batch["bytes"].cast(pa.int64()) if "bytes" in batch.schema.names else pa.nulls(len(batch), pa.int64())
     )
+    if pc.any(pc.less(known, 0)).as_py():
+        raise UserError(f"{archive.name} has rows with bytes below zero: correct them, or leave them empty")
     return pa.record_batch([listed, names, known], schema=PHOTOS)
 
 
@@ -98,15 +124,19 @@ def read_photos(members: pa.Table) -> Iterator[bytes | BadPhoto]:
 
 
 def _photo(row: dict[str, Any], data: bytes | BaseException) -> bytes | BadPhoto:
-    if isinstance(data, LOST):
-        gone = isinstance(data, FileNotFoundError)
-        return BadPhoto("missing_photo" if gone else "unreadable_photo", str(data))
-    if isinstance(data, OSError) and data.errno == errno.EINVAL:  # object storage has no range of nothing
+    if isinstance(data, FileNotFoundError) and _code(data) != "NoSuchBucket":
+        return BadPhoto("missing_photo", str(data))
+    # On object storage it is the credentials that are refused: for all photos, and maybe not for long.
+    if isinstance(data, LOST) and storage.is_local(row["name"]):
+        return BadPhoto("unreadable_photo", str(data))
+    if isinstance(data, OSError) and _code(data) in NOTHING:
         data = b""
     if isinstance(data, BaseException):
         raise data
     if len(data) == FIRST_BYTES:
         (more,) = storage.read_ranges([row["name"]], [FIRST_BYTES], [MAX_MEMBER_BYTES + 1])
+        if isinstance(more, OSError) and _code(more) in NOTHING:
+            more = b""
         if isinstance(more, BaseException):
             raise more
         data += more
@@ -118,3 +148,9 @@ def _photo(row: dict[str, Any], data: bytes | BaseException) -> bytes | BadPhoto
         return data if row["stored"] is None else whole(data, row)
     except BadPhoto as bad:
         return bad
+
+
+def _code(error: OSError) -> str | None:
+    """Return the code of an answer of object storage, as s3fs keeps it."""
+    cause = error.__cause__
+    return cause.response.get("Error", {}).get("Code") if isinstance(cause, ClientError) else None
