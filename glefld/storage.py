@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 #: Matches the name of a temporary file, which no other program gives.
 _PART = re.compile("_part-[0-9a-f]{32}")
+#: Matches a chain of filesystems, such as ``simplecache::s3://bucket/key``. Elsewhere colons belong to a file's name.
+_CHAIN = re.compile("[a-z0-9]+::")
 
 
 def s3_options() -> dict[str, Any]:
@@ -453,10 +455,19 @@ def _split(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except UnicodeEncodeError:
         raise UserError(f"the path {url!r} is not UTF-8: rename the file or folder") from None
     try:
-        fs, path = fsspec.core.url_to_fs(os.fspath(url), **(s3_options() if is_s3(url) else {}))
+        fs, path = _opened(os.fspath(url))
     except Exception as error:  # some filesystems connect here, and raise what their libraries do
         raise UserError(f"{public_url(url)}: this kind of URL cannot be read{why(url, error)}") from error
     return fs, path
+
+
+def _opened(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    options = s3_options() if is_s3(url) else {}
+    if "::" not in url or _CHAIN.match(url):
+        return fsspec.core.url_to_fs(url, **options)
+    # fsspec would take what stands before the colons for the whole name.
+    kind = fsspec.get_filesystem_class(fsspec.core.split_protocol(url)[0] or "file")
+    return kind(**kind._get_kwargs_from_urls(url), **options), kind._strip_protocol(url)
 
 
 def text(name: str) -> str:

@@ -39,6 +39,25 @@ def test_what_is_written_is_listed_and_read_back(root: str) -> None:
     assert list(storage.find(root)) == ["c.json"]
 
 
+def test_a_name_with_colons_is_read_as_itself(root: str) -> None:
+    """And not as the file, or the filesystem, before them. A chain of filesystems is one still."""
+    named = {"a": b"0", "a::b.jpg": b"1", "x::memory::": b"2"}
+    for name, data in named.items():
+        storage.write_bytes(storage.join(root, name), data)
+    assert {name: storage.read_bytes(storage.join(root, name)) for name in named} == named
+    urls = [storage.join(root, name) for name in ("a", "a::b.jpg")]
+    assert storage.read_ranges(urls, [0, 0], [9, 9]) == [b"0", b"1"]
+    assert storage.is_local(urls[1]) == storage.is_local(urls[0])
+    there = urls[0] if "://" in urls[0] else f"file://{urls[0]}"
+    assert storage.read_bytes(f"simplecache::{there}") == b"0"
+
+
+def test_colons_in_a_key_leave_the_options_of_object_storage() -> None:
+    (fs, path), (other, _) = storage.filesystem("s3://bucket/a::b"), storage.filesystem("s3://bucket/a")
+    assert path == "bucket/a::b"
+    assert fs is other
+
+
 def test_a_folder_that_is_not_there_is_empty(root: str) -> None:
     absent = storage.join(root, "absent")
     assert storage.entries(absent) == []
