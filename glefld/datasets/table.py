@@ -52,9 +52,13 @@ def _rows(lists: ListFiles, labels: Labels) -> Iterator[pa.RecordBatch]:
                     raise UserError(f"{name} has no column {missing[0]}; it has {', '.join(columns)}")
                 before = 0
                 wanted = [key, *REQUIRED, *(column for column in OPTIONAL if column in columns)]
+                if twice := [column for column in wanted if columns.count(column) > 1]:
+                    raise UserError(f"{name} has the column {twice[0]} more than once: leave one of them")
                 for batch in file.iter_batches(BATCH_ROWS, columns=wanted):
                     yield _converted(batch, key, labels, name, before)
                     before += len(batch)
+            except UserError:
+                raise
             except (
                 pa.ArrowException,
                 ValueError,
@@ -71,17 +75,39 @@ def _converted(batch: pa.RecordBatch, key: str, labels: Labels, name: str, befor
         if len(wrong):
             raise UserError(f"{name}, row {before + int(wrong[0]) + 1}: {what}")
 
+    if pa.types.is_list(batch["box"].type) or pa.types.is_large_list(batch["box"].type):
+        require(pc.equal(pc.list_value_length(batch["box"]), 4), "box must have four numbers")
     found = {
         field.name: batch[field.name].cast(field.type)
         for field in ANNOTATIONS
         if field.name in batch.schema.names
     }
     photos = batch[key].cast(pa.string())
+    photos.validate(full=True)  # text that is not UTF-8
     require(photos.is_valid(), f"{key} is empty")
     split, view, types = found["split"], found.get("view"), found.get("garment_type")
     require(pc.is_in(split, value_set=pa.array([*SPLITS, None])), f"split must be one of {', '.join(SPLITS)}")
     if view is not None:
         require(pc.is_in(view, value_set=pa.array([*VIEWS, None])), f"view must be one of {', '.join(VIEWS)}")
+    for column, low, high, of in (
+        ("variation", 1, 5, "FLD's types"),
+        ("category", 1, len(labels.categories), f"the numbers of {LABELS}'s categories"),
+    ):
+        if (values := found.get(column)) is not None:
+            within = pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high))
+            require(within, f"{column} must be {low} to {high}, {of}")
+    if (area := found.get("area")) is not None:
+        require(pc.and_(pc.greater_equal(area, 0.0), pc.is_finite(area)), "area must be a number from 0")
+    if (attributes := found.get("attributes")) is not None:
+        indices = pc.fill_null(attributes.flatten(), -1).to_numpy()
+        known = np.ones(len(batch), bool)
+        known[
+            pc.list_parent_indices(attributes).to_numpy()[(indices < 0) | (indices >= len(labels.attributes))]
+        ] = False
+        require(
+            known,
+            f"attributes must be indices of the {len(labels.attributes)} attributes in {LABELS}, from 0",
+        )
     landmark_set = labels.landmark_set
     k = len(landmark_set)
     counts = np.full(len(batch), k)
@@ -120,7 +146,8 @@ def _converted(batch: pa.RecordBatch, key: str, labels: Labels, name: str, befor
     number = (
         batch["garment"].cast(pa.int32()) if "garment" in batch.schema.names else pa.array([0] * len(batch))
     )
-    require(pc.greater_equal(pc.fill_null(number, -1), 0), "garment must be a number from 0")
+    number = pc.fill_null(number, 0)
+    require(pc.greater_equal(number, 0), "garment must be a number from 0")
     offsets = pa.array(2 * np.concatenate([[0], np.cumsum(pc.fill_null(lengths, 0).to_numpy())]), pa.int32())
     found |= {
         "sample_id": pc.binary_join_element_wise(

@@ -146,10 +146,12 @@ def make_plan(
     Raises UserError if no row has both an annotation and a photo, or if a listed photo is in several archives.
     """
     with database() as db:
-        rows_in, capitals = _join(db, annotations.table, indexes)
+        rows_in, capitals, again = _join(db, annotations.table, indexes)
         counts = dict(
             db.execute("SELECT reason, count(*) FROM rows WHERE reason IS NOT NULL GROUP BY ALL").fetchall()
         )
+        if not rows_in:
+            raise UserError(f"the lists of {name} are empty: check that --source has the whole data set")
         if sum(counts.values()) == rows_in:
             reasons = ", ".join(f"{reason} {counts[reason]}" for reason in REASONS if reason in counts)
             where = indexes[0].archive.name if len(indexes) == 1 else f"the archives of {name}"
@@ -168,6 +170,7 @@ def make_plan(
         used = _number(
             db, "SELECT count(*) FROM (SELECT DISTINCT archive, start, name FROM rows WHERE reason IS NULL)"
         )
+    files = sum(found.files for found in indexes) - again
     return IngestPlan(
         key=digest.hexdigest(),
         options=options,
@@ -185,9 +188,9 @@ def make_plan(
             and storage.exists(storage.join(options.source, MARK)),
             # The view list is an addition of ours; the benchmarks do not have it.
             "absent_lists": sorted(list_ for list_ in absent if not list_.endswith("view.txt")),
-            "files": sum(found.files for found in indexes),
+            "files": files,
             "file_bytes": sum(found.bytes for found in indexes),
-            "files_not_used": sum(found.files for found in indexes) - used,
+            "files_not_used": files - used,
             "files_replaced": sum(found.replaced for found in indexes),
             "photos_found_by_other_capitals": capitals,
         },
@@ -210,11 +213,11 @@ _REASON = """CASE WHEN duplicate OR position <> kept THEN 'duplicate_id'
 
 def _join(
     db: duckdb.DuckDBPyConnection, annotations: pa.Table | pa.RecordBatchReader, indexes: Sequence[Indexed]
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """Make the view ``rows``: the annotations, each with its photo if there is one, and why it is rejected, if it is.
 
-    Returns the number of annotations, and how many photos were found by ignoring case. UserError if a listed photo is
-    in several archives.
+    Returns the number of annotations, how many photos were found by ignoring case, and how often one that is in the
+    index of a table is in that of another. UserError if a listed photo is in several archives.
     """
     numbered = _Numbered(annotations)
     members = _Members(db, indexes)
@@ -223,23 +226,35 @@ def _join(
             f"CREATE TABLE joined AS SELECT a.*, {_MEMBER} FROM annotations a "
             "LEFT JOIN (FROM members WHERE first) ON photo = listed"
         )
+    again = 0
     if _number(db, "SELECT count(*) FROM joined") != numbered.rows:
+        # Tables may name a photo in several files, as programs divide rows as they like, if it is the same file.
+        same = "min(name) = max(name)" if all(found.archive.kind == "table" for found in indexes) else "false"
         members.read(
-            "CREATE TABLE several AS SELECT listed, min(archive) AS low, max(archive) AS high FROM members "
-            "WHERE first AND listed IN (SELECT photo FROM joined) GROUP BY listed HAVING count(*) > 1"
+            f"CREATE TABLE several AS SELECT listed, min(archive) AS low, max(archive) AS high, {same} AS same, "
+            "count(*) - 1 AS again FROM members WHERE first AND listed IN (SELECT photo FROM joined) "
+            "GROUP BY listed HAVING count(*) > 1"
         )
-        photo, low, high = db.execute("FROM several ORDER BY listed LIMIT 1").fetchall()[0]
-        names = [indexes[number].archive.name for number in (low, high)]
-        raise UserError(f"the photo {photo} is in {names[0]} and in {names[1]}: leave it in one of them")
+        _refuse_several(db, indexes, "SELECT listed, low, high FROM several WHERE NOT same")
+        db.execute("DELETE FROM joined USING several WHERE photo = listed AND archive <> low")
+        again = _number(db, "SELECT sum(again) FROM several")
     _mark_repeated(db, isinstance(annotations, pa.RecordBatchReader))
     # The capitalisation of folders differs between the benchmark's lists and its archive.
     capitals = 0
-    db.execute(f"CREATE TABLE loose AS SELECT '' AS key, {_MEMBER} FROM joined LIMIT 0")
+    db.execute(f"CREATE TABLE loose AS SELECT '' AS key, {_MEMBER}, 0 AS low, 0 AS high FROM joined LIMIT 0")
     if _number(db, "SELECT count(*) FROM joined WHERE name IS NULL"):
         members.read(
-            f"INSERT INTO loose SELECT lower(listed) AS key, {_MEMBER} FROM members "
+            f"INSERT INTO loose SELECT lower(listed) AS key, {_MEMBER}, min(archive) OVER same, max(archive) OVER same "
+            "FROM members "
             "WHERE first AND lower(listed) IN (SELECT lower(photo) FROM joined WHERE name IS NULL) "
+            "WINDOW same AS (PARTITION BY lower(listed)) "
             "QUALIFY row_number() OVER (PARTITION BY lower(listed) ORDER BY archive, start, name) = 1"
+        )
+        _refuse_several(
+            db,
+            indexes,
+            "SELECT photo, low, high FROM joined JOIN loose ON lower(photo) = key "
+            "WHERE joined.name IS NULL AND low <> high",
         )
         capitals = _number(
             db, "SELECT count(*) FROM joined, loose WHERE joined.name IS NULL AND lower(photo) = key"
@@ -247,10 +262,18 @@ def _join(
     db.execute(
         f"CREATE VIEW rows AS SELECT *, {_REASON} AS reason FROM ("
         "FROM joined WHERE name IS NOT NULL UNION ALL "
-        f"SELECT joined.* EXCLUDE ({_MEMBER}), loose.* EXCLUDE (key) FROM joined LEFT JOIN loose "
+        f"SELECT joined.* EXCLUDE ({_MEMBER}), loose.* EXCLUDE (key, low, high) FROM joined LEFT JOIN loose "
         "ON lower(photo) = key WHERE joined.name IS NULL) LEFT JOIN repeated USING (sample_id)"
     )
-    return numbered.rows, capitals
+    return numbered.rows, capitals, again
+
+
+def _refuse_several(db: duckdb.DuckDBPyConnection, indexes: Sequence[Indexed], query: str) -> None:
+    """UserError for the first photo that a query finds in two archives, of which it gives the numbers."""
+    if found := db.execute(f"{query} ORDER BY ALL LIMIT 1").fetchall():
+        photo, low, high = found[0]
+        names = [indexes[number].archive.name for number in (low, high)]
+        raise UserError(f"the photo {photo} is in {names[0]} and in {names[1]}: leave it in one of them")
 
 
 class _Numbered:

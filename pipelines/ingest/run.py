@@ -1,9 +1,8 @@
 """Ingest: from raw archives to a data set of Parquet shards, resumable through ``pipelines.resumable``."""
 
 import functools
-import hashlib
 import itertools
-import json
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +18,7 @@ from glefld.data.prefetch import in_threads
 from glefld.datasets import LAYOUTS, read_annotations
 from glefld.errors import UserError
 from glefld.schema import Manifest, Shard
-from pipelines.ingest.plan import INGEST_VERSION, IngestOptions, IngestPlan, PlannedShard, make_plan
+from pipelines.ingest.plan import IngestOptions, IngestPlan, PlannedShard, make_plan
 from pipelines.ingest.shard import ShardSettings, planned_rows, read_rows, rejects_path, write_shard
 from pipelines.ingest.source import Source, find_source, index, list_files
 from pipelines.ingest.sql import database, registered
@@ -77,22 +76,24 @@ def prepare(options: IngestOptions, output: str, start_ray: Callable[[], None] =
     place = output_at(output)
     with place.claimed():
         state = source_state([options.source])
-        # Another plan has another folder: a job that runs with other options is told later that the output is not its.
-        facts = json.dumps([INGEST_VERSION, options.public(), state])
-        name = f"plan-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
-        folder = storage.join(place.staging, name)
+        # Each run has its own: another one, of the same options or not, may be reading its plan.
+        folder = storage.join(place.staging, f"plan-{uuid.uuid4().hex}")
         lists = list_files(source, ())
         # What is wrong with the lists is told before anything is started, if they can be read without the indexes.
         annotations = read_annotations(options.dataset, lists) if source.lists_alone else None
         if len(source.photos) > 1:
             start_ray()
-        indexes = index(source, place.staging, folder)
-        if annotations is None:
-            lists = list_files(source, indexes)
-            annotations = read_annotations(options.dataset, lists)
-        plan = make_plan(options, source.name, indexes, annotations, lists.absent, folder, state)
-        for found in indexes:
-            storage.remove_file(found.file)
+        try:
+            indexes = index(source, place.staging, folder)
+            if annotations is None:
+                lists = list_files(source, indexes)
+                annotations = read_annotations(options.dataset, lists)
+            plan = make_plan(options, source.name, indexes, annotations, lists.absent, folder, state)
+            for found in indexes:
+                storage.remove_file(found.file)
+        except BaseException:
+            storage.remove_tree(folder)
+            raise
         return plan
 
 

@@ -117,9 +117,18 @@ def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozense
 
 
 def planned_rows(item: Mapping[str, Any]) -> pa.Table:
-    """Read the rows of a shard, of the schema ``PLANNED``: row group ``group`` of the plan's file at ``file``."""
-    with storage.open(item["file"]) as file:
-        return pq.ParquetFile(file).read_row_group(item["group"])
+    """Read the rows of a shard, of the schema ``PLANNED``: row group ``group`` of the plan's file at ``file``.
+
+    OSError if it is gone, as after another run has finished the same output.
+    """
+    try:
+        with storage.open(item["file"]) as file:
+            return pq.ParquetFile(file).read_row_group(item["group"])
+    except FileNotFoundError as error:
+        raise OSError(
+            f"the plan {item['file']} is gone: another run may have finished the same output. Run the same command "
+            "again to see, and to continue if it has not"
+        ) from error
 
 
 def read_rows(rows: bytes, settings: ShardSettings, held_out: frozenset[bytes]) -> None:

@@ -34,6 +34,7 @@ from pipelines.archives import (
 )
 from pipelines.ingest.sql import batches, database, registered
 from pipelines.photo_table import GUESSED_BYTES, PHOTOS, has_uris, read_table
+from pipelines.resumable import DEATHS
 
 LIST_FOLDERS = ("anno", "anno_coarse", "anno_fine", "eval")
 #: DeepFashion2's layout: one folder or zip per split, with photos in ``image`` and a JSON file for each in ``annos``.
@@ -96,6 +97,11 @@ def find_source(url: str, place: PhotoPlace) -> Source:
     place: where the layout has its photos. Raises UserError if the source cannot be read or holds no photos.
     """
     if url.lower().endswith(ARCHIVES) and storage.is_file(url):
+        if place == "table":
+            raise UserError(
+                f"{public_url(url)} is an archive, but --dataset table needs a folder with labels.json and Parquet "
+                "files: name the folder in which they lie beside the archive"
+            )
         return Source(public_url(url), (url,), place, None)
     if not storage.is_folder(url):
         raise UserError(
@@ -121,10 +127,19 @@ def index(source: Source, staging: str, folder: str) -> list[Indexed]:
     if len(calls) == 1 or not ray.is_initialized():
         return [write_index(*call) for call in calls]
     task = ray.remote(_told)
-    told = ray.get([task.remote(*call) for call in calls])
-    for answer in told:
+    begun = [task.remote(*call) for call in calls]
+    told: list[Indexed] = []
+    for url, reference in zip(source.photos, begun, strict=True):
+        try:
+            answer = ray.get(reference)
+        except DEATHS as error:
+            raise UserError(
+                f"the process that read the index of {public_url(url)} died ({type(error).__name__}), maybe for lack "
+                "of memory: make more and smaller archives, or use hosts with more memory"
+            ) from error
         if isinstance(answer, Exception):
             raise answer
+        told.append(answer)
     return told
 
 
@@ -255,8 +270,12 @@ def listed_names(names: pa.ChunkedArray, place: PhotoPlace) -> pa.ChunkedArray:
 
 
 def _entries(url: str) -> dict[str, storage.Entry]:
-    """List a folder by lower-cased name, since downloads differ in capitalisation."""
-    return {entry.name.lower(): entry for entry in reversed(storage.entries(url))}
+    """List a folder by lower-cased name, since downloads differ in capitalisation.
+
+    What macOS writes beside a file, ``._img.zip``, is left out.
+    """
+    found = reversed(storage.entries(url))
+    return {entry.name.lower(): entry for entry in found if not entry.name.startswith("._")}
 
 
 def _below(entries: dict[str, storage.Entry], name: str) -> dict[str, storage.Entry]:

@@ -1,5 +1,6 @@
 """The plan of an ingest: every listed row is in a shard or rejected, whatever the archive."""
 
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 from glefld.errors import UserError
 from pipelines.ingest import plan as module
 from pipelines.ingest.plan import IngestOptions, IngestPlan
-from pipelines.ingest.run import prepare
-from pipelines.ingest.shard import planned_rows
+from pipelines.ingest.run import begin, prepare, shard_settings
+from pipelines.ingest.shard import planned_rows, write_shard
 from tests.pipelines.ingest.planned import planned_photos, planned_rejects
 from tests.raw_layouts import Row, fld_lists, jpeg, photos, rows, write_archive, write_files, write_fld
 
@@ -90,6 +91,28 @@ def test_the_plan_is_the_same_in_any_pieces(tmp_path: Path, monkeypatch: pytest.
         contents = [(shard.path, planned_rows(shard.item).to_pylist()) for shard in planned.shards]
         found.append((planned.key, str(contents)))
     assert found[0] == found[1] == found[2]
+
+
+def test_runs_on_one_output_do_not_touch_each_others_plans(tmp_path: Path) -> None:
+    """Of the same options or, what is told late, of others; what the one that finishes first removes is told."""
+    listed = rows(10)
+    source = write_fld(tmp_path / "source", listed, photos(listed))
+    output = f"{source}-output"
+    first, second, other = plan(source), plan(source), plan(source, margin=1.0)
+    assert first.key == second.key
+    expected = planned_photos(first)
+    write_shard({**first.shards[0].item, "killers": []}, shard_settings(first, output), frozenset())
+    with pytest.raises(UserError, match="which another ingest run wrote"):
+        begin(other, output)
+    assert planned_photos(first) == planned_photos(second) == expected
+    (source / "img.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match="not a readable zip"):
+        plan(source)
+    (staging,) = {Path(found.folder).parent for found in (first, second, other)}
+    assert {path.name for path in staging.iterdir()} == {Path(found.folder).name for found in (first, second)}
+    shutil.rmtree(staging)
+    with pytest.raises(OSError, match=r"the plan .* is gone: another run may have finished the same output"):
+        planned_rows(second.shards[0].item)
 
 
 def test_row_groups_grow_with_the_data_set() -> None:

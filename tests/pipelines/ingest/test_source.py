@@ -1,5 +1,6 @@
 """Sources: lists and photos are found wherever a download has put them, in one archive or in several."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -111,6 +112,33 @@ def test_a_photo_in_two_archives_is_refused_if_it_is_listed(tmp_path: Path) -> N
         UserError, match=rf"{items[3][0]} is in .*img-0\.zip and in .*img-1\.zip: leave it in one"
     ):
         plan(source)
+    other = items[3][0].replace("img_", "IMG_")
+    write_archive(source / "img-0.zip", dict(items[:3]) | {other: items[3][1]})
+    write_archive(source / "img-1.zip", dict(items[4:]) | {other.replace("jpg", "JPG"): items[3][1]})
+    with pytest.raises(
+        UserError, match=rf"{items[3][0]} is in .*img-0\.zip and in .*img-1\.zip: leave it in one"
+    ):
+        plan(source)
+
+
+def test_an_index_that_kills_its_process_names_its_archive(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, whatever Ray says of it."""
+    source = tmp_path / "source"
+    write_files(source, fld_lists(LISTED))
+    for name in ("img-0.zip", "img-1.zip"):
+        write_archive(source / name, PHOTOS)
+
+    def die(number: int, *_: object) -> None:
+        os._exit(number)
+
+    monkeypatch.setattr("pipelines.ingest.source._told", die)
+    with pytest.raises(
+        UserError, match=r"^[^\n]*img-0\.zip died [^\n]*: make more and smaller archives[^\n]*$"
+    ):
+        plan(source)
+    assert not Path(f"{source}-output").exists()
 
 
 @pytest.mark.parametrize("running", [False, True])
@@ -128,6 +156,15 @@ def test_a_damaged_archive_among_several_is_named(
     with pytest.raises(UserError, match=r"^[^\n]*img-1\.zip is not a readable zip[^\n]*$"):
         plan(source)
     assert not Path(f"{source}-output").exists()
+
+
+def test_what_macos_writes_beside_files_is_no_archive(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_files(source, fld_lists(LISTED))
+    for number, name in enumerate(("a.zip", "b.zip")):
+        write_archive(source / "img" / name, dict(list(PHOTOS.items())[3 * number : 3 * number + 3]))
+        (source / "img" / f"._{name}").write_bytes(b"\0\5\x16\7")
+    check(plan(source))
 
 
 def test_classes_in_archives_of_their_split(tmp_path: Path) -> None:

@@ -46,8 +46,19 @@ def fld_rows(listed: list[Row], tmp_path: Path) -> list[dict[str, Any]]:
 
 def write_table(path: Path, found: list[dict[str, Any]], **changes: pa.DataType) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(found), path, row_group_size=5)
-    (path.parent / "labels.json").write_text(json.dumps({"landmark_set": FASHION8.to_json()}))
+    table = pa.Table.from_pylist(found)
+    for name in ("uri", "photo"):
+        if name in table.column_names and pa.types.is_binary(table[name].type):  # bytes, which may be no text
+            place = table.column_names.index(name)
+            table = table.set_column(place, name, table[name].combine_chunks().view(pa.string()))
+    pq.write_table(table, path, row_group_size=5)
+    labels = {
+        "landmark_set": FASHION8.to_json(),
+        "categories": ["Blouse", "Jeans"],
+        "attributes": [{"name": "floral", "type": 1}],
+        "attribute_types": ["texture"],
+    }
+    (path.parent / "labels.json").write_text(json.dumps(labels))
 
 
 def plan(source: Path, dataset: str = "table") -> IngestPlan:
@@ -124,6 +135,36 @@ def test_garments_of_a_photo_and_rows_listed_twice(tmp_path: Path) -> None:
     ]
 
 
+def test_garments_of_a_photo_in_several_files(tmp_path: Path) -> None:
+    """As Spark divides rows; a garment without a number is the first. Only another uri makes it another photo."""
+    source = tmp_path / "source"
+    write_files(source, PHOTOS)
+    found = [
+        {**row, "uri": row["photo"], "garment": None, "bytes": len(PHOTOS[row["photo"]])}
+        for row in fld_rows(LISTED, tmp_path)
+    ]
+    second = [{**row, "garment": 1} for row in found[2:5]]
+    for row in (*found, *second):
+        del row["photo"]
+    write_table(source / "a.parquet", found + second)
+    wanted = plan(source)
+    expected = contents(wanted, f"{tmp_path}/a")
+    assert len(expected) == 15
+    write_table(source / "a.parquet", found)
+    write_table(source / "b.parquet", second)
+    planned = plan(source)
+    assert str(contents(planned, f"{tmp_path}/b")) == str(expected)
+    for key in ("files", "files_not_used"):
+        assert planned.source[key] == wanted.source[key]
+    for row in second:
+        row["photo"] = row["uri"]
+    write_table(source / "b.parquet", [{**row, "uri": f"./{row['uri']}"} for row in second])
+    with pytest.raises(
+        UserError, match=r"the photo img/.* is in .*a\.parquet and in .*b\.parquet: leave it in one"
+    ):
+        plan(source)
+
+
 def test_what_a_row_lacks_makes_it_a_reject(tmp_path: Path) -> None:
     found = fld_rows(LISTED, tmp_path)
     for row, column in zip(found, ("split", "box", "visibility"), strict=False):
@@ -152,7 +193,18 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "row 4: a landmark that is visible or occluded needs a position",
     ),
     "a box without end": (lambda row: row.update(box=[0, 0, float("inf"), 1]), "row 4: a corner of the box"),
-    "a box of three": (lambda row: row.update(box=[0, 0, 1]), "cannot be read"),
+    "a box of three": (lambda row: row.update(box=[0, 0, 1]), "row 4: box must have four numbers"),
+    "a category": (lambda row: row.update(category=3), "row 4: category must be 1 to 2"),
+    "a category of zero": (lambda row: row.update(category=0), "row 4: category must be 1 to 2"),
+    "a variation": (lambda row: row.update(variation=-7), "row 4: variation must be 1 to 5"),
+    "an area": (lambda row: row.update(area=-1.0), "row 4: area must be a number from 0"),
+    "an attribute": (
+        lambda row: row.update(attributes=[0, 70]),
+        "row 4: attributes must be indices of the 1 attr",
+    ),
+    "an attribute below zero": (lambda row: row.update(attributes=[-1]), "row 4: attributes must be indices"),
+    "an empty attribute": (lambda row: row.update(attributes=[None]), "row 4: attributes must be indices"),
+    "a name that is not text": (lambda row: row.update(photo=b"\xff"), "cannot be read: Invalid UTF8"),
     "no photo": (lambda row: row.update(photo=None), "row 4: photo is empty"),
     "a number below zero": (lambda row: row.update(garment=-1), "row 4: garment must be a number from 0"),
 }
@@ -161,13 +213,17 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_row_is_one_line_that_names_it(case: str, tmp_path: Path) -> None:
     change, message = WRONG[case]
-    found = [{**row, "garment": 0} for row in fld_rows(LISTED, tmp_path)]
+    found = [
+        {**row, "garment": 0, "category": 1, "attributes": [0]} | {"photo": row["photo"].encode()}
+        for row in fld_rows(LISTED, tmp_path)
+    ]
     change(found[3])
     write_table(tmp_path / "source" / "a.parquet", found)
     write_archive(tmp_path / "source" / "img.zip", PHOTOS)
     with pytest.raises(UserError, match=rf"^[^\n]*source/a\.parquet[^\n]*{message}") as told:
         plan(tmp_path / "source")
     assert "\n" not in str(told.value)
+    assert str(told.value).count("a.parquet") == 1
     assert not (tmp_path / "source-output").exists()
 
 
@@ -187,6 +243,16 @@ def test_what_a_table_lacks_is_named(tmp_path: Path) -> None:
     (source / "labels.json").write_text("{}")
     with pytest.raises(UserError, match=r"labels\.json must have the fields of a manifest"):
         plan(source)
+    write_table(source / "a.parquet", found)
+    table = pq.read_table(source / "a.parquet")
+    pq.write_table(table.slice(0, 0), source / "a.parquet")
+    with pytest.raises(UserError, match=r"the lists of .*source are empty"):
+        plan(source)
+    pq.write_table(table.append_column("box", table["box"]), source / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet has the column box more than once"):
+        plan(source)
+    with pytest.raises(UserError, match=r"img\.zip is an archive, but --dataset table needs a folder"):
+        plan(source / "img.zip")
     (source / "labels.json").unlink()
     with pytest.raises(UserError, match=r"the file labels\.json is missing"):
         plan(source)
