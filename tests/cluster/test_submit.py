@@ -88,7 +88,9 @@ def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_all_jobs_can_be_submitted() -> None:
     """What has a command line of its own in jobs/ is listed, but for submit itself."""
     scripts = {
-        path.stem for path in Path(submit.__file__).parent.glob("*.py") if "__main__" in path.read_text()
+        path.stem
+        for path in Path(submit.__file__).parent.glob("*.py")
+        if 'if __name__ == "__main__"' in path.read_text()
     }
     assert scripts == {*submit.JOBS, "submit"}
 
