@@ -53,7 +53,7 @@ def write_source(url: str, rows: int) -> None:
 def _annotations(first: int, count: int) -> pa.Table:
     rng = np.random.default_rng(first)
     numbers = first + rng.permutation(count)
-    uris = np.char.add(np.char.add("s3://bucket/photos/", np.char.zfill(numbers.astype("U"), 12)), ".jpg")
+    uris = np.char.add(np.char.add("memory://bucket/photos/", np.char.zfill(numbers.astype("U"), 12)), ".jpg")
     points = rng.random(16 * count, np.float32) * 200
     codes = rng.integers(0, 2, 8 * count).astype(np.int8)
     corners = np.tile(np.array([0, 0, 200, 200], np.float32), count)
