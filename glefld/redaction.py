@@ -11,6 +11,8 @@ _BEGINS = re.compile(r"([\w.-]+=)*[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 _ADDRESS = re.compile(r"(localhost|\d+(\.\d+){3}|\[[\da-f:.]+\]):\d{1,5}(?![^\s/?#;,.:)\]}>'\"`!|\\])", re.I)
 #: Matches a host, perhaps with a port, and not a user with a password that has lost its end.
 _HOST = re.compile(r"(\[[^]\s]*\]|[^\s/?#:;@[\]]*)(:\d*:?)?(?![^\s/?#;,.)\]}>'\"`!|\\])")
+#: Schemes of URLs without queries: all behind the first slash is a file's name.
+_NAMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "file", "local", "memory")
 
 
 def public_url(url: str) -> str:
@@ -20,6 +22,19 @@ def public_url(url: str) -> str:
     taken for one, also where programs would read it as something else: ``http://store:80/a@b`` becomes ``http://b``.
     """
     return _without_secrets(url, blank="")
+
+
+def may_hold_secret(url: str) -> bool:
+    """Return whether a photo's URL shows a user or, where that is no part of a file's name, a query.
+
+    Paths, and keys of object storage, may hold any character.
+    """
+    scheme, _, rest = url.partition("://")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) or not rest:
+        return False
+    if scheme.lower() in _NAMES:
+        return "@" in rest.partition("/")[0]
+    return public_url(url) != url
 
 
 def why(url: str, error: object) -> str:

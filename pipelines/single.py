@@ -5,7 +5,6 @@ file's size. Without that a shard's size is a guess. The table is read in pieces
 task that needs it.
 """
 
-import errno
 import itertools
 import posixpath
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ BATCH_ROWS = 1 << 14
 PHOTOS = pa.schema([("listed", pa.string()), ("name", pa.string()), ("stored", pa.int64())])
 #: Of these URLs every row would show the user's name and password, or the server could lead anywhere.
 _REFUSED = r"^(?i:https?)://|^[A-Za-z][A-Za-z0-9+.-]*://[^/]*@"
-_ABSOLUTE = r"^(?:/|[A-Za-z][A-Za-z0-9+.-]*://)"
+ABSOLUTE = r"^(?:/|[A-Za-z][A-Za-z0-9+.-]*://)"
 
 
 def has_uris(url: str) -> bool:
@@ -74,7 +73,7 @@ def _photos(archive: Archive, batch: pa.RecordBatch) -> pa.RecordBatch:
             "without a user; HTTP is not read"
         )
     folder = posixpath.dirname(archive.url)
-    absolute = pc.match_substring_regex(uris, _ABSOLUTE)
+    absolute = pc.match_substring_regex(uris, ABSOLUTE)
     names = pc.if_else(absolute, uris, pc.binary_join_element_wise(folder, uris, "/"))
     known = (
         batch["bytes"].cast(pa.int64()) if "bytes" in batch.schema.names else pa.nulls(len(batch), pa.int64())
@@ -101,8 +100,6 @@ def _photo(row: dict[str, Any], data: bytes | BaseException) -> bytes | BadPhoto
     if isinstance(data, LOST):
         gone = isinstance(data, FileNotFoundError)
         return BadPhoto("missing_photo" if gone else "unreadable_photo", str(data))
-    if isinstance(data, OSError) and data.errno == errno.EINVAL:  # object storage has no range of nothing
-        data = b""
     if isinstance(data, BaseException):
         raise data
     if len(data) == FIRST_BYTES:

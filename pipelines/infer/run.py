@@ -171,7 +171,9 @@ def find_finished(options: InferOptions, output: str) -> dict[str, Any] | None:
     if number:
         if manifest is not None:
             paths = [shard["path"] for shard in manifest["shards"]]
-            if len(place.reports(paths, manifest["plan"])) < len(paths):  # a retry needs them: write them first
+            if len(place.reports(paths, manifest["plan"])) < len(
+                paths
+            ):  # a retry needs them: write them first
                 return None
         raise UserError(
             f"the errors in {output} are being retried, or the retry was interrupted: run the same command with "
