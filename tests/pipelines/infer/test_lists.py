@@ -17,7 +17,8 @@ from glefld.errors import BadPhoto, UserError
 from glefld.redaction import may_hold_secret
 from pipelines import single
 from pipelines.infer import lists
-from pipelines.infer.inputs import Input, open_input
+from pipelines.infer.inputs import Input, Photos, open_input
+from tests.mistakes import answering
 from tests.raw_layouts import jpeg
 
 
@@ -68,6 +69,20 @@ def test_a_list_names_photos_anywhere(name: str, tmp_path: Path, monkeypatch: py
     for (uri, expected), photo in zip(places.items(), found.photos.read(rows), strict=True):
         got = photo.data.reason if isinstance(photo.data, BadPhoto) else photo.data
         assert got == expected, uri
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(403, "unreadable_photo"), (404, "missing_photo"), (410, "missing_photo"), (416, "unreadable_photo")],
+)
+def test_a_photo_that_a_server_refuses_is_one_row(status: int, reason: str) -> None:
+    """The job goes on; what may be the server's trouble, and not the photo's, ends it."""
+    with answering(status) as address:
+        (photo,) = Photos().read(pa.table({"uri": [f"{address}/a.jpg"]}))
+    assert isinstance(photo.data, BadPhoto)
+    assert photo.data.reason == reason
+    with answering(503) as address, pytest.raises(OSError, match="status 503"):
+        list(Photos().read(pa.table({"uri": [f"{address}/a.jpg"]})))
 
 
 @pytest.mark.parametrize("make", ["list", "inventory"])
