@@ -11,7 +11,6 @@ _BEGINS = re.compile(r"([\w.-]+=)*[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 _ADDRESS = re.compile(r"(localhost|\d+(\.\d+){3}|\[[\da-f:.]+\]):\d{1,5}(?![^\s/?#;,.:)\]}>'\"`!|\\])", re.I)
 #: Matches a host, perhaps with a port, and not a user with a password that has lost its end.
 _HOST = re.compile(r"(\[[^]\s]*\]|[^\s/?#:;@[\]]*)(:\d*:?)?(?![^\s/?#;,.)\]}>'\"`!|\\])")
-
 #: Matches the scheme and bucket of an access point's URL.
 _ARN = re.compile(r"^(s3a?://)arn(:[\w-]*)+(?=/)")
 #: Matches each URL for which ``holds_secret`` may be true, and few others. Also an expression of RE2, for Arrow.

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 _PART = re.compile("_part-[0-9a-f]{32}")
 #: Matches a chain of filesystems, such as ``simplecache::s3://bucket/key``. Elsewhere colons belong to a file's name.
 _CHAIN = re.compile("[a-z0-9]+::")
+#: How object storage refuses a range that begins at the end of an object or behind it, as any of an empty one does.
+_BEHIND_END = ("InvalidRange", "416")
 
 
 def s3_options() -> dict[str, Any]:
@@ -241,11 +243,37 @@ def read_ranges(
 ) -> list[bytes | BaseException]:
     """Fetch bytes [start, stop) of each file concurrently. A failed range is returned as its exception.
 
-    All URLs must be on the same filesystem.
+    What lies behind a file's end is left out, also where a server refuses such a range. An HTTP server's answers are
+    FileNotFoundError, PermissionError or another OSError. All URLs must be on the same filesystem.
     """
     fs = _split(urls[0])[0]
     paths = [_split(url)[1] for url in urls]
-    return fs.cat_ranges(paths, list(starts), list(stops), on_error="return")
+    found = fs.cat_ranges(paths, list(starts), list(stops), on_error="return")
+    return [
+        _answer(url, data) if isinstance(data, BaseException) else data
+        for url, data in zip(urls, found, strict=True)
+    ]
+
+
+def _answer(url: str, error: BaseException) -> bytes | BaseException:
+    """Return what a server's refusal of a range means."""
+    if isinstance(error.__cause__, ClientError):
+        # The same OSError stands for many answers, and a bucket that is not there for a missing file.
+        code = error.__cause__.response.get("Error", {}).get("Code")
+        if code in _BEHIND_END:
+            return b""
+        return OSError(f"{public_url(url)}: {error}") if code == "NoSuchBucket" else error
+    gone = isinstance(error, FileNotFoundError)  # with the URL's secrets
+    if not is_http(url) or (isinstance(error, OSError) and not gone) or not isinstance(error, Exception):
+        return error
+    status = 404 if gone else getattr(error, "status", None)
+    if status == 416:
+        return b""
+    kind = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
+    words = f"status {status}" if status else type(error).__name__
+    answer = kind.get(status or 0, OSError)(f"{public_url(url)}: {words}")
+    answer.__cause__ = error
+    return answer
 
 
 def read_json(url: str) -> Any:

@@ -387,8 +387,9 @@ def file_members(files: pa.Table) -> pa.Table:
 def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPhoto]:
     """Yield the content of each member in order, or a BadPhoto if it cannot be read.
 
-    ``members`` are rows of the index, in its order (``single.read_photos`` reads those of a ``table``). Neighbouring
-    members share one range request, and at most ``BATCH_BYTES`` of them (or a single larger one) are in memory.
+    ``members`` are rows of the index, in its order (``photo_table.read_photos`` reads those of a ``table``).
+    Neighbouring members share one range request, and at most ``BATCH_BYTES`` of them (or a single larger one) are in
+    memory.
     Raises FileNotFoundError if the archive itself no longer exists, and OSError if the storage fails.
     """
     rows = members.to_pylist()

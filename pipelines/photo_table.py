@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from botocore.exceptions import ClientError
 
 from glefld import storage
 from glefld.errors import BadPhoto, UserError
@@ -26,13 +25,11 @@ GUESSED_BYTES = 64 << 10
 TOGETHER = 32
 FIRST_BYTES = BATCH_BYTES
 BATCH_ROWS = 1 << 14
-#: How object storage answers to a range that begins at or after a file's end, as any does in an empty file.
-NOTHING = ("InvalidRange", "416")
 #: A row of the table: how lists name the photo, where it is, and its size if that is known.
 PHOTOS = pa.schema([("listed", pa.string()), ("name", pa.string()), ("stored", pa.int64())])
 _HTTP = r"^(?i:https?)://"
 _ROOT = r"^(?P<root>[A-Za-z][A-Za-z0-9+.-]*://[^/]*)"
-_ABSOLUTE = r"^(?:/|[A-Za-z][A-Za-z0-9+.-]*://)"
+ABSOLUTE = r"^(?:/|[A-Za-z][A-Za-z0-9+.-]*://)"
 
 
 def has_uris(url: str) -> bool:
@@ -65,10 +62,7 @@ def read_table(archive: Archive) -> Iterator[pa.RecordBatch]:
         try:
             for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=wanted):
                 photos = _photos(archive, batch)
-                # A bucket that is not there would make all its photos rejects, as if they were missing.
-                for root in sorted(_roots(photos["name"]) - asked):
-                    storage.require_access(root)
-                    asked.add(root)
+                require_access(photos["name"], asked)
                 yield photos
         except UserError:
             raise
@@ -76,10 +70,21 @@ def read_table(archive: Archive) -> Iterator[pa.RecordBatch]:
             raise UserError(f"{archive.name} cannot be read: {error}") from error
 
 
-def _roots(names: pa.Array) -> set[str]:
-    """Return the schemes and hosts, or buckets, of URLs. Paths have none."""
+def require_access(names: pa.Array | pa.ChunkedArray, asked: set[str]) -> None:
+    """Raise UserError unless the buckets and servers of these URLs can be used. ``asked``: those that can are added.
+
+    A bucket that is not there would make its photos missing, each for itself.
+    """
     found = pc.struct_field(pc.extract_regex(names, _ROOT), "root")
-    return set(pc.unique(found).drop_null().to_pylist())
+    for root in sorted(set(pc.unique(found).drop_null().to_pylist()) - asked):
+        storage.require_access(root)
+        asked.add(root)
+
+
+def with_secrets(names: pa.Array | pa.ChunkedArray) -> list[str]:
+    """Return the URLs that hold what may be a secret, which every row would show."""
+    suspects = names.filter(pc.match_substring_regex(names, MAYBE_SECRET)).to_pylist()
+    return [name for name in suspects if holds_secret(name)]
 
 
 def _photos(archive: Archive, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -90,12 +95,12 @@ def _photos(archive: Archive, batch: pa.RecordBatch) -> pa.RecordBatch:
     if uris.null_count or listed.null_count:
         raise UserError(f"{archive.name} has rows without a uri or a photo's name: fill in or remove them")
     folder = posixpath.dirname(archive.url)
-    absolute = pc.match_substring_regex(uris, _ABSOLUTE)
+    absolute = pc.match_substring_regex(uris, ABSOLUTE)
     names = pc.if_else(absolute, uris, pc.binary_join_element_wise(folder, uris, "/"))
-    suspects = names.filter(pc.match_substring_regex(names, MAYBE_SECRET)).to_pylist()
-    refused = [name for name in suspects if holds_secret(name)]  # every row would show it
     # A server could lead anywhere.
-    if refused or (refused := names.filter(pc.match_substring_regex(names, _HTTP)).to_pylist()):
+    if (refused := with_secrets(names)) or (
+        refused := names.filter(pc.match_substring_regex(names, _HTTP)).to_pylist()
+    ):
         raise UserError(
             f"{archive.name} has the uri {public_url(refused[0])}: give paths or URLs such as s3://bucket/key, "
             "without a user; HTTP is not read"
@@ -124,19 +129,15 @@ def read_photos(members: pa.Table) -> Iterator[bytes | BadPhoto]:
 
 
 def _photo(row: dict[str, Any], data: bytes | BaseException) -> bytes | BadPhoto:
-    if isinstance(data, FileNotFoundError) and _code(data) != "NoSuchBucket":
+    if isinstance(data, FileNotFoundError):
         return BadPhoto("missing_photo", str(data))
     # On object storage it is the credentials that are refused: for all photos, and maybe not for long.
-    if isinstance(data, LOST) and storage.is_local(row["name"]):
+    if isinstance(data, LOST) and (storage.is_local(row["name"]) or storage.is_http(row["name"])):
         return BadPhoto("unreadable_photo", str(data))
-    if isinstance(data, OSError) and _code(data) in NOTHING:
-        data = b""
     if isinstance(data, BaseException):
         raise data
     if len(data) == FIRST_BYTES:
         (more,) = storage.read_ranges([row["name"]], [FIRST_BYTES], [MAX_MEMBER_BYTES + 1])
-        if isinstance(more, OSError) and _code(more) in NOTHING:
-            more = b""
         if isinstance(more, BaseException):
             raise more
         data += more
@@ -148,9 +149,3 @@ def _photo(row: dict[str, Any], data: bytes | BaseException) -> bytes | BadPhoto
         return data if row["stored"] is None else whole(data, row)
     except BadPhoto as bad:
         return bad
-
-
-def _code(error: OSError) -> str | None:
-    """Return the code of an answer of object storage, as s3fs keeps it."""
-    cause = error.__cause__
-    return cause.response.get("Error", {}).get("Code") if isinstance(cause, ClientError) else None

@@ -215,14 +215,14 @@ class ShardedOutput:
             if path.endswith(".parquet") and not path.startswith("_")
         }
         with ThreadPoolExecutor(READERS) as pool:
-            footers = pool.map(lambda path: self._footer(path) if path in paths else {}, sizes)
+            footers = pool.map(lambda path: self.footer(path) if path in paths else {}, sizes)
             return {
                 path: {**report, "bytes": sizes[path]}
                 for path, report in zip(sizes, footers, strict=True)
                 if report is not None
             }
 
-    def _footer(self, path: str) -> dict[str, Any] | None:
+    def footer(self, path: str) -> dict[str, Any] | None:
         """Return a shard's report; None for a truncated file, which some clients leave silently."""
         try:
             with storage.open(storage.join(self.url, path)) as file:

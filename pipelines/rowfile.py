@@ -10,7 +10,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import TypedDict
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from glefld import storage
 from glefld.listing import regrouped
@@ -37,7 +39,7 @@ def read_stretch(stretch: Stretch) -> pa.Table:
 
 
 class RowFile:
-    """Rows in an unnamed temporary file, in groups. ``digest`` identifies them: a hash over the groups' content."""
+    """Rows in an unnamed temporary file, in groups. ``digest`` identifies them: a hash over the groups' values."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
@@ -57,10 +59,11 @@ class RowFile:
     def add(self, rows: pa.Table) -> None:
         """Write a group."""
         rows = rows.combine_chunks()
+        self._hash.update(len(rows).to_bytes(8))
+        hash_values(self._hash, rows)
         with temporary_space():
             with pa.ipc.new_stream(self._file, self.schema, options=_COMPRESSED) as stream:
                 for batch in rows.to_batches():
-                    self._hash.update(batch.serialize())
                     stream.write_batch(batch)
             self._file.flush()
         self._edges.append(self._file.tell())
@@ -93,3 +96,24 @@ class RowFile:
         """Return where a group is in the file that was uploaded to ``url``."""
         start, stop = self._edges[group : group + 2]
         return {"url": url, "start": start, "stop": stop}
+
+
+def hash_values(digest: "hashlib._Hash", table: pa.Table) -> None:
+    """Hash a table's values, and nothing of how they lie in memory."""
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        digest.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+        _hash_column(digest, column.drop_null())
+
+
+def _hash_column(digest: "hashlib._Hash", values: pa.Array) -> None:
+    if pa.types.is_list(values.type):
+        digest.update(pc.list_value_length(values).to_numpy().tobytes())
+        _hash_column(digest, values.flatten())
+    elif pa.types.is_fixed_size_list(values.type):
+        _hash_column(digest, values.flatten())
+    elif pa.types.is_string(values.type) or pa.types.is_binary(values.type):
+        digest.update(pc.binary_length(values).to_numpy().tobytes())
+        digest.update(b"".join(values.cast(pa.binary()).to_pylist()))
+    else:
+        digest.update(values.to_numpy(zero_copy_only=False).tobytes())

@@ -28,15 +28,16 @@ def one_line(action: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> 
 
 
 @contextlib.contextmanager
-def answering(status: int) -> Iterator[str]:
-    """The address of a server that answers each request with this status and nothing else."""
+def answering(status: int, body: bytes = b"") -> Iterator[str]:
+    """The address of a server that answers each request with this status and body."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.send_response(status)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
 
         do_GET = do_HEAD = do_POST = answer
 

@@ -27,8 +27,6 @@ from glefld.redaction import public_url
 from glefld.schema import Split
 from pipelines.archives import (
     ARCHIVES,
-    BATCH_BYTES,
-    MAX_MEMBER_BYTES,
     MEMBERS,
     Archive,
     file_members,
@@ -38,6 +36,7 @@ from pipelines.archives import (
 )
 from pipelines.infer.boxes import read_boxes
 from pipelines.infer.lists import INVENTORY, LISTED, is_list, read_list
+from pipelines.photo_table import read_photos
 from pipelines.resumable import combined_state, source_state
 from pipelines.rowfile import RowFile
 
@@ -56,8 +55,6 @@ LISTED_ROWS = pa.schema([*GARMENTS, *list(LISTED)[1:]])
 GROUP_ROWS = 2048
 #: Archives of a folder whose directories are read at the same time.
 INDEXERS = 4
-#: Photos of a list that are read at a time, and the bytes of each that are asked for first. Few have more.
-LISTED_AT_ONCE = 16
 
 _NO_PICTURE = "not a picture's name"
 _REPLACED = "replaced by a later file of the same name"
@@ -65,7 +62,6 @@ _REPLACED = "replaced by a later file of the same name"
 _PICTURE = r"(?is)^.*(" + "|".join(map(re.escape, PICTURES)) + ")$"
 _METADATA = r"(^|/)(\._[^/]*$|__MACOSX/)"
 _ARCHIVE = r"(?is)^.*(" + "|".join(map(re.escape, ARCHIVES)) + ")$"
-_LOST = (FileNotFoundError, PermissionError, IsADirectoryError)
 
 
 class InputPhoto(NamedTuple):
@@ -169,7 +165,9 @@ def _folder_input(made: "_PhotoRows", staging: str) -> Input:
 
     def photos() -> Iterator[pa.Table]:
         for files in below.passing(listing.files(made.url)):
-            names.extend(files["name"].filter(pc.match_substring_regex(files["name"], _ARCHIVE)).to_pylist())
+            archives = pc.match_substring_regex(files["name"], _ARCHIVE)
+            metadata = pc.match_substring_regex(files["name"], _METADATA)
+            names.extend(files["name"].filter(pc.and_not(archives, metadata)).to_pylist())
             yield _numbered(_whole(folder, file_members(files), made.skipped), 0)
 
     prefix = storage.join(folder.name, "")
@@ -348,29 +346,10 @@ def _by_archive(archives: tuple[Archive, ...], rows: pa.Table) -> Iterator[Itera
 
 def _read_listed(rows: pa.Table) -> Iterator[InputPhoto]:
     """Read photos that lie by themselves, some at a time. Raises OSError if the storage fails."""
-    for _, group in itertools.groupby(rows["uri"].to_pylist(), _scheme):
-        while urls := list(itertools.islice(group, LISTED_AT_ONCE)):
-            heads = storage.read_ranges(urls, [0] * len(urls), [BATCH_BYTES] * len(urls))
-            yield from (InputPhoto(_file(url, head)) for url, head in zip(urls, heads, strict=True))
-
-
-def _scheme(url: str) -> str:
-    return url.partition("://")[0] if "://" in url else ""
-
-
-def _file(url: str, head: bytes | BaseException) -> bytes | BadPhoto:
-    """Return a file's content, of which up to BATCH_BYTES have been read, or what is wrong with it."""
-    if not isinstance(head, BaseException) and len(head) == BATCH_BYTES:
-        # One byte more than is accepted shows that there are more.
-        (head,) = storage.read_ranges([url], [0], [MAX_MEMBER_BYTES + 1])
-    if isinstance(head, _LOST):
-        gone = isinstance(head, FileNotFoundError)
-        return BadPhoto("missing_photo" if gone else "unreadable_photo", str(head))
-    if isinstance(head, BaseException):
-        raise head
-    if len(head) > MAX_MEMBER_BYTES:
-        return BadPhoto("picture_too_large", f"more than {MAX_MEMBER_BYTES} bytes")
-    return head or BadPhoto("unreadable_photo", "an empty file")
+    # The size is not held against the photo's: the list may be older.
+    unknown = pa.nulls(len(rows), pa.int64())
+    photos = pa.table({"name": rows["uri"], "stored": unknown, "size": unknown})
+    return map(InputPhoto, read_photos(photos))
 
 
 def _dataset_input(url: str, split: Split | None, group_rows: int) -> Input:

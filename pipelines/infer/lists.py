@@ -22,6 +22,7 @@ from glefld import storage
 from glefld.errors import UserError
 from glefld.redaction import public_url
 from pipelines.infer.boxes import texts
+from pipelines.photo_table import ABSOLUTE, require_access, with_secrets
 
 #: A photo's URL. Size and version are null where the list does not tell them.
 LISTED = pa.schema([("uri", pa.string()), ("size", pa.int64()), ("version", pa.string())])
@@ -44,8 +45,6 @@ _COLUMNS = {
 }
 #: What Python raises for a damaged gzip file, and not for a storage that fails.
 _DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
-_ABSOLUTE = r"^(/|[A-Za-z][A-Za-z0-9+.-]*://)"
-_ROOT = r"^(?P<root>[A-Za-z][A-Za-z0-9+.-]*://[^/]*)"
 
 
 def is_list(url: str) -> bool:
@@ -60,17 +59,23 @@ def read_list(url: str, skipped: Counter[str]) -> Iterator[pa.Table]:
     """
     if posixpath.basename(url) == INVENTORY:
         inventory = _Inventory(url)
-        yield from _once(inventory.read, skipped)
+        yield from _once(inventory.name, inventory.read, skipped)
         skipped[NOT_CURRENT] += inventory.old
     else:
-        _require_access(url)
-        yield from _once(lambda: _read_uris(url), skipped)
+        yield from _once(public_url(url), lambda: _read_uris(url), skipped)
 
 
-def _once(read: Callable[[], Iterator[pa.Table]], skipped: Counter[str]) -> Iterator[pa.Table]:
-    """Yield the tables of ``read``, which is called twice, without the rows whose uri an earlier one has."""
+def _once(name: str, read: Callable[[], Iterator[pa.Table]], skipped: Counter[str]) -> Iterator[pa.Table]:
+    """Yield the tables of ``read``, which is called twice, without the rows whose uri an earlier one has.
+
+    Raises UserError if there are too many rows, or if what they name cannot be used. ``name`` is the list's.
+    """
     found = array.array("q")  # grows without a copy
+    asked: set[str] = set()
     for table in read():
+        if len(found) + len(table) > MAX_LISTED:
+            raise UserError(f"{name} has more than the {MAX_LISTED} rows that one run accepts: split it")
+        _require_usable(name, table["uri"], asked)
         found.frombytes(_hashes(table).tobytes())
     hashes: np.ndarray = np.frombuffer(found, np.int64)
     hashes.sort()
@@ -95,34 +100,25 @@ def _hashes(table: pa.Table) -> np.ndarray:
 def _read_uris(url: str) -> Iterator[pa.Table]:
     """Yield a list's uris as URLs: one that is relative is taken from the list's folder."""
     name, folder = public_url(url), f"{posixpath.dirname(url)}/"
-    rows = 0
     for table in _pieces(url):
-        if (rows := rows + len(table)) > MAX_LISTED:
-            raise UserError(f"{name} has more than the {MAX_LISTED} rows that one run accepts: split it")
         uris = texts(table["uri"], name)
         if pc.any(pc.equal(uris, "")).as_py():
             raise UserError(f"{name} has rows with an empty uri: fill in or remove them")
         whole = pc.if_else(
-            pc.match_substring_regex(uris, _ABSOLUTE), uris, pc.binary_join_element_wise(folder, uris, "")
+            pc.match_substring_regex(uris, ABSOLUTE), uris, pc.binary_join_element_wise(folder, uris, "")
         )
         n = len(whole)
         yield pa.table([whole, pa.nulls(n, pa.int64()), pa.nulls(n, pa.string())], LISTED)
 
 
-def _require_access(url: str) -> None:
-    """Raise UserError unless the buckets and servers that a list names can be used."""
-    roots: set[str] = set()
-    for table in _read_uris(url):
-        for uri in table["uri"].filter(pc.starts_with(table["uri"], "http")).to_pylist():
-            if public_url(uri) != uri:
-                raise UserError(
-                    f"{public_url(url)} names {public_url(uri)} with a password or a query, which predictions would "
-                    "repeat: list the photos by URLs without"
-                )
-        found = pc.struct_field(pc.extract_regex(table["uri"], _ROOT), "root")
-        for root in set(pc.unique(found).drop_null().to_pylist()) - roots:
-            storage.require_access(root)
-            roots.add(root)
+def _require_usable(name: str, uris: pa.ChunkedArray, asked: set[str]) -> None:
+    """Raise UserError for URLs that predictions may not repeat, and as ``require_access``. ``name`` is the list's."""
+    if found := with_secrets(uris):
+        raise UserError(
+            f"{name} names {public_url(found[0])} with a password or a query, which predictions would repeat: list the "
+            "photos by URLs without"
+        )
+    require_access(uris, asked)
 
 
 def _pieces(url: str) -> Iterator[pa.Table]:
@@ -131,19 +127,25 @@ def _pieces(url: str) -> Iterator[pa.Table]:
     try:
         with storage.open(url) as file:
             if url.lower().endswith(".csv"):
+                with storage.open(url) as header:
+                    _require_uri(name, pyarrow.csv.open_csv(header).schema.names)
                 options = pyarrow.csv.ConvertOptions(
                     include_columns=["uri"], column_types={"uri": pa.string()}
                 )
                 yield from _tables(pyarrow.csv.open_csv(file, convert_options=options))
             else:
                 parquet = pq.ParquetFile(file)
-                if "uri" not in parquet.schema_arrow.names:
-                    raise KeyError("uri")
+                _require_uri(name, parquet.schema_arrow.names)
                 yield from _tables(parquet.iter_batches(_ROWS, columns=["uri"]))
-    except KeyError as error:  # pyarrow's own is one too
-        raise UserError(f"{name} must have a column uri, with the photos' paths or URLs") from error
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(f"{name} is not a readable CSV or Parquet file: {error}") from error
+
+
+def _require_uri(name: str, columns: list[str]) -> None:
+    if (count := columns.count("uri")) > 1:
+        raise UserError(f"{name} has {count} columns uri: remove all but one")
+    if not count:
+        raise UserError(f"{name} must have a column uri, with the photos' paths or URLs")
 
 
 def _tables(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -187,7 +189,13 @@ class _Inventory:
                 with storage.open(url) as file:
                     for table in self._csv(file) if self.format == "csv" else self._parquet(file):
                         yield self._photos(table)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, *_DAMAGED) as error:
+            except (
+                pa.ArrowInvalid,
+                pa.ArrowNotImplementedError,
+                KeyError,
+                UnicodeDecodeError,
+                *_DAMAGED,
+            ) as error:
                 raise UserError(
                     f"{public_url(url)} is not readable as {self.format} with the columns that {self.name} names: "
                     f"{error}"
@@ -200,11 +208,16 @@ class _Inventory:
         )
         read = pyarrow.csv.ReadOptions(column_names=self.columns)
         with gzip.open(packed) as file:
+            if not file.peek(1):
+                return
             for table in _tables(pyarrow.csv.open_csv(file, read_options=read, convert_options=convert)):
                 found = table.rename_columns(list(wanted))
                 encoded = found["key"].combine_chunks()
                 changed = pc.match_substring_regex(encoded, "[%+]")
-                keys = [urllib.parse.unquote_plus(key) for key in encoded.filter(changed).to_pylist()]
+                keys = [
+                    urllib.parse.unquote_plus(key, errors="strict")
+                    for key in encoded.filter(changed).to_pylist()
+                ]
                 decoded = pc.replace_with_mask(encoded, changed, pa.array(keys, pa.string()))
                 yield found.set_column(found.column_names.index("key"), "key", decoded)
 
@@ -222,6 +235,7 @@ class _Inventory:
         found = table.filter(pa.array(current))
         uris = pc.binary_join_element_wise("s3://", found["bucket"].cast(pa.string()), "")
         uris = pc.binary_join_element_wise(uris, found["key"].cast(pa.string()), "/")
+        uris.validate(full=True)  # that the keys are UTF-8
         columns = [
             found[c].cast(t) if c in found.column_names else pa.nulls(len(found), t)
             for c, t in (("size", pa.int64()), ("e_tag", pa.string()))

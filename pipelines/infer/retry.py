@@ -33,6 +33,7 @@ from pipelines.infer.run import (
     outcome,
     output_at,
     packages,
+    retry_begun,
     write_shards,
     writer_settings,
 )
@@ -70,7 +71,7 @@ def plan_retry(options: InferOptions, output: str) -> RetryPlan:
     photos that have changed.
     """
     place = output_at(output)
-    number, manifest = _begun(output)
+    number, manifest = retry_begun(output)
     if manifest is not None:
         _require_same(options, output, manifest)
     elif not storage.exists(storage.join(output, MARKER)):
@@ -109,18 +110,6 @@ def plan_retry(options: InferOptions, output: str) -> RetryPlan:
             state = manifest["source_state"]
     finished = [reports[path] for path in paths if path in reports]
     return RetryPlan(plan, key, number, manifest, paths, tasks, rows, finished, state)
-
-
-def _begun(output: str) -> tuple[int, dict[str, Any] | None]:
-    """Return the number of the retry that is being made, else 0, and the manifest from before it, if there was one."""
-    url = storage.join(output, RETRY)
-    if not storage.exists(url):
-        return 0, output_at(output).manifest()
-    found = storage.read_json(url)
-    try:
-        return int(found["number"]), found["manifest"]
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{url} is damaged: choose another --output") from error
 
 
 def _require_same(options: InferOptions, output: str, manifest: dict[str, Any]) -> None:
@@ -231,8 +220,7 @@ def retry(
     Raises OSError if the storage fails.
     """
     place = output_at(output)
-    storage.write_json(storage.join(output, RETRY), {"number": retried.number, "manifest": retried.manifest})
-    storage.remove_file(storage.join(output, MANIFEST))
+    begin(retried, output)
     settings = dataclasses.replace(writer_settings(retried.plan, place, workers), key=retried.key)
     done, total = 0, len(retried.rows)
     progress(done, total)

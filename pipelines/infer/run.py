@@ -166,17 +166,36 @@ def find_finished(options: InferOptions, output: str) -> dict[str, Any] | None:
     Raises UserError if it was made with other options, or from an input that has changed since, or if its errors are
     being retried.
     """
-    if storage.exists(storage.join(output, RETRY)):
+    place = output_at(output)
+    number, manifest = retry_begun(output)
+    if number:
+        if manifest is not None:
+            paths = [shard["path"] for shard in manifest["shards"]]
+            if len(place.reports(paths, manifest["plan"])) < len(
+                paths
+            ):  # a retry needs them: write them first
+                return None
         raise UserError(
             f"the errors in {output} are being retried, or the retry was interrupted: run the same command with "
             "--retry-errors to finish it"
         )
-    place = output_at(output)
     if place.manifest() is None:  # to list the input takes long
         return None
     return place.finished(
         options.public(), source_state([options.input]), lambda: make_plan(options, output).key
     )
+
+
+def retry_begun(output: str) -> tuple[int, dict[str, Any] | None]:
+    """Return the number of the retry that is being made, else 0, and the manifest from before it, if there was one."""
+    url = storage.join(output, RETRY)
+    if not storage.exists(url):
+        return 0, output_at(output).manifest()
+    found = storage.read_json(url)
+    try:
+        return int(found["number"]), found["manifest"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{url} is damaged: choose another --output") from error
 
 
 def make_plan(options: InferOptions, output: str) -> InferencePlan:
@@ -254,7 +273,8 @@ def write_shards(
     gpus = 1 if workers.gpu else 0
     settings = dataclasses.replace(settings, precision=one_precision(settings, finished))
     # Tasks get their rows from storage: with those of all tasks, the driver would hold the plan twice.
-    url = storage.join(settings.output.staging, f"{settings.key[:16]}.arrows")
+    # Two retries at once may have different rows.
+    url = storage.join(settings.output.staging, f"{rows.digest[:16]}.arrows")
     rows.upload(url)
     yield from run_tasks(
         [{**task._asdict(), "rows": rows.stretch(task.group, url)} for task in tasks],
@@ -367,8 +387,11 @@ class ShardWriter:
         ``killers`` are the uris of photos that must not be decoded.
         """
         rows = read_stretch(task["rows"])
-        predictions = self.predict(rows, frozenset(task["killers"]))
         before = self._shard(task["path"]) if task["retry"] else []
+        # Its worker died after it had put the shard in place. Read after the rows, which are then older.
+        if before and (self.settings.output.footer(task["path"]) or {})["retry"] == task["retry"]:
+            return len(rows)
+        predictions = self.predict(rows, frozenset(task["killers"]))
         errors: Counter[str] = Counter()
         answered = int(task["answered"] or "0", 16)
         count = 0

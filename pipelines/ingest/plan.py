@@ -17,7 +17,6 @@ import duckdb
 import numpy as np
 import PIL
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import simplejpeg
 
@@ -36,6 +35,7 @@ from pipelines.ingest.shard import PLANNED, REASONS, shard_path
 from pipelines.ingest.source import INDEX, Indexed
 from pipelines.ingest.sql import BATCH_ROWS, batches, database, read_files, registered
 from pipelines.resumable import ROW_GROUP
+from pipelines.rowfile import hash_values
 
 #: Raise this when the same photos and lists would give other rows, so that shards of two releases are not mixed.
 INGEST_VERSION = 4
@@ -342,7 +342,7 @@ def _write_split(
     with _Files(folder, split) as files:
         for index, table in enumerate(_shards(tables, int(total), count)):
             digest.update(shard_path(split, index).encode())
-            _update(digest, table)
+            hash_values(digest, table)
             yield PlannedShard(split, index, *files.write(table), len(table))
 
 
@@ -436,31 +436,10 @@ def _write_rejects(
     with temporary_file() as file:
         with temporary_space(), pq.ParquetWriter(file, REJECT_SCHEMA, compression="zstd") as writer:
             for batch in regrouped(batches(db, query, REJECT_SCHEMA), BATCH_ROWS):
-                _update(digest, pa.Table.from_batches([batch]))
+                hash_values(digest, pa.Table.from_batches([batch]))
                 writer.write_batch(batch)
         storage.put_file(file, url)
     return url
-
-
-def _update(digest: "hashlib._Hash", table: pa.Table) -> None:
-    """Hash a table's values, and nothing of how they lie in memory."""
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        digest.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).tobytes())
-        _update_values(digest, column.drop_null())
-
-
-def _update_values(digest: "hashlib._Hash", values: pa.Array) -> None:
-    if pa.types.is_list(values.type):
-        digest.update(pc.list_value_length(values).to_numpy().tobytes())
-        _update_values(digest, values.flatten())
-    elif pa.types.is_fixed_size_list(values.type):
-        _update_values(digest, values.flatten())
-    elif pa.types.is_string(values.type) or pa.types.is_binary(values.type):
-        digest.update(pc.binary_length(values).to_numpy().tobytes())
-        digest.update(b"".join(values.cast(pa.binary()).to_pylist()))
-    else:
-        digest.update(values.to_numpy(zero_copy_only=False).tobytes())
 
 
 def group_rows(rows: int) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from glefld import storage
 from glefld.errors import UserError
+from tests.mistakes import answering
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -72,6 +73,50 @@ def test_a_range_that_cannot_be_read_is_returned_as_its_error(tmp_path: Path) ->
     found = storage.read_ranges([str(tmp_path / "there"), str(tmp_path / "gone")], [1, 0], [3, 4])
     assert found[0] == b"12"
     assert isinstance(found[1], FileNotFoundError)
+
+
+#: What an HTTP server answers, and what comes of it.
+ANSWERS = {
+    401: PermissionError,
+    403: PermissionError,
+    404: FileNotFoundError,
+    410: FileNotFoundError,
+    416: None,
+    429: OSError,
+    500: OSError,
+    503: OSError,
+}
+
+
+@pytest.mark.parametrize("status", ANSWERS)
+def test_a_range_that_a_server_refuses_is_an_error_of_ours(status: int) -> None:
+    """Which names no secret; a range behind the end is empty."""
+    with answering(status) as address:
+        (found,) = storage.read_ranges([f"{address}/a.jpg?key=secret"], [0], [10])
+    kind = ANSWERS[status]
+    assert found == b"" if kind is None else type(found) is kind
+    assert "secret" not in str(found)
+
+
+def test_an_http_server_that_is_not_there_is_an_oserror() -> None:
+    (found,) = storage.read_ranges(["http://127.0.0.1:1/a.jpg"], [0], [10])
+    assert isinstance(found, OSError)
+
+
+@pytest.mark.parametrize(("code", "empty"), [("InvalidRange", True), ("InvalidArgument", False)])
+def test_a_range_behind_the_end_on_s3_is_empty(
+    code: str, empty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a local file; s3fs raises the same OSError for much else."""
+    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with answering(416 if empty else 400, body) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+        (found,) = storage.read_ranges(["s3://bucket/empty.jpg"], [0], [10])
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    assert found == b"" if empty else isinstance(found, OSError)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(

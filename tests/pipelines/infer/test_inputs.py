@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import itertools
 import tarfile
 import zipfile
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_archives_beside_photos_are_not_read(tmp_path: Path) -> None:
     assert found.skipped == {"not a picture's name": 1}
 
 
+def test_what_a_mac_leaves_beside_archives_is_none(tmp_path: Path) -> None:
+    write_archive(tmp_path / "a.zip", {"a.jpg": jpeg(1)})
+    (tmp_path / "__MACOSX").mkdir()
+    for name in ("._a.zip", "__MACOSX/b.zip"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    found = open_input(str(tmp_path), None, None, "")
+    assert found.rows.read(0)["uri"].to_pylist() == [f"{tmp_path}/a.zip::a.jpg"]
+    assert found.skipped == {"not a picture's name": 2}
+
+
 def test_a_folder_may_be_named_like_an_archive(tmp_path: Path) -> None:
     (tmp_path / "photos.zip").mkdir()
     (tmp_path / "photos.zip" / "a.jpg").write_bytes(jpeg(1))
@@ -166,6 +177,33 @@ def test_tasks_read_their_rows_from_the_uploaded_file(tmp_path: Path) -> None:
         assert read_stretch(file.stretch(group, str(tmp_path / "rows"))).equals(table)
     with pytest.raises(FileNotFoundError):
         read_stretch(file.stretch(0, str(tmp_path / "gone")))
+
+
+def test_the_digest_of_rows_is_that_of_their_values() -> None:
+    """However tables were cut, and whatever lies where a value is null; another value is another digest."""
+
+    def rows(hidden: float, name: str = "7.jpg") -> pa.Table:
+        boxes = pa.FixedSizeListArray.from_arrays(
+            pa.array([hidden] * 4 * 20, pa.float32()), 4, mask=pa.array([True] * 20)
+        )
+        names = [name if i == 7 else f"{i}.jpg" for i in range(20)]
+        sizes = pa.array([None if i % 3 else i for i in range(20)], pa.int64())
+        return pa.table({"name": names, "size": sizes, "box": boxes})
+
+    def digest(table: pa.Table, *cuts: int) -> str:
+        edges = [0, *cuts, len(table)]
+        parts = [table.slice(a, b - a) for a, b in itertools.pairwise(edges)]
+        return RowFile.of(parts, table.schema, 8).digest
+
+    same = {
+        digest(rows(0)),
+        digest(rows(1)),
+        digest(rows(0), 1, 2, 13),
+        digest(rows(1), 8),
+        digest(rows(2), 9),
+    }
+    assert len(same) == 1
+    assert same.isdisjoint([digest(rows(0, "8.jpg")), digest(rows(0).slice(0, 19)), digest(rows(0).slice(1))])
 
 
 NOW = datetime.datetime(2026, 1, 1)

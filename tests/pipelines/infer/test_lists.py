@@ -7,14 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from glefld import storage
 from glefld.errors import BadPhoto, UserError
-from pipelines.infer import inputs
-from pipelines.infer.inputs import Input, open_input
+from glefld.redaction import holds_secret
+from pipelines import photo_table
+from pipelines.infer import lists
+from pipelines.infer.inputs import Input, Photos, open_input
+from tests.mistakes import answering
 from tests.raw_layouts import jpeg
 
 
@@ -33,9 +37,9 @@ def opened(url: str, group_rows: int = 2) -> Input:
 @pytest.mark.parametrize("name", ["photos.csv", "photos.parquet"])
 def test_a_list_names_photos_anywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By path, by URL or relative to the list's folder; in its order, once each; what is not there is an error."""
-    monkeypatch.setattr(inputs, "LISTED_AT_ONCE", 2)
-    monkeypatch.setattr(inputs, "BATCH_BYTES", 300)  # larger photos are asked for again
-    monkeypatch.setattr(inputs, "MAX_MEMBER_BYTES", 20_000)
+    monkeypatch.setattr(photo_table, "TOGETHER", 2)
+    monkeypatch.setattr(photo_table, "FIRST_BYTES", 300)  # larger photos are asked for again
+    monkeypatch.setattr(photo_table, "MAX_MEMBER_BYTES", 20_000)
     contents = {f"deep/{i} é.jpg": jpeg(i) for i in range(3)}
     for path, data in contents.items():
         storage.write_bytes(str(tmp_path / path), data)
@@ -65,6 +69,54 @@ def test_a_list_names_photos_anywhere(name: str, tmp_path: Path, monkeypatch: py
     for (uri, expected), photo in zip(places.items(), found.photos.read(rows), strict=True):
         got = photo.data.reason if isinstance(photo.data, BadPhoto) else photo.data
         assert got == expected, uri
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(403, "unreadable_photo"), (404, "missing_photo"), (410, "missing_photo"), (416, "unreadable_photo")],
+)
+def test_a_photo_that_a_server_refuses_is_one_row(status: int, reason: str) -> None:
+    """The job goes on; what may be the server's trouble, and not the photo's, ends it."""
+    with answering(status) as address:
+        (photo,) = Photos().read(pa.table({"uri": [f"{address}/a.jpg"]}))
+    assert isinstance(photo.data, BadPhoto)
+    assert photo.data.reason == reason
+    with answering(503) as address, pytest.raises(OSError, match="status 503"):
+        list(Photos().read(pa.table({"uri": [f"{address}/a.jpg"]})))
+
+
+@pytest.mark.parametrize("make", ["list", "inventory"])
+def test_a_list_of_too_many_is_refused(make: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "MAX_LISTED", 5)
+    no_bucket_is_asked(monkeypatch)
+    if make == "list":
+        url = write_list(tmp_path / "list.csv", [f"{i}.jpg" for i in range(6)])
+    else:
+        url = write_inventory(tmp_path, "CSV", entries(False))
+    with pytest.raises(UserError, match="more than the 5 rows that one run accepts"):
+        opened(url)
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://b/a@b?c#d;e.jpg", "memory://a/b@c?d.jpg", "/a?b@c.jpg", "a://", "b?c@d.jpg"]
+)
+def test_a_name_of_any_characters_is_no_secret(uri: str) -> None:
+    assert not holds_secret(uri)
+
+
+#: An object storage that is down.
+NOBODY = {
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "key",
+    "AWS_MAX_ATTEMPTS": "1",
+}
+
+
+def no_bucket_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inventories name buckets, of which there are none here."""
+    ask = storage.require_access
+    monkeypatch.setattr(storage, "require_access", lambda url: None if storage.is_s3(url) else ask(url))
 
 
 #: Keys with what a URL's query encodes, and with what Parquet must not decode.
@@ -123,9 +175,18 @@ def entries(versions: bool) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("versions", [False, True])
 @pytest.mark.parametrize("format_", ["CSV", "Parquet"])
-def test_an_inventory_lists_a_bucket(format_: str, versions: bool, tmp_path: Path) -> None:
+def test_an_inventory_lists_a_bucket(
+    format_: str, versions: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The current pictures of the bucket with their sizes and versions, as they are named there."""
-    found = opened(write_inventory(tmp_path, format_, entries(versions)))
+    no_bucket_is_asked(monkeypatch)
+    url = write_inventory(tmp_path, format_, entries(versions))
+    if format_ == "CSV":  # a data file without rows says nothing of the others
+        manifest = storage.read_json(url)
+        manifest["files"].insert(1, {"key": "prefix/photos/every-day/data/none.csv.gz"})
+        storage.write_json(url, manifest)
+        (tmp_path / "data" / "none.csv.gz").write_bytes(gzip.compress(b""))
+    found = opened(url)
     rows = pa.concat_tables(found.rows).to_pylist()
     assert [row["uri"] for row in rows] == [f"s3://photos/{key}" for key in KEYS]
     assert [(row["size"], row["version"]) for row in rows] == [
@@ -155,6 +216,36 @@ def table(**columns: Any) -> Callable[[Path], str]:
     return write
 
 
+def inventory_with(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], str]:
+    """An inventory in Parquet of which one data file is changed."""
+
+    def write(folder: Path) -> str:
+        url = write_inventory(folder, "Parquet", entries(False))
+        path = folder / "data" / "1.parquet"
+        pq.write_table(change(pq.read_table(path)), path)
+        return url
+
+    return write
+
+
+def no_utf8(table: pa.Table) -> pa.Table:
+    keys = pa.array([b"\xff.jpg"] * len(table), pa.binary()).view(pa.string())
+    return table.set_column(table.column_names.index("key"), "key", keys)
+
+
+def escaped_inventory(folder: Path) -> str:
+    url = inventory_of()(folder)
+    row = b'"photos","%FF.jpg","1","etag"\n'
+    (folder / "data" / "1.csv.gz").write_bytes(gzip.compress(row))
+    return url
+
+
+def twice(folder: Path) -> str:
+    uris = pa.array(["a.jpg"])
+    pq.write_table(pa.Table.from_arrays([uris, uris], ["uri", "uri"]), folder / "list.parquet")
+    return str(folder / "list.parquet")
+
+
 def damaged_inventory(folder: Path) -> str:
     url = inventory_of()(folder)
     path = folder / "data" / "1.csv.gz"
@@ -174,6 +265,20 @@ WRONG: dict[str, tuple[Callable[[Path], str], str]] = {
     "an unknown scheme": (table(uri=["nope://a/b.jpg"]), "nope://a: this kind of URL cannot be read"),
     "a signed URL": (table(uri=["http://127.0.0.1:1/a.jpg?key=secret"]), "with a password or a query"),
     "an address that nobody serves": (table(uri=["http://127.0.0.1:1/a.jpg"]), "cannot be reached"),
+    "another scheme with a password": (table(uri=["memory://bob:secret@host/x.jpg"]), "with a password"),
+    "FTP with a password": (table(uri=["ftp://bob:secret@host/x.jpg"]), "with a password"),
+    "a signed URL in capitals": (table(uri=["HTTPS://127.0.0.1:1/a.jpg?key=secret"]), "with a password"),
+    "two columns uri in Parquet": (twice, "has 2 columns uri: remove all but one"),
+    "two columns uri in a CSV": (
+        written("list.csv", "uri,uri\na,b\n"),
+        "has 2 columns uri: remove all but one",
+    ),
+    "a bucket that nobody serves": (
+        inventory_with(lambda table: table),
+        "http://127.0.0.1:1 cannot be reached",
+    ),
+    "a key that is not UTF-8": (inventory_with(no_utf8), "is not readable as parquet"),
+    "an escaped key that is not UTF-8": (escaped_inventory, "is not readable as csv"),
     "another JSON": (written("manifest.json", "{}"), "is not the manifest of an S3 Inventory"),
     "no JSON": (written("manifest.json", "uri"), "is not valid JSON"),
     "an inventory in ORC": (
@@ -194,7 +299,15 @@ WRONG: dict[str, tuple[Callable[[Path], str], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_list_that_cannot_be_used_is_told_in_one_line(case: str, tmp_path: Path) -> None:
+def test_a_list_that_cannot_be_used_is_told_in_one_line(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if case == "a bucket that nobody serves":
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        for name, value in NOBODY.items():
+            monkeypatch.setenv(name, value)
+    else:
+        no_bucket_is_asked(monkeypatch)
     make, message = WRONG[case]
     with pytest.raises(UserError, match=message) as error:
         opened(make(tmp_path))

@@ -176,6 +176,42 @@ def test_a_retry_killed_around_its_manifest_is_continued(case: Case, monkeypatch
     assert (case.manifest()["ok"], case.manifest()["retries"]) == (9, 1)
 
 
+def test_a_retry_s_task_may_be_repeated(case: Case) -> None:
+    """As when its worker died after it had put the shard in place: nothing is predicted or counted a second time."""
+    case.replace("00.jpg")
+    output = str(case.output)
+    plan = plan_retry(case.options, output)
+    begin(plan, output)
+    writer = ShardWriter(
+        dataclasses.replace(writer_settings(plan.plan, output_at(output), WORKERS), key=plan.key)
+    )
+    for item in items(plan.tasks, plan.rows, output):
+        first, written = writer(item), (case.output / item["path"]).read_bytes()
+        assert (writer(item), first["error"]) == (first, "")
+        assert (case.output / item["path"]).read_bytes() == written
+    case.retry_here()
+    assert case.manifest()["ok"] == 9
+
+
+@pytest.mark.parametrize("lost", ["part-00000.parquet", "part-00001.parquet"])  # with an error, and without
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"PAR1")])
+def test_a_shard_that_is_lost_during_a_retry_is_written_again(
+    damage: Callable[[Path], Any], lost: str, case: Case
+) -> None:
+    """The retry asks for an inference, which writes the shard, and then continues."""
+    case.retry_here(1)
+    damage(case.output / lost)
+    with pytest.raises(UserError, match="run without --retry-errors first"):
+        case.retry_here()
+    assert find_finished(case.options, str(case.output)) is None
+    INFER.finish(case.options, str(case.output))
+    with pytest.raises(UserError, match="run the same command with --retry-errors to finish it"):
+        find_finished(case.options, str(case.output))
+    manifest = case.retry_here()
+    assert manifest == case.manifest()
+    assert (manifest["errors"], manifest["retries"]) == ({"unreadable_photo": 4}, 1)
+
+
 def test_a_half_finished_output_keeps_what_is_missing(case: Case) -> None:
     """Errors in the shards that are there are retried; the rest is left to the next inference."""
     output = Case(case.options, case.output.with_name("half"))

@@ -13,6 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
+from glefld import storage
 from glefld.datasets import read_annotations
 from glefld.datasets.lists import ListFiles
 from glefld.errors import BadPhoto, UserError
@@ -340,7 +341,7 @@ ANSWERS: dict[str, str | type[OSError]] = {
     "404": "missing_photo",
     "InvalidRange": "unreadable_photo",
     "416": "unreadable_photo",
-    "NoSuchBucket": FileNotFoundError,
+    "NoSuchBucket": OSError,
     "ExpiredToken": PermissionError,
     "AccessDenied": PermissionError,
     "400": OSError,
@@ -354,6 +355,7 @@ def test_what_object_storage_refuses_is_no_fault_of_a_photo(code: str) -> None:
     """A photo that is gone or empty is a reject. Anything else ends the job, which can then be resumed."""
     error = translate_boto_error(ClientError({"Error": {"Code": code, "Message": "told"}}, "GetObject"))
     expected = ANSWERS[code]
+    error = storage._answer("s3://bucket/a.jpg", error)
     row = {"name": "s3://bucket/a.jpg", "stored": None, "size": 1}
     if isinstance(expected, str):
         found = photo_table._photo(row, error)
