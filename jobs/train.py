@@ -20,8 +20,7 @@ from glefld.recipe import Recipe
 from glefld.redaction import redacted
 from glefld.schema import Labels
 from glefld.scoring.tables import score_tables
-from glefld.training import loop
-from glefld.training.loop import Job
+from glefld.training.start import Job, initial_model
 from jobs.cli import (
     ONE_LINE,
     Device,
@@ -205,7 +204,7 @@ def make_job(options: Options[Any], root: str, data: str, folder: str) -> Job:
 
 def check_model(options: Options[Any], job: Job, labels: Labels) -> None:
     """Build the model as the workers will. Raises UserError if it, its weights or its classifier does not fit."""
-    model = loop.initial_model(job, labels)
+    model = initial_model(job, labels)
     if model.guided_by is not None and job.classifier is None and not options.random_weights:
         raise UserError(
             f"{options.system} is guided by a classifier: give --classifier RUN (train one with python -m jobs.train "

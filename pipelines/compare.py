@@ -20,7 +20,7 @@ from glefld.scoring import cost
 from glefld.scoring.comparison import Result
 from glefld.scoring.cost import Cost
 from glefld.scoring.evaluation import EVAL_BATCH
-from glefld.training.loop import Job, initial_model
+from glefld.training.start import Job, initial_model
 from pipelines.train.workers import WorkerGroup
 
 if TYPE_CHECKING:

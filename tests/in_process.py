@@ -10,7 +10,7 @@ import torch
 from glefld.models import checkpoint
 from glefld.tracking import RunHandle, RunLog
 from glefld.training import loop
-from glefld.training.loop import Job
+from glefld.training.start import Job
 from pipelines import evaluate
 from pipelines.lease import Lease
 from pipelines.train import run

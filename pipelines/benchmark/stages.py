@@ -24,7 +24,8 @@ from glefld.models.system import Output
 from glefld.predict import Bad, Crop, Prediction, Predictor, prepare
 from glefld.recipe import Recipe, mirror_only
 from glefld.temporary import temporary_file
-from glefld.training.loop import Job, Training, train_step
+from glefld.training.loop import Training, train_step
+from glefld.training.start import Job
 from pipelines.benchmark import ceilings, crop_script, material, peers
 from pipelines.benchmark.material import Material
 from pipelines.benchmark.options import BenchmarkOptions, Resources

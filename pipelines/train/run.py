@@ -19,7 +19,7 @@ from glefld.models import checkpoint
 from glefld.scoring import evaluation
 from glefld.scoring.baselines import Baselines
 from glefld.scoring.metrics import Report
-from glefld.training.loop import Job
+from glefld.training.start import Job
 from pipelines import evaluate, ray_private
 from pipelines.lease import Lease
 from pipelines.train.process_group import NodeAddressConfig

@@ -45,11 +45,12 @@ def work(config: dict[str, Any]) -> Ended:
     from glefld import tracking
     from glefld.errors import Mistake, UserError
     from glefld.training import loop
+    from glefld.training.start import Job
     from pipelines import ray_private
     from pipelines.lease import Lease
     from pipelines.train.workers import loading_threads
 
-    job = loop.Job.from_json(config["job"])
+    job = Job.from_json(config["job"])
     device = ray.train.torch.get_device()
     context = ray.get_runtime_context()
     threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))

@@ -12,7 +12,8 @@ from mlflow.entities import Run
 
 from glefld import storage
 from glefld.models import checkpoint
-from glefld.training.loop import Job, train
+from glefld.training.loop import train
+from glefld.training.start import Job
 from jobs.train import parse
 
 ROWS = {"train": 128, "val": 32}

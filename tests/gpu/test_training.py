@@ -17,7 +17,8 @@ from glefld.models.precision import choose_precision
 from glefld.predict import Prediction, Predictor, prepare
 from glefld.recipe import Precision, Recipe
 from glefld.schema import GarmentType, Labels, LandmarkSet
-from glefld.training.loop import EpochReport, Job, train, train_step
+from glefld.training.loop import EpochReport, train, train_step
+from glefld.training.start import Job
 from tests import dots
 from tests.ingested import write_dataset
 

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from glefld.data.dataset import open_dataset
 from glefld.training import loop
-from glefld.training.loop import Job
+from glefld.training.start import Job
 from jobs import evaluate, infer, ingest, train
 from tests.blots import COLOURS, image_folder
 from tests.in_process import train_here

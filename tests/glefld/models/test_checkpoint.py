@@ -1,4 +1,4 @@
-"""Checkpoints that other programs or hands have written: each mistake in them is one line that names the file."""
+"""Checkpoints: what is saved is loaded, and each mistake in one of another hand is one line that names the file."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from glefld import storage
 from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.predict import checkpoint_hash
-from tests.dots import CONFIG, LABELS, SIZE, card, network
+from tests.dots import CONFIG, LABELS, SIZE, card, network, write_checkpoint
 from tests.full_disk import on_full_disk
 
 
@@ -202,3 +202,37 @@ def test_a_full_disk_is_told_with_the_file(
     assert told == f"OSError: [Errno 27] File too large: '{folder / file}'"
     assert not list(folder.glob("_part-*"))
     assert not (folder / "complete.json").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "complete.json"])
+def test_a_damaged_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
+    """A truncated or missing file is one error that names the checkpoint."""
+    url = write_checkpoint(str(tmp_path / "checkpoint"))
+    checkpoint.load(url)
+    path = tmp_path / "checkpoint" / name
+    if name == "complete.json":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ValueError, match="checkpoint"):
+        checkpoint.load(url)
+
+
+def test_a_checkpoint_of_other_layers_is_refused(tmp_path: Path) -> None:
+    """As one of a system that has changed since it was trained."""
+    url = str(tmp_path / "checkpoint")
+    model = network()
+    model.get_submodule("branch").extra = torch.nn.Linear(1, 1)
+    checkpoint.save(url, model, card("gle", CONFIG, LABELS, SIZE))
+    with pytest.raises(UserError, match=r"layers of gle have changed since, train the model again"):
+        checkpoint.load(url)
+
+
+def test_an_exported_checkpoint_gives_the_same_model(tmp_path: Path) -> None:
+    url = write_checkpoint(str(tmp_path / "checkpoint"))
+    (tmp_path / "export").mkdir()
+    checkpoint.export(url, tmp_path / "export")
+    (model, saved), (again, saved_again) = (checkpoint.load(u) for u in (url, str(tmp_path / "export")))
+    x = torch.randn(2, 3, saved.input_size, saved.input_size)
+    assert saved == saved_again
+    assert torch.equal(model(x).heatmaps, again(x).heatmaps)

@@ -3,11 +3,10 @@
 import dataclasses
 import json
 import os
-import pickle
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchvision.models.vgg import make_layers
 
 from glefld import storage
 from glefld.data.augmentation import Augmentation
@@ -23,9 +21,8 @@ from glefld.data.dataset import open_dataset
 from glefld.data.loader import BatchLoader, InputPipeline
 from glefld.data.order import share
 from glefld.data.reader import SplitReader
-from glefld.errors import Mistake, UserError
+from glefld.errors import Mistake
 from glefld.models import build_model, checkpoint
-from glefld.models.backbones import VGG_LAYERS
 from glefld.models.precision import Choice
 from glefld.recipe import Recipe
 from glefld.scoring import evaluation
@@ -33,15 +30,13 @@ from glefld.scoring.evaluation import evaluate
 from glefld.scoring.metrics import Counters
 from glefld.training.loop import (
     EpochReport,
-    Job,
     Training,
-    initial_model,
-    read_weights,
     train,
     train_step,
 )
 from glefld.training.losses import attribute_loss
 from glefld.training.meter import Meter
+from glefld.training.start import Job
 from tests.dots import LABELS, card, network, write_checkpoint
 from tests.ingested import write_dataset
 from tests.ranks import start_ranks
@@ -443,135 +438,12 @@ def test_a_pointer_that_leads_out_of_the_run_is_refused(
         run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=2))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "complete.json"])
-def test_a_damaged_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
-    """A truncated or missing file is one error that names the checkpoint."""
-    url = write_checkpoint(str(tmp_path / "checkpoint"))
-    checkpoint.load(url)
-    path = tmp_path / "checkpoint" / name
-    if name == "complete.json":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(ValueError, match="checkpoint"):
-        checkpoint.load(url)
-
-
-def test_a_checkpoint_of_other_layers_is_refused(tmp_path: Path) -> None:
-    """As one of a system that has changed since it was trained."""
-    url = str(tmp_path / "checkpoint")
-    model = network()
-    model.get_submodule("branch").extra = nn.Linear(1, 1)
-    checkpoint.save(url, model, card("gle", CONFIG | {"modules": 0}, LABELS, SIZE))
-    with pytest.raises(UserError, match=r"layers of gle have changed since, train the model again"):
-        checkpoint.load(url)
-
-
-class Code:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (str(self.folder),)
-
-
-def test_weights_that_carry_code_do_not_run_it(data: str, tmp_path: Path) -> None:
-    """Given as --weights, and in a checkpoint with correct hashes."""
-    torch.save({"features.0.weight": Code(tmp_path / "ran")}, tmp_path / "code.pth")
-    job = Job("fld", data, "", "gle", CONFIG, RECIPE, weights=str(tmp_path / "code.pth"))
-    with pytest.raises(ValueError, match="not a torchvision checkpoint"):
-        initial_model(job, open_dataset(data).labels)
-    url = str(tmp_path / "checkpoint")
-    checkpoint.save(url, network(), card("gle", CONFIG, LABELS, SIZE), {"optimizer": Code(tmp_path / "ran")})
-    with pytest.raises(ValueError, match="holds more than tensors and numbers"):
-        checkpoint.load_training(url)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_an_exported_checkpoint_gives_the_same_model(tmp_path: Path) -> None:
-    url = write_checkpoint(str(tmp_path / "checkpoint"))
-    (tmp_path / "export").mkdir()
-    checkpoint.export(url, tmp_path / "export")
-    (model, saved), (again, saved_again) = (checkpoint.load(u) for u in (url, str(tmp_path / "export")))
-    x = torch.randn(2, 3, saved.input_size, saved.input_size)
-    assert saved == saved_again
-    assert torch.equal(model(x).heatmaps, again(x).heatmaps)
-
-
 def test_resolve_accepts_a_run_or_a_checkpoint(data: str, tmp_path: Path) -> None:
     run(data, tmp_path / "run", dataclasses.replace(RECIPE, epochs=1))
     best = checkpoint.resolve(str(tmp_path / "run"))
     assert checkpoint.resolve(best) == best
     with pytest.raises(ValueError, match="neither a checkpoint nor a run"):
         checkpoint.resolve(str(tmp_path))
-
-
-def test_a_wrong_recipe_is_an_error_that_names_the_option() -> None:
-    cases = (({"input_size": 0}, "input-size"), ({"epochs": 0}, "epochs"), ({"batch_size": 0}, "batch"))
-    for wrong, message in cases:
-        with pytest.raises(ValueError, match=message):
-            Recipe(**wrong)
-
-
-def test_the_backbone_starts_from_a_torchvision_checkpoint(data: str, tmp_path: Path) -> None:
-    """A file of another kind or for another network is one clear error."""
-    features = make_layers(VGG_LAYERS["vgg16"], batch_norm=False)
-    state = {f"features.{name}": value for name, value in features.state_dict().items()}
-    torch.save(state | {"classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg16.pth")
-    labels = open_dataset(data).labels
-    config = {"backbone": "vgg16", "modules": 0, "width": 8}
-    job = Job("fld", data, "", "gle", config, RECIPE, weights=str(tmp_path / "vgg16.pth"))
-    model = initial_model(job, labels)
-    for name, value in model.get_submodule("features").state_dict().items():
-        assert torch.equal(value, state[f"features.{name}"])
-    wrong = {
-        "does not fit this backbone": dataclasses.replace(job, config=CONFIG),
-        "has no backbone": dataclasses.replace(job, model="local", config={}),
-        "multiple of 8": dataclasses.replace(job, recipe=dataclasses.replace(RECIPE, input_size=36)),
-    }
-    for message, mistaken in wrong.items():
-        with pytest.raises(ValueError, match=message):
-            initial_model(mistaken, labels)
-
-
-NO_WEIGHTS: dict[str, bytes] = {
-    "words": b"no checkpoint",
-    "a list of groceries": b"shopping list: milk\n",
-    "nothing": b"",
-    "an archive": b"PK\x03\x04" + bytes(100),
-    "a picture": b"\xff\xd8\xff\xe0" + bytes(range(256)),
-    "a pickled module": pickle.dumps(torch.nn.Linear(1, 1)),
-}
-
-
-@pytest.mark.parametrize("case", NO_WEIGHTS)
-def test_weights_that_are_none_are_told_in_one_line_that_names_the_option(case: str, tmp_path: Path) -> None:
-    """Whatever the reader stumbles over."""
-    (tmp_path / "weights").write_bytes(NO_WEIGHTS[case])
-    with pytest.raises(UserError, match=r"--weights .* is not a torchvision checkpoint") as told:
-        read_weights(str(tmp_path / "weights"))
-    assert str(told.value).isprintable()
-    for word in ("KeyError", "weights_only", "Unpickling"):
-        assert word not in str(told.value)
-
-
-def test_random_bytes_are_no_weights(tmp_path: Path) -> None:
-    seed = int(np.random.default_rng().integers(1 << 31))
-    print("seed", seed)
-    rng = np.random.default_rng(seed)
-    for _ in range(300):
-        (tmp_path / "weights").write_bytes(rng.bytes(int(rng.integers(1, 60))))
-        with pytest.raises(UserError, match=r"--weights .* is not a torchvision checkpoint"):
-            read_weights(str(tmp_path / "weights"))
-
-
-@pytest.mark.parametrize("state", [{"epoch": 3, "state_dict": {}}, [torch.zeros(1)], torch.zeros(1)])
-def test_a_checkpoint_of_another_shape_is_no_weights(state: object, tmp_path: Path) -> None:
-    torch.save(state, tmp_path / "weights")
-    with pytest.raises(UserError, match="it holds more than tensors by name"):
-        read_weights(str(tmp_path / "weights"))
 
 
 def test_a_run_does_not_resume_on_other_data(data: str, tmp_path: Path) -> None:
