@@ -40,8 +40,8 @@ def kill_job(
     """Run ``python -m jobs.JOB`` with a Ray of its own; SIGKILL for all of its processes at the moment.
 
     Moment 0 is the one between the last of the ``shards`` and the manifest; any other comes a while after a random
-    one. ``written`` counts the finished shards. What the job prints is put in ``folder``. before: called in
-    its process first. Returns how many shards were awaited.
+    one, at the last of them at the latest. ``written`` counts the finished shards. What the job prints is put in
+    ``folder``. before: called in its process first. Returns how many shards were awaited.
     """
     rng = np.random.default_rng(moment)
     wanted, delay = (
@@ -56,7 +56,11 @@ def kill_job(
         if not process.is_alive():
             pytest.fail(f"the job ended before its moment: {printed.read_text()}")
         time.sleep(0.001)
-    time.sleep(delay)
+    until = time.monotonic() + delay
+    while (
+        time.monotonic() < until and written() < shards
+    ):  # a fast machine may be through with the rest by then
+        time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
     # Its workers too, which are in groups of their own: left alone, they may finish the shard in hand seconds later.
