@@ -147,7 +147,9 @@ class Predictor:
             precision, self.model, self.card.input_size, batch_size, training=False
         ).dtype
         device_id = (device.index or 0) if device.type == "cuda" else None
-        self.pipeline = InputPipeline(self.card.input_size, batch_size, device_id, threads)
+        self.pipeline = InputPipeline(
+            self.card.input_size, model.normalisation, batch_size, device_id, threads
+        )
 
     def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad | BadAnswer]:
         """Yield one prediction per crop, in order. A BadPhoto or BadBox in place of a crop is passed through.

@@ -83,7 +83,7 @@ class Recipe:
 
 #: The small preset, for two CPU cores and random initial weights. Tuned with GLE on the val split of DeepFashion's
 #: fine-grained lists.
-SMALL = Recipe(
+BEST = Recipe(
     input_size=112,
     epochs=20,
     batch_size=16,

@@ -13,7 +13,7 @@ from glefld.datasets import Dataset
 from glefld.errors import UserError, require_between
 from glefld.models import MODELS, build_model
 from glefld.models.system import Preset
-from glefld.recipe import SMALL, Recipe
+from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels, Split
 from glefld.scoring.comparison import Result, chart, rows, table
 from glefld.scoring.tables import as_text
@@ -43,14 +43,14 @@ class Options:
 
     dataset: Dataset
     """Data set to train and score on."""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = SMALL
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = BEST
     models: tuple[str, ...] = ()
     """Systems to compare, each NAME or NAME:OPTION=VALUE,... with options of its config or of the recipe, such as
     gle:modules=0 or sanl:attention=none,landmarks=annotated. Default: all that the data set's labels allow, with DAFE
     in both of its forms."""
     backbone: str | None = None
     """Backbone of all systems that have one, such as resnet18. Default: each system's own, from the preset."""
-    preset: Preset = "small"
+    preset: Preset = "best"
     """Preset of the systems' configs. It does not change the recipe, which the options below set."""
     seeds: int = 1
     """Number of seeds, counting up from --seed. Differences between systems are judged from 3 seeds on."""

@@ -14,7 +14,8 @@ from rich.console import Console
 from glefld import storage, tracking
 from glefld.datasets import Dataset
 from glefld.errors import UserError, require_between
-from glefld.models import MODELS
+from glefld.models import MODELS, weights
+from glefld.models.backbones import EMBEDDED
 from glefld.models.system import Preset, Task
 from glefld.recipe import Recipe
 from glefld.redaction import redacted
@@ -72,12 +73,12 @@ class Options(Generic[Config]):
     """Data set to train on."""
     config: Annotated[Config, tyro.conf.arg(name="model")]
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    system: Annotated[str, tyro.conf.arg(name="model", help=f"System to train: {', '.join(MODELS)}.")] = "gle"
+    system: Annotated[str, tyro.conf.arg(name="model", help=f"System to train: {', '.join(MODELS)}.")] = "fpn"
     task: Task = "landmarks"
     """landmarks, or classify: the classifiers resnet and sanl-resnet, for their own use or to guide SANL."""
-    preset: Preset = "small"
-    """paper: the paper's network, and its or its released code's recipe, at 224 pixels. small: a narrow network at 112
-    pixels, for two CPU cores."""
+    preset: Preset = "best"
+    """best: what is most accurate in half an hour on two CPU cores, from ImageNet weights that are on board. paper: the
+    paper's network, and its or its released code's recipe, at 224 pixels."""
     data: str | None = None
     """Ingested data set, path or URL. Default: <root>/data/<dataset>."""
     output: str | None = None
@@ -98,9 +99,12 @@ class Options(Generic[Config]):
     resume: bool = False
     """Resume a run that was stopped. Its options must be the same as at its start."""
     weights: str | None = None
-    """ImageNet weights of the backbone: a torchvision checkpoint, path or URL. They are never downloaded for you."""
+    """Weights that the backbone starts with: a checkpoint of timm's or torchvision's, path or URL. Default: ImageNet's,
+    which are on board for the backbone of --preset best."""
+    pretrained: bool = False
+    """Download the backbone's weights from timm's hub."""
     random_weights: bool = False
-    """Allow random weights in place of --weights with --preset paper, and of --classifier with SANL."""
+    """Start from random weights, without --weights and, with SANL, without --classifier."""
     classifier: str | None = None
     """Classifier whose attention guides SANL: checkpoint or run of --task classify, path, URL or MLflow model."""
     rows: int | None = None
@@ -176,11 +180,8 @@ def check(options: Options[Any]) -> None:
     if MODELS[options.system].task != options.task:
         names = ", ".join(name for name, system in MODELS.items() if system.task == options.task)
         raise UserError(f"--task {options.task} does not fit --model {options.system}: choose one of {names}")
-    if options.preset == "paper" and options.weights is None and not options.random_weights:
-        raise UserError(
-            "--preset paper starts from ImageNet weights: give --weights FILE_OR_URL (a torchvision checkpoint of the "
-            "backbone), or --random-weights to start without them"
-        )
+    if sum((options.weights is not None, options.pretrained, options.random_weights)) > 1:
+        raise UserError("--weights, --pretrained and --random-weights exclude one another: give one of them")
     if options.alias and not options.register:
         raise UserError("--alias needs a registered model: add --register NAME")
 
@@ -194,11 +195,28 @@ def make_job(options: Options[Any], root: str, data: str, folder: str) -> Job:
         model=options.system,
         config=dataclasses.asdict(options.config),
         recipe=options.recipe,
-        weights=resolve_url(options.weights, "--weights") if options.weights else None,
+        weights=choose_weights(options),
         classifier=resolve_checkpoint(options.classifier, "--classifier", root)
         if options.classifier
         else None,
         rows=options.rows,
+    )
+
+
+def choose_weights(options: Options[Any]) -> str | None:
+    """Return the source of the backbone's first weights; UserError if none is given and there are none on board."""
+    backbone = getattr(options.config, "backbone", None)
+    if options.weights is not None:
+        return resolve_url(options.weights, "--weights")
+    if options.pretrained:
+        return weights.HUB
+    if options.random_weights or backbone is None:
+        return None
+    if backbone == EMBEDDED:
+        return weights.ON_BOARD
+    raise UserError(
+        f"there are no weights of {backbone} on board: give --weights FILE_OR_URL (a checkpoint of timm's or "
+        "torchvision's), --pretrained to download timm's, or --random-weights to start without"
     )
 
 
@@ -320,9 +338,9 @@ def parse(argv: list[str]) -> Options[Any]:
     first.add_argument("--dataset", default="fld")
     first.add_argument("--task", choices=get_args(Task), default="landmarks")
     first.add_argument("--model", choices=MODELS)
-    first.add_argument("--preset", choices=("paper", "small"), default="small")
+    first.add_argument("--preset", choices=get_args(Preset), default="best")
     named, _ = first.parse_known_args(argv)
-    name = named.model or ("gle" if named.task == "landmarks" else "resnet")
+    name = named.model or ("fpn" if named.task == "landmarks" else "resnet")
     config, recipe = MODELS[name].preset(named.preset, named.dataset)
     default = Options(
         dataset=tyro.MISSING, config=config, recipe=recipe, system=name, task=named.task, preset=named.preset

@@ -185,6 +185,8 @@ def _open(url: str, data: str, tasks: Tasks) -> tuple[Model, BatchLoader]:
     """Load a checkpoint's model onto the task's device, and make the data set's loader for it."""
     torch.set_num_threads(tasks.cpus)
     model, card = checkpoint.load(url)
-    pipeline = InputPipeline(card.input_size, EVAL_BATCH, 0 if tasks.gpu else None, threads=tasks.cpus)
+    pipeline = InputPipeline(
+        card.input_size, model.normalisation, EVAL_BATCH, 0 if tasks.gpu else None, tasks.cpus
+    )
     model = model.to("cuda:0" if tasks.gpu else "cpu").to(memory_format=torch.channels_last)
     return model, BatchLoader(open_dataset(data).labels, pipeline)

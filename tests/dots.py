@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from glefld.data.picture import MEAN, STD
+from glefld.data.picture import IMAGENET
 from glefld.models import build_model, checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.system import Model
@@ -67,8 +67,11 @@ def network() -> Model:
         first = layers[0]
         first.weight.zero_()
         for i, (plus, minus) in enumerate(((0, 2), (2, 0))):
-            first.weight[i, plus, 1, 1], first.weight[i, minus, 1, 1] = STD[plus] / 255, -STD[minus] / 255
-            first.bias[i] = (MEAN[plus] - MEAN[minus]) / 255
+            first.weight[i, plus, 1, 1], first.weight[i, minus, 1, 1] = (
+                IMAGENET.std[plus] / 255,
+                -IMAGENET.std[minus] / 255,
+            )
+            first.bias[i] = (IMAGENET.mean[plus] - IMAGENET.mean[minus]) / 255
     return model
 
 

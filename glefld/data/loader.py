@@ -27,7 +27,7 @@ from glefld.data.augmentation import (
     translation,
 )
 from glefld.data.host import HostEngine, Loaded
-from glefld.data.picture import Picture
+from glefld.data.picture import Normalisation, Picture
 from glefld.data.prefetch import ahead
 from glefld.data.truth import Truth
 from glefld.schema import Labels, Visibility
@@ -62,13 +62,20 @@ class InputPipeline:
     It runs on the GPU ``device_id``, where DALI needs it, or on the CPU if that is None.
     """
 
-    def __init__(self, size: int, batch_size: int, device_id: int | None = None, threads: int = 2) -> None:
+    def __init__(
+        self,
+        size: int,
+        normalisation: Normalisation,
+        batch_size: int,
+        device_id: int | None = None,
+        threads: int = 2,
+    ) -> None:
         self.size = size
         self.batch_size = batch_size
         self._engine: HostEngine | DaliEngine = (
-            HostEngine(size, threads)
+            HostEngine(size, normalisation, threads)
             if device_id is None
-            else _gpu_engine(size, batch_size, device_id, threads)
+            else _gpu_engine(size, normalisation, batch_size, device_id, threads)
         )
 
     def load(self, batches: Iterable[tuple[Item, list[Picture]]]) -> Iterator[tuple[Item, Loaded]]:
@@ -87,10 +94,12 @@ class InputPipeline:
         return _whole(loaded)
 
 
-def _gpu_engine(size: int, batch_size: int, device_id: int, threads: int) -> "DaliEngine":
+def _gpu_engine(
+    size: int, normalisation: Normalisation, batch_size: int, device_id: int, threads: int
+) -> "DaliEngine":
     from glefld.data.gpu import DaliEngine  # DALI takes long to import
 
-    return DaliEngine(size, batch_size, device_id, threads)
+    return DaliEngine(size, normalisation, batch_size, device_id, threads)
 
 
 def _whole(loaded: Loaded) -> Tensor:

@@ -3,6 +3,8 @@
 Letters in shapes: B batch, C channels, K landmarks, H and W the feature map's size.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,6 +69,28 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     ):  # it would make the weights fp32, which is no exacter: products are bf16
         scores = query @ key.transpose(-1, -2)
         return (scores if bias is None else scores + bias).softmax(-1) @ value
+
+
+class Pyramid(nn.Module):
+    """A feature pyramid's way down to its finest level (Lin et al., CVPR 2017, https://arxiv.org/abs/1612.03144).
+
+    Each level is a 1x1 convolution of the backbone's features plus the level above, and a 3x3 convolution follows the
+    finest one.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.smooth = conv_norm(width, width)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """The backbone's features, fine to coarse -> [B, width, H, W] at the finest one's stride"""
+        x: Tensor | None = None
+        for conv, own in zip(reversed(self.lateral), reversed(features), strict=True):
+            level = conv(own)
+            x = level if x is None else level + F.interpolate(x, level.shape[2:], mode="bilinear")
+        assert x is not None
+        return self.smooth(x)
 
 
 class LandmarkBranch(nn.Module):

@@ -12,13 +12,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from glefld.errors import UserError
-from glefld.models.backbones import ResNet, ResNetFeatures, load_features
+from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
 from glefld.models.blocks import NonLocal
 from glefld.models.gradcam import grad_cam
 from glefld.models.system import Model, Output, Preset, System
-from glefld.recipe import SMALL, Recipe
+from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
 
+#: The networks that SANL's block is built into.
+ResNet = Literal["resnet18", "resnet50", "resnet101"]
 Label = Literal["category", "garment_type", "attributes"]
 
 
@@ -26,8 +28,8 @@ Label = Literal["category", "garment_type", "attributes"]
 class ResNetConfig:
     """Options of ``resnet``."""
 
-    backbone: ResNet = "resnet18"
-    """ResNet from torchvision."""
+    backbone: str = "resnet18"
+    """Network from timm with features at strides 4, 8, 16 and 32."""
     label: Label | None = None
     """What to classify. Default: category if the data set has it, else attributes, else garment type."""
 
@@ -38,19 +40,16 @@ class ResNetClassifier(Model):
     UserError if the data set does not have the label.
     """
 
+    features: Backbone
     stride = 1
 
     def __init__(self, config: ResNetConfig, labels: Labels) -> None:
-        super().__init__(labels)
+        super().__init__(labels, Backbone(config.backbone, STRIDES))
         self.target = config.label or default_label(labels)
-        self.features = ResNetFeatures(config.backbone)
         outputs = len(answers(self.target, labels)) * (2 if self.target == "attributes" else 1)
         self.head = nn.Linear(self.features.channels[-1], outputs)
         if self.target != "attributes":
             self.label = self.target
-
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
-        load_features(self.features, state)
 
     def logits(self, features: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, n]: one logit per class, or for attributes a no and a yes logit each"""
@@ -65,17 +64,16 @@ class ResNetClassifier(Model):
 
     def forward(self, images: Tensor) -> Output:
         """[B, 3, H, W] -> classes or attributes"""
-        return self.answer(self.features(images))
+        return self.answer(self.features(images)[-1])
 
     def attention(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> Grad-CAM of the top answer at strides 4, 8, 16 and 32, each [B, 1, h, w] in [0, 1]"""
-        stages = [self.features.get_submodule(f"layer{i}") for i in range(1, 5)]
 
         def score(features: Tensor) -> Tensor:
             logits = self.logits(features)
             return logits[:, 1::2] if self.target == "attributes" else logits
 
-        return grad_cam(self.features.stem(images), stages, score)
+        return grad_cam(images, self.features, score)
 
 
 def default_label(labels: Labels) -> Label:
@@ -98,9 +96,9 @@ def answers(label: Label, labels: Labels) -> tuple[str, ...]:
 class Guide(nn.Module):
     """A trained classifier used only for its attention: frozen, always in eval mode, and saved with the model."""
 
-    def __init__(self, label: Label | None, labels: Labels) -> None:
+    def __init__(self, backbone: str, label: Label | None, labels: Labels) -> None:
         super().__init__()
-        self.classifier = ResNetClassifier(ResNetConfig("resnet18", label), labels)
+        self.classifier = ResNetClassifier(ResNetConfig(backbone, label), labels)
         self.requires_grad_(False)
         self.eval()
 
@@ -111,9 +109,10 @@ class Guide(nn.Module):
     def load(self, classifier: Model) -> None:
         """Copy a trained classifier's weights; UserError if its network or its classes differ from this one's."""
         own = self.classifier
-        if type(classifier) is not ResNetClassifier or classifier.features.channels != own.features.channels:
+        if type(classifier) is not ResNetClassifier or classifier.features.name != own.features.name:
             raise UserError(
-                "--classifier must name a checkpoint of --task classify --model resnet with resnet18"
+                "--classifier must name a checkpoint of --task classify --model resnet with --model.backbone "
+                f"{own.features.name}"
             )
         told, expected = (answers(model.target, model.labels) for model in (classifier, own))
         if classifier.target != own.target or told != expected:
@@ -134,6 +133,8 @@ class Guide(nn.Module):
 class SANLResNetConfig(ResNetConfig):
     """Options of ``sanl-resnet``. UserError for fewer than 1 or more than 100 blocks."""
 
+    backbone: ResNet = "resnet18"
+    """ResNet from timm."""
     block: Literal["none", "nonlocal", "sanl"] = "sanl"
     """none: the plain ResNet. nonlocal: with non-local blocks. sanl: blocks guided by --classifier's attention."""
     blocks: int = 1
@@ -157,7 +158,7 @@ class SANLResNet(ResNetClassifier):
         for block in self.blocks:
             assert isinstance(block, NonLocal)
             block.start_as_identity()
-        self.guide = Guide(config.label, labels) if config.block == "sanl" else None
+        self.guide = Guide("resnet18", config.label, labels) if config.block == "sanl" else None
 
     @property
     def guided_by(self) -> str | None:
@@ -170,26 +171,25 @@ class SANLResNet(ResNetClassifier):
 
     def forward(self, images: Tensor) -> Output:
         """[B, 3, H, W] -> classes or attributes"""
-        features = self.features
-        x = features.stem(images)
-        for stage in ("layer1", "layer2", "layer3"):
-            x = features.get_submodule(stage)(x)
+        resnet = self.features.net.model
+        x = resnet.maxpool(resnet.act1(resnet.bn1(resnet.conv1(images))))
+        x = resnet.layer3(resnet.layer2(resnet.layer1(x)))
         attention = self.guide(images)[2] if self.guide is not None else None
         for block in self.blocks:
             x = block(x, attention)
-        return self.answer(features.get_submodule("layer4")(x))
+        return self.answer(resnet.layer4(x))
 
 
 def resnet_preset(name: Preset, dataset: str) -> tuple[ResNetConfig, Recipe]:
     """Return the preset's config and recipe. The recipes are this project's."""
-    return ResNetConfig(), CLASSIFY if name == "paper" else SMALL
+    return (ResNetConfig(), CLASSIFY) if name == "paper" else (ResNetConfig(EMBEDDED), BEST)
 
 
 def sanl_resnet_preset(name: Preset, dataset: str) -> tuple[SANLResNetConfig, Recipe]:
     """Return the preset's config and recipe. The recipes are this project's."""
     if name == "paper":
         return SANLResNetConfig("resnet50"), CLASSIFY
-    return SANLResNetConfig(), SMALL
+    return SANLResNetConfig(), BEST
 
 
 CLASSIFY = Recipe(batch_size=64, epochs=20, learning_rate=1e-4, schedule="cosine", weight_decay=0.01)

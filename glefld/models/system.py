@@ -6,12 +6,14 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from glefld.data.picture import IMAGENET, Normalisation
 from glefld.errors import UserError
+from glefld.models.backbones import Backbone
 from glefld.models.heatmap import Codec
 from glefld.recipe import Recipe
 from glefld.schema import ClassLabel, Labels
 
-Preset = Literal["paper", "small"]
+Preset = Literal["paper", "best"]
 Task = Literal["landmarks", "classify"]
 
 
@@ -44,9 +46,12 @@ class Model(nn.Module):
     label: ClassLabel = "category"
     """The label that ``Output.classes`` predicts."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, features: Backbone | None = None) -> None:
         super().__init__()
         self.labels = labels
+        self.features = features
+        self.normalisation: Normalisation = IMAGENET if features is None else features.normalisation
+        """What the images are normalised with."""
 
     @property
     def landmarks(self) -> int:
@@ -54,8 +59,9 @@ class Model(nn.Module):
         return len(self.labels.landmark_set)
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Load ImageNet weights from a torchvision checkpoint; UserError if they do not fit."""
-        raise UserError("this system has no backbone that takes --weights: leave --weights out")
+        """Load the backbone's weights, as ``Backbone.load`` does; UserError if they do not fit."""
+        assert self.features is not None
+        self.features.load(state)
 
     def load_classifier(self, classifier: "Model") -> None:
         """Copy the classifier whose attention guides this system; UserError if it does not fit."""

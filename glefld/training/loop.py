@@ -18,7 +18,7 @@ from glefld.data.loader import Batch, BatchLoader, InputPipeline
 from glefld.data.order import global_batch, steps_per_epoch
 from glefld.data.reader import SplitReader
 from glefld.errors import Mistake, UserError
-from glefld.models import checkpoint
+from glefld.models import checkpoint, weights
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import Choice, Named, choose_precision
 from glefld.models.system import Model
@@ -128,6 +128,7 @@ class Training:
         precision = _agreed_precision(recipe, model, kept, device, -(-batch // world), rank, world)
         pipeline = InputPipeline(
             recipe.input_size,
+            model.normalisation,
             max(recipe.batch_size, EVAL_BATCH),
             device.index if device.type == "cuda" else None,
             loading_threads or torch.get_num_threads(),
@@ -250,6 +251,8 @@ class Training:
                 config=self.job.config,
                 labels=self.manifest.labels,
                 input_size=self.job.recipe.input_size,
+                normalisation=self.model.normalisation,
+                weights=weights.describe(self.job.weights),
                 dataset=self.job.dataset,
                 data_hash=self.manifest.content_hash,
                 recipe=dataclasses.asdict(self.job.recipe),

@@ -89,6 +89,8 @@ def _untrained(options: BenchmarkOptions, url: str, manifest: Manifest) -> None:
         config=dataclasses.asdict(config),
         labels=manifest.labels,
         input_size=recipe.input_size,
+        normalisation=model.normalisation,
+        weights="random",
         dataset=options.dataset,
         data_hash=manifest.content_hash,
         recipe=dataclasses.asdict(recipe),

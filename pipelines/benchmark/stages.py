@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from glefld import storage
 from glefld.data.augmentation import NO_AUGMENTATION, Augmentation
 from glefld.data.loader import Batch, BatchLoader, InputPipeline
+from glefld.data.picture import IMAGENET
 from glefld.data.reader import SplitReader
 from glefld.errors import BadBox, BadPhoto
 from glefld.models.system import Output
@@ -158,7 +159,11 @@ def loader(bench: Bench) -> dict[str, Measurement]:
     found = {}
     for name, augmentation in kinds.items():
         pipeline = InputPipeline(
-            recipe.input_size, recipe.batch_size, 0 if bench.resources.gpu else None, bench.resources.cpus
+            recipe.input_size,
+            IMAGENET,
+            recipe.batch_size,
+            0 if bench.resources.gpu else None,
+            bench.resources.cpus,
         )
         ours = _endless(BatchLoader(manifest.labels, pipeline), rows, augmentation, recipe)
 

@@ -17,6 +17,7 @@ from glefld import predict
 from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.data.loader import BatchLoader, InputPipeline
 from glefld.data.photos import to_rgb
+from glefld.data.picture import IMAGENET
 from glefld.errors import BadAnswer, BadBox, BadPhoto
 from glefld.predict import Crop, Prediction, Predictor, prepare
 from glefld.schema import sample_schema
@@ -167,7 +168,7 @@ def test_the_model_sees_what_it_was_trained_on(predictor: Predictor) -> None:
         "visibility": [0, 0],
     }
     table = pa.Table.from_pylist([row], sample_schema(dots.DOTS))
-    loader = BatchLoader(dots.LABELS, InputPipeline(dots.SIZE, 1))
+    loader = BatchLoader(dots.LABELS, InputPipeline(dots.SIZE, IMAGENET, 1))
     (batch,) = loader.run([table], NO_AUGMENTATION)
     crop = prepare(image, dots.SIZE, box, crop_box[:2])
     assert torch.equal(predictor.pipeline.run([crop.picture]), batch.images)

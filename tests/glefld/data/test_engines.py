@@ -13,12 +13,12 @@ from glefld.data import host
 from glefld.data.augmentation import Augmentation, compose, draw_augmentation
 from glefld.data.gpu import DaliEngine
 from glefld.data.host import HostEngine, Loaded
-from glefld.data.picture import STD, Decoding, Picture
+from glefld.data.picture import IMAGENET, Decoding, Picture
 from tests.dots import encoded
 from tests.natural import ENCODINGS, picture
 
 SIZE = 96
-ENGINES = {"host": HostEngine(SIZE, 2), "DALI": DaliEngine(SIZE, 8, None, 2)}
+ENGINES = {"host": HostEngine(SIZE, IMAGENET, 2), "DALI": DaliEngine(SIZE, IMAGENET, 8, None, 2)}
 Engine = HostEngine | DaliEngine
 
 
@@ -39,7 +39,7 @@ def levels_apart(pictures: list[Picture]) -> torch.Tensor:
     assert not here.bad
     assert not there.bad
     assert here.images.shape == there.images.shape == (len(pictures), 3, SIZE, SIZE)
-    return (here.images - there.images).abs() * torch.tensor(STD)[:, None, None]
+    return (here.images - there.images).abs() * torch.tensor(IMAGENET.std)[:, None, None]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -8,9 +8,9 @@ import torch
 from glefld.models import heatmap, sanl
 from glefld.models.baseline import Baseline
 from glefld.models.heatmap import Codec
-from glefld.recipe import SMALL, Recipe
+from glefld.recipe import BEST, Recipe
 
-SIZES = sorted({Recipe().input_size, SMALL.input_size, 64})
+SIZES = sorted({Recipe().input_size, BEST.input_size, 64})
 CODECS = {"papers": Codec(), "coarse": sanl.COARSE, "fine": sanl.FINE, "baseline": Baseline.codec}
 
 

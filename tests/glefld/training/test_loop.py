@@ -20,6 +20,7 @@ from glefld.data.augmentation import Augmentation
 from glefld.data.dataset import open_dataset
 from glefld.data.loader import BatchLoader, InputPipeline
 from glefld.data.order import share
+from glefld.data.picture import IMAGENET
 from glefld.data.reader import SplitReader
 from glefld.errors import Mistake
 from glefld.models import build_model, checkpoint
@@ -75,7 +76,7 @@ def gradient(data: str, rank: int, world: int) -> torch.Tensor:
     torch.manual_seed(0)
     model = build_model("gle", CONFIG, LABELS).eval()
     parallel: nn.Module = nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    loader = BatchLoader(LABELS, InputPipeline(SIZE, BATCH))
+    loader = BatchLoader(LABELS, InputPipeline(SIZE, IMAGENET, BATCH))
     first, end = share(0, BATCH, rank, world)
     rows = np.arange(BATCH)[first:end]
     seeds = ((0, 0, int(row)) for row in rows)
@@ -298,7 +299,7 @@ def test_evaluation_is_the_same_on_any_number_of_workers(
     monkeypatch.setattr(evaluation, "EVAL_BATCH", 4)
     url = write_dataset(tmp_path / "data", {"val": rows})
     model, saved = checkpoint.load(write_checkpoint(str(tmp_path / "checkpoint")))
-    loader = BatchLoader(LABELS, InputPipeline(saved.input_size, 4))
+    loader = BatchLoader(LABELS, InputPipeline(saved.input_size, IMAGENET, 4))
     reports = []
     for world in (1, 2, 3):
         total = Counters(LABELS)
