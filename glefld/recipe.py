@@ -32,6 +32,8 @@ class Recipe:
     """Global batch size, divided among the workers."""
     learning_rate: float = 1e-4
     """Adam's peak learning rate."""
+    backbone_rate: float = 1.0
+    """What the learning rate is multiplied by for the backbone's weights, which have been trained before."""
     schedule: Literal["step", "cosine"] = "step"
     """step: multiply the rate by step_factor every step_epochs. cosine: linear warm-up, then cosine decay to zero."""
     step_epochs: int = 5
@@ -41,7 +43,7 @@ class Recipe:
     warmup_epochs: float = 1.0
     """Cosine schedule: epochs of linear warm-up."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW); 0 is plain Adam."""
+    """Decoupled weight decay (AdamW) of all but biases and norms; 0 is plain Adam."""
     precision: Precision = "auto"
     """Precision of the forward pass. auto: a second or two of the model's own steps decide between bf16 and fp32."""
     seed: int = 0
@@ -64,6 +66,7 @@ class Recipe:
         for name in ("epochs", "batch_size", "step_epochs", "log_steps", "streams", "window_rows"):
             require_between(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         for name in (
+            "backbone_rate",
             "warmup_epochs",
             "weight_decay",
             "step_factor",

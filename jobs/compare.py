@@ -64,10 +64,12 @@ class Options:
     rows: int | None = None
     """Train on the first N rows only."""
     weights: tuple[str, ...] = ()
-    """ImageNet weights, each BACKBONE=FILE_OR_URL of a torchvision checkpoint. Those of resnet18 also initialise the
-    classifiers that guide SANL."""
+    """Weights that backbones start with, also those of the classifiers that guide SANL: each BACKBONE=FILE_OR_URL of a
+    checkpoint of timm's or torchvision's. Default: ImageNet's, which are on board for the backbone of --preset best."""
+    pretrained: bool = False
+    """Download the weights of the other backbones from timm's hub."""
     random_weights: bool = False
-    """Allow --preset paper to start backbones without --weights from random weights."""
+    """Start the other backbones from random weights."""
     classifier: str | None = None
     """Classifier that guides SANL, for all seeds. Default: first train one per seed with the same recipe."""
     num_workers: int = 1
@@ -113,7 +115,9 @@ def run(options: Options) -> None:
         folder=folder,
         split=options.split,
         rows=options.rows,
-        weights=parse_weights(options, entries),
+        weights=parse_weights(options),
+        pretrained=options.pretrained,
+        random_weights=options.random_weights,
         parallel=options.parallel,
         experiment=options.experiment,
     )
@@ -187,27 +191,16 @@ def trainable_systems(options: Options, labels: Labels) -> list[str]:
     return found
 
 
-def parse_weights(options: Options, entries: list[ComparedSystem]) -> dict[str, str]:
-    """Parse --weights to absolute paths or URLs by backbone.
-
-    Raises UserError for a malformed item, for a backbone that no system has, and for missing weights with
-    ``--preset paper``.
-    """
+def parse_weights(options: Options) -> dict[str, str]:
+    """Parse --weights to absolute paths or URLs by backbone. Raises UserError for a malformed item."""
+    if options.pretrained and options.random_weights:
+        raise UserError("--pretrained and --random-weights exclude one another: give one of them")
     weights = {}
-    backbones = {entry.config.backbone: entry.name for entry in entries if hasattr(entry.config, "backbone")}
     for text in options.weights:
         backbone, equals, place = text.partition("=")
         if not equals or not place:
             raise UserError(f"--weights {text}: must be BACKBONE=FILE_OR_URL, such as vgg16=vgg16.pth")
-        if backbone not in {*backbones, "resnet18"}:
-            raise UserError(f"--weights {text}: no system of the comparison has the backbone {backbone!r}")
         weights[backbone] = resolve_url(place, "--weights")
-    missing = [backbone for backbone in backbones if backbone not in weights]
-    if options.preset == "paper" and missing and not options.random_weights:
-        raise UserError(
-            f"--preset paper starts from ImageNet weights: give --weights {missing[0]}=FILE_OR_URL "
-            f"(for {backbones[missing[0]]}), or --random-weights to start without them"
-        )
     return weights
 
 

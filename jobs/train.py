@@ -15,7 +15,6 @@ from glefld import storage, tracking
 from glefld.datasets import Dataset
 from glefld.errors import UserError, require_between
 from glefld.models import MODELS, weights
-from glefld.models.backbones import EMBEDDED
 from glefld.models.system import Preset, Task
 from glefld.recipe import Recipe
 from glefld.redaction import redacted
@@ -195,28 +194,16 @@ def make_job(options: Options[Any], root: str, data: str, folder: str) -> Job:
         model=options.system,
         config=dataclasses.asdict(options.config),
         recipe=options.recipe,
-        weights=choose_weights(options),
+        weights=weights.choose(
+            getattr(options.config, "backbone", None),
+            resolve_url(options.weights, "--weights") if options.weights else None,
+            options.pretrained,
+            options.random_weights,
+        ),
         classifier=resolve_checkpoint(options.classifier, "--classifier", root)
         if options.classifier
         else None,
         rows=options.rows,
-    )
-
-
-def choose_weights(options: Options[Any]) -> str | None:
-    """Return the source of the backbone's first weights; UserError if none is given and there are none on board."""
-    backbone = getattr(options.config, "backbone", None)
-    if options.weights is not None:
-        return resolve_url(options.weights, "--weights")
-    if options.pretrained:
-        return weights.HUB
-    if options.random_weights or backbone is None:
-        return None
-    if backbone == EMBEDDED:
-        return weights.ON_BOARD
-    raise UserError(
-        f"there are no weights of {backbone} on board: give --weights FILE_OR_URL (a checkpoint of timm's or "
-        "torchvision's), --pretrained to download timm's, or --random-weights to start without"
     )
 
 
@@ -226,7 +213,7 @@ def check_model(options: Options[Any], job: Job, labels: Labels) -> None:
     if model.guided_by is not None and job.classifier is None and not options.random_weights:
         raise UserError(
             f"{options.system} is guided by a classifier: give --classifier RUN (train one with python -m jobs.train "
-            f"--task classify --dataset {options.dataset}), or --random-weights to train without one"
+            f"--task classify --dataset {options.dataset} --model.backbone {model.guided_by.backbone}), or --random-weights to train without one"
         )
 
 

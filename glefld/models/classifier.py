@@ -15,7 +15,7 @@ from glefld.errors import UserError
 from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
 from glefld.models.blocks import NonLocal
 from glefld.models.gradcam import grad_cam
-from glefld.models.system import Model, Output, Preset, System
+from glefld.models.system import Guidance, Model, Output, Preset, System
 from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
 
@@ -106,6 +106,11 @@ class Guide(nn.Module):
         """Stay in eval mode, so that batch norm statistics do not change."""
         return super().train(False)
 
+    @property
+    def needed(self) -> Guidance:
+        """The classifier that ``load`` takes."""
+        return Guidance(self.classifier.features.name, self.classifier.target)
+
     def load(self, classifier: Model) -> None:
         """Copy a trained classifier's weights; UserError if its network or its classes differ from this one's."""
         own = self.classifier
@@ -161,8 +166,8 @@ class SANLResNet(ResNetClassifier):
         self.guide = Guide("resnet18", config.label, labels) if config.block == "sanl" else None
 
     @property
-    def guided_by(self) -> str | None:
-        return self.guide.classifier.target if self.guide is not None else None
+    def guided_by(self) -> Guidance | None:
+        return self.guide.needed if self.guide is not None else None
 
     def load_classifier(self, classifier: Model) -> None:
         if self.guide is None:

@@ -25,7 +25,7 @@ from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
 from glefld.models.blocks import HeatmapHead, NonLocal, conv_norm
 from glefld.models.classifier import Guide, Label
 from glefld.models.heatmap import Codec
-from glefld.models.system import Model, Output, Preset, System
+from glefld.models.system import Guidance, Model, Output, Preset, System
 from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
 
@@ -88,8 +88,8 @@ class SANL(Model):
         self.guide = Guide(config.guide, config.label, labels) if guided else None
 
     @property
-    def guided_by(self) -> str | None:
-        return self.guide.classifier.target if self.guide is not None else None
+    def guided_by(self) -> Guidance | None:
+        return self.guide.needed if self.guide is not None else None
 
     def load_classifier(self, classifier: Model) -> None:
         if self.guide is None:

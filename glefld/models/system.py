@@ -36,6 +36,14 @@ class Objective:
     attributes: float = 1.0
 
 
+class Guidance(NamedTuple):
+    """A classifier whose attention guides another system."""
+
+    backbone: str
+    label: str
+    """What it classifies."""
+
+
 class Model(nn.Module):
     """Base class: normalised RGB images [B, 3, S, S], S a multiple of ``stride``, to an ``Output``."""
 
@@ -68,8 +76,8 @@ class Model(nn.Module):
         raise UserError("this system is not guided by a classifier: leave --classifier out")
 
     @property
-    def guided_by(self) -> str | None:
-        """The label of the classifier that training needs, or None if it needs none."""
+    def guided_by(self) -> Guidance | None:
+        """The classifier that training needs, or None if it needs none."""
         return None
 
 

@@ -36,6 +36,25 @@ def read(source: str, backbone: str) -> dict[str, Tensor]:
     return _from_hub(backbone) if source == HUB else _from_file(source)
 
 
+def choose(backbone: str | None, url: str | None, pretrained: bool, random_weights: bool) -> str | None:
+    """Return the source for a backbone: the file that was given, the hub, or by default what is on board.
+
+    None for random weights, and for a system without a backbone. UserError if there are none on board.
+    """
+    if url is not None:
+        return url
+    if random_weights or backbone is None:
+        return None
+    if pretrained:
+        return HUB
+    if backbone == EMBEDDED:
+        return ON_BOARD
+    raise UserError(
+        f"there are no weights of {backbone} on board: give --weights FILE_OR_URL (a checkpoint of timm's or "
+        "torchvision's), --pretrained to download timm's, or --random-weights to start without"
+    )
+
+
 def describe(source: str | None) -> str:
     """Return where the weights are from, in words for a model card; None: from nowhere."""
     if source is None:

@@ -171,7 +171,7 @@ class Training:
             batch = next(batches)
             waited = time.perf_counter() - started
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, position.epoch * steps + step, steps)
+                group["lr"] = group["rate"] * learning_rate(recipe, position.epoch * steps + step, steps)
             first, end = global_batch(self.train_rows.rows, recipe.batch_size, step)
             loss = train_step(
                 self.model,

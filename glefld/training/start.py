@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from glefld import storage
 from glefld.errors import Mistake, UserError
@@ -71,16 +72,28 @@ def last_or_initial(
     model.to(device)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=job.recipe.learning_rate,
-        weight_decay=job.recipe.weight_decay,
-        fused=True,
+        parameter_groups(model, job.recipe), lr=job.recipe.learning_rate, fused=True
     )
     if last is None:
         return model, optimizer, Position(), None
     state = checkpoint.load_training(storage.join(job.run, last))
     optimizer.load_state_dict(state["optimizer"])
     return model, optimizer, Position(**state["position"]), state.get("precision")
+
+
+def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the trained parameters for an optimizer. ``rate`` multiplies a group's learning rate in each step."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    backbone = {
+        id(parameter) for parameter in (model.features.parameters() if model.features is not None else ())
+    }
+    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
+        rate = recipe.backbone_rate if id(parameter) in backbone else 1.0
+        decay = (
+            recipe.weight_decay if parameter.ndim > 1 else 0.0
+        )  # what has one dimension is a bias or a norm's
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": found, "rate": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
 
 
 def initial_model(job: Job, labels: Labels) -> Model:
