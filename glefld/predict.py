@@ -172,6 +172,7 @@ class Predictor:
         ):
             heatmaps = self.model(images.contiguous(memory_format=torch.channels_last)).heatmaps
         landmarks, score = self.model.codec.decode(heatmaps)
+        score = self.model.calibration(score)
         affine = torch.from_numpy(np.stack([crop.to_photo for crop in crops]))
         points = to_photo(landmarks.cpu(), affine).float().numpy()
         for crop, xy, height in zip(crops, points, score.cpu().numpy(), strict=True):
@@ -222,7 +223,11 @@ def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
             # NaN for an unreadable photo: some Parquet readers cannot handle null fixed-size lists.
             field("box", pa.list_(pa.float32(), 4), "x1 y1 x2 y2, upright photo's pixels", nullable=False),
             field("landmarks", pa.list_(pa.float32()), "2K: x y, upright photo's pixels; null for an error"),
-            field("score", pa.list_(pa.float32()), "K: peak height of the heatmap, about 1 if confident"),
+            field(
+                "score",
+                pa.list_(pa.float32()),
+                "K: probability that it is within 0.1 of the box, as on the val split",
+            ),
             field("visibility", pa.list_(pa.int8()), "K; null if the model does not predict it"),
             field("status", pa.string(), "ok or error", nullable=False),
             field("error", pa.string(), "reason: detail"),

@@ -29,7 +29,7 @@ from glefld.data.augmentation import (
 from glefld.data.host import HostEngine, Loaded
 from glefld.data.picture import Normalisation, Picture
 from glefld.data.prefetch import ahead
-from glefld.data.truth import Truth
+from glefld.data.truth import Truth, visibility_class
 from glefld.schema import Labels, Visibility
 
 if TYPE_CHECKING:
@@ -50,10 +50,17 @@ class Batch:
 
     def weight(self, which: Literal["visible", "annotated"]) -> Tensor:
         """Return loss weights [b, K]: 1 for visible (or all annotated) landmarks inside the input, else 0."""
-        size = self.images.shape[-1]
-        within = ((self.landmarks >= 0) & (self.landmarks <= size)).all(dim=-1)  # False for NaN
         most = Visibility.VISIBLE if which == "visible" else Visibility.OCCLUDED
-        return ((self.visibility <= most) & within).float()
+        return ((self.visibility <= most) & self._within()).float()
+
+    def seen(self) -> Tensor:
+        """Return each landmark's index into ``truth.SEEN``, [b, K] int64; -1 where augmentation moved it outside."""
+        found = visibility_class(self.visibility)
+        return torch.where((self.visibility <= Visibility.OCCLUDED) & ~self._within(), -1, found)
+
+    def _within(self) -> Tensor:
+        size = self.images.shape[-1]
+        return ((self.landmarks >= 0) & (self.landmarks <= size)).all(dim=-1)  # False for NaN
 
 
 class InputPipeline:

@@ -57,6 +57,15 @@ class Truth(NamedTuple):
         )
 
 
+#: The classes of a landmark's visibility that a system tells apart: cut off and absent ones are nowhere to be seen.
+SEEN = ("visible", "occluded", "absent")
+
+
+def visibility_class(visibility: Tensor) -> Tensor:
+    """Return the index into ``SEEN`` of codes of ``schema.Visibility``: [...] int64 -> [...] int64"""
+    return visibility.clamp(max=len(SEEN) - 1)
+
+
 def _many_hot(rows: list[list[int] | None], count: int) -> Tensor:
     """Return lists of indices as rows of ones and zeros, [B, A]; a row without a list is NaN."""
     result = torch.zeros(len(rows), count)

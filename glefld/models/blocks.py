@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glefld.data.truth import SEEN
+
 #: Lower bound on attention: a position without any keeps a small weight instead of none.
 LEAST_ATTENTION = 0.01
 #: On a CPU up to so many positions attend by plain matrix products, which hold a weight for each pair of them:
@@ -151,6 +153,25 @@ def conv_norm(c_in: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)
     )
+
+
+class VisibilityHead(nn.Module):
+    """Whether each landmark is to be seen, from the features where it is and from those of the whole garment.
+
+    What a landmark's distribution attends to is pooled, in the spirit of Liu & Lu's landmark-driven attention.
+    """
+
+    def __init__(self, channels: int, whole: int, landmarks: int) -> None:
+        super().__init__()
+        self.where = nn.Parameter(torch.zeros(landmarks, channels, len(SEEN)))
+        self.whole = nn.Linear(whole, landmarks * len(SEEN))
+
+    def forward(self, x: Tensor, logits: Tensor, deep: Tensor) -> Tensor:
+        """x [B, C, H, W], the landmarks' logits [B, K, H, W], the deepest features [B, D, h, w] -> [B, K, 3] logits"""
+        attention = logits.detach().flatten(2).softmax(dim=-1)  # the landmarks' own loss alone places them
+        pooled = attention @ x.flatten(2).transpose(1, 2)  # [B, K, C]
+        whole = self.whole(deep.mean(dim=(2, 3))).unflatten(1, (-1, len(SEEN)))
+        return torch.einsum("bkc,kcs->bks", pooled, self.where) + whole
 
 
 class HeatmapHead(nn.Sequential):

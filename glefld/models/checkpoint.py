@@ -27,6 +27,7 @@ from glefld import storage
 from glefld.data.picture import Normalisation
 from glefld.errors import UserError, require_between
 from glefld.models import build_model, first_mistake
+from glefld.models.calibration import Calibration
 from glefld.models.system import Model
 from glefld.recipe import MOST_INPUT
 from glefld.schema import Labels
@@ -50,6 +51,7 @@ class ModelCard:
     labels: Labels
     input_size: int
     normalisation: Normalisation
+    calibration: Calibration
     weights: str
     """Where the backbone's first weights were from (``weights.describe``)."""
     dataset: str
@@ -177,7 +179,7 @@ def load(url: str) -> tuple[Model, ModelCard]:
         )
     model = build_model(card.model, card.config, card.labels)
     model.load_state_dict(state)
-    model.normalisation = card.normalisation
+    model.normalisation, model.calibration = card.normalisation, card.calibration
     return model.eval(), card
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from glefld.errors import require_between
 from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
-from glefld.models.blocks import HeatmapHead, Pyramid
-from glefld.models.heatmap import Codec
+from glefld.models.blocks import HeatmapHead, Pyramid, VisibilityHead
+from glefld.models.distribution import Distribution
 from glefld.models.system import Model, Output, Preset, System
 from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
@@ -41,13 +41,17 @@ class FPN(Model):
 
     def __init__(self, config: FPNConfig, labels: Labels) -> None:
         super().__init__(labels, Backbone(config.backbone, STRIDES))
-        self.codec = Codec("gaussian", config.sigma, stride=4)
+        self.codec = Distribution(config.sigma, stride=4)
         self.pyramid = Pyramid(self.features.channels, config.width)
         self.head = HeatmapHead(config.width, config.width, self.landmarks)
+        self.visibility = VisibilityHead(config.width, self.features.channels[-1], self.landmarks)
 
     def forward(self, images: Tensor) -> Output:
-        """[B, 3, H, W] -> heatmaps [B, K, H / 4, W / 4]"""
-        return Output(self.head(self.pyramid(self.features(images))))
+        """[B, 3, H, W] -> heatmaps [B, K, H / 4, W / 4] and visibility [B, K, 3]"""
+        features = self.features(images)
+        x = self.pyramid(features)
+        heatmaps = self.head(x)
+        return Output(heatmaps, visibility=self.visibility(x, heatmaps, features[-1]))
 
 
 def preset(name: Preset, dataset: str) -> tuple[FPNConfig, Recipe]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from glefld.data.picture import IMAGENET, Normalisation
 from glefld.errors import UserError
 from glefld.models.backbones import Backbone
+from glefld.models.calibration import Calibration
+from glefld.models.distribution import Distribution
 from glefld.models.heatmap import Codec
 from glefld.recipe import Recipe
 from glefld.schema import ClassLabel, Labels
@@ -22,6 +24,7 @@ class Output(NamedTuple):
 
     heatmaps: Tensor | None = None  # [B, K, H, W]
     coarse: Tensor | None = None  # [B, K, H, W], an intermediate prediction, also supervised
+    visibility: Tensor | None = None  # [B, K, 3] logits of ``truth.SEEN``
     classes: Tensor | None = None  # [B, C] logits
     attributes: Tensor | None = None  # [B, A, 2] logits of no and yes
 
@@ -32,6 +35,7 @@ class Objective:
 
     landmarks: float = 1.0
     coarse: float = 1.0
+    visibility: float = 1.0
     classes: float = 1.0
     attributes: float = 1.0
 
@@ -48,7 +52,7 @@ class Model(nn.Module):
     """Base class: normalised RGB images [B, 3, S, S], S a multiple of ``stride``, to an ``Output``."""
 
     stride: int = 8
-    codec: Codec = Codec()
+    codec: Codec | Distribution = Codec()
     coarse_codec: Codec = Codec()
     objective: Objective = Objective()
     label: ClassLabel = "category"
@@ -60,6 +64,8 @@ class Model(nn.Module):
         self.features = features
         self.normalisation: Normalisation = IMAGENET if features is None else features.normalisation
         """What the images are normalised with."""
+        self.calibration = Calibration()
+        """What makes the landmarks' scores probabilities; training fits it on the val split."""
 
     @property
     def landmarks(self) -> int:

@@ -28,14 +28,13 @@ def evaluate(
     rank: int,
     world: int,
     labels: Labels,
-    on_landmarks: Callable[[Batch, Tensor, Tensor], object] = lambda batch, points, heights: None,
+    on_landmarks: Callable[[Batch, Tensor, Tensor], object] = lambda batch, points, scores: None,
 ) -> Counters:
     """Evaluate a rank's share of the split; the counters of all ranks add up to those of the split.
 
     A rank takes a run of whole batches, so a row's prediction does not depend on the number of ranks, and joined in
     their order the ranks' batches are the split. labels: those to score, which the model and the data set share.
-    ``on_landmarks`` is called with each batch, its predicted points [b, K, 2] in photo pixels and their peak heights
-    [b, K].
+    ``on_landmarks`` is called with each batch, its predicted points [b, K, 2] in photo pixels and their scores [b, K].
     """
     was_training = model.training
     model.eval()
@@ -46,9 +45,11 @@ def evaluate(
         output = run_model(model, batch)
         counters.add_rows(len(batch.images))
         if output.heatmaps is not None and len(labels.landmark_set):
-            points, heights = predicted_points(model, output.heatmaps, batch)
-            counters.add_landmarks(points, batch.truth)
-            on_landmarks(batch, points, heights)
+            points, scores = predicted_points(model, output.heatmaps, batch)
+            counters.add_landmarks(points, batch.truth, scores)
+            on_landmarks(batch, points, scores)
+            if output.visibility is not None:
+                counters.add_visibility(output.visibility.float().cpu(), batch.truth)
         count_labels(counters, model, output, batch)
     model.train(was_training)
     return counters
@@ -72,9 +73,9 @@ def run_model(model: Model, batch: Batch) -> Output:
 
 
 def predicted_points(model: Model, heatmaps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Decode heatmaps to points [b, K, 2] in photo pixels, float64, and peak heights [b, K], both on the host."""
-    landmarks, heights = model.codec.decode(heatmaps)
-    return to_photo(landmarks.cpu(), batch.to_photo), heights.cpu()
+    """Decode heatmaps to points [b, K, 2] in photo pixels, float64, and scores [b, K], both on the host."""
+    landmarks, scores = model.codec.decode(heatmaps)
+    return to_photo(landmarks.cpu(), batch.to_photo), model.calibration(scores.cpu())
 
 
 def evaluation_json(
@@ -101,6 +102,9 @@ def evaluation_json(
         "auc": report.auc,
         "epe": report.epe,
         "left_right_confusion": report.left_right_confusion,
+        "calibration_error": report.calibration_error,
+        "sparsification": report.sparsification,
+        "visibility_f1": report.visibility_f1,
         "label": report.label,
         "accuracy": report.accuracy,
         "attribute_recall": report.recall,

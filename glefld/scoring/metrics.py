@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from glefld.data.truth import Truth, type_slot
+from glefld.data.truth import SEEN, Truth, type_slot, visibility_class
 from glefld.errors import UserError
+from glefld.models.calibration import RIGHT_WITHIN, Calibration, fit
 from glefld.schema import VIEWS, ClassLabel, Labels, Visibility
+from glefld.scoring.confidence import BINS, bins, centres, expected_calibration_error, sparsification
 
 if TYPE_CHECKING:
     from glefld.scoring.oks import OksScores
@@ -55,6 +57,11 @@ class Report:
     left_right_confusion: (
         float | None
     )  # share of visible, mirror-paired landmarks predicted nearer to their partner
+    calibration_error: float | None  # of the scores, as probabilities to be within 0.1 of the box
+    sparsification: float | None  # area under the curve of NE by score, relative to NE
+    visibility_f1: dict[
+        str, float | None
+    ]  # of "visible", "occluded", "absent" slots that are there, and their "mean"
     label: ClassLabel  # what ``accuracy`` refers to
     accuracy: dict[str, float | None]  # classification accuracy: "top1", "top3", "top5"
     recall: dict[str, dict[str, float | None]]  # attribute recall "at3" and "at5", by type and their "mean"
@@ -75,10 +82,20 @@ class Report:
         """Return all counted scores as a flat dict, with names like ``ne``, ``ne/left_collar``, ``recall_at3/mean``."""
         flat: dict[str, float | None] = {
             name: getattr(self, name)
-            for name in ("ne", "ne_occluded", "pck", "auc", "epe", "left_right_confusion")
+            for name in (
+                "ne",
+                "ne_occluded",
+                "pck",
+                "auc",
+                "epe",
+                "left_right_confusion",
+                "calibration_error",
+                "sparsification",
+            )
         }
         named = {"ne": self.ne_by_landmark, "ne_type": self.ne_by_type, "ne_view": self.ne_by_view}
         named |= {f"recall_{at}": by_type for at, by_type in self.recall.items()}
+        flat |= {f"visibility_f1/{name}": value for name, value in self.visibility_f1.items()}
         flat |= {f"accuracy_{top}": value for top, value in self.accuracy.items()}
         flat |= {f"{kind}/{name}": value for kind, values in named.items() for name, value in values.items()}
         flat |= self.oks.numbers() if self.oks else {}
@@ -135,6 +152,10 @@ class Counters(Sums):
             "epe": (k,),
             "paired": (k,),
             "confused": (k,),
+            "given": (BINS,),
+            "right": (BINS,),
+            "error": (BINS,),
+            "seen": (len(SEEN), len(SEEN)),
             "classified": (1,),
             "not_finite": (1,),
             "top": (len(TOP),),
@@ -147,8 +168,8 @@ class Counters(Sums):
         """Count evaluated rows, with or without labels."""
         self.sums["rows"] += rows
 
-    def add_landmarks(self, predicted: Tensor, truth: Truth) -> None:
-        """Score the landmarks of B rows; predicted is [B, K, 2] in photo pixels, annotated or not."""
+    def add_landmarks(self, predicted: Tensor, truth: Truth, score: Tensor | None = None) -> None:
+        """Score the landmarks of B rows: predicted [B, K, 2] in photo pixels, annotated or not, and score [B, K]."""
         predicted, points, box = predicted.double(), truth.points.double(), truth.box.double()
         size = box[:, 2:] - box[:, :2]
         visible = truth.visibility == Visibility.VISIBLE
@@ -183,6 +204,31 @@ class Counters(Sums):
         self.sums["epe"] += torch.where(scored, distance, zero).sum(dim=0)
         self.sums["paired"] += paired.sum(dim=0)
         self.sums["confused"] += (nearer_to_partner & paired).sum(dim=0)
+
+        if score is not None:
+            told, wrong = bins(score[visible]), ne[visible]
+            for name, value in (
+                ("given", torch.ones_like(wrong)),
+                ("right", wrong <= RIGHT_WITHIN),
+                ("error", wrong),
+            ):
+                self.sums[name].index_add_(0, told, value.double())
+
+    def calibrate(self) -> Calibration:
+        """Fit a calibration to the scores counted so far, and count them as if it had been applied before."""
+        found = fit(centres(), self.sums["given"], self.sums["right"])
+        moved = bins(found(centres()))
+        for name in ("given", "right", "error"):
+            self.sums[name] = torch.zeros_like(self.sums[name]).index_add_(0, moved, self.sums[name])
+        return found
+
+    def add_visibility(self, logits: Tensor, truth: Truth) -> None:
+        """Score the visibility of B rows' landmarks: logits [B, K, 3] of ``SEEN``."""
+        answer, target = logits.argmax(dim=-1), visibility_class(truth.visibility)
+        self.sums["not_finite"] += (~logits.isfinite()).sum()
+        self.sums["seen"].view(-1).index_add_(
+            0, (target * len(SEEN) + answer).flatten(), torch.ones(answer.numel(), dtype=torch.float64)
+        )
 
     def add_classes(self, logits: Tensor, target: Tensor) -> None:
         """Score the classes of B rows: logits [B, C], target [B] with -1 if unknown."""
@@ -236,6 +282,9 @@ class Counters(Sums):
             auc=_plain_mean(s["auc"], s["scored"]),
             epe=_ratio(s["epe"].sum(), s["scored"].sum()),
             left_right_confusion=_ratio(s["confused"].sum(), s["paired"].sum()),
+            calibration_error=expected_calibration_error(s["given"], s["right"]),
+            sparsification=sparsification(s["given"], s["error"]),
+            visibility_f1=_f1(s["seen"]),
             label=self.label,
             accuracy={f"top{k}": _ratio(s["top"][i], s["classified"][0]) for i, k in enumerate(TOP)},
             recall={
@@ -245,6 +294,19 @@ class Counters(Sums):
             },
             attributes_by_type={n: int((self._attribute_type == t).sum()) for t, n in enumerate(types)},
         )
+
+
+def _f1(seen: Tensor) -> dict[str, float | None]:
+    """Return F1 of each class of [T, T] counts, true by answered, and the mean of those that are there."""
+    both = seen.diagonal()
+    there = seen.sum(dim=1)
+    f1 = {
+        name: _ratio(2 * both[i], there[i] + seen[:, i].sum()) if there[i] > 0 else None
+        for i, name in enumerate(SEEN)
+    }
+    # Without any answers there is no score, rather than one of 0.
+    found = [value for value in f1.values() if value is not None]
+    return f1 | {"mean": sum(found) / len(found) if found else None}
 
 
 def _ratio(total: Tensor, count: Tensor) -> float | None:

@@ -19,6 +19,7 @@ from glefld.data.order import global_batch, steps_per_epoch
 from glefld.data.reader import SplitReader
 from glefld.errors import Mistake, UserError
 from glefld.models import checkpoint, weights
+from glefld.models.calibration import Calibration
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import Choice, Named, choose_precision
 from glefld.models.system import Model
@@ -211,6 +212,7 @@ class Training:
 
     def validate(self) -> Scored:
         """Score the model on the val split."""
+        self.model.calibration = Calibration()
         counters = evaluate(
             self.model, self.val_rows, self.loader, self.rank, self.world, self.manifest.labels
         )
@@ -218,6 +220,7 @@ class Training:
             total = counters.vector().to(self.device)
             dist.all_reduce(total)
             counters.load_vector(total.cpu())
+        self.model.calibration = counters.calibrate()
         try:
             result = counters.report()
         except UserError as error:  # not finite; all ranks have the same sums
@@ -252,6 +255,7 @@ class Training:
                 labels=self.manifest.labels,
                 input_size=self.job.recipe.input_size,
                 normalisation=self.model.normalisation,
+                calibration=self.model.calibration,
                 weights=weights.describe(self.job.weights),
                 dataset=self.job.dataset,
                 data_hash=self.manifest.content_hash,

@@ -90,6 +90,7 @@ def _untrained(options: BenchmarkOptions, url: str, manifest: Manifest) -> None:
         labels=manifest.labels,
         input_size=recipe.input_size,
         normalisation=model.normalisation,
+        calibration=model.calibration,
         weights="random",
         dataset=options.dataset,
         data_hash=manifest.content_hash,
