@@ -177,7 +177,7 @@ def test_training_does_not_wait_for_a_server_that_is_frozen_or_killed(
         try:
             wait_until((folder / "last.json").exists, "the first checkpoint", 400)
             take_away(pause)
-            wait_until(lambda: not (folder / "unsent.jsonl").exists(), "all is sent", 100)
+            wait_until(lambda: not (folder / "unsent.jsonl").exists(), "all is sent", 300)
             take_away(end)
         except BaseException as error:
             failed.append(error)
