@@ -1,17 +1,29 @@
 """One encoded picture on its way to the network, and the constants of the transform."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from glefld.errors import UserError
+
 
 @dataclass(frozen=True)
 class Normalisation:
-    """The mean and standard deviation of each channel that a network was trained with, RGB in 0 to 255."""
+    """The mean and standard deviation of each channel that a network was trained with, RGB in 0 to 255.
+
+    UserError for a mean outside of that, or a standard deviation that is not above 0.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if not all(0 <= value <= 255 for value in self.mean):
+            raise UserError(f"a mean must be from 0 to 255, and these are {self.mean}")
+        if not all(0 < value < math.inf for value in self.std):
+            raise UserError(f"a standard deviation must be above 0, and these are {self.std}")
 
     @property
     def fill(self) -> int:

@@ -37,7 +37,9 @@ def test_the_block_by_plain_products() -> None:
 
 def sanl(**config: object) -> SANL:
     torch.manual_seed(0)
-    model = build_model("sanl", {"backbone": "resnet18", "width": 16, **config}, LABELS).eval()
+    model = build_model(
+        "sanl", {"backbone": "test_resnet", "guide": "test_resnet", "width": 16, **config}, LABELS
+    ).eval()
     assert isinstance(model, SANL)
     for block in model.blocks:
         torch.nn.init.ones_(block.norm.weight)
@@ -73,7 +75,7 @@ def test_without_refinement_the_coarse_heatmaps_are_the_answer() -> None:
 
 def test_a_guide_takes_only_what_it_expects() -> None:
     """Another label, other classes or another network end in one line; the right one's weights are taken over."""
-    guide = Guide("category", LABELS)
+    guide = Guide("resnet18", "category", LABELS)
     right = ResNetClassifier(ResNetConfig(), LABELS)
     guide.load(right)
     assert torch.equal(guide.classifier.head.weight, right.head.weight)
@@ -83,8 +85,8 @@ def test_a_guide_takes_only_what_it_expects() -> None:
         "classes of other names": build_model(
             "resnet", {}, dataclasses.replace(LABELS, categories=("a", "b", "d"))
         ),
-        "another trunk": build_model("resnet", {"backbone": "resnet50"}, LABELS),
-        "no classifier": build_model("gle", {"backbone": "vgg-small"}, LABELS),
+        "another network": build_model("resnet", {"backbone": "test_resnet"}, LABELS),
+        "no classifier": build_model("gle", {"backbone": "test_resnet"}, LABELS),
         "with blocks": build_model("sanl-resnet", {"block": "nonlocal"}, LABELS),
     }
     for name, model in wrong.items():

@@ -421,7 +421,7 @@ def kept_steps(folder: Path) -> set[str]:
 def test_a_checkpoint_is_written_without_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that is killed would leave them, 9 MB each."""
+    """A worker that is killed would leave them."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "there is no such folder"))
     saved = card("gle", CONFIG, LABELS, SIZE)
     checkpoint.save(str(tmp_path / "checkpoint"), network(), saved, {"step": 1})
