@@ -21,7 +21,7 @@ SIZE = 64
 CELLS = SIZE // 8  # a side has this many cells, and a dot fills the middle of its own
 MODEL = "local"
 CONFIG: dict[str, Any] = {"width": 8}
-#: Each row and column of a blur: at the dilations 2 and 4, together a hill of 13 pixels whose top is at the dot's middle.
+#: The rows and columns of the blurs, at the dilations 2 and 4: together a hill of 13 pixels, highest in the middle.
 BLUR = torch.tensor([0.25, 0.5, 0.25])
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 def grad_cam(
     images: Tensor, network: Callable[[Tensor], list[Tensor]], score: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    """Return one map for each of the network's features, each [B, 1, h, w] in [0, 1]: 1 where most of the score is from.
+    """Return a map for each of the network's features, each [B, 1, h, w] in [0, 1]: 1 where most of the score is from.
 
     images: [B, 3, H, W]. ``network`` maps them to its features, [B, C, h, w], each computed from the one before.
-    ``score`` maps the last of them to [B, n], and the largest score of each row is explained. A map is relu(sum_c w_c A_c) divided by its maximum, with w_c the mean of
-    the gradient over positions; if no position contributes, it is 1 everywhere. Gradients stay inside this function:
-    it works under ``no_grad`` and leaves none on the parameters.
+    ``score`` maps the last of them to [B, n], and the largest score of each row is explained. A map is
+    relu(sum_c w_c A_c) divided by its maximum, with w_c the mean of the gradient over positions; if no position
+    contributes, it is 1 everywhere. Gradients stay inside this function: it works under ``no_grad`` and leaves none on
+    the parameters.
     """
     with torch.enable_grad():
         features = network(images.detach().requires_grad_())  # the network itself may be frozen

@@ -38,13 +38,14 @@ from glefld.training.loop import (
 from glefld.training.losses import attribute_loss
 from glefld.training.meter import Meter
 from glefld.training.start import Job
+from tests import dots
 from tests.dots import LABELS, card, network, write_checkpoint
 from tests.ingested import write_dataset
 from tests.ranks import start_ranks
 
 SIZE = 32
 BATCH = 12
-CONFIG = {"backbone": "vgg-small", "modules": 1, "width": 8, "start": "identity"}
+CONFIG = {"backbone": "test_resnet", "modules": 1, "width": 8, "start": "identity"}
 RECIPE = Recipe(
     input_size=SIZE,
     epochs=3,
@@ -219,7 +220,7 @@ def diverge(data: str, folder: Path, recipe: Recipe) -> str:
         logged.append(metrics["loss"])
 
     # Its peaks are Gaussians: their decoding took NaN for a peak in a corner.
-    job = Job("fld", data, str(folder), "baseline", {"backbone": "resnet18", "width": 8}, recipe)
+    job = Job("fld", data, str(folder), "baseline", {"backbone": "test_resnet", "width": 8}, recipe)
     with pytest.raises(Mistake) as caught:
         train(job, torch.device("cpu"), log, lambda epoch: None)
     assert np.isfinite(logged).all()
@@ -423,7 +424,7 @@ def test_a_checkpoint_is_written_without_temporary_files(
 ) -> None:
     """A worker that is killed would leave them."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "there is no such folder"))
-    saved = card("gle", CONFIG, LABELS, SIZE)
+    saved = card(dots.MODEL, dots.CONFIG, LABELS, SIZE)
     checkpoint.save(str(tmp_path / "checkpoint"), network(), saved, {"step": 1})
     assert checkpoint.load_training(str(tmp_path / "checkpoint")) == {"step": 1}
 
