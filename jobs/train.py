@@ -213,7 +213,8 @@ def check_model(options: Options[Any], job: Job, labels: Labels) -> None:
     if model.guided_by is not None and job.classifier is None and not options.random_weights:
         raise UserError(
             f"{options.system} is guided by a classifier: give --classifier RUN (train one with python -m jobs.train "
-            f"--task classify --dataset {options.dataset} --model.backbone {model.guided_by.backbone}), or --random-weights to train without one"
+            f"--task classify --dataset {options.dataset} --model.backbone {model.guided_by.backbone}), or "
+            "--random-weights to train without one"
         )
 
 

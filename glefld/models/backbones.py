@@ -95,7 +95,7 @@ class Backbone(nn.Module):
             if _size(expected) != _size(value):
                 raise UserError(
                     f"--weights does not fit the backbone {self.name}: where it has {name} {list(expected.shape)}, the "
-                    f"file has {other} {list(value.shape)}. Give a checkpoint of timm's or torchvision's for this network"
+                    f"file has {other} {list(value.shape)}. Give timm's or torchvision's checkpoint of this network"
                 )
         if len(names) != len(given):
             raise UserError(

@@ -16,8 +16,8 @@ ATTRIBUTE_WEIGHTS = (0.1, 1.0)
 def total_loss(model: Model, output: Output, batch: Batch, recipe: Recipe, rows: int, world: int) -> Tensor:
     """This rank's part of the loss of a global batch of ``rows``, a scalar. The sum over the ranks is the loss.
 
-    Heatmaps: the codecs' own. Visibility: cross entropy, mean over rows and landmarks. Classes: cross entropy, zero for unknown ones, mean over the rows. Attributes:
-    ``attribute_loss``. The system's ``objective`` weights them.
+    Heatmaps: the codecs' own. Visibility: cross entropy, mean over rows and landmarks. Classes: cross entropy, zero for
+    unknown ones, mean over the rows. Attributes: ``attribute_loss``. The system's ``objective`` weights them.
     """
     device = batch.images.device
     parts = []
