@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from glefld.schema import VIEWS, ClassLabel, Labels
+from glefld.schema import VIEWS, ClassLabel, Labels, Visibility
 
 
 class Truth(NamedTuple):
@@ -59,6 +59,8 @@ class Truth(NamedTuple):
 
 #: The classes of a landmark's visibility that a system tells apart: cut off and absent ones are nowhere to be seen.
 SEEN = ("visible", "occluded", "absent")
+#: The code that is answered for each of them.
+SEEN_CODES = (Visibility.VISIBLE, Visibility.OCCLUDED, Visibility.ABSENT)
 
 
 def visibility_class(visibility: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What a landmark's score says: the probability that it is right, once it has been calibrated on the val split.
 
 Platt scaling (Platt, "Probabilistic Outputs for Support Vector Machines", 1999): a logistic regression from the log
-odds of the score to what was right. With a scale alone it would be the temperature of Guo et al., "On Calibration of Modern
-Neural Networks", ICML 2017 (https://arxiv.org/abs/1706.04599).
+odds of the score to what was right. With a scale alone it would be the temperature of Guo et al., "On Calibration of
+Modern Neural Networks", ICML 2017 (https://arxiv.org/abs/1706.04599).
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Calibration:
 
 
 def fit(score: Tensor, count: Tensor, right: Tensor) -> Calibration:
-    """Return the most likely calibration of scores [N], each given ``count`` [N] times and right ``right`` [N] times."""
+    """Return the most likely calibration of scores [N], each given ``count`` [N] and right ``right`` [N] times."""
     score, count, right = score.double(), count.double(), right.double()
     x = torch.stack([score.clamp(LEAST, MOST).logit(), torch.ones_like(score)], dim=1)  # [N, 2]
     start = torch.tensor([1.0, 0.0], dtype=torch.float64)

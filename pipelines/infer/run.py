@@ -460,7 +460,13 @@ class ShardWriter:
             row = {**garment, "model": self.settings.model}
             if isinstance(answer, Prediction):
                 landmarks = answer.landmarks.ravel()
-                found = {"box": answer.box, "landmarks": landmarks, "score": answer.score, "status": "ok"}
+                found = {
+                    "box": answer.box,
+                    "landmarks": landmarks,
+                    "score": answer.score,
+                    "visibility": answer.visibility,
+                    "status": "ok",
+                }
                 yield row | found
             else:
                 box = row["box"] or [math.nan] * 4
