@@ -44,8 +44,6 @@ class Recipe:
     """Cosine schedule: epochs of linear warm-up."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW) of all but biases and norms; 0 is plain Adam."""
-    averaging: float = 0.0
-    """Decay per step of a moving average of the weights, which is what is scored and kept. 0: none."""
     precision: Precision = "auto"
     """Precision of the forward pass. auto: a second or two of the model's own steps decide between bf16 and fp32."""
     seed: int = 0
@@ -77,7 +75,6 @@ class Recipe:
             "checkpoint_minutes",
         ):
             require_between(f"--{name.replace('_', '-')}", getattr(self, name), 0)
-        require_between("--averaging", self.averaging, 0, 0.99999)
         require_between("--input-size", self.input_size, 1, MOST_INPUT)
         require_between("--learning-rate", self.learning_rate, 1e-12)
 

@@ -5,14 +5,13 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from glefld.data.dataset import open_dataset
 from glefld.data.loader import Batch, BatchLoader, InputPipeline
@@ -100,7 +99,6 @@ class Training:
     model: Model
     parallel: nn.Module
     """The model, or DDP around it."""
-    averaged: AveragedModel | None
     optimizer: torch.optim.Optimizer
     loader: BatchLoader
     device: torch.device
@@ -127,7 +125,7 @@ class Training:
             )
         if rank == 0:
             checkpoint.tidy(job.run)
-        model, averaged, optimizer, position, kept = last_or_initial(job, manifest, device)
+        model, optimizer, position, kept = last_or_initial(job, manifest, device)
         precision = _agreed_precision(recipe, model, kept, device, -(-batch // world), rank, world)
         pipeline = InputPipeline(
             recipe.input_size,
@@ -143,7 +141,6 @@ class Training:
             val_rows=val_rows,
             model=model,
             parallel=_distributed(model) if world > 1 else model,
-            averaged=averaged,
             optimizer=optimizer,
             loader=BatchLoader(manifest.labels, pipeline),
             device=device,
@@ -152,11 +149,6 @@ class Training:
             world=world,
         )
         return training, position
-
-    @property
-    def result(self) -> Model:
-        """What is scored and kept: the average of the weights if there is one."""
-        return cast(Model, self.averaged.module) if self.averaged is not None else self.model
 
     @property
     def steps(self) -> int:
@@ -192,23 +184,16 @@ class Training:
                 world=self.world,
                 dtype=self.precision.dtype,
             )
-            if self.averaged is not None:
-                self.averaged.update_parameters(self.model)
             meter.add(step, loss, end - first, waited)
             if step + 1 < steps and self._is_due(step + 1, kept):
                 meter.flush()
                 store_log()  # a worker lost after the checkpoint does not repeat these steps
-                self._average_buffers()
+                average_buffers(self.model, self.world)
                 self.keep(dataclasses.replace(position, step=step + 1), None)
                 kept = time.monotonic()
         assert next(batches, None) is None, "the loader has more batches than the epoch has steps"
         meter.flush()
-        self._average_buffers()
-
-    def _average_buffers(self) -> None:
         average_buffers(self.model, self.world)
-        if self.averaged is not None:
-            average_buffers(self.averaged.module, self.world)
 
     def _is_due(self, done: int, kept: float) -> bool:
         """Whether a checkpoint is due after so many steps of the epoch, the last one being of the time ``kept``.
@@ -227,15 +212,15 @@ class Training:
 
     def validate(self) -> Scored:
         """Score the model on the val split."""
-        self.result.calibration = Calibration()
+        self.model.calibration = Calibration()
         counters = evaluate(
-            self.result, self.val_rows, self.loader, self.rank, self.world, self.manifest.labels
+            self.model, self.val_rows, self.loader, self.rank, self.world, self.manifest.labels
         )
         if self.world > 1:
             total = counters.vector().to(self.device)
             dist.all_reduce(total)
             counters.load_vector(total.cpu())
-        self.result.calibration = counters.calibrate()
+        self.model.calibration = counters.calibrate()
         try:
             result = counters.report()
         except UserError as error:  # not finite; all ranks have the same sums
@@ -269,8 +254,8 @@ class Training:
                 config=self.job.config,
                 labels=self.manifest.labels,
                 input_size=self.job.recipe.input_size,
-                normalisation=self.result.normalisation,
-                calibration=self.result.calibration,
+                normalisation=self.model.normalisation,
+                calibration=self.model.calibration,
                 weights=weights.describe(self.job.weights),
                 dataset=self.job.dataset,
                 data_hash=self.manifest.content_hash,
@@ -284,12 +269,10 @@ class Training:
                 "position": dataclasses.asdict(position),
                 "precision": self.precision.precision,
             }
-            if self.averaged is not None:
-                state["model"] = self.model.state_dict()
             if scored is not None:
                 state["val"] = scored.counters.vector()
             best = scored is not None and scored.error == position.best
-            checkpoint.keep(self.job.run, self.result, card, state, best=best)
+            checkpoint.keep(self.job.run, self.model, card, state, best=best)
         if self.world > 1:
             dist.barrier()
 

@@ -2,11 +2,10 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from glefld import storage
 from glefld.errors import Mistake, UserError
@@ -55,21 +54,12 @@ class Position:
     """The lowest validation error so far."""
 
 
-class Start(NamedTuple):
-    """What a training holds when it begins or goes on."""
+def last_or_initial(
+    job: Job, manifest: Manifest, device: torch.device
+) -> tuple[Model, torch.optim.Optimizer, Position, Named | None]:
+    """Model, optimizer, position and precision of the run's last checkpoint; without one, those that a run starts with.
 
-    model: Model
-    averaged: AveragedModel | None
-    """The moving average of the model's weights and buffers, if the recipe asks for one."""
-    optimizer: torch.optim.Optimizer
-    position: Position
-    precision: Named | None
-    """None if it is still to be chosen."""
-
-
-def last_or_initial(job: Job, manifest: Manifest, device: torch.device) -> Start:
-    """What the run's last checkpoint holds; without one, what a run starts with.
-
+    The precision is None if it is still to be chosen.
     Mistake if the data set is not the one that the run was started with.
     """
     last = checkpoint.pointed(job.run, "last")
@@ -84,20 +74,11 @@ def last_or_initial(job: Job, manifest: Manifest, device: torch.device) -> Start
     optimizer = torch.optim.AdamW(
         parameter_groups(model, job.recipe), lr=job.recipe.learning_rate, fused=True
     )
-    averaged = None
-    if job.recipe.averaging:
-        averaged = AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(job.recipe.averaging), use_buffers=True
-        )
     if last is None:
-        return Start(model, averaged, optimizer, Position(), None)
+        return model, optimizer, Position(), None
     state = checkpoint.load_training(storage.join(job.run, last))
     optimizer.load_state_dict(state["optimizer"])
-    if averaged is not None:
-        # The checkpoint's model is the average, of which a copy was made above.
-        averaged.n_averaged.fill_(1)  # the next update is not the first, which would replace it
-        model.load_state_dict(state["model"])
-    return Start(model, averaged, optimizer, Position(**state["position"]), state.get("precision"))
+    return model, optimizer, Position(**state["position"]), state.get("precision")
 
 
 def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
