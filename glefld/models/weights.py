@@ -117,6 +117,8 @@ def _from_file(url: str) -> dict[str, Tensor]:
             f"{shown} is no checkpoint of a backbone: it cannot be read as tensors by name, or holds code, which is "
             "never run. Give a file as timm or torchvision publish it (safetensors, or a state_dict of torch.save)"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise UserError(f"{shown} is no checkpoint of a backbone: it holds more than tensors by name")
     return state
