@@ -129,12 +129,20 @@ def _described(name: str) -> Any:
     """Return the whole network without memory for its weights; UserError if timm has none of this name."""
     import timm
 
+    require_known(name)
     try:
-        if timm.is_model(name):
-            with torch.device("meta"):
-                return timm.create_model(name)
+        with torch.device("meta"):
+            return timm.create_model(name)
     except REFUSALS as error:
         raise UserError(f"--model.backbone {name}: {error}") from error
+
+
+def require_known(name: str) -> None:
+    """Raise UserError if timm has no network of this name."""
+    import timm
+
+    if timm.is_model(name):
+        return
     near = difflib.get_close_matches(name, timm.list_models(), 3) or [EMBEDDED, "resnet18", "vgg16"]
     raise UserError(
         f"--model.backbone {name}: timm has no network of this name. Choose one such as {', '.join(near)}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glefld import storage
 from glefld.errors import UserError
-from glefld.models.backbones import EMBEDDED, REFUSALS
+from glefld.models.backbones import EMBEDDED, REFUSALS, require_known
 from glefld.redaction import public_url
 
 #: Sources that are no file: the weights on board, which are those of ``EMBEDDED``, and timm's hub.
@@ -39,7 +39,8 @@ def read(source: str, backbone: str) -> dict[str, Tensor]:
 def choose(backbone: str | None, url: str | None, pretrained: bool, random_weights: bool) -> str | None:
     """Return the source for a backbone: the file that was given, the hub, or by default what is on board.
 
-    None for random weights, and for a system without a backbone. UserError if there are none on board.
+    None for random weights, and for a system without a backbone. UserError if there are none on board, or if timm has
+    no network of this name.
     """
     if url is not None:
         return url
@@ -49,6 +50,7 @@ def choose(backbone: str | None, url: str | None, pretrained: bool, random_weigh
         return HUB
     if backbone == EMBEDDED:
         return ON_BOARD
+    require_known(backbone)
     raise UserError(
         f"there are no weights of {backbone} on board: give --weights FILE_OR_URL (a checkpoint of timm's or "
         "torchvision's), --pretrained to download timm's, or --random-weights to start without"
