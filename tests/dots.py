@@ -10,6 +10,7 @@ from torch import nn
 
 from glefld.data.picture import IMAGENET, Normalisation
 from glefld.models import build_model, checkpoint
+from glefld.models.calibration import Calibration
 from glefld.models.checkpoint import ModelCard
 from glefld.models.system import Model
 from glefld.schema import GarmentType, Labels, LandmarkSet
@@ -98,6 +99,7 @@ def card(
         labels=labels,
         input_size=size,
         normalisation=normalisation,
+        calibration=Calibration(),
         weights="random",
         dataset=labels.landmark_set.name,
         data_hash="",

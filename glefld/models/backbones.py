@@ -21,6 +21,17 @@ EMBEDDED = "tf_efficientnet_lite0"
 EMBEDDED_NORMALISATION = Normalisation((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 #: The strides of the usual stages.
 STRIDES = (4, 8, 16, 32)
+#: Counters of batch norms, which nothing reads.
+UNUSED = "num_batches_tracked"
+#: Of these networks torchvision's batch norms add TORCHVISION_EPS to the variance, timm's less: it becomes part of it.
+LARGER_EPS = (
+    "mobilenetv3_",
+    "efficientnetv2_",
+    "efficientnet_b5",
+    "efficientnet_b6",
+    "efficientnet_b7",
+)
+TORCHVISION_EPS = 1e-3
 #: What timm raises of a network that gives no features, or of a name that it does not know.
 REFUSALS = (RuntimeError, AttributeError, AssertionError, TypeError, ValueError)
 
@@ -71,50 +82,67 @@ class Backbone(nn.Module):
         return found[-1].shape[-1] == 2
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights of the whole network, under timm's names, or under others in timm's order, as torchvision's are.
+        """Load the weights of the whole network, as ``load_weights`` does."""
+        load_weights(self.net, self.name, state, prefix="model.")
 
-        UserError if one is missing, or if they are not in order the tensors of this network.
-        """
-        own = self.net.state_dict()
-        wanted = {key: key.removeprefix("model.") for key in own if not key.endswith("num_batches_tracked")}
-        if any(name not in state or state[name].shape != own[key].shape for key, name in wanted.items()):
-            state = self._in_order(state)
-        self.net.load_state_dict(
-            own | {key: state[name].reshape(own[key].shape) for key, name in wanted.items()}
-        )
 
-    def _in_order(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors under timm's names, each used once, in the order in which they stand."""
-        names = {
-            name: value
-            for name, value in _described(self.name).state_dict().items()
-            if not name.endswith("tracked")
-        }
-        given = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-        for (name, expected), (other, value) in zip(names.items(), given.items(), strict=False):
-            if _size(expected) != _size(value):
-                raise UserError(
-                    f"--weights does not fit the backbone {self.name}: where it has {name} {list(expected.shape)}, the "
-                    f"file has {other} {list(value.shape)}. Give timm's or torchvision's checkpoint of this network"
-                )
-        if len(names) != len(given):
+def load_weights(network: nn.Module, name: str, state: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Load weights of timm's network ``name``, under timm's names, or under others in timm's order, as torchvision's.
+
+    network: all of it, or its features; prefix: what its tensors' names begin with, before timm's.
+    UserError if a tensor is missing, or if they are not in order those of the network.
+    """
+    own = network.state_dict()
+    wanted = {key: key.removeprefix(prefix) for key in own if not key.endswith(UNUSED)}
+    if any(theirs not in state or state[theirs].shape != own[key].shape for key, theirs in wanted.items()):
+        state = _in_order(name, state)
+    network.load_state_dict(
+        own | {key: state[theirs].reshape(own[key].shape) for key, theirs in wanted.items()}
+    )
+
+
+def _in_order(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under timm's names, each used once, in the order in which they stand."""
+    described = _described(name)
+    wanted = {key: value for key, value in described.state_dict().items() if not key.endswith(UNUSED)}
+    given = {key: value for key, value in state.items() if not key.endswith(UNUSED)}
+    for (key, expected), (other, value) in zip(wanted.items(), given.items(), strict=False):
+        if _size(expected) != _size(value):
             raise UserError(
-                f"--weights does not fit the backbone {self.name}, which has {len(names)} tensors, not {len(given)}: "
-                "give a checkpoint of timm's or torchvision's for this network"
+                f"--weights does not fit the backbone {name}: where it has {key} {list(expected.shape)}, the file has "
+                f"{other} {list(value.shape)}. Give a checkpoint of timm's or torchvision's for this network"
             )
-        return dict(zip(names, given.values(), strict=True))
+    if len(wanted) != len(given):
+        raise UserError(
+            f"--weights does not fit the backbone {name}, which has {len(wanted)} tensors, not {len(given)}: give a "
+            "checkpoint of timm's or torchvision's for this network"
+        )
+    found = dict(zip(wanted, given.values(), strict=True))
+    if name.startswith(LARGER_EPS):
+        for layer, module in described.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                found[f"{layer}.running_var"] = found[f"{layer}.running_var"] + (TORCHVISION_EPS - module.eps)
+    return found
 
 
 def _described(name: str) -> Any:
     """Return the whole network without memory for its weights; UserError if timm has none of this name."""
     import timm
 
+    require_known(name)
     try:
-        if timm.is_model(name):
-            with torch.device("meta"):
-                return timm.create_model(name)
+        with torch.device("meta"):
+            return timm.create_model(name)
     except REFUSALS as error:
         raise UserError(f"--model.backbone {name}: {error}") from error
+
+
+def require_known(name: str) -> None:
+    """Raise UserError if timm has no network of this name."""
+    import timm
+
+    if timm.is_model(name):
+        return
     near = difflib.get_close_matches(name, timm.list_models(), 3) or [EMBEDDED, "resnet18", "vgg16"]
     raise UserError(
         f"--model.backbone {name}: timm has no network of this name. Choose one such as {', '.join(near)}"

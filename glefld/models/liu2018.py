@@ -74,10 +74,14 @@ class Liu2018Full(Liu2018):
             raise UserError(
                 "liu2018-full needs categories or attributes, and the data set has neither: use liu2018"
             )
-        from torchvision.models.vgg import make_layers
-
         self.attention = Attention(self.channels)
-        self.conv5 = make_layers([self.channels] * 3, batch_norm=config.backbone != "vgg16")
+        conv5: list[nn.Module] = []
+        for _ in range(3):
+            conv5.append(nn.Conv2d(self.channels, self.channels, 3, padding=1))
+            if config.backbone != "vgg16":
+                conv5.append(nn.BatchNorm2d(self.channels))
+            conv5.append(nn.ReLU(inplace=True))
+        self.conv5 = nn.Sequential(*conv5)
         flat = self.channels * 7 * 7
 
         def head(outputs: int) -> nn.Sequential:
@@ -85,8 +89,6 @@ class Liu2018Full(Liu2018):
                 nn.Linear(flat, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, outputs)
             )
 
-        # make_layers assumes three input channels.
-        self.conv5[0] = nn.Conv2d(self.channels, self.channels, 3, padding=1)
         self.category = head(len(labels.categories)) if labels.categories else None
         self.attribute = head(2 * len(labels.attributes)) if labels.attributes else None
 

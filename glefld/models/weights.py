@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glefld import storage
 from glefld.errors import UserError
-from glefld.models.backbones import EMBEDDED, REFUSALS
+from glefld.models.backbones import EMBEDDED, REFUSALS, require_known
 from glefld.redaction import public_url
 
 #: Sources that are no file: the weights on board, which are those of ``EMBEDDED``, and timm's hub.
@@ -39,7 +39,8 @@ def read(source: str, backbone: str) -> dict[str, Tensor]:
 def choose(backbone: str | None, url: str | None, pretrained: bool, random_weights: bool) -> str | None:
     """Return the source for a backbone: the file that was given, the hub, or by default what is on board.
 
-    None for random weights, and for a system without a backbone. UserError if there are none on board.
+    None for random weights, and for a system without a backbone. UserError if there are none on board, or if timm has
+    no network of this name.
     """
     if url is not None:
         return url
@@ -49,6 +50,7 @@ def choose(backbone: str | None, url: str | None, pretrained: bool, random_weigh
         return HUB
     if backbone == EMBEDDED:
         return ON_BOARD
+    require_known(backbone)
     raise UserError(
         f"there are no weights of {backbone} on board: give --weights FILE_OR_URL (a checkpoint of timm's or "
         "torchvision's), --pretrained to download timm's, or --random-weights to start without"
@@ -117,6 +119,8 @@ def _from_file(url: str) -> dict[str, Tensor]:
             f"{shown} is no checkpoint of a backbone: it cannot be read as tensors by name, or holds code, which is "
             "never run. Give a file as timm or torchvision publish it (safetensors, or a state_dict of torch.save)"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise UserError(f"{shown} is no checkpoint of a backbone: it holds more than tensors by name")
     return state
