@@ -132,6 +132,8 @@ def print_scores(dataset: str, report: Report, baseline: Baselines, seconds: flo
     console.print(score_tables(dataset, report, baseline))
     if report.oks is not None:
         console.print(oks_table(report.oks))
+    for name, (low, high) in report.ne_intervals.items():
+        console.print(f"{'NE ' + name + ', 95 %':24s} {low:.4f} to {high:.4f}")
     for name, value in report.numbers().items():
         if not name.startswith(("ne/", "recall")):  # these are in the tables
             console.print(f"{name:24s} {value:.4f}")

@@ -24,6 +24,7 @@ from glefld.models.system import Model
 from glefld.schema import ClassLabel, Labels, Split
 from glefld.scoring import draw, oks
 from glefld.scoring.baselines import Baselines, fit_and_score
+from glefld.scoring.bootstrap import REPLICATES
 from glefld.scoring.evaluation import EVAL_BATCH, evaluate
 from glefld.scoring.examples import examples
 from glefld.scoring.metrics import Counters, Report
@@ -66,10 +67,10 @@ def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Repo
     model, _ = checkpoint.load(url)
     labels = shared_labels(url, data)
     task = _task(_count_share, tasks)
-    counters = Counters(labels, model.label)
+    counters = Counters(labels, model.label, REPLICATES)
     shares = ray.get([task.remote(url, data, split, rank, tasks) for rank in range(tasks.number)])
     for vector, _ in shares:
-        share = Counters(labels, model.label)
+        share = Counters(labels, model.label, REPLICATES)
         share.load_vector(vector)
         counters += share
     report = counters.report()
@@ -165,14 +166,15 @@ def _count_share(
     rows = SplitReader(data, open_dataset(data), split)
     batches: list[oks.Found] = []
 
-    def keep(batch: Batch, points: Tensor, heights: Tensor) -> None:
+    def keep(batch: Batch, points: Tensor, scores: Tensor) -> None:
         if oks.applies(model.labels.landmark_set):
             own = oks.own_slots(batch.truth.garment_type.numpy())
-            score = np.nanmean(oks.take_own(heights.double().numpy(), own), axis=1)
+            score = np.nanmean(oks.take_own(scores.double().numpy(), own), axis=1)
             batches.append(oks.Found(oks.take_own(points.numpy(), own), score))
 
     labels = shared_labels(url, data)
-    return evaluate(model, rows, loader, rank, tasks.number, labels, keep).vector(), batches
+    counters = evaluate(model, rows, loader, rank, tasks.number, labels, REPLICATES, keep)
+    return counters.vector(), batches
 
 
 def draw_here(url: str, data: str, split: Split, tasks: Tasks) -> Pictures:

@@ -28,17 +28,19 @@ def evaluate(
     rank: int,
     world: int,
     labels: Labels,
+    replicates: int = 0,
     on_landmarks: Callable[[Batch, Tensor, Tensor], object] = lambda batch, points, scores: None,
 ) -> Counters:
     """Evaluate a rank's share of the split; the counters of all ranks add up to those of the split.
 
     A rank takes a run of whole batches, so a row's prediction does not depend on the number of ranks, and joined in
     their order the ranks' batches are the split. labels: those to score, which the model and the data set share.
+    replicates: of the bootstrap (``Counters``).
     ``on_landmarks`` is called with each batch, its predicted points [b, K, 2] in photo pixels and their scores [b, K].
     """
     was_training = model.training
     model.eval()
-    counters = Counters(labels, model.label)
+    counters = Counters(labels, model.label, replicates)
     batches = [np.arange(i, min(i + EVAL_BATCH, rows.rows)) for i in range(0, rows.rows, EVAL_BATCH)]
     first, end = share(0, len(batches), rank, world)
     for batch in loader.run(rows.read(batches[first:end]), NO_AUGMENTATION):
@@ -95,6 +97,7 @@ def evaluation_json(
             "by_landmark": report.ne_by_landmark,
             "by_type": report.ne_by_type,
             "by_view": report.ne_by_view,
+            "intervals": report.ne_intervals,
         },
         "counted": report.counted,
         "ne_occluded": report.ne_occluded,

@@ -26,6 +26,7 @@ from glefld.data.truth import SEEN, Truth, type_slot, visibility_class
 from glefld.errors import UserError
 from glefld.models.calibration import RIGHT_WITHIN, Calibration, fit
 from glefld.schema import VIEWS, ClassLabel, Labels, Visibility
+from glefld.scoring import bootstrap
 from glefld.scoring.confidence import BINS, bins, centres, expected_calibration_error, sparsification
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class Report:
     ne_by_landmark: dict[str, float | None]
     ne_by_type: dict[str, float | None]  # average NE over the rows of one garment type
     ne_by_view: dict[str, float | None]
+    ne_intervals: dict[
+        str, tuple[float, float]
+    ]  # 95 % of "average" and of each garment type, where they were asked for
     ne_occluded: float | None  # average NE over occluded instead of visible landmarks
     counted: dict[str, int]  # number of rows where each landmark is visible
     pck: float | None
@@ -126,8 +130,8 @@ class Sums:
 class Counters(Sums):
     """The sums from which the scores of a data set's labels are computed, on the CPU."""
 
-    def __init__(self, labels: Labels, label: ClassLabel = "category") -> None:
-        """``label`` says what the classes given to ``add_classes`` are."""
+    def __init__(self, labels: Labels, label: ClassLabel = "category", replicates: int = 0) -> None:
+        """label: what the classes given to ``add_classes`` are. replicates: of the bootstrap of NE (``bootstrap``)."""
         self.labels = labels
         self.label = label
         landmark_set = labels.landmark_set
@@ -144,6 +148,8 @@ class Counters(Sums):
             "rows": (1,),
             "ne": (*groups, k),
             "visible": (*groups, k),
+            "resampled_ne": (replicates, groups[0], k),
+            "resampled_visible": (replicates, groups[0], k),
             "occluded_ne": (k,),
             "occluded": (k,),
             "scored": (k,),
@@ -193,9 +199,17 @@ class Counters(Sums):
         # where() rather than a product, since annotations that do not count may be NaN.
         zero = ne.new_zeros(())
         view = torch.where(truth.view >= 0, truth.view, len(VIEWS))
-        group = type_slot(truth.garment_type, self._codes) * (len(VIEWS) + 1) + view
+        type_ = type_slot(truth.garment_type, self._codes)
+        group = type_ * (len(VIEWS) + 1) + view
         self.sums["ne"].flatten(0, 1).index_add_(0, group, torch.where(visible, ne, zero))
         self.sums["visible"].flatten(0, 1).index_add_(0, group, visible.double())
+        if replicates := len(self.sums["resampled_ne"]):
+            often = bootstrap.weights(points, box, replicates)  # [B, R]
+            for name, value in (
+                ("resampled_ne", torch.where(visible, ne, zero)),
+                ("resampled_visible", visible.double()),
+            ):
+                self.sums[name].index_add_(1, type_, torch.einsum("br,bk->rbk", often, value))
         self.sums["occluded_ne"] += torch.where(occluded, ne, zero).sum(dim=0)
         self.sums["occluded"] += occluded.sum(dim=0)
         self.sums["scored"] += scored.sum(dim=0)
@@ -276,6 +290,7 @@ class Counters(Sums):
                 view: _plain_mean(s["ne"][:, i].sum(dim=0), s["visible"][:, i].sum(dim=0))
                 for i, view in enumerate(VIEWS)
             },
+            ne_intervals=self._intervals(),
             ne_occluded=_plain_mean(s["occluded_ne"], s["occluded"]),
             counted={n: int(visible[i]) for i, n in enumerate(names)},
             pck=_plain_mean(s["pck"], s["scored"]),
@@ -294,6 +309,19 @@ class Counters(Sums):
             },
             attributes_by_type={n: int((self._attribute_type == t).sum()) for t, n in enumerate(types)},
         )
+
+    def _intervals(self) -> dict[str, tuple[float, float]]:
+        """Return the bootstrap's intervals of NE by garment type and of its average; none without replicates."""
+        ne, visible = self.sums["resampled_ne"], self.sums["resampled_visible"]
+        names = [t.name for t in self.labels.landmark_set.garment_types]
+        sums = {"average": (ne.sum(dim=1), visible.sum(dim=1))} | {
+            name: (ne[:, i], visible[:, i]) for i, name in enumerate(names)
+        }
+        found = {
+            name: [value for pair in zip(*both, strict=True) if (value := _plain_mean(*pair)) is not None]
+            for name, both in sums.items()
+        }
+        return {name: bootstrap.interval(values) for name, values in found.items() if values}
 
 
 def _f1(seen: Tensor) -> dict[str, float | None]:
