@@ -18,8 +18,9 @@ from glefld.models.heatmap import PAPER_SIZE
 
 #: Steps of Weiszfeld's iteration.
 STEPS = 10
-#: Distance in map pixels below which a pixel's weight in the iteration stops growing: mass is spread over its pixel.
-NEAREST = 0.3
+#: Distance in map pixels below which a pixel's pull stops growing. With less the points stick to pixels' centres: of
+#: targets whose landmark is known, 0.3 misses by up to 0.17 pixels, 1 by 0.03.
+NEAREST = 1.0
 
 
 @dataclass(frozen=True)
