@@ -49,7 +49,7 @@ def test_no_point_has_a_lower_expected_distance() -> None:
 
     least = expected(points)
     for move in 2 * torch.randn(50, 2):
-        assert (expected(points + move) > least - 0.02 * CODEC.stride).all()
+        assert (expected(points + move) > least - 0.1 * CODEC.stride).all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
