@@ -52,8 +52,9 @@ def choose(backbone: str | None, url: str | None, pretrained: bool, random_weigh
         return ON_BOARD
     require_known(backbone)
     raise UserError(
-        f"there are no weights of {backbone} on board: give --weights FILE_OR_URL (a checkpoint of timm's or "
-        "torchvision's), --pretrained to download timm's, or --random-weights to start without"
+        f"there are no weights of {backbone} on board: give --weights FILE_OR_URL (in a comparison "
+        f"{backbone}=FILE_OR_URL) of timm's or torchvision's checkpoint, --pretrained to download timm's, or "
+        "--random-weights to start without"
     )
 
 
