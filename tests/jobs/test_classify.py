@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from mlflow import MlflowClient
 
@@ -18,7 +19,10 @@ from tests.in_process import train_here
 from tests.mistakes import one_line
 from tests.raw_layouts import write_archive
 
-TINY = "--input-size 32 --batch-size 12 --precision fp32 --cpus-per-worker 1 --learning-rate 1e-3"
+TINY = (
+    "--input-size 32 --batch-size 12 --precision fp32 --cpus-per-worker 1 --learning-rate 1e-3 --backbone-rate 1 "
+    "--random-weights"
+)
 ROWS = {"train": 36, "val": 24, "test": 15}
 
 
@@ -107,7 +111,8 @@ def test_what_is_not_for_classifiers_is_one_line(root: Path, capsys: pytest.Capt
     assert not (root / "predictions").exists()
     gle = train.parse(["--dataset", "image-folder", "--root", str(root)])
     assert "the data set has none: train a classifier" in one_line(lambda: train.run(gle), capsys)
-    unguided = options(root, "--model sanl-resnet")
+    torch.save(timm.create_model("resnet18").state_dict(), root / "resnet18.pth")
+    unguided = options(root, f"--model sanl-resnet --weights {root / 'resnet18.pth'}")
     assert "give --classifier RUN" in one_line(lambda: train.run(unguided), capsys)
     attributes = options(root, "--model.label attributes")
     assert "no attributes to classify" in one_line(lambda: train.run(attributes), capsys)
