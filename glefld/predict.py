@@ -136,15 +136,18 @@ class Predictor:
         batch_size: int = BATCH_SIZE,
         threads: int = 1,
         precision: Precision = PRECISION,
+        mirror: bool = False,
     ) -> None:
         """Load the checkpoint at ``url``; ``threads`` is the number of threads that decode.
 
+        mirror: average with the prediction for the mirror image, at twice the time.
         UserError if the checkpoint is incomplete or its model is a classifier.
         """
         model, self.card = checkpoint.load(url)
         require_landmarks(url, self.card)
         self.device = device
         self.batch_size = batch_size
+        self.mirror = mirror
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.dtype = choose_precision(
             precision, self.model, self.card.input_size, batch_size, training=False
@@ -173,7 +176,9 @@ class Predictor:
             # By default cuDNN's convolutions round fp32 to TF32.
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
         ):
-            output = self.model(images.contiguous(memory_format=torch.channels_last))
+            images = images.contiguous(memory_format=torch.channels_last)
+            output = self.model.both_ways(images) if self.mirror else self.model(images)
+        assert output.heatmaps is not None
         landmarks, score = self.model.codec.decode(output.heatmaps)
         score = self.model.calibration(score)
         affine = torch.from_numpy(np.stack([crop.to_photo for crop in crops]))

@@ -57,6 +57,8 @@ class Options:
     cpus_per_worker: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """CPUs per task. Default: on one machine all CPUs, divided among the tasks; on a cluster 1."""
     device: Device = "auto"
+    mirror: bool = False
+    """Average each prediction with that for the mirror image: a little more accurate, at twice the time."""
     experiment: str | None = None
     """MLflow experiment. Default: glefld-<dataset>."""
 
@@ -96,7 +98,7 @@ def run(options: Options) -> None:
     )
     with tracking.logged_run(handle) as log:
         start = time.monotonic()
-        report = evaluate.evaluate_checkpoint(url, data, options.split, tasks)
+        report = evaluate.evaluate_checkpoint(url, data, options.split, tasks, options.mirror)
         seconds = time.monotonic() - start
         baseline = evaluate.baselines(data, options.split, report.label)
         scores = evaluation.evaluation_json(

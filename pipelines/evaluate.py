@@ -57,9 +57,10 @@ class Tasks:
     gpu: bool = False
 
 
-def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Report:
+def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks, mirror: bool = False) -> Report:
     """Score a checkpoint on a split in fp32. The scores do not depend on the number of tasks.
 
+    mirror: average each prediction with that for the mirror image.
     Scored are the labels that the checkpoint and the data set share (``shared_labels``). They include AP over OKS if
     the landmark set defines it. Raises UserError if they share none.
     """
@@ -68,7 +69,7 @@ def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Repo
     labels = shared_labels(url, data)
     task = _task(_count_share, tasks)
     counters = Counters(labels, model.label, REPLICATES)
-    shares = ray.get([task.remote(url, data, split, rank, tasks) for rank in range(tasks.number)])
+    shares = ray.get([task.remote(url, data, split, rank, tasks, mirror) for rank in range(tasks.number)])
     for vector, _ in shares:
         share = Counters(labels, model.label, REPLICATES)
         share.load_vector(vector)
@@ -159,7 +160,7 @@ def _task(function: Callable[..., Any], tasks: Tasks) -> Any:
 
 
 def _count_share(
-    url: str, data: str, split: Split, rank: int, tasks: Tasks
+    url: str, data: str, split: Split, rank: int, tasks: Tasks, mirror: bool
 ) -> tuple[Tensor, list[oks.Found]]:
     """Evaluate one rank's share: its counters and, if OKS applies, the predictions of each of its batches."""
     model, loader = _open(url, data, tasks)
@@ -173,7 +174,7 @@ def _count_share(
             batches.append(oks.Found(oks.take_own(points.numpy(), own), score))
 
     labels = shared_labels(url, data)
-    counters = evaluate(model, rows, loader, rank, tasks.number, labels, REPLICATES, keep)
+    counters = evaluate(model, rows, loader, rank, tasks.number, labels, mirror, REPLICATES, keep)
     return counters.vector(), batches
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from glefld.data.picture import IMAGENET, Normalisation
@@ -71,6 +72,21 @@ class Model(nn.Module):
     def landmarks(self) -> int:
         """K, the number of landmarks."""
         return len(self.labels.landmark_set)
+
+    def both_ways(self, images: Tensor) -> Output:
+        """[B, 3, S, S] -> the mean of the outputs for the images and for their mirror images, mirrored back"""
+        mirror = list(self.labels.landmark_set.mirror)
+        own, other = self(images), self(images.flip(-1).contiguous(memory_format=torch.channels_last))
+
+        def mean(name: str, value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            turned = getattr(other, name)
+            if name in ("heatmaps", "coarse"):
+                turned = turned.flip(-1)
+            return (value + (turned[:, mirror] if name not in ("classes", "attributes") else turned)) / 2
+
+        return Output(**{name: mean(name, value) for name, value in own._asdict().items()})
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Load the backbone's weights, as ``Backbone.load`` does; UserError if they do not fit."""

@@ -28,6 +28,7 @@ def evaluate(
     rank: int,
     world: int,
     labels: Labels,
+    mirror: bool = False,
     replicates: int = 0,
     on_landmarks: Callable[[Batch, Tensor, Tensor], object] = lambda batch, points, scores: None,
 ) -> Counters:
@@ -35,7 +36,7 @@ def evaluate(
 
     A rank takes a run of whole batches, so a row's prediction does not depend on the number of ranks, and joined in
     their order the ranks' batches are the split. labels: those to score, which the model and the data set share.
-    replicates: of the bootstrap (``Counters``).
+    mirror: average with the mirror images. replicates: of the bootstrap (``Counters``).
     ``on_landmarks`` is called with each batch, its predicted points [b, K, 2] in photo pixels and their scores [b, K].
     """
     was_training = model.training
@@ -44,7 +45,7 @@ def evaluate(
     batches = [np.arange(i, min(i + EVAL_BATCH, rows.rows)) for i in range(0, rows.rows, EVAL_BATCH)]
     first, end = share(0, len(batches), rank, world)
     for batch in loader.run(rows.read(batches[first:end]), NO_AUGMENTATION):
-        output = run_model(model, batch)
+        output = run_model(model, batch, mirror)
         counters.add_rows(len(batch.images))
         if output.heatmaps is not None and len(labels.landmark_set):
             points, scores = predicted_points(model, output.heatmaps, batch)
@@ -67,11 +68,12 @@ def count_labels(counters: Counters, model: Model, output: Output, batch: Batch)
         counters.add_attributes(output.attributes[..., 1].float().cpu(), batch.truth.attributes)
 
 
-def run_model(model: Model, batch: Batch) -> Output:
-    """Run the model on a batch's images, deterministically and in full fp32."""
+def run_model(model: Model, batch: Batch, mirror: bool = False) -> Output:
+    """Run the model on a batch's images, deterministically and in full fp32. mirror: and on their mirror images."""
     # By default cuDNN's convolutions round fp32 to TF32, and their algorithm can vary between runs.
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        return model(batch.images.contiguous(memory_format=torch.channels_last))
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        return model.both_ways(images) if mirror else model(images)
 
 
 def predicted_points(model: Model, heatmaps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
