@@ -133,13 +133,15 @@ def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
 def log_scores(
     log: "RunLog", scores: dict[str, Any], report: Report, baseline: Baselines, data: str, pictures: Pictures
 ) -> None:
-    """Log an evaluation to a run: the JSON from ``evaluation_json``, a table, the NE chart and example pictures."""
+    """Log an evaluation to a run: the JSON from ``evaluation_json``, a table, charts and example pictures."""
     split = scores["split"]
     title = open_dataset(data).title
     log.log_dict(scores, f"{split}/evaluation.json")
     log.log_text(as_text(score_tables(title, report, baseline)), f"{split}/table.txt")
     if report.ne is not None:
         log.log_figure(draw.ne_chart(title, report, baseline), f"{split}/ne_by_landmark.png")
+    if report.confidence is not None:
+        log.log_figure(draw.confidence_chart(title, report.confidence), f"{split}/confidence.png")
     sheet = draw.contact_sheet(
         pictures,
         columns=6,

@@ -3,6 +3,8 @@
 Letters in shapes: N bins, by score.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from torch import Tensor
 BINS = 1000
 #: Bins of the expected calibration error, as in Guo et al. 2017 (https://arxiv.org/abs/1706.04599).
 GROUPS = 15
+#: Points of a curve.
+POINTS = 50
 
 
 def centres() -> Tensor:
@@ -22,32 +26,48 @@ def bins(score: Tensor) -> Tensor:
     return (score.double().nan_to_num(0) * BINS).long().clamp(0, BINS - 1)
 
 
-def expected_calibration_error(count: Tensor, right: Tensor) -> float | None:
-    """Return the mean distance between the score and the share that was right, over ``GROUPS`` equal ranges of scores.
+@dataclasses.dataclass(frozen=True)
+class Confidence:
+    """What the scores of an evaluation are worth. Curves are lists of points, for a chart."""
 
-    count, right: [N]. Ranges weigh by their counts; None if nothing was counted.
+    calibration_error: float
+    """Mean distance between the score and the share of right answers, over ranges of scores."""
+    reliability: list[list[float]]
+    """By range of scores: their mean, the share that was right, and how many there were."""
+    sparsification: float
+    """Area under the curve below: 1 is what scores without meaning reach."""
+    sparsified: list[list[float]]
+    """By share of the landmarks, best scores first: their mean error, as a part of the mean error of all."""
+
+
+def confidence(count: Tensor, right: Tensor, error: Tensor) -> Confidence | None:
+    """Return what scores are worth, from sums over bins [N]: of scores, of right answers and of errors; None if empty.
+
+    Sparsification: Ilg et al., "Uncertainty Estimates and Multi-Hypotheses Networks for Optical Flow", ECCV 2018
+    (https://arxiv.org/abs/1802.07095).
     """
     if not count.sum() > 0:
         return None
     group = (centres() * GROUPS).long()
-    told, found = (
+    number, told, found = (
         torch.zeros(GROUPS, dtype=torch.float64).index_add_(0, group, value)
-        for value in (count * centres(), right)
+        for value in (count, count * centres(), right)
     )
-    return float((told - found).abs().sum() / count.sum())
-
-
-def sparsification(count: Tensor, error: Tensor) -> float | None:
-    """Return the area under the sparsification curve: the mean error of the best share by score, over all shares.
-
-    It is relative to the mean error of all, so 1 is what scores without meaning reach. count: [N]; error: [N], the
-    sum of each bin's errors. None if nothing was counted. See Ilg et al., "Uncertainty Estimates and Multi-Hypotheses
-    Networks for Optical Flow", ECCV 2018 (https://arxiv.org/abs/1802.07095).
-    """
-    if not count.sum() > 0 or not error.sum() > 0:
-        return None
     kept, wrong = count.flip(0).cumsum(0), error.flip(0).cumsum(0)
     kept, wrong = kept[kept > 0], wrong[kept > 0]
     share, mean = kept / kept[-1], wrong / kept
     share, mean = torch.cat([share.new_zeros(1), share]), torch.cat([mean[:1], mean])
-    return float(torch.trapezoid(mean, share) / mean[-1])
+    relative = (
+        mean / mean[-1] if mean[-1] > 0 else torch.ones_like(mean)
+    )  # nothing is wrong: no order is better
+    points = torch.linspace(0, len(share) - 1, min(len(share), POINTS)).round().long()
+    return Confidence(
+        calibration_error=float((told - found).abs().sum() / number.sum()),
+        reliability=[
+            [float(told[i] / number[i]), float(found[i] / number[i]), float(number[i])]
+            for i in range(GROUPS)
+            if number[i] > 0
+        ],
+        sparsification=float(torch.trapezoid(relative, share)),
+        sparsified=torch.stack([share, relative], dim=1)[points].tolist(),
+    )

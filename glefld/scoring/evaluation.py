@@ -1,5 +1,6 @@
 """Evaluating a model on a split, in fp32."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -99,7 +100,7 @@ def evaluation_json(
             "by_landmark": report.ne_by_landmark,
             "by_type": report.ne_by_type,
             "by_view": report.ne_by_view,
-            "intervals": report.ne_intervals,
+            "intervals": {name: list(ends) for name, ends in report.ne_intervals.items()},
         },
         "counted": report.counted,
         "ne_occluded": report.ne_occluded,
@@ -107,8 +108,7 @@ def evaluation_json(
         "auc": report.auc,
         "epe": report.epe,
         "left_right_confusion": report.left_right_confusion,
-        "calibration_error": report.calibration_error,
-        "sparsification": report.sparsification,
+        "confidence": dataclasses.asdict(report.confidence) if report.confidence is not None else None,
         "visibility_f1": report.visibility_f1,
         "label": report.label,
         "accuracy": report.accuracy,

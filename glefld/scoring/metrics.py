@@ -27,7 +27,7 @@ from glefld.errors import UserError
 from glefld.models.calibration import RIGHT_WITHIN, Calibration, fit
 from glefld.schema import VIEWS, ClassLabel, Labels, Visibility
 from glefld.scoring import bootstrap
-from glefld.scoring.confidence import BINS, bins, centres, expected_calibration_error, sparsification
+from glefld.scoring.confidence import BINS, Confidence, bins, centres, confidence
 
 if TYPE_CHECKING:
     from glefld.scoring.oks import OksScores
@@ -61,8 +61,7 @@ class Report:
     left_right_confusion: (
         float | None
     )  # share of visible, mirror-paired landmarks predicted nearer to their partner
-    calibration_error: float | None  # of the scores, as probabilities to be within 0.1 of the box
-    sparsification: float | None  # area under the curve of NE by score, relative to NE
+    confidence: Confidence | None  # of the scores, as probabilities to be within 0.1 of the box
     visibility_f1: dict[
         str, float | None
     ]  # of "visible", "occluded", "absent" slots that are there, and their "mean"
@@ -93,10 +92,10 @@ class Report:
                 "auc",
                 "epe",
                 "left_right_confusion",
-                "calibration_error",
-                "sparsification",
             )
         }
+        if self.confidence is not None:
+            flat |= {name: getattr(self.confidence, name) for name in ("calibration_error", "sparsification")}
         named = {"ne": self.ne_by_landmark, "ne_type": self.ne_by_type, "ne_view": self.ne_by_view}
         named |= {f"recall_{at}": by_type for at, by_type in self.recall.items()}
         flat |= {f"visibility_f1/{name}": value for name, value in self.visibility_f1.items()}
@@ -297,8 +296,7 @@ class Counters(Sums):
             auc=_plain_mean(s["auc"], s["scored"]),
             epe=_ratio(s["epe"].sum(), s["scored"].sum()),
             left_right_confusion=_ratio(s["confused"].sum(), s["paired"].sum()),
-            calibration_error=expected_calibration_error(s["given"], s["right"]),
-            sparsification=sparsification(s["given"], s["error"]),
+            confidence=confidence(s["given"], s["right"], s["error"]),
             visibility_f1=_f1(s["seen"]),
             label=self.label,
             accuracy={f"top{k}": _ratio(s["top"][i], s["classified"][0]) for i, k in enumerate(TOP)},

@@ -255,6 +255,9 @@ def flat(report: Report) -> dict[str, float]:
     assert fields.pop("oks") is None, "only DeepFashion2's landmarks have it"
     fields |= {f"recall.{at}": by_type for at, by_type in fields.pop("recall").items()}
     nested = {f"{a}.{b}": v for a, d in fields.items() if isinstance(d, dict) for b, v in d.items()}
+    for name in ("reliability", "sparsified"):
+        curve = np.array(nested.pop(f"confidence.{name}")).ravel()
+        nested |= {f"{name}.{i}": value for i, value in enumerate(curve)}
     values = {**{a: v for a, v in fields.items() if not isinstance(v, dict)}, **nested}
     assert None not in values.values()
     return values
@@ -327,8 +330,7 @@ def test_evaluation_json_keys():
         *("dataset", "split", "rows", "checkpoint", "ne", "counted", "ne_occluded", "pck", "auc", "epe"),
         *(
             "left_right_confusion",
-            "calibration_error",
-            "sparsification",
+            "confidence",
             "visibility_f1",
             "label",
             "accuracy",
