@@ -1,6 +1,6 @@
-"""ResNet classifiers: the one whose Grad-CAM guides SANL, and one with SANL's block inside.
+"""Classifiers: the one whose Grad-CAM guides SANL, and one with SANL's block inside.
 
-``resnet`` is torchvision's network with a head for one of the data set's labels. ``sanl-resnet`` follows the
+``resnet`` is a network of timm's with a head for one of the data set's labels. ``sanl-resnet`` follows the
 fine-grained classifier of SANL (Li et al., ICME 2019, https://arxiv.org/abs/1903.04104): non-local blocks, with or
 without the attention of a ``resnet`` trained beforehand. Where the paper places the block is not known. Here it
 follows layer3, as in non-local networks (Wang et al., CVPR 2018, https://arxiv.org/abs/1711.07971).
@@ -9,8 +9,10 @@ follows layer3, as in non-local networks (Wang et al., CVPR 2018, https://arxiv.
 import dataclasses
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from glefld.data.picture import Normalisation
 from glefld.errors import UserError
 from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
 from glefld.models.blocks import NonLocal
@@ -35,7 +37,7 @@ class ResNetConfig:
 
 
 class ResNetClassifier(Model):
-    """A ResNet with global average pooling and one linear head.
+    """A backbone with global average pooling and one linear head.
 
     UserError if the data set does not have the label.
     """
@@ -96,15 +98,34 @@ def answers(label: Label, labels: Labels) -> tuple[str, ...]:
 class Guide(nn.Module):
     """A trained classifier used only for its attention: frozen, always in eval mode, and saved with the model."""
 
-    def __init__(self, backbone: str, label: Label | None, labels: Labels) -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, backbone: str, label: Label | None, labels: Labels, normalisation: Normalisation
+    ) -> None:
+        """``normalisation`` is that of the images it is given; the classifier sees them as it was trained with."""
         super().__init__()
         self.classifier = ResNetClassifier(ResNetConfig(backbone, label), labels)
+        self.normalisation = normalisation
+        self.register_buffer("scale", torch.empty(3, 1, 1))
+        self.register_buffer("shift", torch.empty(3, 1, 1))
+        self._feed(self.classifier.normalisation)
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> "Guide":
         """Stay in eval mode, so that batch norm statistics do not change."""
         return super().train(False)
+
+    def _feed(self, own: Normalisation) -> None:
+        """Set how images are turned into those that the classifier was trained with."""
+        mean, std, own_mean, own_std = (
+            torch.tensor(value)[:, None, None]
+            for value in (self.normalisation.mean, self.normalisation.std, own.mean, own.std)
+        )
+        self.scale.copy_(std / own_std)
+        self.shift.copy_((mean - own_mean) / own_std)
 
     @property
     def needed(self) -> Guidance:
@@ -128,10 +149,11 @@ class Guide(nn.Module):
                 + (" with other names: train it on this data set" if len(told) == len(expected) else "")
             )
         own.load_state_dict(classifier.state_dict())
+        self._feed(classifier.normalisation)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> attention at strides 4, 8, 16 and 32, each [B, 1, h, w] in [0, 1]"""
-        return self.classifier.attention(images)
+        return self.classifier.attention(images * self.scale + self.shift)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +185,9 @@ class SANLResNet(ResNetClassifier):
         for block in self.blocks:
             assert isinstance(block, NonLocal)
             block.start_as_identity()
-        self.guide = Guide("resnet18", config.label, labels) if config.block == "sanl" else None
+        self.guide = (
+            Guide("resnet18", config.label, labels, self.normalisation) if config.block == "sanl" else None
+        )
 
     @property
     def guided_by(self) -> Guidance | None:

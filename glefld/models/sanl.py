@@ -85,7 +85,7 @@ class SANL(Model):
             else None
         )
         guided = config.attention in ("top", "matching")
-        self.guide = Guide(config.guide, config.label, labels) if guided else None
+        self.guide = Guide(config.guide, config.label, labels, self.normalisation) if guided else None
 
     @property
     def guided_by(self) -> Guidance | None:

@@ -6,6 +6,7 @@ import re
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import safetensors.torch
 import torch
@@ -99,18 +100,19 @@ def _from_hub(backbone: str) -> dict[str, Tensor]:
 
 def _from_file(url: str) -> dict[str, Tensor]:
     shown = f"--weights {public_url(url)}"
+    name = urlsplit(url).path if "://" in url else url  # a signed URL goes on behind it
     try:
         data = storage.read_bytes(url)
     except FileNotFoundError as error:
         raise UserError(f"{shown}: there is no such file") from error
     except IsADirectoryError as error:
         raise UserError(f"{shown} is a folder: name the file in it") from error
-    if (named := NAMED_HASH.search(url)) and not hashlib.sha256(data).hexdigest().startswith(named[1]):
+    if (named := NAMED_HASH.search(name)) and not hashlib.sha256(data).hexdigest().startswith(named[1]):
         raise UserError(
             f"{shown} is damaged: its SHA-256 does not begin with {named[1]}. Copy the file again"
         )
     try:
-        if url.endswith(".safetensors"):
+        if name.endswith(".safetensors"):
             return safetensors.torch.load(data)
         with warnings.catch_warnings(action="ignore"):  # of odd pickles, beside the one line that says it all
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from glefld.errors import UserError
 from glefld.models import weights
 from glefld.models.backbones import EMBEDDED, EMBEDDED_NORMALISATION, load_weights
+from tests.mistakes import answering
 
 SIDE = 448  # of a drawing
 BLACK, WHITE = (20, 20, 20), (250, 250, 250)
@@ -269,6 +270,15 @@ def test_files_of_both_kinds_are_read(tmp_path: Path) -> None:
     for place in (tmp_path / "net.safetensors", tmp_path / "net.pth", named):
         assert is_state(weights.read(str(place), "resnet18"))
         assert is_state(weights.read(Path(place).as_uri(), "resnet18"))
+
+
+def test_a_signed_url_is_a_file_of_its_kind() -> None:
+    """What the signature adds hides neither the kind nor the hash in its name."""
+    with answering(200, safetensors.torch.save(STATE)) as server:
+        assert is_state(weights.read(f"{server}/net.safetensors?X-Amz-Signature=a", "resnet18"))
+        with pytest.raises(UserError, match="does not begin with f37072fd") as told:
+            weights.read(f"{server}/resnet18-f37072fd.pth?X-Amz-Signature=a", "resnet18")
+    assert "Signature" not in str(told.value)
 
 
 def test_a_file_that_is_not_what_its_name_says_is_damaged(tmp_path: Path) -> None:
