@@ -143,9 +143,9 @@ class LandmarkBranch(nn.Module):
 
 def start_heatmaps(layer: nn.Conv2d) -> None:
     """Initialise a last layer near zero, the value of most heatmap pixels, so that training need not first reach it."""
-    assert layer.bias is not None
     nn.init.normal_(layer.weight, std=1e-2)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def conv_norm(c_in: int, c_out: int) -> nn.Sequential:
@@ -175,9 +175,12 @@ class VisibilityHead(nn.Module):
 
 
 class HeatmapHead(nn.Sequential):
-    """Two 3x3 convolutions and one heatmap per landmark: [B, C, H, W] -> [B, K, H, W]"""
+    """Two 3x3 convolutions and one heatmap per landmark: [B, C, H, W] -> [B, K, H, W]
 
-    def __init__(self, c_in: int, channels: int, landmarks: int) -> None:
-        last = nn.Conv2d(channels, landmarks, 1)
+    bias: of the maps; a softmax over a map would take it away.
+    """
+
+    def __init__(self, c_in: int, channels: int, landmarks: int, bias: bool = True) -> None:
+        last = nn.Conv2d(channels, landmarks, 1, bias=bias)
         start_heatmaps(last)
         super().__init__(conv_norm(c_in, channels), conv_norm(channels, channels), last)

@@ -43,7 +43,7 @@ class FPN(Model):
         super().__init__(labels, Backbone(config.backbone, STRIDES))
         self.codec = Distribution(config.sigma, stride=4)
         self.pyramid = Pyramid(self.features.channels, config.width)
-        self.head = HeatmapHead(config.width, config.width, self.landmarks)
+        self.head = HeatmapHead(config.width, config.width, self.landmarks, bias=False)
         self.visibility = VisibilityHead(config.width, self.features.channels[-1], self.landmarks)
 
     def forward(self, images: Tensor) -> Output:
