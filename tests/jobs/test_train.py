@@ -141,7 +141,8 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(disturbed: Disturbed) 
     assert run.data.tags["dataset_hash"] == "dots-0"
     artifacts = {f.path for f in client.list_artifacts(run.info.run_id, "val")}
     assert artifacts == {
-        f"val/{n}" for n in ("table.txt", "ne_by_landmark.png", "predictions.png", "evaluation.json")
+        f"val/{n}"
+        for n in ("table.txt", "ne_by_landmark.png", "confidence.png", "predictions.png", "evaluation.json")
     }
     (model,) = client.search_logged_models([run.info.experiment_id])
     assert model.name == "fpn"
