@@ -98,9 +98,8 @@ def _photos(archive: Archive, batch: pa.RecordBatch) -> pa.RecordBatch:
     absolute = pc.match_substring_regex(uris, ABSOLUTE)
     names = pc.if_else(absolute, uris, pc.binary_join_element_wise(folder, uris, "/"))
     # A server could lead anywhere.
-    if (refused := with_secrets(names)) or (
-        refused := names.filter(pc.match_substring_regex(names, _HTTP)).to_pylist()
-    ):
+    refused = with_secrets(names) or names.filter(pc.match_substring_regex(names, _HTTP)).to_pylist()
+    if refused:
         raise UserError(
             f"{archive.name} has the uri {public_url(refused[0])}: give paths or URLs such as s3://bucket/key, "
             "without a user; HTTP is not read"

@@ -57,9 +57,8 @@ def kill_job(
             pytest.fail(f"the job ended before its moment: {printed.read_text()}")
         time.sleep(0.001)
     until = time.monotonic() + delay
-    while (
-        time.monotonic() < until and written() < shards
-    ):  # a fast machine may be through with the rest by then
+    # A fast machine may be through with the rest by then.
+    while time.monotonic() < until and written() < shards:
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
     process.join()

@@ -174,9 +174,8 @@ def find_finished(options: InferOptions, output: str) -> dict[str, Any] | None:
     if number:
         if manifest is not None:
             paths = [shard["path"] for shard in manifest["shards"]]
-            if len(place.reports(paths, manifest["plan"])) < len(
-                paths
-            ):  # a retry needs them: write them first
+            # Those that are missing are written first: a retry needs them.
+            if len(place.reports(paths, manifest["plan"])) < len(paths):
                 return None
         raise UserError(
             f"the errors in {output} are being retried, or the retry was interrupted: run the same command with "
@@ -398,7 +397,7 @@ class ShardWriter:
         rows = read_stretch(task["rows"])
         before = self._shard(task["path"]) if task["retry"] else []
         # Its worker died after it had put the shard in place. Read after the rows, which are then older.
-        if before and (self.settings.output.footer(task["path"]) or {})["retry"] == task["retry"]:
+        if before and (self.settings.output.footer(task["path"]) or {}).get("retry") == task["retry"]:
             return len(rows)
         predictions = self.predict(rows, frozenset(task["killers"]))
         errors: Counter[str] = Counter()
