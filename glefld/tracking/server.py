@@ -124,7 +124,8 @@ def _require_database(file: str, named: str) -> None:
     if not os.access(file, os.W_OK):
         raise UserError(f"{named} {file} cannot be written: give another place")
     try:
-        with contextlib.closing(sqlite3.connect(Path(file).as_uri() + "?mode=ro", uri=True)) as database:
+        # Not mode=ro: what a killed process left half-written is rolled back on opening, and that is a write.
+        with contextlib.closing(sqlite3.connect(Path(file).as_uri() + "?mode=rw", uri=True)) as database:
             database.execute("SELECT name FROM sqlite_master")
     except sqlite3.Error as error:
         if error.sqlite_errorname != "SQLITE_BUSY":

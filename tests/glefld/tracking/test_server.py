@@ -1,5 +1,8 @@
 """Whether the tracking server answers, told before anything is started for it."""
 
+import contextlib
+import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,21 @@ def test_a_server_that_refuses_us_says_so() -> None:
 def test_a_store_without_a_server_is_not_made_by_asking(tmp_path: Path) -> None:
     require_answer(f"sqlite:///{tmp_path}/mlflow.db")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_a_killed_process_left_half_written_is_used(tmp_path: Path) -> None:
+    written, left = tmp_path / "written.db", tmp_path / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(written)) as database:
+        database.execute("CREATE TABLE losses (loss)")
+        database.execute("INSERT INTO losses VALUES (1)")
+        database.commit()
+        database.execute("PRAGMA cache_size = 1")  # pages go to the file before the commit
+        database.executemany("INSERT INTO losses VALUES (?)", [("x" * 1000,)] * 100)
+        for suffix in ("", "-journal"):  # as a kill at this point leaves them
+            shutil.copyfile(f"{written}{suffix}", f"{left}{suffix}")
+    require_answer(f"sqlite:///{left}")
+    with contextlib.closing(sqlite3.connect(left)) as database:
+        assert database.execute("SELECT loss FROM losses").fetchall() == [(1,)]
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///{}/mlflow.db", "file://{}"])
