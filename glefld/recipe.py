@@ -88,7 +88,7 @@ class Recipe:
 #: ``fpn`` on the val split of DeepFashion's fine-grained lists (docs/experiments.md).
 BEST = Recipe(
     input_size=128,
-    epochs=12,
+    epochs=9,
     batch_size=16,
     learning_rate=2e-3,
     backbone_rate=0.5,
