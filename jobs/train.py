@@ -106,6 +106,9 @@ class Options(Generic[Config]):
     """Start from random weights, without --weights and, with SANL, without --classifier."""
     classifier: str | None = None
     """Classifier whose attention guides SANL: checkpoint or run of --task classify, path, URL or MLflow model."""
+    start_from: str | None = None
+    """Checkpoint or run whose weights training starts with, all of them: of the same system and landmarks, path, URL or
+    MLflow model. For instance one that was trained on rendered photos."""
     rows: int | None = None
     """Train on the first N rows only."""
     experiment: str | None = None
@@ -170,9 +173,9 @@ def check(options: Options[Any]) -> None:
     require_between("--resize-seconds", options.resize_seconds, 0)
     require_between("--max-failures", options.max_failures, 0)
     require_name(options.name)
-    for field in ("weights", "classifier"):
+    for field in ("weights", "classifier", "start_from"):
         if getattr(options, field) == "":
-            raise UserError(f"--{field} is empty: name a file, or leave it out")
+            raise UserError(f"--{field.replace('_', '-')} is empty: name a file, or leave it out")
     for field in ("cpus_per_worker", "rows"):
         if (value := getattr(options, field)) is not None:
             require_between(f"--{field.replace('_', '-')}", value, 1)
@@ -181,6 +184,14 @@ def check(options: Options[Any]) -> None:
         raise UserError(f"--task {options.task} does not fit --model {options.system}: choose one of {names}")
     if sum((options.weights is not None, options.pretrained, options.random_weights)) > 1:
         raise UserError("--weights, --pretrained and --random-weights exclude one another: give one of them")
+    given = {
+        "weights": options.weights,
+        "pretrained": options.pretrained,
+        "random-weights": options.random_weights,
+    }
+    given |= {"classifier": options.classifier}
+    if options.start_from and (other := [name for name, value in given.items() if value]):
+        raise UserError(f"--start-from gives the model all its weights: leave --{other[0]} out")
     if options.alias and not options.register:
         raise UserError("--alias needs a registered model: add --register NAME")
 
@@ -194,7 +205,9 @@ def make_job(options: Options[Any], root: str, data: str, folder: str) -> Job:
         model=options.system,
         config=dataclasses.asdict(options.config),
         recipe=options.recipe,
-        weights=weights.choose(
+        weights=None
+        if options.start_from
+        else weights.choose(
             getattr(options.config, "backbone", None),
             resolve_url(options.weights, "--weights") if options.weights else None,
             options.pretrained,
@@ -204,13 +217,17 @@ def make_job(options: Options[Any], root: str, data: str, folder: str) -> Job:
         if options.classifier
         else None,
         rows=options.rows,
+        start_from=resolve_checkpoint(options.start_from, "--start-from", root)
+        if options.start_from
+        else None,
     )
 
 
 def check_model(options: Options[Any], job: Job, labels: Labels) -> None:
     """Build the model as the workers will. Raises UserError if it, its weights or its classifier does not fit."""
     model = initial_model(job, labels)
-    if model.guided_by is not None and job.classifier is None and not options.random_weights:
+    alone = job.classifier is None and job.start_from is None
+    if model.guided_by is not None and alone and not options.random_weights:
         raise UserError(
             f"{options.system} is guided by a classifier: give --classifier RUN (train one with python -m jobs.train "
             f"--task classify --dataset {options.dataset} --model.backbone {model.guided_by.backbone}), or "

@@ -44,6 +44,7 @@ NECKLINES = {
     "shirt": "shirt collar",
     "turtle": "roll neck",
     "hood": "hooded",
+    "strapless": "strapless",
 }
 _TREATMENTS = (
     "washed", "brushed", "faded", "coated", "pressed", "light", "heavy", "soft", "fine", "coarse", "stretch",

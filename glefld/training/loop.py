@@ -256,7 +256,7 @@ class Training:
                 input_size=self.job.recipe.input_size,
                 normalisation=self.model.normalisation,
                 calibration=self.model.calibration,
-                weights=weights.describe(self.job.weights),
+                weights=weights.describe(self.job.start_from or self.job.weights),
                 dataset=self.job.dataset,
                 data_hash=self.manifest.content_hash,
                 recipe=dataclasses.asdict(self.job.recipe),

@@ -35,6 +35,8 @@ class Job:
     """URL of a classifier's checkpoint, for systems that are guided by one."""
     rows: int | None = None
     """Train on the first rows only."""
+    start_from: str | None = None
+    """URL of the checkpoint of another training, whose weights all of the model's start as."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Job":
@@ -99,7 +101,8 @@ def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
 def initial_model(job: Job, labels: Labels) -> Model:
     """The model that a run starts with: initialised from the seed, then with the job's weights and classifier.
 
-    UserError for an input size that the system does not accept, and for weights that are not usable or do not fit.
+    With ``start_from`` its weights are those of another training. UserError for an input size that the system does not
+    accept, and for weights that are not usable or do not fit.
     """
     torch.manual_seed(job.recipe.seed)
     model = build_model(job.model, job.config, labels)
@@ -115,4 +118,26 @@ def initial_model(job: Job, labels: Labels) -> Model:
     if job.classifier is not None:
         classifier, _ = checkpoint.load(job.classifier)
         model.load_classifier(classifier)
+    if job.start_from is not None:
+        _copy_weights(job.start_from, model, job.model)
     return model
+
+
+def _copy_weights(url: str, model: Model, name: str) -> None:
+    """Give a model, of the system with this name, the weights of a checkpoint; UserError if they do not fit."""
+    other, card = checkpoint.load(url)
+    known, wanted = card.labels.landmark_set, model.labels.landmark_set
+    if known != wanted:
+        raise UserError(
+            f"--start-from: {url} knows the landmarks {known.name}, not {wanted.name}, which this data set has"
+        )
+    theirs, ours = (
+        {key: tuple(value.shape) for key, value in network.state_dict().items()} for network in (other, model)
+    )
+    if differing := sorted(key for key in theirs | ours if theirs.get(key) != ours.get(key)):
+        raise UserError(
+            f"--start-from: {url} is {card.model} with {card.config}, which does not fit this {name}: "
+            f"{len(differing)} tensors differ, such as {differing[0]}. Give the options that it was trained with"
+        )
+    model.load_state_dict(other.state_dict())
+    model.normalisation = other.normalisation

@@ -436,6 +436,10 @@ WRONG = {
         "--weights: http://127.0.0.1:1/vgg16.pth cannot be reached",
     ),
     "a classifier that is none": ("--model sanl --classifier /nowhere", "--classifier: /nowhere is neither"),
+    "a start that is none": ("--start-from /nowhere", "--start-from: /nowhere is neither"),
+    "a start of another system": ("--start-from {root}/checkpoint", "which does not fit this fpn"),
+    "a start and weights": ("--start-from {root}/checkpoint --pretrained", "leave --pretrained out"),
+    "a start without a name": ("--start-from=", "--start-from is empty: name a file"),
     "a classifier of landmarks": (
         "--model sanl --classifier {root}/checkpoint",
         "--classifier must name a checkpoint of --task classify",

@@ -43,11 +43,13 @@ class Cloth:
         self.canvas, self.figure, self.garment = canvas, figure, garment
         self.light, self.target, self.worn, self.base = light, target, worn, base
         self.landmarks = Landmarks()
-        self.edge = darker(garment.colour, 0.66)
-        self.seam = darker(garment.colour, 0.76)
+        self.edge = darker(garment.colour, garment.edge)
+        self.seam = darker(garment.colour, (1 + 2 * garment.edge) / 3)
         # Lines distinguish front from back, so they must be visible on dark cloth too.
         dark = sum(garment.colour) < 3 * 95
-        self.mark = tuple(v + 75 for v in garment.colour) if dark else darker(garment.colour, 0.5)
+        self.mark = (
+            tuple(v + 75 for v in garment.colour) if dark else darker(garment.colour, garment.edge - 0.15)
+        )
         self.front = figure.cos > -0.2
 
     def part(self, named: int) -> int:

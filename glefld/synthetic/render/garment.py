@@ -8,13 +8,14 @@ so left and right, can only be told from other cues: face or hair, neckline, pla
 import numpy as np
 
 from glefld.schema import FASHION8
-from glefld.synthetic.render.body import CROTCH_Y, HIP_Y, SIDES, WAIST_Y, Body, Figure
+from glefld.synthetic.render.body import CROTCH_Y, HIP_Y, SIDES, Body, Figure
 from glefld.synthetic.render.canvas import LEGS, SLEEVES, TORSO, Points, darker, ellipse, limb, spline
 from glefld.synthetic.render.cloth import Cloth
 from glefld.synthetic.render.details import draw_closure, draw_fly, draw_neckline
 from glefld.synthetic.render.wardrobe import SLEEVE_LENGTHS, Garment
 
 ARMPIT_Y = 0.82
+STRAPLESS_Y = 0.62  # height of a strapless garment's upper edge
 COLLAR, SLEEVE, WAISTLINE, HEM = (
     tuple(FASHION8.landmarks.index(f"{side}_{name}") for side in ("left", "right"))
     for name in ("collar", "sleeve", "waistline", "hem")
@@ -29,10 +30,11 @@ def shoulder_tip(g: Garment, body: Body) -> float:
 def draw_bodice(cloth: Cloth) -> None:
     """Draw torso, skirt, neckline and closure of an upper or full-body garment, without sleeves."""
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
-    end = WAIST_Y + 0.12 if g.legs else g.hem
+    end = g.top + 0.12 if g.legs else g.hem
     tip = shoulder_tip(g, body)
     slope = body.shoulder_line
-    ys = np.linspace(ARMPIT_Y, end, 7 if end < 3 else 11)
+    strapless = g.neckline == "strapless"
+    ys = np.linspace(STRAPLESS_Y if strapless else ARMPIT_Y, end, 7 if end < 3 else 11)
     widths = g.half_width(body, ys)
     depth = widths * body.depth
     sides = []
@@ -43,7 +45,8 @@ def draw_bodice(cloth: Cloth) -> None:
         halfway = np.array([tip * 0.96, (tip * 0.95 + widths[0]) / 2])
         armhole = f.outline(p, hole, halfway, np.array([0.28, 0.34]))
         rows = f.outline(p, ys, widths, depth)
-        sides.append(np.concatenate([shoulder, spline(np.concatenate([armhole, rows]))]))
+        above = [] if strapless else [shoulder]
+        sides.append(np.concatenate([*above, spline(rows if strapless else np.concatenate([armhole, rows]))]))
     left, right = sides
     hem = cloth.hem_curve(left[-1], right[-1], 0.0 if g.legs else g.flare)
     outline = np.concatenate([left, hem, right[::-1]])
@@ -51,10 +54,13 @@ def draw_bodice(cloth: Cloth) -> None:
     cloth.round_off(left[2:], right[2:])
     cloth.fold(left[2:], right[2:], hem)
     cloth.side_seam(ys, widths)
-    draw_neckline(cloth)
+    if not strapless:
+        draw_neckline(cloth)
     draw_closure(cloth, end)
     if g.neckline == "turtle":
         cloth.mark_pair(COLLAR, 0.2, -0.16)
+    elif strapless:
+        cloth.mark_pair(COLLAR, body.chest * 0.55, STRAPLESS_Y + 0.06)
     else:
         # On the shoulder beside the neckline, closer to it on a narrow strap.
         x = g.neck_width + min(0.05, (tip - g.neck_width) / 3)
@@ -65,19 +71,20 @@ def draw_bodice(cloth: Cloth) -> None:
         cloth.mark_pair(HEM, float(widths[-1]), end - 0.04)
     if g.sleeve == "none":
         for side, index in enumerate(SLEEVE):
-            point = f.at(SIDES[side] * (tip - 0.045), slope(tip) + 0.07)
+            x, y = (float(widths[0]), STRAPLESS_Y) if strapless else (tip, slope(tip))
+            point = f.at(SIDES[side] * (x - 0.045), y + 0.07)
             cloth.landmarks.put(index, point, cloth.faces(side), cloth.part(TORSO))
 
 
 def _draw_waist(cloth: Cloth) -> None:
     """Draw the belt or waist seam of a full-body garment, and place its waistline landmarks."""
     g = cloth.garment
-    upper, lower = cloth.band(WAIST_Y - 0.07, WAIST_Y + 0.07)
+    upper, lower = cloth.band(g.top - 0.07, g.top + 0.07)
     if g.belt:
         cloth.detail(np.concatenate([upper, lower[::-1]]), g.accent, darker(g.accent, 0.7))
     elif g.waisted:
         cloth.stitch((upper + lower) / 2, 0.035)
-    cloth.mark_pair(WAISTLINE, float(g.half_width(cloth.figure.body, np.array(WAIST_Y))), WAIST_Y)
+    cloth.mark_pair(WAISTLINE, float(g.half_width(cloth.figure.body, np.array(g.top))), g.top)
 
 
 def sleeve_shape(g: Garment, f: Figure, side: int) -> tuple[Points, list[float]]:
@@ -148,20 +155,19 @@ def leg_shape(g: Garment, f: Figure, side: int) -> tuple[Points, list[float]]:
 def draw_trousers(cloth: Cloth) -> None:
     """Draw trousers or shorts, alone or as the lower part of a jumpsuit, with the further leg first."""
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
-    top = g.top if g.code == 2 else WAIST_Y
     for side in np.argsort(f.depth(f.legs[:, 1])).tolist():
-        _draw_trouser_leg(cloth, side, f.at(0.0, top))
-    ys, widths = seat_shape(g, body, top)
+        _draw_trouser_leg(cloth, side, f.at(0.0, g.top))
+    ys, widths = seat_shape(g, body, g.top)
     left, right = (spline(f.outline(p, ys, widths, widths * body.depth)) for p in SIDES)
     crotch = f.at(0.0, CROTCH_Y + 0.1, 0.1)[None]
-    cloth.cover(np.concatenate([left, crotch, right[::-1]]), TORSO, f.camera.angle, f.at(0.0, top))
+    cloth.cover(np.concatenate([left, crotch, right[::-1]]), TORSO, f.camera.angle, f.at(0.0, g.top))
     for edge in (left, right):
         cloth.canvas.line(edge, cloth.edge, 1.0)
     cloth.round_off(left, right)
     cloth.side_seam(ys, widths)
     if g.code == 2:
         _draw_waistband(cloth)
-    draw_fly(cloth, top)
+    draw_fly(cloth, g.top)
 
 
 def _draw_trouser_leg(cloth: Cloth, side: int, origin: Points) -> None:

@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 
-from glefld.models import checkpoint
+from glefld.errors import UserError
+from glefld.models import build_model, checkpoint
 from glefld.recipe import Recipe
 from glefld.schema import FASHION8, Labels
 from glefld.training.start import Job, initial_model, parameter_groups
@@ -91,6 +92,29 @@ def test_liu2018_takes_vgg16_to_its_end(tmp_path: Path) -> None:
             assert torch.equal(
                 model.get_parameter(f"conv5.{ours}.{part}"), state[f"features.{theirs}.{part}"]
             )
+
+
+def test_every_weight_starts_as_another_trainings(tmp_path: Path) -> None:
+    """Buffers too; a checkpoint of another system, of other sizes or of other landmarks is one clear error."""
+    url = str(tmp_path / "checkpoint")
+    job = Job("fld", "", "", "gle", CONFIG, RECIPE, start_from=url)
+    torch.manual_seed(7)
+    other = build_model("gle", CONFIG, LABELS)
+    for buffer in other.buffers():
+        buffer.random_(1, 9)
+    checkpoint.save(url, other, card("gle", CONFIG, LABELS, 64))
+    state, wanted = initial_model(job, LABELS).state_dict(), other.state_dict()
+    assert state.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(state[name], value), name
+    with pytest.raises(
+        UserError, match=r"tensors differ, such as .* Give the options that it was trained with"
+    ):
+        initial_model(dataclasses.replace(job, config=CONFIG | {"width": 16}), LABELS)
+    with pytest.raises(UserError, match=r"is gle with .* which does not fit this local"):
+        initial_model(dataclasses.replace(job, model="local", config={}), LABELS)
+    with pytest.raises(UserError, match="knows the landmarks dots, not fashion8"):
+        initial_model(job, Labels(FASHION8))
 
 
 def test_the_backbone_learns_at_its_own_rate() -> None:
