@@ -45,6 +45,7 @@ NECKLINES = {
     "turtle": "roll neck",
     "hood": "hooded",
     "strapless": "strapless",
+    "straps": "strapless",
 }
 _TREATMENTS = (
     "washed", "brushed", "faded", "coated", "pressed", "light", "heavy", "soft", "fine", "coarse", "stretch",

@@ -8,6 +8,9 @@ from glefld.synthetic.render.body import SIDES, Figure
 from glefld.synthetic.render.canvas import DETAIL, OTHER_GARMENT, TORSO, Canvas, Colour, Points, darker
 from glefld.synthetic.render.wardrobe import Garment
 
+#: Distance of a landmark from the drawn outline, in head heights, so that its pixel belongs to the cloth.
+INSET = 0.02
+
 
 @dataclasses.dataclass
 class Landmarks:
@@ -80,7 +83,7 @@ class Cloth:
     def mark_pair(self, pair: tuple[int, ...], x: float, y: float) -> None:
         """Place a pair of landmarks on the torso's side seams, slightly inside the outline."""
         for side, index in enumerate(pair):
-            point = self.figure.at(SIDES[side] * (x - 0.035), y)
+            point = self.figure.at(SIDES[side] * (x - INSET), y)
             self.landmarks.put(index, point, self.faces(side), self.part(TORSO))
 
     def hem_curve(self, left: Points, right: Points, flare: float) -> Points:

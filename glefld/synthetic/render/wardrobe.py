@@ -69,7 +69,7 @@ class Cut:
     necklines: tuple[str, ...] = ("crew",)
     closures: tuple[str, ...] = ("none",)
     hem: tuple[float, float] = (2.1, 3.1)
-    flare: tuple[float, float] = (0.0, 0.08)
+    flare: tuple[float, float] = (-0.18, 0.08)
     ease: tuple[float, float] = (1.02, 1.25)
     legs: tuple[float, float] = (0.0, 0.0)
     leg_width: tuple[float, float] = (0.0, 0.0)
@@ -77,6 +77,8 @@ class Cut:
     fabrics: tuple[str, ...] = FABRICS
 
 
+#: Necklines that leave the shoulders bare.
+BARE = ("strapless", "straps")
 LIGHT = ("cotton", "chiffon", "knit")
 WARM = ("knit", "wool")
 FITTED: dict[str, Any] = {"ease": (1.0, 1.1), "waisted": True}
@@ -102,7 +104,7 @@ CUTS = (
         flare=(0.0, 0.4),
         fabrics=LIGHT,
     ),
-    Cut("Top", 1, ("none",), ("strapless",), hem=(1.6, 2.4), flare=(0.0, 0.3), fabrics=LIGHT),
+    Cut("Top", 1, ("none",), BARE, hem=(1.6, 2.4), flare=(0.0, 0.3), fabrics=LIGHT),
     Cut(
         "Blouse",
         1,
@@ -210,7 +212,7 @@ CUTS = (
         hem=(3.4, 4.6),
         flare=(0.0, 0.15),
     ),
-    Cut("Dress", 3, ("none",), ("strapless",), hem=(3.2, 5.6), flare=(0.0, 0.4), **FITTED),
+    Cut("Dress", 3, ("none",), BARE, hem=(3.2, 5.6), flare=(0.0, 0.4), **FITTED),
     Cut("Dress", 3, ("none", "cap", "long"), ("v", "scoop"), hem=(4.9, 5.6), flare=(0.06, 0.3), **FITTED),
     Cut(
         "Coat",
@@ -256,6 +258,7 @@ CUTS = (
 OUTWEAR = ("Jacket", "Cardigan", "Coat")
 NECK_DEPTHS = {
     "strapless": (0.65, 0.7),
+    "straps": (0.65, 0.7),
     "v": (0.5, 0.95),
     "scoop": (0.4, 0.65),
     "square": (0.4, 0.6),
@@ -293,9 +296,12 @@ def sample_product(rng: np.random.Generator, code: int | None = None) -> Product
         cuff = rng.uniform(0.22, 0.32)
     open_front = cut.category == "Cardigan"
     opening = rng.uniform(0.06, 0.4) if cut.category in OUTWEAR and rng.random() < 0.5 else 0.0
+    # Where arms are bare the back often is too.
+    covered, bare = (0.5, 0.6) if sleeve == "none" else (0.85, 0.0)
     belt = rng.random() < 0.3
-    # Belts and seams sit anywhere from below the chest to the hips.
-    waist = np.clip(rng.normal(WAIST_Y, 0.15 if belt or cut.waisted else 0.05), 1.2, 2.0)
+    # Belts and seams sit anywhere from below the chest to the hips. Without one annotators put the waist rather low.
+    seen = belt or cut.waisted
+    waist = np.clip(rng.normal(WAIST_Y + (0.1 if seen else 0.25), 0.15 if seen else 0.05), 1.2, 2.1)
     garment = Garment(
         category=cut.category,
         code=code,
@@ -308,7 +314,7 @@ def sample_product(rng: np.random.Generator, code: int | None = None) -> Product
         neck_depth=float(
             rng.uniform(*((0.9, 1.4) if open_front else NECK_DEPTHS.get(neckline, (0.2, 0.32))))
         ),
-        back_depth=float(rng.uniform(0.05, 0.1) if rng.random() < 0.85 else rng.uniform(0.15, 0.3)),
+        back_depth=float(rng.uniform(0.05, 0.1) if rng.random() < covered else rng.uniform(0.15, 0.3 + bare)),
         strap=float(rng.uniform(0.76, 0.98)) if sleeve == "none" else 1.0,
         closure=cut.closures[rng.integers(len(cut.closures))],
         opening=float(opening),
