@@ -156,8 +156,9 @@ def _claim(folder: str, record: dict[str, Any]) -> int:
     while True:
         found = newest(folder)
         if found is not None and _alive(folder, found):
+            owner = newest(folder) or found  # a claim that was being written says by now whose it is
             raise UserError(
-                f"{folder} is being trained by {found.owner()}: {found.how_to_stop()}, or choose another --name"
+                f"{folder} is being trained by {owner.owner()}: {owner.how_to_stop()}, or choose another --name"
             )
         number = found.number + 1 if found is not None else 1
         try:

@@ -83,6 +83,21 @@ def test_of_many_that_claim_a_run_at_once_one_has_it(tmp_path: Path) -> None:
     assert all(f"is being trained by process {os.getpid()} on " in line for line in refused)
 
 
+def test_a_claim_that_is_just_being_written_is_told_with_its_owner(tmp_path: Path, short: None) -> None:
+    """On a disk a file is there a moment before what stands in it."""
+    claim = Path(lease._url(str(tmp_path / "run"), 1))
+    claim.parent.mkdir(parents=True)
+    claim.touch()
+    writer = threading.Timer(0.2, elsewhere, [tmp_path / "run"])
+    writer.start()
+    with (
+        pytest.raises(UserError, match="is being trained by process 7 on host-b"),
+        hold(str(tmp_path / "run")),
+    ):
+        pass
+    writer.join()
+
+
 def test_a_run_that_another_process_has_is_refused_with_how_to_stop_it(tmp_path: Path) -> None:
     with other_owner(tmp_path / "run") as process:
         since = time.monotonic()
