@@ -17,8 +17,9 @@ RIGHT_WITHIN = 0.1
 LEAST, MOST = 1e-4, 1 - 1e-4
 #: Most steps of the fit, which needs about ten.
 STEPS = 50
-#: A weak prior towards no change: counts that all agree have no finite answer.
-PRIOR = 1e-2
+#: Prior towards no change, as the precision of normal distributions of the offset and of the logarithm of the scale. A
+#: few answers then change little, and ones that all agree have a finite answer.
+PRIOR = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,24 @@ class Calibration:
 
 
 def fit(score: Tensor, count: Tensor, right: Tensor) -> Calibration:
-    """Return the most likely calibration of scores [N], each given ``count`` [N] and right ``right`` [N] times."""
+    """Return the most likely calibration of scores [N], each given ``count`` [N] and right ``right`` [N] times.
+
+    The scale is above 0, so a calibration never changes the order of scores.
+    """
     score, count, right = score.double(), count.double(), right.double()
     odds = score.clamp(LEAST, MOST).logit()
-    start = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    found = start.clone().requires_grad_()
+    found = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # logarithm of the scale, offset
     optimizer = torch.optim.LBFGS([found], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        logit = found[0] * odds + found[1]
-        unlikely = (count * F.softplus(logit) - right * logit).sum() + PRIOR * (found - start).square().sum()
+        logit = found[0].exp() * odds + found[1]
+        unlikely = (count * F.softplus(logit) - right * logit).sum() + PRIOR / 2 * found.square().sum()
         value = unlikely / count.sum().clamp(min=1)
         value.backward()
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)
-    return Calibration(*found.tolist())
+    log_scale, offset = found.detach()
+    return Calibration(log_scale.exp().item(), offset.item())
