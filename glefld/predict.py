@@ -54,7 +54,7 @@ class Prediction(NamedTuple):
 
     box: tuple[float, ...]  # x1 y1 x2 y2, upright photo's pixels
     landmarks: np.ndarray  # [K, 2] float32, upright photo's pixels
-    score: np.ndarray  # [K] float32, the probability that a landmark is within 0.1 of the box of its place
+    score: np.ndarray  # [K] float32, the probability that one that is visible is within 0.1 of the box
     visibility: np.ndarray | None  # [K] int8, codes of schema.Visibility; None if the model does not tell
 
 

@@ -84,7 +84,7 @@ class Recipe:
         return cls(**{**value, "augmentation": Augmentation(**value["augmentation"])})
 
 
-#: The preset ``best``: what was most accurate in half an hour on two CPU cores, from ImageNet weights. Tuned with
+#: The preset ``best``: half an hour on two CPU cores, from ImageNet weights. Tuned with
 #: ``fpn`` on the val split of DeepFashion's fine-grained lists (docs/experiments.md).
 BEST = Recipe(
     input_size=128,

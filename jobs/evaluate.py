@@ -102,7 +102,12 @@ def run(options: Options) -> None:
         seconds = time.monotonic() - start
         baseline = evaluate.baselines(data, options.split, report.label)
         scores = evaluation.evaluation_json(
-            report, dataset=manifest.dataset, split=options.split, checkpoint=url, baseline=baseline
+            report,
+            dataset=manifest.dataset,
+            split=options.split,
+            checkpoint=url,
+            baseline=baseline,
+            mirror=options.mirror,
         )
         # Print and write the scores before logging, which can fail with the MLflow server.
         print_scores(manifest.title, report, baseline, seconds)
@@ -110,7 +115,7 @@ def run(options: Options) -> None:
             storage.write_json(output, scores)
             print(f"written to {output}")
         log.log({f"{options.split}_{name}": value for name, value in report.numbers().items()}, step=0)
-        pictures = evaluate.draw_examples(url, data, options.split, tasks)
+        pictures = evaluate.draw_examples(url, data, options.split, tasks, options.mirror)
         evaluate.log_scores(log, scores, report, baseline, data, pictures)
     Console().print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
 

@@ -76,7 +76,7 @@ class Options(Generic[Config]):
     task: Task = "landmarks"
     """landmarks, or classify: the classifiers resnet and sanl-resnet, for their own use or to guide SANL."""
     preset: Preset = "best"
-    """best: what is most accurate in half an hour on two CPU cores, from ImageNet weights that are on board. paper: the
+    """best: this project's, for half an hour on two CPU cores, from ImageNet weights that are on board. paper: the
     paper's network, and its or its released code's recipe, at 224 pixels."""
     data: str | None = None
     """Ingested data set, path or URL. Default: <root>/data/<dataset>."""

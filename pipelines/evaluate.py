@@ -118,9 +118,9 @@ def shared_labels(url: str, data: str) -> Labels:
     return shared
 
 
-def draw_examples(url: str, data: str, split: Split, tasks: Tasks) -> Pictures:
+def draw_examples(url: str, data: str, split: Split, tasks: Tasks, mirror: bool = False) -> Pictures:
     """Draw predictions and ground truth for rows spread over a split, in a task."""
-    return ray.get(_task(draw_here, tasks).remote(url, data, split, tasks))
+    return ray.get(_task(draw_here, tasks).remote(url, data, split, tasks, mirror))
 
 
 def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
@@ -180,10 +180,10 @@ def _count_share(
     return counters.vector(), batches
 
 
-def draw_here(url: str, data: str, split: Split, tasks: Tasks) -> Pictures:
+def draw_here(url: str, data: str, split: Split, tasks: Tasks, mirror: bool = False) -> Pictures:
     """Draw them in this process, on the resources of one task."""
     model, loader = _open(url, data, tasks)
-    return examples(model, SplitReader(data, open_dataset(data), split), loader, EXAMPLES)
+    return examples(model, SplitReader(data, open_dataset(data), split), loader, EXAMPLES, mirror)
 
 
 def _open(url: str, data: str, tasks: Tasks) -> tuple[Model, BatchLoader]:

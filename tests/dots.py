@@ -1,5 +1,6 @@
 """Photos of two dots, and a network made by hand to find them: geometry that is wrong anywhere shows."""
 
+import dataclasses
 import io
 from typing import Any
 
@@ -111,7 +112,12 @@ def card(
     )
 
 
-def write_checkpoint(url: str, model: Model | None = None) -> str:
+def write_checkpoint(
+    url: str,
+    model: Model | None = None,
+    calibration: Calibration = Calibration(),  # noqa: B008
+) -> str:
     """The network, or one of its kind with other weights, as a checkpoint folder; its URL again."""
-    checkpoint.save(url, model or network(), card(MODEL, CONFIG, LABELS, SIZE))
+    described = dataclasses.replace(card(MODEL, CONFIG, LABELS, SIZE), calibration=calibration)
+    checkpoint.save(url, model or network(), described)
     return url

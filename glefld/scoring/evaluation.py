@@ -84,7 +84,13 @@ def predicted_points(model: Model, heatmaps: Tensor, batch: Batch) -> tuple[Tens
 
 
 def evaluation_json(
-    report: Report, *, dataset: str, split: str, checkpoint: str, baseline: Baselines | None
+    report: Report,
+    *,
+    dataset: str,
+    split: str,
+    checkpoint: str,
+    baseline: Baselines | None,
+    mirror: bool = False,
 ) -> dict[str, Any]:
     """Return the JSON value that ``jobs.evaluate`` writes; None where nothing was counted or without a baseline.
 
@@ -95,6 +101,7 @@ def evaluation_json(
         "split": split,
         "rows": report.rows,
         "checkpoint": checkpoint,
+        "mirror": mirror,
         "ne": {
             "average": report.ne,
             "by_landmark": report.ne_by_landmark,

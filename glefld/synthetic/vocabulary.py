@@ -45,7 +45,7 @@ NECKLINES = {
     "turtle": "roll neck",
     "hood": "hooded",
     "strapless": "strapless",
-    "straps": "strapless",
+    "straps": "thin straps",
 }
 _TREATMENTS = (
     "washed", "brushed", "faded", "coated", "pressed", "light", "heavy", "soft", "fine", "coarse", "stretch",
