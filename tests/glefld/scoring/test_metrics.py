@@ -327,7 +327,19 @@ def test_evaluation_json_keys():
     value = evaluation_json(report, dataset="fld", split="val", checkpoint="there", baseline=baseline)
     assert value == json.loads(json.dumps(value, allow_nan=False))
     assert list(value) == [
-        *("dataset", "split", "rows", "checkpoint", "ne", "counted", "ne_occluded", "pck", "auc", "epe"),
+        *(
+            "dataset",
+            "split",
+            "rows",
+            "checkpoint",
+            "mirror",
+            "ne",
+            "counted",
+            "ne_occluded",
+            "pck",
+            "auc",
+            "epe",
+        ),
         *(
             "left_right_confusion",
             "confidence",
