@@ -109,7 +109,8 @@ def _from_file(url: str) -> dict[str, Tensor]:
         raise UserError(f"{shown} is a folder: name the file in it") from error
     if (named := NAMED_HASH.search(name)) and not hashlib.sha256(data).hexdigest().startswith(named[1]):
         raise UserError(
-            f"{shown} is damaged: its SHA-256 does not begin with {named[1]}. Copy the file again"
+            f"{shown} is damaged: its SHA-256 does not begin with {named[1]}. Copy the file again; or, if that "
+            "is no hash, such as a date, rename the file so that its name does not end in it"
         )
     try:
         if name.endswith(".safetensors"):

@@ -288,6 +288,12 @@ def test_a_file_that_is_not_what_its_name_says_is_damaged(tmp_path: Path) -> Non
         weights.read(str(tmp_path / "resnet18-f37072fd.pth"), "resnet18")
 
 
+def test_a_date_taken_for_a_hash_is_told_with_what_to_do(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "vgg16-20261128.pth")
+    with pytest.raises(UserError, match=r"such as a date, rename the file"):
+        weights.read(str(tmp_path / "vgg16-20261128.pth"), "vgg16")
+
+
 def test_a_safetensors_file_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "net.safetensors").write_bytes(b"no checkpoint")
     with pytest.raises(UserError, match=r"net.safetensors is no checkpoint of a backbone: it cannot be read"):
