@@ -1,8 +1,9 @@
 """What a training run is, and what it starts or goes on with: weights, a classifier, or its last checkpoint."""
 
 import dataclasses
+import json
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from glefld import storage
 from glefld.errors import Mistake, UserError
 from glefld.models import build_model, checkpoint, weights
+from glefld.models.classifier import Label, ResNetClassifier, answers
 from glefld.models.precision import Named
 from glefld.models.system import Model
 from glefld.recipe import Recipe
@@ -119,17 +121,18 @@ def initial_model(job: Job, labels: Labels) -> Model:
         classifier, _ = checkpoint.load(job.classifier)
         model.load_classifier(classifier)
     if job.start_from is not None:
-        _copy_weights(job.start_from, model, job.model)
+        _copy_weights(job.start_from, model, job.model, job.config)
     return model
 
 
-def _copy_weights(url: str, model: Model, name: str) -> None:
-    """Give a model, of the system with this name, the weights of a checkpoint; UserError if they do not fit."""
+def _copy_weights(url: str, model: Model, name: str, config: dict[str, Any]) -> None:
+    """Give a model, of this system and options, the weights of a checkpoint; UserError if they do not fit."""
     other, card = checkpoint.load(url)
     known, wanted = card.labels.landmark_set, model.labels.landmark_set
     if known != wanted:
+        differ = "of other names or order than " if known.name == wanted.name else "not "
         raise UserError(
-            f"--start-from: {url} knows the landmarks {known.name}, not {wanted.name}, which this data set has"
+            f"--start-from: {url} knows the landmarks {known.name}, {differ}{wanted.name}, which this data set has"
         )
     theirs, ours = (
         {key: tuple(value.shape) for key, value in network.state_dict().items()} for network in (other, model)
@@ -139,5 +142,31 @@ def _copy_weights(url: str, model: Model, name: str) -> None:
             f"--start-from: {url} is {card.model} with {card.config}, which does not fit this {name}: "
             f"{len(differing)} tensors differ, such as {differing[0]}. Give the options that it was trained with"
         )
+    config = json.loads(json.dumps(config))  # as a card has it
+    # Tensors of equal shapes may mean something else: what another option or other classes have made of them.
+    options = [
+        f"--model.{key.replace('_', '-')} {card.config.get(key)!r}, not {config.get(key)!r}"
+        for key in sorted(card.config | config)
+        if card.config.get(key) != config.get(key)
+    ]
+    if card.model != name or options:
+        told = ", ".join(options) or f"the system {card.model}, not {name}"
+        raise UserError(f"--start-from: {url} was trained with {told}. Give what it was trained with")
+    learnt, asked = _learnt(other), _learnt(model)
+    if learnt != asked:
+        told = " and ".join(f"{len(names)} names of {label}" for label, names in learnt.items())
+        here = " and ".join(f"{len(names)} of {label}" for label, names in asked.items())
+        raise UserError(
+            f"--start-from: {url} was trained on {told or 'no classes'}, this model on {here or 'none'}, with other "
+            "names or in another order: train a new model"
+        )
     model.load_state_dict(other.state_dict())
     model.normalisation = other.normalisation
+
+
+def _learnt(model: Model) -> dict[Label, tuple[str, ...]]:
+    """Return the names of the classes or attributes that a classifier, or a model's guide, tells apart, by label."""
+    found: list[Label] = [cast(Label, model.guided_by.label)] if model.guided_by is not None else []
+    if isinstance(model, ResNetClassifier):
+        found.append(model.target)
+    return {label: answers(label, model.labels) for label in found}

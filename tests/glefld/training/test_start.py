@@ -117,6 +117,22 @@ def test_every_weight_starts_as_another_trainings(tmp_path: Path) -> None:
         initial_model(job, Labels(FASHION8))
 
 
+def test_a_start_of_equal_shapes_but_another_meaning_is_refused(tmp_path: Path) -> None:
+    """Another option that no tensor's shape tells, and the same number of other classes."""
+    url = str(tmp_path / "gle")
+    config = CONFIG | {"start": "random"}
+    checkpoint.save(url, build_model("gle", config, LABELS), card("gle", config, LABELS, 64))
+    job = Job("fld", "", "", "gle", CONFIG, RECIPE, start_from=url)
+    with pytest.raises(UserError, match=r"--model.start 'random', not 'identity'"):
+        initial_model(job, LABELS)
+    known, asked = (dataclasses.replace(LABELS, categories=names) for names in (("a", "b"), ("b", "a")))
+    url, config = str(tmp_path / "resnet"), {"backbone": "test_resnet", "label": "category"}
+    checkpoint.save(url, build_model("resnet", config, known), card("resnet", config, known, 64))
+    job = Job("fld", "", "", "resnet", config, RECIPE, start_from=url)
+    with pytest.raises(UserError, match=r"trained on 2 names of category, .* in another order"):
+        initial_model(job, asked)
+
+
 def test_the_backbone_learns_at_its_own_rate() -> None:
     """Each trained parameter is in one group, the backbone's in those of its rate; norms and biases do not decay."""
     recipe = dataclasses.replace(RECIPE, backbone_rate=0.1, weight_decay=0.01)
