@@ -67,9 +67,9 @@ class Options:
     """Weights that backbones start with, also those of the classifiers that guide SANL: each BACKBONE=FILE_OR_URL of a
     checkpoint of timm's or torchvision's. Default: ImageNet's, which are on board for the backbone of --preset best."""
     pretrained: bool = False
-    """Download the weights of the other backbones from timm's hub."""
+    """Download the weights of the backbones that have none on board from timm's hub."""
     random_weights: bool = False
-    """Start the other backbones from random weights."""
+    """Start the backbones that have none on board from random weights."""
     classifier: str | None = None
     """Classifier that guides SANL, for all seeds. Default: first train one per seed with the same recipe."""
     num_workers: int = 1

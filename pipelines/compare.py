@@ -11,6 +11,7 @@ from glefld import storage, tracking
 from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
 from glefld.models import checkpoint, weights
+from glefld.models.backbones import EMBEDDED
 from glefld.models.classifier import Label, ResNetConfig
 from glefld.models.precision import choose_precision
 from glefld.models.system import Guidance, Model
@@ -201,8 +202,9 @@ def make_job(
         weights=weights.choose(
             backbone,
             comparison.weights.get(backbone or ""),
-            comparison.pretrained,
-            comparison.random_weights,
+            # What is on board goes before: these two are for the backbones that have none there.
+            comparison.pretrained and backbone != EMBEDDED,
+            comparison.random_weights and backbone != EMBEDDED,
         ),
         classifier=guides.get((entry.name, seed)),
         rows=comparison.rows,

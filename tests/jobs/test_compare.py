@@ -18,11 +18,13 @@ import jobs.compare
 from glefld import storage
 from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
+from glefld.models import weights
 from glefld.recipe import Recipe
 from glefld.scoring.comparison import Result
 from glefld.scoring.cost import Cost
 from jobs.compare import Options, parse_entry, run, trainable_systems
 from pipelines import compare
+from pipelines.compare import Comparison, make_job
 from pipelines.lease import hold
 from pipelines.train import run as train
 from pipelines.train.workers import WorkerGroup
@@ -151,6 +153,16 @@ def test_a_lost_child_ends_its_run_and_the_parents(
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
     assert [r.info.status for r in client.search_runs([experiment.experiment_id])] == ["FAILED", "FAILED"]
+
+
+@pytest.mark.parametrize("asked", ["pretrained", "random_weights"])
+def test_weights_on_board_go_before_what_is_asked_for_the_others(asked: str) -> None:
+    entries = [parse_entry(text, Options("fld")) for text in ("fpn", "fpn:backbone=resnet18")]
+    comparison = Comparison(
+        "fld", "", "", "val", None, {}, asked == "pretrained", asked == "random_weights", 1, None
+    )
+    sources = [make_job(comparison, entry, 0, {}).weights for entry in entries]
+    assert sources == [weights.ON_BOARD, weights.HUB if asked == "pretrained" else None]
 
 
 def test_an_entry_sets_its_own_options_and_the_recipes() -> None:
