@@ -14,7 +14,7 @@ from rich.console import Console
 from glefld import storage, tracking
 from glefld.datasets import Dataset
 from glefld.errors import UserError, require_between
-from glefld.models import MODELS, weights
+from glefld.models import MODELS, checkpoint, weights
 from glefld.models.system import Preset, Task
 from glefld.recipe import Recipe
 from glefld.redaction import redacted
@@ -132,7 +132,7 @@ def run(options: Options[Any]) -> None:
     storage.require_writable(folder, "--output" if options.output else "--root", folder=True)
     with naming("--register" if options.alias is None else "--register, --alias"):
         registration = tracking.Registration(options.register, options.alias) if options.register else None
-    job = make_job(options, root, data, folder)
+    job = make_job(options, root, data, folder, begun=checkpoint.pointed(folder, "last") is not None)
     if started is None:
         check_model(options, job, manifest.labels)
 
@@ -189,6 +189,12 @@ def check(options: Options[Any]) -> None:
         "pretrained": options.pretrained,
         "random-weights": options.random_weights,
     }
+    if not hasattr(options.config, "backbone"):
+        for name in ("weights", "pretrained"):
+            if given[name]:
+                raise UserError(
+                    f"--{name}: {options.system} has no backbone that takes weights: leave it out"
+                )
     given |= {"classifier": options.classifier}
     if options.start_from and (other := [name for name, value in given.items() if value]):
         raise UserError(f"--start-from gives the model all its weights: leave --{other[0]} out")
@@ -196,8 +202,15 @@ def check(options: Options[Any]) -> None:
         raise UserError("--alias needs a registered model: add --register NAME")
 
 
-def make_job(options: Options[Any], root: str, data: str, folder: str) -> Job:
-    """Return what the workers get. Raises UserError for weights or a classifier that cannot be accessed."""
+def make_job(options: Options[Any], root: str, data: str, folder: str, begun: bool = False) -> Job:
+    """Return what the workers get. Raises UserError for weights or a classifier that cannot be accessed.
+
+    begun: the run has a checkpoint of its own, so that nobody needs what it started with.
+    """
+
+    def found(place: str | None, option: str) -> str | None:
+        return place if place is None or begun else resolve_checkpoint(place, option, root)
+
     return Job(
         dataset=options.dataset,
         data=data,
@@ -213,13 +226,9 @@ def make_job(options: Options[Any], root: str, data: str, folder: str) -> Job:
             options.pretrained,
             options.random_weights,
         ),
-        classifier=resolve_checkpoint(options.classifier, "--classifier", root)
-        if options.classifier
-        else None,
+        classifier=found(options.classifier, "--classifier"),
         rows=options.rows,
-        start_from=resolve_checkpoint(options.start_from, "--start-from", root)
-        if options.start_from
-        else None,
+        start_from=found(options.start_from, "--start-from"),
     )
 
 

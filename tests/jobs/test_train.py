@@ -379,6 +379,17 @@ def test_the_documentation_names_every_option_that_may_differ_on_resume() -> Non
     assert named == train.FREE_ON_RESUME - {"resume"}
 
 
+def test_a_run_with_checkpoints_does_not_ask_for_what_it_started_with(root: Path) -> None:
+    """What it started with may be gone since."""
+    chosen = options(root, "--model sanl --classifier /gone")
+    job = train.make_job(chosen, str(root), "", "", begun=True)
+    assert job.classifier == "/gone"
+    job = train.make_job(options(root, "--start-from /gone"), str(root), "", "", begun=True)
+    assert job.start_from == "/gone"
+    with pytest.raises(UserError, match="/gone is neither"):
+        train.make_job(chosen, str(root), "", "")
+
+
 WRONG = {
     "no weights": ("--model gle --preset paper", "no weights of vgg16 on board: give --weights FILE_OR_URL"),
     "two sources of weights": ("--pretrained --random-weights", "exclude one another"),
@@ -439,6 +450,11 @@ WRONG = {
     "a start that is none": ("--start-from /nowhere", "--start-from: /nowhere is neither"),
     "a start of another system": ("--start-from {root}/checkpoint", "which does not fit this fpn"),
     "a start and weights": ("--start-from {root}/checkpoint --pretrained", "leave --pretrained out"),
+    "a file for no backbone": (
+        "--model local --weights /net.pth",
+        "--weights: local has no backbone that takes",
+    ),
+    "weights of the hub for no backbone": ("--model local --pretrained", "takes weights: leave it out"),
     "a start without a name": ("--start-from=", "--start-from is empty: name a file"),
     "a classifier of landmarks": (
         "--model sanl --classifier {root}/checkpoint",
