@@ -161,11 +161,14 @@ class SANLResNetConfig(ResNetConfig):
     """Options of ``sanl-resnet``. UserError for fewer than 1 or more than 100 blocks."""
 
     backbone: ResNet = "resnet18"
-    """ResNet from timm."""
+    """ResNet from timm, whose layers the blocks are bound to. None of them has weights on board: --weights,
+    --pretrained or --random-weights says what it starts with."""
     block: Literal["none", "nonlocal", "sanl"] = "sanl"
     """none: the plain ResNet. nonlocal: with non-local blocks. sanl: blocks guided by --classifier's attention."""
     blocks: int = 1
     """Number of blocks after layer3."""
+    guide: str = "resnet18"
+    """Backbone of the classifier whose attention guides the blocks."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.blocks <= 100:
@@ -186,7 +189,7 @@ class SANLResNet(ResNetClassifier):
             assert isinstance(block, NonLocal)
             block.start_as_identity()
         self.guide = (
-            Guide("resnet18", config.label, labels, self.normalisation) if config.block == "sanl" else None
+            Guide(config.guide, config.label, labels, self.normalisation) if config.block == "sanl" else None
         )
 
     @property
@@ -218,7 +221,7 @@ def sanl_resnet_preset(name: Preset, dataset: str) -> tuple[SANLResNetConfig, Re
     """Return the preset's config and recipe. The recipes are this project's."""
     if name == "paper":
         return SANLResNetConfig("resnet50"), CLASSIFY
-    return SANLResNetConfig(), BEST
+    return SANLResNetConfig(guide=EMBEDDED), BEST
 
 
 CLASSIFY = Recipe(batch_size=64, epochs=20, learning_rate=1e-4, schedule="cosine", weight_decay=0.01)

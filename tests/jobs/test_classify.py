@@ -1,5 +1,6 @@
 """Classifiers as a user trains them: an image folder ingested, a ResNet, and SANL's block guided by it."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from mlflow import MlflowClient
 
 from glefld.data.dataset import open_dataset
+from glefld.models import build_model, weights
+from glefld.schema import NO_LANDMARKS, Labels
 from glefld.training import loop
 from glefld.training.start import Job
 from jobs import evaluate, infer, ingest, train
@@ -34,8 +37,16 @@ def root(ray_cluster: None, empty_store: Path, tmp_path_factory: pytest.TempPath
     photos = image_folder({split: rows // len(COLOURS) for split, rows in ROWS.items()})
     source = write_archive(root / "blots.zip", photos)
     ingest.run(ingest.Options("image-folder", str(source), root=str(root)))
-    chosen = options(root, f"{TINY} --epochs 3")
-    job = Job("image-folder", f"{root}/data/image-folder", f"{root}/runs/guide", "resnet", {}, chosen.recipe)
+    chosen = options(root, f"{TINY} --epochs 3 --model.backbone resnet18")
+    config = dataclasses.asdict(chosen.config)
+    job = Job(
+        "image-folder",
+        f"{root}/data/image-folder",
+        f"{root}/runs/guide",
+        "resnet",
+        dataclasses.asdict(chosen.config),
+        chosen.recipe,
+    )
     loop.train(job, torch.device("cpu"), lambda metrics, step: None, lambda epoch: None)
     return root
 
@@ -81,6 +92,21 @@ def test_a_block_guided_by_a_classifier(
     assert not any(name.startswith("val_ne") for name in run.data.metrics)
     artifacts = {f.path for f in client.list_artifacts(run.info.run_id, "val")}
     assert artifacts == {f"val/{name}" for name in ("table.txt", "predictions.png", "evaluation.json")}
+
+
+def test_the_documented_classifier_guides_the_documented_block() -> None:
+    """As docs/training.md has the commands: the guide's backbone and what the block expects are the same."""
+    text = Path("docs/training.md").read_text().replace("\\\n", " ")
+    lines = [
+        line for line in text.splitlines() if line.startswith("python -m jobs.train --dataset image-folder")
+    ]
+    guide, block = (train.parse(line.split()[3:]) for line in lines)
+    assert (guide.system, block.system) == ("resnet", "sanl-resnet")
+    labels = Labels(NO_LANDMARKS, categories=("a", "b"))
+    model = build_model("sanl-resnet", block.config, labels)
+    model.load_classifier(build_model("resnet", guide.config, labels))
+    assert train.make_job(guide, "", "", "").weights == weights.ON_BOARD
+    assert train.make_job(block, "/root", "", "", begun=True).weights == weights.HUB
 
 
 def test_evaluate_writes_the_accuracy(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

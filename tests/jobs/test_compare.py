@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+import tyro
 from mlflow import MlflowClient
 from ray.util.state import list_tasks
 
@@ -153,6 +154,19 @@ def test_a_lost_child_ends_its_run_and_the_parents(
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
     assert [r.info.status for r in client.search_runs([experiment.experiment_id])] == ["FAILED", "FAILED"]
+
+
+def test_the_documented_comparison_needs_no_weights_but_those_on_board() -> None:
+    (line,) = (
+        line
+        for line in Path("docs/training.md").read_text().splitlines()
+        if line.startswith("python -m jobs.compare --dataset fld")
+    )
+    options = tyro.cli(Options, args=line.split()[3:])
+    for text in options.models:
+        entry = parse_entry(text, options)
+        comparison = Comparison("fld", "", "", "val", None, {}, False, False, 1, None)
+        assert make_job(comparison, entry, 0, {}).weights == weights.ON_BOARD, text
 
 
 @pytest.mark.parametrize("asked", ["pretrained", "random_weights"])
