@@ -59,13 +59,19 @@ def choose(backbone: str | None, url: str | None, pretrained: bool, random_weigh
     )
 
 
-def describe(source: str | None) -> str:
-    """Return where the weights are from, in words for a model card; None: from nowhere."""
+def describe(source: str | None, backbone: str | None = None) -> str:
+    """Return where the weights of a backbone are from, in words for a model card; None: from nowhere."""
     if source is None:
         return "random"
     if source == ON_BOARD:
         return f"ImageNet-1k, package {PACKAGE} {version(PACKAGE)}, Apache-2.0"
-    return "timm's hub" if source == HUB else public_url(source)
+    if source != HUB:
+        return public_url(source)
+    import timm
+
+    found = timm.get_pretrained_cfg(backbone) if backbone is not None else None
+    told = (found.hf_hub_id or found.tag, found.license or "licence not stated") if found is not None else ()
+    return ", ".join(("timm's hub", *filter(None, told)))
 
 
 def _on_board(backbone: str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from glefld.data.loader import Batch, BatchLoader, InputPipeline
 from glefld.data.order import global_batch, steps_per_epoch
 from glefld.data.reader import SplitReader
 from glefld.errors import Mistake, UserError
-from glefld.models import checkpoint, weights
+from glefld.models import checkpoint
 from glefld.models.calibration import Calibration
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import Choice, Named, choose_precision
@@ -29,7 +29,7 @@ from glefld.scoring.evaluation import EVAL_BATCH, evaluate
 from glefld.scoring.metrics import Counters, Report
 from glefld.training.losses import total_loss
 from glefld.training.meter import Meter, learning_rate
-from glefld.training.start import Job, Position, last_or_initial
+from glefld.training.start import Job, Position, last_or_initial, origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +106,8 @@ class Training:
     """Precision of the forward pass."""
     rank: int
     world: int
+    origin: str
+    """Where the first weights were from, for the model card."""
 
     @classmethod
     def begin(
@@ -147,6 +149,7 @@ class Training:
             precision=precision,
             rank=rank,
             world=world,
+            origin=origin(job),
         )
         return training, position
 
@@ -256,7 +259,7 @@ class Training:
                 input_size=self.job.recipe.input_size,
                 normalisation=self.model.normalisation,
                 calibration=self.model.calibration,
-                weights=weights.describe(self.job.start_from or self.job.weights),
+                weights=self.origin,
                 dataset=self.job.dataset,
                 data_hash=self.manifest.content_hash,
                 recipe=dataclasses.asdict(self.job.recipe),

@@ -85,6 +85,24 @@ def last_or_initial(
     return model, optimizer, Position(**state["position"]), state.get("precision")
 
 
+def origin(job: Job) -> str:
+    """Return where the run's first weights were from, in words for its model cards.
+
+    A run that has a checkpoint keeps that one's words: what it started with may be gone.
+    """
+    last = checkpoint.pointed(job.run, "last")
+    if last is not None:
+        return _card(storage.join(job.run, last)).weights
+    if job.start_from is not None:
+        return f"{weights.describe(job.start_from)} ({_card(job.start_from).weights})"
+    return weights.describe(job.weights, job.config.get("backbone"))
+
+
+def _card(url: str) -> checkpoint.ModelCard:
+    name = storage.join(url, "model.json")
+    return checkpoint.ModelCard.parse(storage.read_bytes(name), name)
+
+
 def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
     """Return the trained parameters for an optimizer. ``rate`` multiplies a group's learning rate in each step."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -38,7 +38,6 @@ def root(ray_cluster: None, empty_store: Path, tmp_path_factory: pytest.TempPath
     source = write_archive(root / "blots.zip", photos)
     ingest.run(ingest.Options("image-folder", str(source), root=str(root)))
     chosen = options(root, f"{TINY} --epochs 3 --model.backbone resnet18")
-    config = dataclasses.asdict(chosen.config)
     job = Job(
         "image-folder",
         f"{root}/data/image-folder",
@@ -76,7 +75,8 @@ def test_a_block_guided_by_a_classifier(
     train.run(
         options(
             root,
-            f"{TINY} --epochs 2 --model sanl-resnet --classifier {root / 'runs' / 'guide'} --name guided",
+            f"{TINY} --epochs 2 --model sanl-resnet --model.guide resnet18 --name guided "
+            f"--classifier {root / 'runs' / 'guide'}",
         )
     )
     printed = capsys.readouterr().out

@@ -373,6 +373,9 @@ def test_a_backbone_without_weights_on_board_needs_a_word() -> None:
 
 def test_a_card_says_where_weights_are_from_but_no_secret() -> None:
     assert weights.describe(None) == "random"
+    told = weights.describe(weights.HUB, "resnet18")
+    assert "timm/resnet18.a1_in1k" in told
+    assert "apache-2.0" in told
     assert "Apache-2.0" in weights.describe(weights.ON_BOARD)
     assert (
         weights.describe("https://somebody:secret@host/net.pth?X-Amz-Signature=x") == "https://host/net.pth"

@@ -13,7 +13,7 @@ from glefld.errors import UserError
 from glefld.models import build_model, checkpoint
 from glefld.recipe import Recipe
 from glefld.schema import FASHION8, Labels
-from glefld.training.start import Job, initial_model, parameter_groups
+from glefld.training.start import Job, initial_model, origin, parameter_groups
 from tests import dots
 from tests.dots import LABELS, card, network
 
@@ -115,6 +115,18 @@ def test_every_weight_starts_as_another_trainings(tmp_path: Path) -> None:
         initial_model(dataclasses.replace(job, model="local", config={}), LABELS)
     with pytest.raises(UserError, match="knows the landmarks dots, not fashion8"):
         initial_model(job, Labels(FASHION8))
+
+
+def test_a_card_tells_the_weights_behind_the_start(tmp_path: Path) -> None:
+    """Also after a resume, when the start is gone."""
+    url, run = str(tmp_path / "start"), str(tmp_path / "run")
+    model, own = build_model("gle", CONFIG, LABELS), card("gle", CONFIG, LABELS, 64)
+    checkpoint.save(url, model, own)
+    job = Job("fld", "", run, "gle", CONFIG, RECIPE, start_from=url)
+    told = origin(job)
+    assert told == f"{url} ({own.weights})"
+    checkpoint.keep(run, model, dataclasses.replace(own, weights=told), {}, best=True)
+    assert origin(dataclasses.replace(job, start_from="/gone")) == told
 
 
 def test_a_start_of_equal_shapes_but_another_meaning_is_refused(tmp_path: Path) -> None:
