@@ -6,6 +6,7 @@ Letters in shapes: K landmarks, S the square input's size. Frames: stored pictur
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -20,6 +21,7 @@ from glefld.data.loader import InputPipeline, to_photo
 from glefld.data.photos import decode_special, is_plain_jpeg, open_photo, orient, orientation
 from glefld.data.picture import Picture
 from glefld.data.prefetch import ahead
+from glefld.data.truth import SEEN_CODES
 from glefld.errors import BadAnswer, BadBox, BadPhoto, UserError
 from glefld.models import MODELS, checkpoint
 from glefld.models.checkpoint import ModelCard
@@ -52,7 +54,8 @@ class Prediction(NamedTuple):
 
     box: tuple[float, ...]  # x1 y1 x2 y2, upright photo's pixels
     landmarks: np.ndarray  # [K, 2] float32, upright photo's pixels
-    score: np.ndarray  # [K] float32, peak height of each heatmap: about 1 if confident, about 0 if not
+    score: np.ndarray  # [K] float32, the probability that one that is visible is within 0.1 of the box
+    visibility: np.ndarray | None  # [K] int8, codes of schema.Visibility; None if the model does not tell
 
 
 def prepare(
@@ -133,21 +136,26 @@ class Predictor:
         batch_size: int = BATCH_SIZE,
         threads: int = 1,
         precision: Precision = PRECISION,
+        mirror: bool = False,
     ) -> None:
         """Load the checkpoint at ``url``; ``threads`` is the number of threads that decode.
 
+        mirror: average with the prediction for the mirror image, at twice the time.
         UserError if the checkpoint is incomplete or its model is a classifier.
         """
         model, self.card = checkpoint.load(url)
         require_landmarks(url, self.card)
         self.device = device
         self.batch_size = batch_size
+        self.mirror = mirror
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.dtype = choose_precision(
             precision, self.model, self.card.input_size, batch_size, training=False
         ).dtype
         device_id = (device.index or 0) if device.type == "cuda" else None
-        self.pipeline = InputPipeline(self.card.input_size, batch_size, device_id, threads)
+        self.pipeline = InputPipeline(
+            self.card.input_size, model.normalisation, batch_size, device_id, threads
+        )
 
     def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad | BadAnswer]:
         """Yield one prediction per crop, in order. A BadPhoto or BadBox in place of a crop is passed through.
@@ -168,15 +176,23 @@ class Predictor:
             # By default cuDNN's convolutions round fp32 to TF32.
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
         ):
-            heatmaps = self.model(images.contiguous(memory_format=torch.channels_last)).heatmaps
-        landmarks, score = self.model.codec.decode(heatmaps)
+            images = images.contiguous(memory_format=torch.channels_last)
+            output = self.model.both_ways(images) if self.mirror else self.model(images)
+        assert output.heatmaps is not None
+        landmarks, score = self.model.codec.decode(output.heatmaps)
+        score = self.model.calibration(score)
         affine = torch.from_numpy(np.stack([crop.to_photo for crop in crops]))
         points = to_photo(landmarks.cpu(), affine).float().numpy()
-        for crop, xy, height in zip(crops, points, score.cpu().numpy(), strict=True):
-            if lost := int((~np.isfinite(height)).sum()):
-                yield BadAnswer("not_finite", f"{lost} of {len(height)} heatmaps, so the model has diverged")
+        seen: Iterable[np.ndarray | None] = itertools.repeat(None, len(crops))
+        if output.visibility is not None:
+            seen = np.array(SEEN_CODES, np.int8)[output.visibility.float().argmax(dim=-1).cpu().numpy()]
+        for crop, xy, probability, codes in zip(crops, points, score.cpu().numpy(), seen, strict=True):
+            if lost := int((~np.isfinite(probability)).sum()):
+                yield BadAnswer(
+                    "not_finite", f"{lost} of {len(probability)} heatmaps, so the model has diverged"
+                )
             else:
-                yield Prediction(crop.box, xy, height)
+                yield Prediction(crop.box, xy, probability, codes)
 
     def _load(self, crops: Iterable[Crop | Bad]) -> Iterator[tuple[list[Crop | Bad], Tensor]]:
         """Yield batches, each with the images [b, 3, S, S] of its crops that could be decoded."""
@@ -220,7 +236,11 @@ def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
             # NaN for an unreadable photo: some Parquet readers cannot handle null fixed-size lists.
             field("box", pa.list_(pa.float32(), 4), "x1 y1 x2 y2, upright photo's pixels", nullable=False),
             field("landmarks", pa.list_(pa.float32()), "2K: x y, upright photo's pixels; null for an error"),
-            field("score", pa.list_(pa.float32()), "K: peak height of the heatmap, about 1 if confident"),
+            field(
+                "score",
+                pa.list_(pa.float32()),
+                "K: probability that it is within 0.1 of the box, as on the val split",
+            ),
             field("visibility", pa.list_(pa.int8()), "K; null if the model does not predict it"),
             field("status", pa.string(), "ok or error", nullable=False),
             field("error", pa.string(), "reason: detail"),

@@ -32,6 +32,8 @@ class Recipe:
     """Global batch size, divided among the workers."""
     learning_rate: float = 1e-4
     """Adam's peak learning rate."""
+    backbone_rate: float = 1.0
+    """What the learning rate is multiplied by for the backbone's weights, which have been trained before."""
     schedule: Literal["step", "cosine"] = "step"
     """step: multiply the rate by step_factor every step_epochs. cosine: linear warm-up, then cosine decay to zero."""
     step_epochs: int = 5
@@ -41,7 +43,7 @@ class Recipe:
     warmup_epochs: float = 1.0
     """Cosine schedule: epochs of linear warm-up."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW); 0 is plain Adam."""
+    """Decoupled weight decay (AdamW) of all but biases and norms; 0 is plain Adam."""
     precision: Precision = "auto"
     """Precision of the forward pass. auto: a second or two of the model's own steps decide between bf16 and fp32."""
     seed: int = 0
@@ -64,6 +66,7 @@ class Recipe:
         for name in ("epochs", "batch_size", "step_epochs", "log_steps", "streams", "window_rows"):
             require_between(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         for name in (
+            "backbone_rate",
             "warmup_epochs",
             "weight_decay",
             "step_factor",
@@ -81,14 +84,16 @@ class Recipe:
         return cls(**{**value, "augmentation": Augmentation(**value["augmentation"])})
 
 
-#: The small preset, for two CPU cores and random initial weights. Tuned with GLE on the val split of DeepFashion's
-#: fine-grained lists.
-SMALL = Recipe(
-    input_size=112,
-    epochs=20,
+#: The preset ``best``: half an hour on two CPU cores, from ImageNet weights. Tuned with
+#: ``fpn`` on the val split of DeepFashion's fine-grained lists (docs/experiments.md).
+BEST = Recipe(
+    input_size=128,
+    epochs=9,
     batch_size=16,
-    learning_rate=1e-3,
+    learning_rate=2e-3,
+    backbone_rate=0.5,
     schedule="cosine",
+    warmup_epochs=0.3,
     weight_decay=0.01,
     augmentation=Augmentation(rotate=10, scale=0.1, shift=0.05, colour=0.1),
 )

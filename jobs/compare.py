@@ -13,7 +13,7 @@ from glefld.datasets import Dataset
 from glefld.errors import UserError, require_between
 from glefld.models import MODELS, build_model
 from glefld.models.system import Preset
-from glefld.recipe import SMALL, Recipe
+from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels, Split
 from glefld.scoring.comparison import Result, chart, rows, table
 from glefld.scoring.tables import as_text
@@ -43,14 +43,14 @@ class Options:
 
     dataset: Dataset
     """Data set to train and score on."""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = SMALL
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = BEST
     models: tuple[str, ...] = ()
     """Systems to compare, each NAME or NAME:OPTION=VALUE,... with options of its config or of the recipe, such as
     gle:modules=0 or sanl:attention=none,landmarks=annotated. Default: all that the data set's labels allow, with DAFE
     in both of its forms."""
     backbone: str | None = None
     """Backbone of all systems that have one, such as resnet18. Default: each system's own, from the preset."""
-    preset: Preset = "small"
+    preset: Preset = "best"
     """Preset of the systems' configs. It does not change the recipe, which the options below set."""
     seeds: int = 1
     """Number of seeds, counting up from --seed. Differences between systems are judged from 3 seeds on."""
@@ -64,10 +64,12 @@ class Options:
     rows: int | None = None
     """Train on the first N rows only."""
     weights: tuple[str, ...] = ()
-    """ImageNet weights, each BACKBONE=FILE_OR_URL of a torchvision checkpoint. Those of resnet18 also initialise the
-    classifiers that guide SANL."""
+    """Weights that backbones start with, also those of the classifiers that guide SANL: each BACKBONE=FILE_OR_URL of a
+    checkpoint of timm's or torchvision's. Default: ImageNet's, which are on board for the backbone of --preset best."""
+    pretrained: bool = False
+    """Download the weights of the backbones that have none on board from timm's hub."""
     random_weights: bool = False
-    """Allow --preset paper to start backbones without --weights from random weights."""
+    """Start the backbones that have none on board from random weights."""
     classifier: str | None = None
     """Classifier that guides SANL, for all seeds. Default: first train one per seed with the same recipe."""
     num_workers: int = 1
@@ -113,7 +115,9 @@ def run(options: Options) -> None:
         folder=folder,
         split=options.split,
         rows=options.rows,
-        weights=parse_weights(options, entries),
+        weights=parse_weights(options),
+        pretrained=options.pretrained,
+        random_weights=options.random_weights,
         parallel=options.parallel,
         experiment=options.experiment,
     )
@@ -187,27 +191,16 @@ def trainable_systems(options: Options, labels: Labels) -> list[str]:
     return found
 
 
-def parse_weights(options: Options, entries: list[ComparedSystem]) -> dict[str, str]:
-    """Parse --weights to absolute paths or URLs by backbone.
-
-    Raises UserError for a malformed item, for a backbone that no system has, and for missing weights with
-    ``--preset paper``.
-    """
+def parse_weights(options: Options) -> dict[str, str]:
+    """Parse --weights to absolute paths or URLs by backbone. Raises UserError for a malformed item."""
+    if options.pretrained and options.random_weights:
+        raise UserError("--pretrained and --random-weights exclude one another: give one of them")
     weights = {}
-    backbones = {entry.config.backbone: entry.name for entry in entries if hasattr(entry.config, "backbone")}
     for text in options.weights:
         backbone, equals, place = text.partition("=")
         if not equals or not place:
             raise UserError(f"--weights {text}: must be BACKBONE=FILE_OR_URL, such as vgg16=vgg16.pth")
-        if backbone not in {*backbones, "resnet18"}:
-            raise UserError(f"--weights {text}: no system of the comparison has the backbone {backbone!r}")
         weights[backbone] = resolve_url(place, "--weights")
-    missing = [backbone for backbone in backbones if backbone not in weights]
-    if options.preset == "paper" and missing and not options.random_weights:
-        raise UserError(
-            f"--preset paper starts from ImageNet weights: give --weights {missing[0]}=FILE_OR_URL "
-            f"(for {backbones[missing[0]]}), or --random-weights to start without them"
-        )
     return weights
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from glefld import storage, tracking
 from glefld.datasets import Dataset
 from glefld.errors import UserError, require_between
-from glefld.models import MODELS
+from glefld.models import MODELS, checkpoint, weights
 from glefld.models.system import Preset, Task
 from glefld.recipe import Recipe
 from glefld.redaction import redacted
@@ -72,12 +72,12 @@ class Options(Generic[Config]):
     """Data set to train on."""
     config: Annotated[Config, tyro.conf.arg(name="model")]
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    system: Annotated[str, tyro.conf.arg(name="model", help=f"System to train: {', '.join(MODELS)}.")] = "gle"
+    system: Annotated[str, tyro.conf.arg(name="model", help=f"System to train: {', '.join(MODELS)}.")] = "fpn"
     task: Task = "landmarks"
     """landmarks, or classify: the classifiers resnet and sanl-resnet, for their own use or to guide SANL."""
-    preset: Preset = "small"
-    """paper: the paper's network, and its or its released code's recipe, at 224 pixels. small: a narrow network at 112
-    pixels, for two CPU cores."""
+    preset: Preset = "best"
+    """best: this project's, for half an hour on two CPU cores, from ImageNet weights that are on board. paper: the
+    paper's network, and its or its released code's recipe, at 224 pixels."""
     data: str | None = None
     """Ingested data set, path or URL. Default: <root>/data/<dataset>."""
     output: str | None = None
@@ -98,11 +98,17 @@ class Options(Generic[Config]):
     resume: bool = False
     """Resume a run that was stopped. Its options must be the same as at its start."""
     weights: str | None = None
-    """ImageNet weights of the backbone: a torchvision checkpoint, path or URL. They are never downloaded for you."""
+    """Weights that the backbone starts with: a checkpoint of timm's or torchvision's, path or URL. Default: ImageNet's,
+    which are on board for the backbone of --preset best."""
+    pretrained: bool = False
+    """Download the backbone's weights from timm's hub."""
     random_weights: bool = False
-    """Allow random weights in place of --weights with --preset paper, and of --classifier with SANL."""
+    """Start from random weights, without --weights and, with SANL, without --classifier."""
     classifier: str | None = None
     """Classifier whose attention guides SANL: checkpoint or run of --task classify, path, URL or MLflow model."""
+    start_from: str | None = None
+    """Checkpoint or run whose weights training starts with, all of them: of the same system and landmarks, path, URL or
+    MLflow model. For instance one that was trained on rendered photos."""
     rows: int | None = None
     """Train on the first N rows only."""
     experiment: str | None = None
@@ -126,7 +132,7 @@ def run(options: Options[Any]) -> None:
     storage.require_writable(folder, "--output" if options.output else "--root", folder=True)
     with naming("--register" if options.alias is None else "--register, --alias"):
         registration = tracking.Registration(options.register, options.alias) if options.register else None
-    job = make_job(options, root, data, folder)
+    job = make_job(options, root, data, folder, begun=checkpoint.pointed(folder, "last") is not None)
     if started is None:
         check_model(options, job, manifest.labels)
 
@@ -167,26 +173,44 @@ def check(options: Options[Any]) -> None:
     require_between("--resize-seconds", options.resize_seconds, 0)
     require_between("--max-failures", options.max_failures, 0)
     require_name(options.name)
-    for field in ("weights", "classifier"):
+    for field in ("weights", "classifier", "start_from"):
         if getattr(options, field) == "":
-            raise UserError(f"--{field} is empty: name a file, or leave it out")
+            raise UserError(f"--{field.replace('_', '-')} is empty: name a file, or leave it out")
     for field in ("cpus_per_worker", "rows"):
         if (value := getattr(options, field)) is not None:
             require_between(f"--{field.replace('_', '-')}", value, 1)
     if MODELS[options.system].task != options.task:
         names = ", ".join(name for name, system in MODELS.items() if system.task == options.task)
         raise UserError(f"--task {options.task} does not fit --model {options.system}: choose one of {names}")
-    if options.preset == "paper" and options.weights is None and not options.random_weights:
-        raise UserError(
-            "--preset paper starts from ImageNet weights: give --weights FILE_OR_URL (a torchvision checkpoint of the "
-            "backbone), or --random-weights to start without them"
-        )
+    if sum((options.weights is not None, options.pretrained, options.random_weights)) > 1:
+        raise UserError("--weights, --pretrained and --random-weights exclude one another: give one of them")
+    given = {
+        "weights": options.weights,
+        "pretrained": options.pretrained,
+        "random-weights": options.random_weights,
+    }
+    if not hasattr(options.config, "backbone"):
+        for name in ("weights", "pretrained"):
+            if given[name]:
+                raise UserError(
+                    f"--{name}: {options.system} has no backbone that takes weights: leave it out"
+                )
+    given |= {"classifier": options.classifier}
+    if options.start_from and (other := [name for name, value in given.items() if value]):
+        raise UserError(f"--start-from gives the model all its weights: leave --{other[0]} out")
     if options.alias and not options.register:
         raise UserError("--alias needs a registered model: add --register NAME")
 
 
-def make_job(options: Options[Any], root: str, data: str, folder: str) -> Job:
-    """Return what the workers get. Raises UserError for weights or a classifier that cannot be accessed."""
+def make_job(options: Options[Any], root: str, data: str, folder: str, begun: bool = False) -> Job:
+    """Return what the workers get. Raises UserError for weights or a classifier that cannot be accessed.
+
+    begun: the run has a checkpoint of its own, so that nobody needs what it started with.
+    """
+
+    def found(place: str | None, option: str) -> str | None:
+        return place if place is None or begun else resolve_checkpoint(place, option, root)
+
     return Job(
         dataset=options.dataset,
         data=data,
@@ -194,21 +218,29 @@ def make_job(options: Options[Any], root: str, data: str, folder: str) -> Job:
         model=options.system,
         config=dataclasses.asdict(options.config),
         recipe=options.recipe,
-        weights=resolve_url(options.weights, "--weights") if options.weights else None,
-        classifier=resolve_checkpoint(options.classifier, "--classifier", root)
-        if options.classifier
-        else None,
+        weights=None
+        if options.start_from
+        else weights.choose(
+            getattr(options.config, "backbone", None),
+            resolve_url(options.weights, "--weights") if options.weights else None,
+            options.pretrained,
+            options.random_weights,
+        ),
+        classifier=found(options.classifier, "--classifier"),
         rows=options.rows,
+        start_from=found(options.start_from, "--start-from"),
     )
 
 
 def check_model(options: Options[Any], job: Job, labels: Labels) -> None:
     """Build the model as the workers will. Raises UserError if it, its weights or its classifier does not fit."""
     model = initial_model(job, labels)
-    if model.guided_by is not None and job.classifier is None and not options.random_weights:
+    alone = job.classifier is None and job.start_from is None
+    if model.guided_by is not None and alone and not options.random_weights:
         raise UserError(
             f"{options.system} is guided by a classifier: give --classifier RUN (train one with python -m jobs.train "
-            f"--task classify --dataset {options.dataset}), or --random-weights to train without one"
+            f"--task classify --dataset {options.dataset} --model.backbone {model.guided_by.backbone}), or "
+            "--random-weights to train without one"
         )
 
 
@@ -320,9 +352,9 @@ def parse(argv: list[str]) -> Options[Any]:
     first.add_argument("--dataset", default="fld")
     first.add_argument("--task", choices=get_args(Task), default="landmarks")
     first.add_argument("--model", choices=MODELS)
-    first.add_argument("--preset", choices=("paper", "small"), default="small")
+    first.add_argument("--preset", choices=get_args(Preset), default="best")
     named, _ = first.parse_known_args(argv)
-    name = named.model or ("gle" if named.task == "landmarks" else "resnet")
+    name = named.model or ("fpn" if named.task == "landmarks" else "resnet")
     config, recipe = MODELS[name].preset(named.preset, named.dataset)
     default = Options(
         dataset=tyro.MISSING, config=config, recipe=recipe, system=name, task=named.task, preset=named.preset

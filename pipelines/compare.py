@@ -10,10 +10,11 @@ import torch
 from glefld import storage, tracking
 from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
-from glefld.models import checkpoint
+from glefld.models import checkpoint, weights
+from glefld.models.backbones import EMBEDDED
 from glefld.models.classifier import Label, ResNetConfig
 from glefld.models.precision import choose_precision
-from glefld.models.system import Model
+from glefld.models.system import Guidance, Model
 from glefld.recipe import Recipe
 from glefld.schema import Split
 from glefld.scoring import cost
@@ -48,7 +49,11 @@ class Comparison:
     split: Split
     rows: int | None
     weights: Mapping[str, str]
-    """URLs of ImageNet weights, by backbone."""
+    """URLs of weights, by backbone."""
+    pretrained: bool
+    """Take those of other backbones from timm's hub."""
+    random_weights: bool
+    """Start other backbones from random weights."""
     parallel: int
     experiment: str | None
 
@@ -110,7 +115,7 @@ def compare(
 
 def find_guides(
     comparison: Comparison,
-    guided_by: dict[str, str],
+    guided_by: dict[str, Guidance],
     seeds: Sequence[int],
     given: str | None,
     recipe: Recipe,
@@ -121,33 +126,36 @@ def find_guides(
 ) -> dict[tuple[str, int], str]:
     """Return the guiding classifiers' URLs by entry name and seed: the given one, or trained with the same recipe.
 
-    guided_by: by entry name, the labels that its guide classifies, as ``check`` returns them.
+    guided_by: by entry name, the classifier that it needs, as ``check`` returns them.
     """
     if given is not None:
         return {(name, seed): given for name in guided_by for seed in seeds}
-    labels = dict.fromkeys(guided_by.values())
+    needed = dict.fromkeys(guided_by.values())
     trained = guides_to_train(guided_by, recipe)
     results = iter(compare(comparison, trained, seeds, parent, lease, {}, workers, done))
-    checkpoints = {(label, seed): next(results).checkpoint for label in labels for seed in seeds}
-    return {(name, seed): checkpoints[label, seed] for name, label in guided_by.items() for seed in seeds}
+    checkpoints = {(guide, seed): next(results).checkpoint for guide in needed for seed in seeds}
+    return {(name, seed): checkpoints[guide, seed] for name, guide in guided_by.items() for seed in seeds}
 
 
-def guides_to_train(guided_by: Mapping[str, str], recipe: Recipe) -> list[ComparedSystem]:
-    """Return the classifiers that guide the entries, one for each label."""
+def guides_to_train(guided_by: Mapping[str, Guidance], recipe: Recipe) -> list[ComparedSystem]:
+    """Return the classifiers that guide the entries, each once."""
     return [
         ComparedSystem(
-            f"classifier:label={label}", "resnet", ResNetConfig("resnet18", cast(Label, label)), recipe
+            f"classifier:backbone={backbone},label={label}",
+            "resnet",
+            ResNetConfig(backbone, cast(Label, label)),
+            recipe,
         )
-        for label in dict.fromkeys(guided_by.values())
+        for backbone, label in dict.fromkeys(guided_by.values())
     ]
 
 
 def check(
     comparison: Comparison, entries: Sequence[ComparedSystem], given: str | None, recipe: Recipe
-) -> dict[str, str]:
-    """Build each entry's model and its guide, and return the guides' labels by name of the entries that need one.
+) -> dict[str, Guidance]:
+    """Build each entry's model and its guide, and return the guides by name of the entries that need one.
 
-    given: the classifier that guides all of them; None to train one for each label with ``recipe``.
+    given: the classifier that guides all of them; None to train each that is needed with ``recipe``.
     Raises UserError for an entry or a guide that cannot be trained or used, before hours are spent on the others, and
     for weights or a classifier that nothing uses.
     """
@@ -160,7 +168,7 @@ def check(
             raise UserError(f"{entry.name}: {error}") from error
 
     built = {entry.name: build(entry, {}).guided_by for entry in entries}
-    guided_by = {name: label for name, label in built.items() if label is not None}
+    guided_by = {name: guide for name, guide in built.items() if guide is not None}
     if given is not None and not guided_by:
         raise UserError("--classifier: no system of the comparison is guided by a classifier: leave it out")
     trained = [] if given is not None else guides_to_train(guided_by, recipe)
@@ -183,6 +191,7 @@ def make_job(
     comparison: Comparison, entry: ComparedSystem, seed: int, guides: Mapping[tuple[str, int], str]
 ) -> Job:
     """Return the training job of one entry and seed, in its own folder inside the comparison's."""
+    backbone = getattr(entry.config, "backbone", None)
     return Job(
         dataset=comparison.dataset,
         data=comparison.data,
@@ -190,7 +199,13 @@ def make_job(
         model=entry.system,
         config=dataclasses.asdict(entry.config),
         recipe=dataclasses.replace(entry.recipe, seed=seed),
-        weights=comparison.weights.get(getattr(entry.config, "backbone", "")),
+        weights=weights.choose(
+            backbone,
+            comparison.weights.get(backbone or ""),
+            # What is on board goes before: these two are for the backbones that have none there.
+            comparison.pretrained and backbone != EMBEDDED,
+            comparison.random_weights and backbone != EMBEDDED,
+        ),
         classifier=guides.get((entry.name, seed)),
         rows=comparison.rows,
     )

@@ -24,6 +24,7 @@ from glefld.models.system import Model
 from glefld.schema import ClassLabel, Labels, Split
 from glefld.scoring import draw, oks
 from glefld.scoring.baselines import Baselines, fit_and_score
+from glefld.scoring.bootstrap import REPLICATES
 from glefld.scoring.evaluation import EVAL_BATCH, evaluate
 from glefld.scoring.examples import examples
 from glefld.scoring.metrics import Counters, Report
@@ -56,9 +57,10 @@ class Tasks:
     gpu: bool = False
 
 
-def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Report:
+def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks, mirror: bool = False) -> Report:
     """Score a checkpoint on a split in fp32. The scores do not depend on the number of tasks.
 
+    mirror: average each prediction with that for the mirror image.
     Scored are the labels that the checkpoint and the data set share (``shared_labels``). They include AP over OKS if
     the landmark set defines it. Raises UserError if they share none.
     """
@@ -66,10 +68,10 @@ def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks) -> Repo
     model, _ = checkpoint.load(url)
     labels = shared_labels(url, data)
     task = _task(_count_share, tasks)
-    counters = Counters(labels, model.label)
-    shares = ray.get([task.remote(url, data, split, rank, tasks) for rank in range(tasks.number)])
+    counters = Counters(labels, model.label, REPLICATES)
+    shares = ray.get([task.remote(url, data, split, rank, tasks, mirror) for rank in range(tasks.number)])
     for vector, _ in shares:
-        share = Counters(labels, model.label)
+        share = Counters(labels, model.label, REPLICATES)
         share.load_vector(vector)
         counters += share
     report = counters.report()
@@ -116,9 +118,9 @@ def shared_labels(url: str, data: str) -> Labels:
     return shared
 
 
-def draw_examples(url: str, data: str, split: Split, tasks: Tasks) -> Pictures:
+def draw_examples(url: str, data: str, split: Split, tasks: Tasks, mirror: bool = False) -> Pictures:
     """Draw predictions and ground truth for rows spread over a split, in a task."""
-    return ray.get(_task(draw_here, tasks).remote(url, data, split, tasks))
+    return ray.get(_task(draw_here, tasks).remote(url, data, split, tasks, mirror))
 
 
 def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
@@ -131,13 +133,15 @@ def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
 def log_scores(
     log: "RunLog", scores: dict[str, Any], report: Report, baseline: Baselines, data: str, pictures: Pictures
 ) -> None:
-    """Log an evaluation to a run: the JSON from ``evaluation_json``, a table, the NE chart and example pictures."""
+    """Log an evaluation to a run: the JSON from ``evaluation_json``, a table, charts and example pictures."""
     split = scores["split"]
     title = open_dataset(data).title
     log.log_dict(scores, f"{split}/evaluation.json")
     log.log_text(as_text(score_tables(title, report, baseline)), f"{split}/table.txt")
     if report.ne is not None:
         log.log_figure(draw.ne_chart(title, report, baseline), f"{split}/ne_by_landmark.png")
+    if report.confidence is not None:
+        log.log_figure(draw.confidence_chart(title, report.confidence), f"{split}/confidence.png")
     sheet = draw.contact_sheet(
         pictures,
         columns=6,
@@ -158,33 +162,36 @@ def _task(function: Callable[..., Any], tasks: Tasks) -> Any:
 
 
 def _count_share(
-    url: str, data: str, split: Split, rank: int, tasks: Tasks
+    url: str, data: str, split: Split, rank: int, tasks: Tasks, mirror: bool
 ) -> tuple[Tensor, list[oks.Found]]:
     """Evaluate one rank's share: its counters and, if OKS applies, the predictions of each of its batches."""
     model, loader = _open(url, data, tasks)
     rows = SplitReader(data, open_dataset(data), split)
     batches: list[oks.Found] = []
 
-    def keep(batch: Batch, points: Tensor, heights: Tensor) -> None:
+    def keep(batch: Batch, points: Tensor, scores: Tensor) -> None:
         if oks.applies(model.labels.landmark_set):
             own = oks.own_slots(batch.truth.garment_type.numpy())
-            score = np.nanmean(oks.take_own(heights.double().numpy(), own), axis=1)
+            score = np.nanmean(oks.take_own(scores.double().numpy(), own), axis=1)
             batches.append(oks.Found(oks.take_own(points.numpy(), own), score))
 
     labels = shared_labels(url, data)
-    return evaluate(model, rows, loader, rank, tasks.number, labels, keep).vector(), batches
+    counters = evaluate(model, rows, loader, rank, tasks.number, labels, mirror, REPLICATES, keep)
+    return counters.vector(), batches
 
 
-def draw_here(url: str, data: str, split: Split, tasks: Tasks) -> Pictures:
+def draw_here(url: str, data: str, split: Split, tasks: Tasks, mirror: bool = False) -> Pictures:
     """Draw them in this process, on the resources of one task."""
     model, loader = _open(url, data, tasks)
-    return examples(model, SplitReader(data, open_dataset(data), split), loader, EXAMPLES)
+    return examples(model, SplitReader(data, open_dataset(data), split), loader, EXAMPLES, mirror)
 
 
 def _open(url: str, data: str, tasks: Tasks) -> tuple[Model, BatchLoader]:
     """Load a checkpoint's model onto the task's device, and make the data set's loader for it."""
     torch.set_num_threads(tasks.cpus)
     model, card = checkpoint.load(url)
-    pipeline = InputPipeline(card.input_size, EVAL_BATCH, 0 if tasks.gpu else None, threads=tasks.cpus)
+    pipeline = InputPipeline(
+        card.input_size, model.normalisation, EVAL_BATCH, 0 if tasks.gpu else None, tasks.cpus
+    )
     model = model.to("cuda:0" if tasks.gpu else "cpu").to(memory_format=torch.channels_last)
     return model, BatchLoader(open_dataset(data).labels, pipeline)

@@ -1,5 +1,6 @@
 """Photos of two dots, and a network made by hand to find them: geometry that is wrong anywhere shows."""
 
+import dataclasses
 import io
 from typing import Any
 
@@ -8,8 +9,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from glefld.data.picture import MEAN, STD
+from glefld.data.picture import IMAGENET, Normalisation
 from glefld.models import build_model, checkpoint
+from glefld.models.calibration import Calibration
 from glefld.models.checkpoint import ModelCard
 from glefld.models.system import Model
 from glefld.schema import GarmentType, Labels, LandmarkSet
@@ -18,12 +20,15 @@ DOTS = LandmarkSet("dots", ("left_dot", "right_dot"), (1, 0), (GarmentType(1, "d
 LABELS = Labels(DOTS)
 COLOURS = ((255, 40, 40), (40, 40, 255))
 SIZE = 64
-CELLS = SIZE // 8  # the network pools to this many cells a side and answers with a cell's centre
-CONFIG: dict[str, Any] = {"backbone": "vgg-small", "modules": 0, "width": 8}
+CELLS = SIZE // 8  # a side has this many cells, and a dot fills the middle of its own
+MODEL = "local"
+CONFIG: dict[str, Any] = {"width": 8}
+#: The rows and columns of the blurs, at the dilations 2 and 4: together a hill of 13 pixels, highest in the middle.
+BLUR = torch.tensor([0.25, 0.5, 0.25])
 
 
 def random_points(rng: np.random.Generator, box: tuple[float, float, float, float]) -> np.ndarray:
-    """Two points [2, 2] in the box (x1 y1 x2 y2), each the centre of another of the network's cells."""
+    """Two points [2, 2] in the box (x1 y1 x2 y2), each the centre of another cell."""
     cells = rng.choice(CELLS * CELLS, 2, replace=False)
     place = np.stack([cells % CELLS, cells // CELLS], axis=1)
     return (place + 0.5) / CELLS * (box[2] - box[0], box[3] - box[1]) + box[:2]
@@ -50,25 +55,29 @@ def encoded(image: Image.Image, format_: str, **options: object) -> bytes:
 
 
 def network() -> Model:
-    """GLE without modules whose first two channels carry redness and blueness from the input to the maps."""
-    model = build_model("gle", CONFIG, LABELS).eval()
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
-    linear = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    """``local`` whose first two channels carry redness and blueness; blurs put each map's peak at its dot's middle."""
+    model = build_model(MODEL, CONFIG, LABELS).eval()
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    first_norm = next(layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
     with torch.no_grad():
-        for layer in layers:
+        for layer in convolutions:
             layer.weight.zero_()
-            layer.bias.zero_()
+            blurs = layer.dilation[0] in (2, 4)
             for i in range(2):
-                if isinstance(layer, nn.ConvTranspose2d):
-                    layer.weight[i, i] = torch.outer(linear, linear)
+                if blurs:
+                    layer.weight[i, i] = torch.outer(BLUR, BLUR)
                 else:
                     middle = layer.kernel_size[0] // 2
                     layer.weight[i, i, middle, middle] = 1
-        first = layers[0]
-        first.weight.zero_()
         for i, (plus, minus) in enumerate(((0, 2), (2, 0))):
-            first.weight[i, plus, 1, 1], first.weight[i, minus, 1, 1] = STD[plus] / 255, -STD[minus] / 255
-            first.bias[i] = (MEAN[plus] - MEAN[minus]) / 255
+            weight = torch.zeros(3)
+            weight[plus], weight[minus] = IMAGENET.std[plus] / 255, -IMAGENET.std[minus] / 255
+            convolutions[0].weight[i, :, 1, 1] = weight
+            first_norm.bias[i] = (IMAGENET.mean[plus] - IMAGENET.mean[minus]) / 255
+        last = convolutions[-1]
+        assert last.bias is not None
+        last.weight.mul_(6)  # a dot is a seventh of its blurs: so a score is almost 1
+        last.bias.zero_()
     return model
 
 
@@ -82,13 +91,18 @@ def overflowing() -> Model:
     return model
 
 
-def card(name: str, config: dict[str, Any], labels: Labels, size: int) -> ModelCard:
+def card(
+    name: str, config: dict[str, Any], labels: Labels, size: int, normalisation: Normalisation = IMAGENET
+) -> ModelCard:
     """What a checkpoint says of a model that no job trained."""
     return ModelCard(
         model=name,
         config=config,
         labels=labels,
         input_size=size,
+        normalisation=normalisation,
+        calibration=Calibration(),
+        weights="random",
         dataset=labels.landmark_set.name,
         data_hash="",
         recipe={},
@@ -98,7 +112,12 @@ def card(name: str, config: dict[str, Any], labels: Labels, size: int) -> ModelC
     )
 
 
-def write_checkpoint(url: str, model: Model | None = None) -> str:
+def write_checkpoint(
+    url: str,
+    model: Model | None = None,
+    calibration: Calibration = Calibration(),  # noqa: B008
+) -> str:
     """The network, or one of its kind with other weights, as a checkpoint folder; its URL again."""
-    checkpoint.save(url, model or network(), card("gle", CONFIG, LABELS, SIZE))
+    described = dataclasses.replace(card(MODEL, CONFIG, LABELS, SIZE), calibration=calibration)
+    checkpoint.save(url, model or network(), described)
     return url

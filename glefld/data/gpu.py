@@ -19,7 +19,7 @@ from torch import Tensor
 from glefld.data.augmentation import compose
 from glefld.data.host import Loaded, decode
 from glefld.data.photos import is_decodable_jpeg
-from glefld.data.picture import FILL, MEAN, STD, Picture
+from glefld.data.picture import Normalisation, Picture
 from glefld.errors import BadPhoto
 
 Item = TypeVar("Item")
@@ -46,8 +46,11 @@ class DaliEngine:
     Without a device the same graph runs on the CPU, slower than ``HostEngine``: to compare the two.
     """
 
-    def __init__(self, size: int, batch_size: int, device_id: int | None, threads: int) -> None:
+    def __init__(
+        self, size: int, normalisation: Normalisation, batch_size: int, device_id: int | None, threads: int
+    ) -> None:
         self.size = size
+        self._normalisation = normalisation
         self._device_id = device_id
         self._settings = {"batch_size": batch_size, "num_threads": threads, "device_id": device_id}
         self._pool = ThreadPoolExecutor(threads, "pictures")
@@ -143,6 +146,7 @@ class DaliEngine:
         with self._on_device():
             self._pipeline: Pipeline = _graph(
                 size=self.size,
+                normalisation=self._normalisation,
                 gpu=self._device_id is not None,
                 prefetch_queue_depth=DEPTH,
                 exec_async=True,
@@ -233,7 +237,7 @@ def _ppm(pixels: np.ndarray) -> np.ndarray:
 
 
 @pipeline_def
-def _graph(size: int, gpu: bool) -> object:
+def _graph(size: int, normalisation: Normalisation, gpu: bool) -> object:
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
     resized = fn.external_source(name="resized", dtype=types.FLOAT, ndim=1)
     matrix = fn.external_source(name="matrix", dtype=types.FLOAT, ndim=2)
@@ -252,11 +256,15 @@ def _graph(size: int, gpu: bool) -> object:
         size=(size, size),
         inverse_map=False,
         interp_type=types.INTERP_LINEAR,
-        fill_value=FILL,
+        fill_value=normalisation.fill,
     )
     images = fn.color_twist(
         images, brightness=colour[0], contrast=colour[1], saturation=colour[2], hue=colour[3]
     )
     return fn.crop_mirror_normalize(
-        images, mean=list(MEAN), std=list(STD), output_layout="CHW", dtype=types.FLOAT
+        images,
+        mean=list(normalisation.mean),
+        std=list(normalisation.std),
+        output_layout="CHW",
+        dtype=types.FLOAT,
     )

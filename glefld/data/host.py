@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from glefld.data.photos import decode_any, decode_jpeg
-from glefld.data.picture import FILL, MEAN, PLAIN_COLOUR, STD, Picture
+from glefld.data.picture import PLAIN_COLOUR, Normalisation, Picture
 from glefld.errors import BadPhoto
 
 Item = TypeVar("Item")
@@ -35,7 +35,6 @@ MIN_REDUCED = 64
 #: NTSC's luma and chroma: the space in which DALI's ``color_twist`` turns the hue and scales the saturation.
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
-INVERSE_STD = (1 / np.array(STD)).astype(np.float32)
 
 
 @dataclass
@@ -49,8 +48,9 @@ class Loaded:
 class HostEngine:
     """Loads lists of pictures in a pool of threads, the next list while the one before is finished."""
 
-    def __init__(self, size: int, threads: int) -> None:
+    def __init__(self, size: int, normalisation: Normalisation, threads: int) -> None:
         self.size = size
+        self._normalisation = normalisation
         self._pool = ThreadPoolExecutor(threads, "pictures")
         self._buffers = Buffers()
         # OpenCV would run a pool of its own for each picture. The setting is the process's, and we alone use OpenCV.
@@ -64,7 +64,8 @@ class HostEngine:
                 # The memory is channels last, which is what convolutions are fast on.
                 images = self._buffers.get((len(pictures), self.size, self.size, 3))
                 rows = zip(pictures, images, strict=True)
-                pending.append((item, images, [self._pool.submit(render_or_tell, p, out) for p, out in rows]))
+                futures = [self._pool.submit(render_or_tell, p, self._normalisation, out) for p, out in rows]
+                pending.append((item, images, futures))
                 if len(pending) > AHEAD:
                     yield self._finished(*pending.popleft())
             while pending:
@@ -127,18 +128,18 @@ class Scratch(threading.local):
 SCRATCH = Scratch()
 
 
-def render_or_tell(picture: Picture, out: np.ndarray) -> BadPhoto | None:
+def render_or_tell(picture: Picture, normalisation: Normalisation, out: np.ndarray) -> BadPhoto | None:
     """Like ``render``, but returns a BadPhoto."""
     try:
-        render(picture, out)
+        render(picture, normalisation, out)
     except BadPhoto as bad:
         return bad
     return None
 
 
-def render(picture: Picture, out: np.ndarray) -> None:
+def render(picture: Picture, normalisation: Normalisation, out: np.ndarray) -> None:
     """Write the normalised input to ``out``, [S, S, 3] float32. BadPhoto if the picture cannot be decoded."""
-    size = len(out)
+    size, fill = len(out), normalisation.fill
     (a, b, x), (c, d, y) = picture.to_input.tolist()
     # How much the input shrinks the picture along its own axes.
     shrink = min(1, math.hypot(a, c)), min(1, math.hypot(b, d))
@@ -163,14 +164,14 @@ def render(picture: Picture, out: np.ndarray) -> None:
         dst=SCRATCH.get("warped", size, size, 4),
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,
-        borderValue=(FILL, FILL, FILL, 0),
+        borderValue=(fill, fill, fill, 0),
     )
     canvas = cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=SCRATCH.get("canvas", size, size, 3))
     if picture.colour != PLAIN_COLOUR:
         cv2.transform(canvas, colour_matrix(*picture.colour), dst=canvas)
-    cv2.subtract(canvas, (*MEAN, 0), dst=out, dtype=cv2.CV_32F)  # type: ignore[call-overload]  # the stubs know no scalars
+    cv2.subtract(canvas, (*normalisation.mean, 0), dst=out, dtype=cv2.CV_32F)  # type: ignore[call-overload]  # the stubs know no scalars
     # In one loop a row: numpy is slow on a last dimension of three.
-    out.reshape(size, -1)[...] *= np.tile(INVERSE_STD, size)
+    out.reshape(size, -1)[...] *= np.tile(1 / np.array(normalisation.std, np.float32), size)
 
 
 def decode(

@@ -27,9 +27,9 @@ from glefld.data.augmentation import (
     translation,
 )
 from glefld.data.host import HostEngine, Loaded
-from glefld.data.picture import Picture
+from glefld.data.picture import Normalisation, Picture
 from glefld.data.prefetch import ahead
-from glefld.data.truth import Truth
+from glefld.data.truth import Truth, visibility_class
 from glefld.schema import Labels, Visibility
 
 if TYPE_CHECKING:
@@ -50,10 +50,17 @@ class Batch:
 
     def weight(self, which: Literal["visible", "annotated"]) -> Tensor:
         """Return loss weights [b, K]: 1 for visible (or all annotated) landmarks inside the input, else 0."""
-        size = self.images.shape[-1]
-        within = ((self.landmarks >= 0) & (self.landmarks <= size)).all(dim=-1)  # False for NaN
         most = Visibility.VISIBLE if which == "visible" else Visibility.OCCLUDED
-        return ((self.visibility <= most) & within).float()
+        return ((self.visibility <= most) & self._within()).float()
+
+    def seen(self) -> Tensor:
+        """Return each landmark's index into ``truth.SEEN``, [b, K] int64; -1 where augmentation moved it outside."""
+        found = visibility_class(self.visibility)
+        return torch.where((self.visibility <= Visibility.OCCLUDED) & ~self._within(), -1, found)
+
+    def _within(self) -> Tensor:
+        size = self.images.shape[-1]
+        return ((self.landmarks >= 0) & (self.landmarks <= size)).all(dim=-1)  # False for NaN
 
 
 class InputPipeline:
@@ -62,13 +69,20 @@ class InputPipeline:
     It runs on the GPU ``device_id``, where DALI needs it, or on the CPU if that is None.
     """
 
-    def __init__(self, size: int, batch_size: int, device_id: int | None = None, threads: int = 2) -> None:
+    def __init__(
+        self,
+        size: int,
+        normalisation: Normalisation,
+        batch_size: int,
+        device_id: int | None = None,
+        threads: int = 2,
+    ) -> None:
         self.size = size
         self.batch_size = batch_size
         self._engine: HostEngine | DaliEngine = (
-            HostEngine(size, threads)
+            HostEngine(size, normalisation, threads)
             if device_id is None
-            else _gpu_engine(size, batch_size, device_id, threads)
+            else _gpu_engine(size, normalisation, batch_size, device_id, threads)
         )
 
     def load(self, batches: Iterable[tuple[Item, list[Picture]]]) -> Iterator[tuple[Item, Loaded]]:
@@ -87,10 +101,12 @@ class InputPipeline:
         return _whole(loaded)
 
 
-def _gpu_engine(size: int, batch_size: int, device_id: int, threads: int) -> "DaliEngine":
+def _gpu_engine(
+    size: int, normalisation: Normalisation, batch_size: int, device_id: int, threads: int
+) -> "DaliEngine":
     from glefld.data.gpu import DaliEngine  # DALI takes long to import
 
-    return DaliEngine(size, batch_size, device_id, threads)
+    return DaliEngine(size, normalisation, batch_size, device_id, threads)
 
 
 def _whole(loaded: Loaded) -> Tensor:

@@ -1,15 +1,38 @@
 """One encoded picture on its way to the network, and the constants of the transform."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-#: ImageNet's mean and standard deviation, RGB in 0 to 255, as torchvision's pretrained networks expect.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
-#: The level of all three channels outside the picture.
-FILL = round(sum(MEAN) / 3)
+from glefld.errors import UserError
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """The mean and standard deviation of each channel that a network was trained with, RGB in 0 to 255.
+
+    UserError for a mean outside of that, or a standard deviation that is not above 0.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if not all(0 <= value <= 255 for value in self.mean):
+            raise UserError(f"a mean must be from 0 to 255, and these are {self.mean}")
+        if not all(0 < value < math.inf for value in self.std):
+            raise UserError(f"a standard deviation must be above 0, and these are {self.std}")
+
+    @property
+    def fill(self) -> int:
+        """The level of all three channels outside the picture: about 0 once normalised."""
+        return round(sum(self.mean) / 3)
+
+
+#: ImageNet's, as most pretrained networks expect it.
+IMAGENET = Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 #: Brightness, contrast, saturation and hue in degrees that change nothing.
 PLAIN_COLOUR = (1.0, 1.0, 1.0, 0.0)
 

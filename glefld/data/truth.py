@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from glefld.schema import VIEWS, ClassLabel, Labels
+from glefld.schema import VIEWS, ClassLabel, Labels, Visibility
 
 
 class Truth(NamedTuple):
@@ -55,6 +55,17 @@ class Truth(NamedTuple):
             category=codes("category", first=1),
             attributes=_many_hot(table["attributes"].to_pylist(), len(labels.attributes)),
         )
+
+
+#: The classes of a landmark's visibility that a system tells apart: cut off and absent ones are nowhere to be seen.
+SEEN = ("visible", "occluded", "absent")
+#: The code that is answered for each of them.
+SEEN_CODES = (Visibility.VISIBLE, Visibility.OCCLUDED, Visibility.ABSENT)
+
+
+def visibility_class(visibility: Tensor) -> Tensor:
+    """Return the index into ``SEEN`` of codes of ``schema.Visibility``: [...] int64 -> [...] int64"""
+    return visibility.clamp(max=len(SEEN) - 1)
 
 
 def _many_hot(rows: list[list[int] | None], count: int) -> Tensor:

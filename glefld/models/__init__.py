@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from glefld.errors import UserError
-from glefld.models import baseline, classifier, dafe, gle, liu2018, local, sanl
+from glefld.models import baseline, classifier, dafe, fpn, gle, liu2018, local, sanl
 from glefld.models.system import Model, System
 from glefld.schema import Labels
 
 MODELS: dict[str, System] = {
+    "fpn": fpn.SYSTEM,
     "gle": gle.SYSTEM,
     "liu2018": liu2018.LANDMARKS,
     "liu2018-full": liu2018.FULL,

@@ -1,94 +1,164 @@
-"""Backbones from torchvision.
+"""Backbones: any of timm's networks that gives features, by timm's name (``weights`` has what they start with).
 
-VGG: https://arxiv.org/abs/1409.1556, ResNet: https://arxiv.org/abs/1512.03385, ConvNeXt: https://arxiv.org/abs/2201.03545.
-Parameters keep torchvision's names, so that its ImageNet checkpoints can be loaded. Nothing is downloaded.
+timm: https://github.com/huggingface/pytorch-image-models.
 Letters in shapes: B batch, C channels, H and W the input's size.
 """
 
-from collections.abc import Mapping
-from typing import Literal
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from glefld.data.picture import Normalisation
 from glefld.errors import UserError
 
-#: Channels of each convolution, with "M" for a max-pool, in torchvision's notation. All end at stride 8.
-VGG_LAYERS: dict[str, list[str | int]] = {
-    "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512],
-    "vgg-small": [16, "M", 32, "M", 64, 64, "M", 128, 128],
-}
-Stride8 = Literal["vgg16", "vgg-small", "resnet18"]
-ResNet = Literal["resnet18", "resnet50", "resnet101"]
-Stride32 = Literal["resnet18", "resnet50", "resnet101", "convnext-tiny"]
+#: EfficientNet-Lite0 (https://arxiv.org/abs/1905.11946, without squeeze-and-excitation and with ReLU6). Of timm's two
+#: networks of these layers it is the one that pads as TensorFlow does; the other's weights are on timm's hub alone.
+EMBEDDED = "tf_efficientnet_lite0"
+#: What the embedded network was trained with; timm rounds it to 127.5.
+EMBEDDED_NORMALISATION = Normalisation((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+#: The strides of the usual stages.
+STRIDES = (4, 8, 16, 32)
+#: Counters of batch norms, which nothing reads.
+UNUSED = "num_batches_tracked"
+#: Of these networks torchvision's batch norms add TORCHVISION_EPS to the variance, timm's less: it becomes part of it.
+LARGER_EPS = (
+    "mobilenetv3_",
+    "efficientnetv2_",
+    "efficientnet_b5",
+    "efficientnet_b6",
+    "efficientnet_b7",
+)
+TORCHVISION_EPS = 1e-3
+#: What timm raises of a network that gives no features, or of a name that it does not know.
+REFUSALS = (RuntimeError, AttributeError, AssertionError, TypeError, ValueError)
 
 
-def stride8(name: Stride8) -> tuple[nn.Module, int]:
-    """Return a stride-8 backbone, [B, 3, H, W] -> [B, C, H / 8, W / 8], and its C.
+class Backbone(nn.Module):
+    """The features of one of timm's networks at the given strides. What only its later layers need is left out.
 
-    vgg16: up to conv4_3 and its ReLU, with the indices of torchvision's ``vgg16().features``. vgg-small: a narrow VGG
-    with batch norm, without which a VGG does not train from random weights. resnet18: up to layer2.
+    UserError if timm has no such network, or if it has no features at one of the strides.
     """
-    if name == "resnet18":
-        return ResNetFeatures(name, last=2), 128
-    # Only where a network is made: torchvision takes seconds to import, and options are parsed without it.
-    from torchvision.models.vgg import make_layers
 
-    layers = VGG_LAYERS[name]
-    return make_layers(layers, batch_norm=name != "vgg16"), int(layers[-1])
-
-
-def stride32(name: Stride32) -> tuple[nn.Module, int]:
-    """Return a stride-32 backbone, [B, 3, H, W] -> [B, C, H / 32, W / 32], and its C."""
-    import torchvision.models
-
-    if name == "convnext-tiny":
-        return torchvision.models.convnext_tiny().features, 768
-    resnet = ResNetFeatures(name)
-    return resnet, resnet.channels[-1]
-
-
-class ResNetFeatures(nn.Module):
-    """A torchvision ResNet without its classifier, up to stage ``last`` (1 to 4)."""
-
-    def __init__(self, name: ResNet, last: int = 4) -> None:
+    def __init__(self, name: str, strides: Sequence[int]) -> None:
         super().__init__()
-        import torchvision.models
+        import timm  # only where a network is made: it takes seconds to import, and options are parsed without it
 
-        resnet = getattr(torchvision.models, name)()
-        self.last = last
-        #: Channels of each stage; the stages have strides 4, 8, 16 and 32.
-        self.channels = [resnet.fc.in_features // 2 ** (4 - stage) for stage in range(1, last + 1)]
-        for part in ("conv1", "bn1", "relu", "maxpool", *(f"layer{i + 1}" for i in range(last))):
-            self.add_module(part, getattr(resnet, part))
-
-    def stem(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 64, H / 4, W / 4]"""
-        for part in ("conv1", "bn1", "relu", "maxpool"):
-            images = self.get_submodule(part)(images)
-        return images
-
-    def stages(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> the features of stages 1 to ``last``, at strides 4, 8, 16 and 32"""
-        x = self.stem(images)
-        found = []
-        for i in range(self.last):
-            x = self.get_submodule(f"layer{i + 1}")(x)
-            found.append(x)
-        return found
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> the last stage's features [B, C, h, w]"""
-        return self.stages(images)[-1]
-
-
-def load_features(features: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a backbone's weights from a torchvision checkpoint; UserError if one is missing or has another shape."""
-    found = {name.removeprefix("features."): value for name, value in state.items()}
-    wanted = features.state_dict()
-    for name, value in wanted.items():
-        if name not in found or found[name].shape != value.shape:
+        self.name = name
+        self.strides = tuple(strides)
+        described = _described(name)
+        # Of several features at one stride the deepest.
+        found = {info["reduction"]: i for i, info in enumerate(described.feature_info)}
+        if missing := [stride for stride in strides if stride not in found]:
             raise UserError(
-                f"--weights does not fit this backbone ({name} is missing or its shape differs): give torchvision's "
-                "checkpoint of the network named by --model.backbone"
+                f"--model.backbone {name} has features at the strides {_listed(found)} and none at {_listed(missing)}, "
+                "which this system needs: choose another"
             )
-    features.load_state_dict({name: found[name] for name in wanted})
+        indices = [found[stride] for stride in strides]
+        try:
+            self.net = timm.create_model(name, features_only=True, feature_cls="getter", out_indices=indices)
+        except REFUSALS as error:
+            raise UserError(
+                f"--model.backbone {name}: timm gives no features of it ({error}): choose another"
+            ) from error
+        #: Channels of the features at each stride.
+        self.channels: list[int] = self.net.feature_info.channels()
+        self.normalisation = _normalisation(name, self.net.pretrained_cfg)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> the features at each stride, [B, C, H / stride, W / stride]"""
+        return self.net(images)
+
+    @property
+    def rounds_up(self) -> bool:
+        """Whether the features of sides that a stride does not divide are rounded up; others lose the remainder."""
+        training, (weight, *_) = self.training, self.parameters()
+        side = self.strides[-1] + 1
+        with torch.no_grad():
+            found = self.eval()(torch.zeros(1, 3, side, side, device=weight.device))
+        self.train(training)
+        return found[-1].shape[-1] == 2
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Load the weights of the whole network, as ``load_weights`` does."""
+        load_weights(self.net, self.name, state, prefix="model.")
+
+
+def load_weights(network: nn.Module, name: str, state: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Load weights of timm's network ``name``, under timm's names, or under others in timm's order, as torchvision's.
+
+    network: all of it, or its features; prefix: what its tensors' names begin with, before timm's.
+    UserError if a tensor is missing, or if they are not in order those of the network.
+    """
+    own = network.state_dict()
+    wanted = {key: key.removeprefix(prefix) for key in own if not key.endswith(UNUSED)}
+    if any(theirs not in state or state[theirs].shape != own[key].shape for key, theirs in wanted.items()):
+        state = _in_order(name, state)
+    network.load_state_dict(
+        own | {key: state[theirs].reshape(own[key].shape) for key, theirs in wanted.items()}
+    )
+
+
+def _in_order(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under timm's names, each used once, in the order in which they stand."""
+    described = _described(name)
+    wanted = {key: value for key, value in described.state_dict().items() if not key.endswith(UNUSED)}
+    given = {key: value for key, value in state.items() if not key.endswith(UNUSED)}
+    for (key, expected), (other, value) in zip(wanted.items(), given.items(), strict=False):
+        if _size(expected) != _size(value):
+            raise UserError(
+                f"--weights does not fit the backbone {name}: where it has {key} {list(expected.shape)}, the file has "
+                f"{other} {list(value.shape)}. Give a checkpoint of timm's or torchvision's for this network"
+            )
+    if len(wanted) != len(given):
+        raise UserError(
+            f"--weights does not fit the backbone {name}, which has {len(wanted)} tensors, not {len(given)}: give a "
+            "checkpoint of timm's or torchvision's for this network"
+        )
+    found = dict(zip(wanted, given.values(), strict=True))
+    if name.startswith(LARGER_EPS):
+        for layer, module in described.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                found[f"{layer}.running_var"] = found[f"{layer}.running_var"] + (TORCHVISION_EPS - module.eps)
+    return found
+
+
+def _described(name: str) -> Any:
+    """Return the whole network without memory for its weights; UserError if timm has none of this name."""
+    import timm
+
+    require_known(name)
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name)
+    except REFUSALS as error:
+        raise UserError(f"--model.backbone {name}: {error}") from error
+
+
+def require_known(name: str) -> None:
+    """Raise UserError if timm has no network of this name."""
+    import timm
+
+    if timm.is_model(name):
+        return
+    near = difflib.get_close_matches(name, timm.list_models(), 3) or [EMBEDDED, "resnet18", "vgg16"]
+    raise UserError(
+        f"--model.backbone {name}: timm has no network of this name. Choose one such as {', '.join(near)}"
+    )
+
+
+def _normalisation(name: str, config: Mapping[str, Any]) -> Normalisation:
+    if name == EMBEDDED:
+        return EMBEDDED_NORMALISATION
+    return Normalisation(*(tuple(round(255 * value, 3) for value in config[key]) for key in ("mean", "std")))
+
+
+def _size(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape without sides of 1: torchvision's scale of a layer has two more than timm's."""
+    return tuple(side for side in tensor.shape if side != 1)
+
+
+def _listed(strides: Sequence[int] | Mapping[int, int]) -> str:
+    return ", ".join(map(str, strides))

@@ -11,11 +11,11 @@ import dataclasses
 from torch import Tensor, nn
 
 from glefld.errors import require_between
-from glefld.models.backbones import Stride32, load_features, stride32
+from glefld.models.backbones import EMBEDDED, Backbone
 from glefld.models.blocks import start_heatmaps
 from glefld.models.heatmap import Codec
 from glefld.models.system import Model, Output, Preset, System
-from glefld.recipe import SMALL, Recipe
+from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
 
 
@@ -23,8 +23,8 @@ from glefld.schema import Labels
 class BaselineConfig:
     """Options of ``baseline``. UserError for a width below 1."""
 
-    backbone: Stride32 = "resnet50"
-    """Backbone at stride 32, from torchvision."""
+    backbone: str = "resnet50"
+    """Network from timm with features at stride 32."""
     width: int = 256
     """Channels of the deconvolution head."""
 
@@ -35,34 +35,31 @@ class BaselineConfig:
 class Baseline(Model):
     """Backbone, deconvolution head and one heatmap per landmark, at stride 4."""
 
+    features: Backbone
     stride = 4
     codec = Codec("gaussian", width=8, stride=4)
 
     def __init__(self, config: BaselineConfig, labels: Labels) -> None:
-        super().__init__(labels)
-        self.features, channels = stride32(config.backbone)
-        if config.backbone == "convnext-tiny":
-            self.stride = 32  # ConvNeXt drops the right and bottom remainder of sides not divisible by 32
+        super().__init__(labels, Backbone(config.backbone, (32,)))
+        if not self.features.rounds_up:
+            self.stride = 32  # the remainder of other sides would be missing on the right and at the bottom
         self.up = nn.ModuleList(
             nn.Sequential(
                 nn.ConvTranspose2d(c_in, config.width, 4, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(config.width),
                 nn.ReLU(inplace=True),
             )
-            for c_in in (channels, config.width, config.width)
+            for c_in in (self.features.channels[0], config.width, config.width)
         )
         self.last = nn.Conv2d(config.width, self.landmarks, 1)
         start_heatmaps(self.last)
 
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
-        load_features(self.features, state)
-
     def forward(self, images: Tensor) -> Output:
         """[B, 3, H, W] -> heatmaps [B, K, H / 4, W / 4]"""
-        x = self.features(images)
+        (x,) = self.features(images)
         height, width = images.shape[2:]
         for stride, up in zip((16, 8, 4), self.up, strict=True):
-            # A ResNet rounds odd sides up, so the doubled map can be one longer than the map at this stride.
+            # Odd sides are rounded up, so the doubled map can be one longer than the map at this stride.
             x = up(x)[..., : -(-height // stride), : -(-width // stride)]
         return Output(self.last(x))
 
@@ -73,7 +70,7 @@ def preset(name: Preset, dataset: str) -> tuple[BaselineConfig, Recipe]:
         return BaselineConfig(), Recipe(
             batch_size=64, learning_rate=5e-4, schedule="cosine", weight_decay=0.01
         )
-    return BaselineConfig("resnet18", width=64), SMALL
+    return BaselineConfig(EMBEDDED, width=96), BEST
 
 
 SYSTEM = System("landmarks", BaselineConfig, Baseline, preset)

@@ -3,9 +3,13 @@
 Letters in shapes: B batch, C channels, K landmarks, H and W the feature map's size.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from glefld.data.truth import SEEN
 
 #: Lower bound on attention: a position without any keeps a small weight instead of none.
 LEAST_ATTENTION = 0.01
@@ -69,6 +73,28 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
         return (scores if bias is None else scores + bias).softmax(-1) @ value
 
 
+class Pyramid(nn.Module):
+    """A feature pyramid's way down to its finest level (Lin et al., CVPR 2017, https://arxiv.org/abs/1612.03144).
+
+    Each level is a 1x1 convolution of the backbone's features plus the level above, and a 3x3 convolution follows the
+    finest one.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.smooth = conv_norm(width, width)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """The backbone's features, fine to coarse -> [B, width, H, W] at the finest one's stride"""
+        x: Tensor | None = None
+        for conv, own in zip(reversed(self.lateral), reversed(features), strict=True):
+            level = conv(own)
+            x = level if x is None else level + F.interpolate(x, level.shape[2:], mode="bilinear")
+        assert x is not None
+        return self.smooth(x)
+
+
 class LandmarkBranch(nn.Module):
     """Liu & Lu's landmark branch (see ``liu2018``): stride 8 to the input's size, one heatmap per landmark.
 
@@ -117,9 +143,9 @@ class LandmarkBranch(nn.Module):
 
 def start_heatmaps(layer: nn.Conv2d) -> None:
     """Initialise a last layer near zero, the value of most heatmap pixels, so that training need not first reach it."""
-    assert layer.bias is not None
     nn.init.normal_(layer.weight, std=1e-2)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def conv_norm(c_in: int, c_out: int) -> nn.Sequential:
@@ -129,10 +155,32 @@ def conv_norm(c_in: int, c_out: int) -> nn.Sequential:
     )
 
 
-class HeatmapHead(nn.Sequential):
-    """Two 3x3 convolutions and one heatmap per landmark: [B, C, H, W] -> [B, K, H, W]"""
+class VisibilityHead(nn.Module):
+    """Whether each landmark is to be seen, from the features where it is and from those of the whole garment.
 
-    def __init__(self, c_in: int, channels: int, landmarks: int) -> None:
-        last = nn.Conv2d(channels, landmarks, 1)
+    What a landmark's distribution attends to is pooled, in the spirit of Liu & Lu's landmark-driven attention.
+    """
+
+    def __init__(self, channels: int, whole: int, landmarks: int) -> None:
+        super().__init__()
+        self.where = nn.Parameter(torch.zeros(landmarks, channels, len(SEEN)))
+        self.whole = nn.Linear(whole, landmarks * len(SEEN))
+
+    def forward(self, x: Tensor, logits: Tensor, deep: Tensor) -> Tensor:
+        """x [B, C, H, W], the landmarks' logits [B, K, H, W], the deepest features [B, D, h, w] -> [B, K, 3] logits"""
+        attention = logits.detach().flatten(2).softmax(dim=-1)  # the landmarks' own loss alone places them
+        pooled = attention @ x.flatten(2).transpose(1, 2)  # [B, K, C]
+        whole = self.whole(deep.mean(dim=(2, 3))).unflatten(1, (-1, len(SEEN)))
+        return torch.einsum("bkc,kcs->bks", pooled, self.where) + whole
+
+
+class HeatmapHead(nn.Sequential):
+    """Two 3x3 convolutions and one heatmap per landmark: [B, C, H, W] -> [B, K, H, W]
+
+    bias: of the maps; a softmax over a map would take it away.
+    """
+
+    def __init__(self, c_in: int, channels: int, landmarks: int, bias: bool = True) -> None:
+        last = nn.Conv2d(channels, landmarks, 1, bias=bias)
         start_heatmaps(last)
         super().__init__(conv_norm(c_in, channels), conv_norm(channels, channels), last)

@@ -24,13 +24,15 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from glefld import storage
+from glefld.data.picture import Normalisation
 from glefld.errors import UserError, require_between
 from glefld.models import build_model, first_mistake
+from glefld.models.calibration import Calibration
 from glefld.models.system import Model
 from glefld.recipe import MOST_INPUT
 from glefld.schema import Labels
 
-CARD_VERSION = 2
+CARD_VERSION = 3
 #: What an exported model consists of, besides complete.json.
 EXPORTED = ("model.safetensors", "model.json")
 WRITE_ATTEMPTS = 3
@@ -48,6 +50,10 @@ class ModelCard:
     config: dict[str, Any]
     labels: Labels
     input_size: int
+    normalisation: Normalisation
+    calibration: Calibration
+    weights: str
+    """Where the backbone's first weights were from (``weights.describe``)."""
     dataset: str
     data_hash: str
     recipe: dict[str, Any]
@@ -173,6 +179,7 @@ def load(url: str) -> tuple[Model, ModelCard]:
         )
     model = build_model(card.model, card.config, card.labels)
     model.load_state_dict(state)
+    model.normalisation, model.calibration = card.normalisation, card.calibration
     return model.eval(), card
 
 

@@ -1,6 +1,6 @@
-"""ResNet classifiers: the one whose Grad-CAM guides SANL, and one with SANL's block inside.
+"""Classifiers: the one whose Grad-CAM guides SANL, and one with SANL's block inside.
 
-``resnet`` is torchvision's network with a head for one of the data set's labels. ``sanl-resnet`` follows the
+``resnet`` is a network of timm's with a head for one of the data set's labels. ``sanl-resnet`` follows the
 fine-grained classifier of SANL (Li et al., ICME 2019, https://arxiv.org/abs/1903.04104): non-local blocks, with or
 without the attention of a ``resnet`` trained beforehand. Where the paper places the block is not known. Here it
 follows layer3, as in non-local networks (Wang et al., CVPR 2018, https://arxiv.org/abs/1711.07971).
@@ -9,16 +9,20 @@ follows layer3, as in non-local networks (Wang et al., CVPR 2018, https://arxiv.
 import dataclasses
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from glefld.data.picture import Normalisation
 from glefld.errors import UserError
-from glefld.models.backbones import ResNet, ResNetFeatures, load_features
+from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
 from glefld.models.blocks import NonLocal
 from glefld.models.gradcam import grad_cam
-from glefld.models.system import Model, Output, Preset, System
-from glefld.recipe import SMALL, Recipe
+from glefld.models.system import Guidance, Model, Output, Preset, System
+from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
 
+#: The networks that SANL's block is built into.
+ResNet = Literal["resnet18", "resnet50", "resnet101"]
 Label = Literal["category", "garment_type", "attributes"]
 
 
@@ -26,31 +30,28 @@ Label = Literal["category", "garment_type", "attributes"]
 class ResNetConfig:
     """Options of ``resnet``."""
 
-    backbone: ResNet = "resnet18"
-    """ResNet from torchvision."""
+    backbone: str = "resnet18"
+    """Network from timm with features at strides 4, 8, 16 and 32."""
     label: Label | None = None
     """What to classify. Default: category if the data set has it, else attributes, else garment type."""
 
 
 class ResNetClassifier(Model):
-    """A ResNet with global average pooling and one linear head.
+    """A backbone with global average pooling and one linear head.
 
     UserError if the data set does not have the label.
     """
 
+    features: Backbone
     stride = 1
 
     def __init__(self, config: ResNetConfig, labels: Labels) -> None:
-        super().__init__(labels)
+        super().__init__(labels, Backbone(config.backbone, STRIDES))
         self.target = config.label or default_label(labels)
-        self.features = ResNetFeatures(config.backbone)
         outputs = len(answers(self.target, labels)) * (2 if self.target == "attributes" else 1)
         self.head = nn.Linear(self.features.channels[-1], outputs)
         if self.target != "attributes":
             self.label = self.target
-
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
-        load_features(self.features, state)
 
     def logits(self, features: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, n]: one logit per class, or for attributes a no and a yes logit each"""
@@ -65,17 +66,16 @@ class ResNetClassifier(Model):
 
     def forward(self, images: Tensor) -> Output:
         """[B, 3, H, W] -> classes or attributes"""
-        return self.answer(self.features(images))
+        return self.answer(self.features(images)[-1])
 
     def attention(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> Grad-CAM of the top answer at strides 4, 8, 16 and 32, each [B, 1, h, w] in [0, 1]"""
-        stages = [self.features.get_submodule(f"layer{i}") for i in range(1, 5)]
 
         def score(features: Tensor) -> Tensor:
             logits = self.logits(features)
             return logits[:, 1::2] if self.target == "attributes" else logits
 
-        return grad_cam(self.features.stem(images), stages, score)
+        return grad_cam(images, self.features, score)
 
 
 def default_label(labels: Labels) -> Label:
@@ -98,9 +98,19 @@ def answers(label: Label, labels: Labels) -> tuple[str, ...]:
 class Guide(nn.Module):
     """A trained classifier used only for its attention: frozen, always in eval mode, and saved with the model."""
 
-    def __init__(self, label: Label | None, labels: Labels) -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, backbone: str, label: Label | None, labels: Labels, normalisation: Normalisation
+    ) -> None:
+        """``normalisation`` is that of the images it is given; the classifier sees them as it was trained with."""
         super().__init__()
-        self.classifier = ResNetClassifier(ResNetConfig("resnet18", label), labels)
+        self.classifier = ResNetClassifier(ResNetConfig(backbone, label), labels)
+        self.normalisation = normalisation
+        self.register_buffer("scale", torch.empty(3, 1, 1))
+        self.register_buffer("shift", torch.empty(3, 1, 1))
+        self._feed(self.classifier.normalisation)
         self.requires_grad_(False)
         self.eval()
 
@@ -108,12 +118,27 @@ class Guide(nn.Module):
         """Stay in eval mode, so that batch norm statistics do not change."""
         return super().train(False)
 
+    def _feed(self, own: Normalisation) -> None:
+        """Set how images are turned into those that the classifier was trained with."""
+        mean, std, own_mean, own_std = (
+            torch.tensor(value)[:, None, None]
+            for value in (self.normalisation.mean, self.normalisation.std, own.mean, own.std)
+        )
+        self.scale.copy_(std / own_std)
+        self.shift.copy_((mean - own_mean) / own_std)
+
+    @property
+    def needed(self) -> Guidance:
+        """The classifier that ``load`` takes."""
+        return Guidance(self.classifier.features.name, self.classifier.target)
+
     def load(self, classifier: Model) -> None:
         """Copy a trained classifier's weights; UserError if its network or its classes differ from this one's."""
         own = self.classifier
-        if type(classifier) is not ResNetClassifier or classifier.features.channels != own.features.channels:
+        if type(classifier) is not ResNetClassifier or classifier.features.name != own.features.name:
             raise UserError(
-                "--classifier must name a checkpoint of --task classify --model resnet with resnet18"
+                "--classifier must name a checkpoint of --task classify --model resnet with --model.backbone "
+                f"{own.features.name}"
             )
         told, expected = (answers(model.target, model.labels) for model in (classifier, own))
         if classifier.target != own.target or told != expected:
@@ -124,20 +149,26 @@ class Guide(nn.Module):
                 + (" with other names: train it on this data set" if len(told) == len(expected) else "")
             )
         own.load_state_dict(classifier.state_dict())
+        self._feed(classifier.normalisation)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> attention at strides 4, 8, 16 and 32, each [B, 1, h, w] in [0, 1]"""
-        return self.classifier.attention(images)
+        return self.classifier.attention(images * self.scale + self.shift)
 
 
 @dataclasses.dataclass(frozen=True)
 class SANLResNetConfig(ResNetConfig):
     """Options of ``sanl-resnet``. UserError for fewer than 1 or more than 100 blocks."""
 
+    backbone: ResNet = "resnet18"
+    """ResNet from timm, whose layers the blocks are bound to. None of them has weights on board: --weights,
+    --pretrained or --random-weights says what it starts with."""
     block: Literal["none", "nonlocal", "sanl"] = "sanl"
     """none: the plain ResNet. nonlocal: with non-local blocks. sanl: blocks guided by --classifier's attention."""
     blocks: int = 1
     """Number of blocks after layer3."""
+    guide: str = "resnet18"
+    """Backbone of the classifier whose attention guides the blocks."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.blocks <= 100:
@@ -157,11 +188,13 @@ class SANLResNet(ResNetClassifier):
         for block in self.blocks:
             assert isinstance(block, NonLocal)
             block.start_as_identity()
-        self.guide = Guide(config.label, labels) if config.block == "sanl" else None
+        self.guide = (
+            Guide(config.guide, config.label, labels, self.normalisation) if config.block == "sanl" else None
+        )
 
     @property
-    def guided_by(self) -> str | None:
-        return self.guide.classifier.target if self.guide is not None else None
+    def guided_by(self) -> Guidance | None:
+        return self.guide.needed if self.guide is not None else None
 
     def load_classifier(self, classifier: Model) -> None:
         if self.guide is None:
@@ -170,26 +203,25 @@ class SANLResNet(ResNetClassifier):
 
     def forward(self, images: Tensor) -> Output:
         """[B, 3, H, W] -> classes or attributes"""
-        features = self.features
-        x = features.stem(images)
-        for stage in ("layer1", "layer2", "layer3"):
-            x = features.get_submodule(stage)(x)
+        resnet = self.features.net.model
+        x = resnet.maxpool(resnet.act1(resnet.bn1(resnet.conv1(images))))
+        x = resnet.layer3(resnet.layer2(resnet.layer1(x)))
         attention = self.guide(images)[2] if self.guide is not None else None
         for block in self.blocks:
             x = block(x, attention)
-        return self.answer(features.get_submodule("layer4")(x))
+        return self.answer(resnet.layer4(x))
 
 
 def resnet_preset(name: Preset, dataset: str) -> tuple[ResNetConfig, Recipe]:
     """Return the preset's config and recipe. The recipes are this project's."""
-    return ResNetConfig(), CLASSIFY if name == "paper" else SMALL
+    return (ResNetConfig(), CLASSIFY) if name == "paper" else (ResNetConfig(EMBEDDED), BEST)
 
 
 def sanl_resnet_preset(name: Preset, dataset: str) -> tuple[SANLResNetConfig, Recipe]:
     """Return the preset's config and recipe. The recipes are this project's."""
     if name == "paper":
         return SANLResNetConfig("resnet50"), CLASSIFY
-    return SANLResNetConfig(), SMALL
+    return SANLResNetConfig(guide=EMBEDDED), BEST
 
 
 CLASSIFY = Recipe(batch_size=64, epochs=20, learning_rate=1e-4, schedule="cosine", weight_decay=0.01)

@@ -26,11 +26,11 @@ from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from glefld.errors import UserError
-from glefld.models.backbones import ResNet, ResNetFeatures, load_features
+from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
 from glefld.models.blocks import HeatmapHead, conv_norm
 from glefld.models.heatmap import Codec
 from glefld.models.system import Model, Output, Preset, System
-from glefld.recipe import SMALL, Recipe
+from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
 
 
@@ -43,8 +43,8 @@ def _switch(on: str) -> BeforeValidator:
 class DAFEConfig:
     """Options of ``dafe``. UserError for a width that is not a multiple of 8."""
 
-    backbone: ResNet = "resnet50"
-    """Backbone of the feature pyramid."""
+    backbone: str = "resnet50"
+    """Network from timm below the feature pyramid, with features at strides 4, 8, 16 and 32."""
     pixel: Annotated[Literal["spatial", "elementwise", "none"], _switch("spatial")] = "spatial"
     """Pixel-wise attention on low-level features. spatial: a weight per position. elementwise: one per position and
     channel, with the backbone's own widths (second hand). none: the levels are added, as in a plain pyramid."""
@@ -151,12 +151,12 @@ class ChannelExcitation(nn.Module):
 class DAFE(Model):
     """A feature pyramid with both attentions, and one heatmap per landmark at stride 4."""
 
+    features: Backbone
     stride = 4
     codec = Codec("gaussian", width=8, stride=4)
 
     def __init__(self, config: DAFEConfig, labels: Labels) -> None:
-        super().__init__(labels)
-        self.features = ResNetFeatures(config.backbone)
+        super().__init__(labels, Backbone(config.backbone, STRIDES))
         own = self.features.channels
         if config.pixel == "elementwise":
             widths = own
@@ -179,12 +179,9 @@ class DAFE(Model):
             )  # second hand, attention begins where two levels meet: at stride 16
         self.head = HeatmapHead(widths[0], config.width, self.landmarks)
 
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
-        load_features(self.features, state)
-
     def forward(self, images: Tensor) -> Output:
         """[B, 3, H, W] -> heatmaps [B, K, H / 4, W / 4]"""
-        levels = [conv(x) for conv, x in zip(self.lateral, self.features.stages(images), strict=True)]
+        levels = [conv(x) for conv, x in zip(self.lateral, self.features(images), strict=True)]
         x = levels[-1]
         for i in reversed(range(len(levels))):
             if i < len(levels) - 1:
@@ -204,7 +201,7 @@ def preset(name: Preset, dataset: str) -> tuple[DAFEConfig, Recipe]:
     """Return the preset's config and recipe. The paper's schedule is not known; the recipes are this project's."""
     if name == "paper":
         return DAFEConfig(), Recipe(batch_size=32, learning_rate=5e-4, schedule="cosine", weight_decay=0.01)
-    return DAFEConfig("resnet18", width=64), SMALL
+    return DAFEConfig(EMBEDDED, width=96), BEST
 
 
 SYSTEM = System("landmarks", DAFEConfig, DAFE, preset, forms=("pixel=elementwise,channel=se",))

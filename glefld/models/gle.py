@@ -17,10 +17,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from glefld.errors import UserError, require_between
-from glefld.models.backbones import Stride8, load_features, stride8
-from glefld.models.blocks import LandmarkBranch, NonLocal
+from glefld.models.backbones import EMBEDDED, Backbone
+from glefld.models.blocks import LandmarkBranch, NonLocal, Pyramid
 from glefld.models.system import Model, Output, Preset, System
-from glefld.recipe import SMALL, Recipe
+from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
 
 
@@ -28,8 +28,10 @@ from glefld.schema import Labels
 class GLEConfig:
     """Options of ``gle``. UserError for fewer than 0 or more than 100 modules, or a width that is no multiple of 4."""
 
-    backbone: Stride8 = "vgg16"
-    """Backbone at stride 8: vgg16 as in the paper, vgg-small for small machines, or resnet18."""
+    backbone: str = "vgg16"
+    """Network from timm with features at stride 8. The paper has vgg16, up to conv4_3."""
+    pyramid: int = 0
+    """Channels of a feature pyramid from stride 32 to 8 before the modules. 0: none, as in the paper."""
     modules: int = 2
     """Number of global-local embedding modules. The paper has 2 for DeepFashion and 3 for FLD."""
     start: Literal["random", "identity"] = "random"
@@ -39,6 +41,7 @@ class GLEConfig:
 
     def __post_init__(self) -> None:
         require_between("--model.modules", self.modules, 0, 100)
+        require_between("--model.pyramid", self.pyramid, 0)
         if self.width < 4 or self.width % 4:
             raise UserError(f"--model.width must be a multiple of 4, not {self.width}")
 
@@ -77,9 +80,12 @@ class GlobalLocalModule(nn.Module):
 class GLE(Model):
     """Backbone, modules and landmark branch: one heatmap per landmark, at the input's size."""
 
+    features: Backbone
+
     def __init__(self, config: GLEConfig, labels: Labels) -> None:
-        super().__init__(labels)
-        self.features, channels = stride8(config.backbone)
+        super().__init__(labels, Backbone(config.backbone, (8, 16, 32) if config.pyramid else (8,)))
+        channels = config.pyramid or self.features.channels[0]
+        self.pyramid = Pyramid(self.features.channels, channels) if config.pyramid else None
         self.embedding = nn.Sequential(*(GlobalLocalModule(channels) for _ in range(config.modules)))
         self.branch = LandmarkBranch(channels, self.landmarks, config.width)
         if config.start == "identity":
@@ -87,12 +93,11 @@ class GLE(Model):
                 assert isinstance(module, GlobalLocalModule)
                 module.start_as_identity()
 
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
-        load_features(self.features, state)
-
     def forward(self, images: Tensor) -> Output:
         """[B, 3, H, W] -> heatmaps [B, K, H, W]"""
-        return Output(self.branch(self.embedding(self.features(images))))
+        features = self.features(images)
+        x = features[0] if self.pyramid is None else self.pyramid(features)
+        return Output(self.branch(self.embedding(x)))
 
 
 def preset(name: Preset, dataset: str) -> tuple[GLEConfig, Recipe]:
@@ -104,7 +109,7 @@ def preset(name: Preset, dataset: str) -> tuple[GLEConfig, Recipe]:
     modules = 3 if dataset == "fld" else 2  # as in the paper
     if name == "paper":
         return GLEConfig(modules=modules), Recipe()
-    return GLEConfig(backbone="vgg-small", modules=modules, start="identity"), SMALL
+    return GLEConfig(EMBEDDED, pyramid=96, modules=modules, start="identity"), BEST
 
 
 SYSTEM = System("landmarks", GLEConfig, GLE, preset)

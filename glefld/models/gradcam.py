@@ -4,7 +4,7 @@ Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient
 (https://arxiv.org/abs/1610.02391).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -12,22 +12,19 @@ from torch import Tensor
 
 
 def grad_cam(
-    stem: Tensor, stages: Sequence[Callable[[Tensor], Tensor]], score: Callable[[Tensor], Tensor]
+    images: Tensor, network: Callable[[Tensor], list[Tensor]], score: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    """Return one map per stage, each [B, 1, H, W] in [0, 1]: 1 at the position that contributes most to the score.
+    """Return a map for each of the network's features, each [B, 1, h, w] in [0, 1]: 1 where most of the score is from.
 
-    stem [B, C, H, W] passes through the stages in turn. ``score`` maps the last stage's features to [B, n], and the
-    largest score of each row is explained. A map is relu(sum_c w_c A_c) divided by its maximum, with w_c the mean of
-    the gradient over positions; if no position contributes, it is 1 everywhere. Gradients stay inside this function:
-    it works under ``no_grad`` and leaves none on the parameters.
+    images: [B, 3, H, W]. ``network`` maps them to its features, [B, C, h, w], each computed from the one before.
+    ``score`` maps the last of them to [B, n], and the largest score of each row is explained. A map is
+    relu(sum_c w_c A_c) divided by its maximum, with w_c the mean of the gradient over positions; if no position
+    contributes, it is 1 everywhere. Gradients stay inside this function: it works under ``no_grad`` and leaves none on
+    the parameters.
     """
     with torch.enable_grad():
-        x = stem.detach().requires_grad_()
-        features = []
-        for stage in stages:
-            x = stage(x)
-            features.append(x)
-        largest = score(x).float().amax(dim=1)
+        features = network(images.detach().requires_grad_())  # the network itself may be frozen
+        largest = score(features[-1]).float().amax(dim=1)
         gradients = torch.autograd.grad(largest.sum(), features)
     maps = []
     for activation, gradient in zip(features, gradients, strict=True):

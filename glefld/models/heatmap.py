@@ -118,20 +118,23 @@ class Codec:
         s = solution[:, 2:3]
         return torch.where(s > 1e-6, solution[:, :2] / s.clamp(min=1e-6), 0.0)
 
+    def loss(self, predicted: Tensor, landmarks: Tensor, weight: Tensor, rows: int) -> Tensor:
+        """Return the loss of Liu & Lu and GLE, a scalar: the mean over rows, K, H and W.
 
-def loss(predicted: Tensor, landmarks: Tensor, weight: Tensor, codec: Codec, rows: int) -> Tensor:
-    """Return the loss of Liu & Lu and GLE, a scalar: the mean over rows, K, H, W of (weight (predicted - target))^2.
-
-    predicted [B, K, H, W] may be on any device. On the host are landmarks [B, K, 2] in input pixels and weight [B, K];
-    where the weight is 0 the landmark is ignored and may be NaN. ``rows`` is the global batch size, so that the losses
-    of a batch's shares add up to the batch's mean.
-    """
-    _, k, h, w = predicted.shape
-    # A garment has 8 to 39 of DeepFashion2's 294 landmarks: only those maps need a target. Indexing on the host avoids
-    # a device synchronisation.
-    which = tuple(index.to(predicted.device, non_blocking=True) for index in weight.nonzero(as_tuple=True))
-    landmarks, weight = (
-        value[weight > 0].to(predicted.device, non_blocking=True) for value in (landmarks, weight)
-    )
-    error = F.mse_loss(predicted[which].float(), codec.encode(landmarks, h), reduction="none").sum(dim=(1, 2))
-    return (weight.square() * error).sum() / (rows * k * h * w)
+        It is that of (weight (predicted - target))^2. predicted [B, K, H, W] may be on any device. On the host are
+        landmarks [B, K, 2] in input pixels and weight [B, K]; where the weight is 0 the landmark is ignored and may be
+        NaN. ``rows`` is the global batch size, so that the losses of a batch's shares add up to the batch's mean.
+        """
+        _, k, h, w = predicted.shape
+        # A garment has 8 to 39 of DeepFashion2's 294 landmarks: only those maps need a target. Indexing on the host
+        # avoids a device synchronisation.
+        which = tuple(
+            index.to(predicted.device, non_blocking=True) for index in weight.nonzero(as_tuple=True)
+        )
+        landmarks, weight = (
+            value[weight > 0].to(predicted.device, non_blocking=True) for value in (landmarks, weight)
+        )
+        error = F.mse_loss(predicted[which].float(), self.encode(landmarks, h), reduction="none").sum(
+            dim=(1, 2)
+        )
+        return (weight.square() * error).sum() / (rows * k * h * w)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.errors import UserError, require_between
-from glefld.models.backbones import Stride8, load_features, stride8
+from glefld.models.backbones import EMBEDDED, Backbone
 from glefld.models.blocks import LandmarkBranch
 from glefld.models.system import Model, Objective, Output, Preset, System
-from glefld.recipe import SMALL, Recipe
+from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
 
 
@@ -30,24 +30,23 @@ from glefld.schema import Labels
 class Liu2018Config:
     """Options of ``liu2018``."""
 
-    backbone: Stride8 = "vgg16"
-    """Backbone at stride 8: vgg16 as in the paper, vgg-small for small machines, or resnet18."""
+    backbone: str = "vgg16"
+    """Network from timm with features at stride 8. The paper has vgg16, up to conv4_3."""
 
 
 class Liu2018(Model):
     """Backbone and landmark branch: one heatmap per landmark, at the input's size."""
 
-    def __init__(self, config: Liu2018Config, labels: Labels) -> None:
-        super().__init__(labels)
-        self.features, self.channels = stride8(config.backbone)
-        self.branch = LandmarkBranch(self.channels, self.landmarks)
+    features: Backbone
 
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
-        load_features(self.features, state)
+    def __init__(self, config: Liu2018Config, labels: Labels) -> None:
+        super().__init__(labels, Backbone(config.backbone, (8,)))
+        (self.channels,) = self.features.channels
+        self.branch = LandmarkBranch(self.channels, self.landmarks)
 
     def forward(self, images: Tensor) -> Output:
         """[B, 3, H, W] -> heatmaps [B, K, H, W]"""
-        return Output(self.branch(self.features(images)))
+        return Output(self.branch(*self.features(images)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +74,14 @@ class Liu2018Full(Liu2018):
             raise UserError(
                 "liu2018-full needs categories or attributes, and the data set has neither: use liu2018"
             )
-        from torchvision.models.vgg import make_layers
-
         self.attention = Attention(self.channels)
-        self.conv5 = make_layers([self.channels] * 3, batch_norm=config.backbone != "vgg16")
+        conv5: list[nn.Module] = []
+        for _ in range(3):
+            conv5.append(nn.Conv2d(self.channels, self.channels, 3, padding=1))
+            if config.backbone != "vgg16":
+                conv5.append(nn.BatchNorm2d(self.channels))
+            conv5.append(nn.ReLU(inplace=True))
+        self.conv5 = nn.Sequential(*conv5)
         flat = self.channels * 7 * 7
 
         def head(outputs: int) -> nn.Sequential:
@@ -86,23 +89,22 @@ class Liu2018Full(Liu2018):
                 nn.Linear(flat, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, outputs)
             )
 
-        # make_layers assumes three input channels.
-        self.conv5[0] = nn.Conv2d(self.channels, self.channels, 3, padding=1)
         self.category = head(len(labels.categories)) if labels.categories else None
         self.attribute = head(2 * len(labels.attributes)) if labels.attributes else None
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Load VGG16's ImageNet weights, conv5's included, as in the paper; UserError if they do not fit."""
         super().load_backbone(state)
-        if "features.24.weight" in state:
-            names = {
-                f"{i}.{part}": f"features.{i + 24}.{part}" for i in (0, 2, 4) for part in ("weight", "bias")
-            }
-            load_features(self.conv5, {ours: state[theirs] for ours, theirs in names.items()})
+        if self.features.name == "vgg16" and "features.24.weight" in state:
+            names = [f"{i}.{part}" for i in (0, 2, 4) for part in ("weight", "bias")]
+            theirs = [name.replace(name[0], f"features.{int(name[0]) + 24}", 1) for name in names]
+            self.conv5.load_state_dict(
+                {ours: state[other] for ours, other in zip(names, theirs, strict=True)}
+            )
 
     def forward(self, images: Tensor) -> Output:
         """[B, 3, H, W] -> heatmaps [B, K, H, W], category logits [B, C], attribute logits [B, A, 2]"""
-        features = self.features(images)
+        (features,) = self.features(images)
         heatmaps = self.branch(features)
         attended = (1 + self.attention(features, heatmaps)) * features
         x = self.conv5(F.max_pool2d(attended, 2))
@@ -169,15 +171,13 @@ PAPER = Recipe(epochs=20, batch_size=16, step_epochs=1, step_factor=0.8, augment
 
 def landmarks_preset(name: Preset, dataset: str) -> tuple[Liu2018Config, Recipe]:
     """Return the preset's config and recipe for the landmark branch alone."""
-    return (Liu2018Config(), PAPER) if name == "paper" else (Liu2018Config("vgg-small"), SMALL)
+    return (Liu2018Config(), PAPER) if name == "paper" else (Liu2018Config(EMBEDDED), BEST)
 
 
 def full_preset(name: Preset, dataset: str) -> tuple[Liu2018FullConfig, Recipe]:
     """Return the preset's config and recipe for the full network."""
     return (
-        (Liu2018FullConfig(), PAPER)
-        if name == "paper"
-        else (Liu2018FullConfig("vgg-small", hidden=256), SMALL)
+        (Liu2018FullConfig(), PAPER) if name == "paper" else (Liu2018FullConfig(EMBEDDED, hidden=256), BEST)
     )
 
 

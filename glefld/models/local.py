@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glefld.errors import require_between
 from glefld.models.system import Model, Output, System
-from glefld.recipe import SMALL
+from glefld.recipe import BEST
 from glefld.schema import Labels
 
 #: Dilations of the 3x3 convolutions. The receptive field is 1 + 2 (1 + 1 + 2 + 4 + 7) = 31 pixels.
@@ -51,4 +51,4 @@ class Local(Model):
         return Output(self.layers(images))
 
 
-SYSTEM = System("landmarks", LocalConfig, Local, lambda preset, dataset: (LocalConfig(), SMALL))
+SYSTEM = System("landmarks", LocalConfig, Local, lambda preset, dataset: (LocalConfig(), BEST))

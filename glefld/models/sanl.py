@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glefld.errors import UserError
-from glefld.models.backbones import ResNet, ResNetFeatures, load_features
+from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
 from glefld.models.blocks import HeatmapHead, NonLocal, conv_norm
 from glefld.models.classifier import Guide, Label
 from glefld.models.heatmap import Codec
-from glefld.models.system import Model, Output, Preset, System
-from glefld.recipe import SMALL, Recipe
+from glefld.models.system import Guidance, Model, Output, Preset, System
+from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
 
 COARSE = Codec("gaussian", width=16, stride=4)
@@ -37,12 +37,15 @@ FINE = Codec("gaussian", width=8, stride=4)
 class SANLConfig:
     """Options of ``sanl``. UserError for an odd width."""
 
-    backbone: ResNet = "resnet101"
-    """Backbone of the feature pyramid. The paper has resnet101."""
+    backbone: str = "resnet101"
+    """Network from timm below the feature pyramid, with features at strides 4, 8, 16 and 32. The paper has
+    resnet101."""
     attention: Literal["none", "nonlocal", "top", "matching"] = "matching"
     """none: no blocks. nonlocal: blocks without maps. top: stride 32's map for all. matching: each stride's own map."""
     refine: bool = True
     """Refine CoarseNet's heatmaps with FineNet. Without it CoarseNet's heatmaps are the output."""
+    guide: str = "resnet18"
+    """Backbone of the classifier whose attention guides the blocks. The paper has resnet18."""
     label: Label | None = None
     """Label that --classifier was trained on. Default: category if the data set has it, else attributes, else type."""
     width: int = 256
@@ -56,16 +59,16 @@ class SANLConfig:
 class SANL(Model):
     """Feature pyramid, guided non-local blocks, CoarseNet and FineNet; heatmaps at stride 4, both supervised."""
 
+    features: Backbone
     stride = 4
     coarse_codec = COARSE
 
     def __init__(self, config: SANLConfig, labels: Labels) -> None:
-        super().__init__(labels)
+        super().__init__(labels, Backbone(config.backbone, STRIDES))
         from torchvision.ops import FeaturePyramidNetwork
 
         self.attention = config.attention
         self.codec = FINE if config.refine else COARSE
-        self.features = ResNetFeatures(config.backbone)
         self.pyramid = FeaturePyramidNetwork(self.features.channels, config.width)
         levels = len(self.features.channels)
         self.blocks = nn.ModuleList(
@@ -82,14 +85,11 @@ class SANL(Model):
             else None
         )
         guided = config.attention in ("top", "matching")
-        self.guide = Guide(config.label, labels) if guided else None
+        self.guide = Guide(config.guide, config.label, labels, self.normalisation) if guided else None
 
     @property
-    def guided_by(self) -> str | None:
-        return self.guide.classifier.target if self.guide is not None else None
-
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
-        load_features(self.features, state)
+    def guided_by(self) -> Guidance | None:
+        return self.guide.needed if self.guide is not None else None
 
     def load_classifier(self, classifier: Model) -> None:
         if self.guide is None:
@@ -98,7 +98,7 @@ class SANL(Model):
 
     def forward(self, images: Tensor) -> Output:
         """[B, 3, H, W] -> heatmaps and coarse heatmaps, each [B, K, H / 4, W / 4]"""
-        stages = self.features.stages(images)
+        stages = self.features(images)
         levels = list(self.pyramid({str(i): stage for i, stage in enumerate(stages)}).values())
         if self.blocks:
             maps = self.look(images, levels)
@@ -129,7 +129,7 @@ def preset(name: Preset, dataset: str) -> tuple[SANLConfig, Recipe]:
     """Return the preset's config and recipe. The paper's schedule is not known; the recipes are this project's."""
     if name == "paper":
         return SANLConfig(), Recipe(batch_size=32, learning_rate=5e-4, schedule="cosine", weight_decay=0.01)
-    return SANLConfig("resnet18", width=64), SMALL
+    return SANLConfig(EMBEDDED, guide=EMBEDDED, width=96), BEST
 
 
 SYSTEM = System("landmarks", SANLConfig, SANL, preset)

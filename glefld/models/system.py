@@ -4,14 +4,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from glefld.data.picture import IMAGENET, Normalisation
 from glefld.errors import UserError
+from glefld.models.backbones import Backbone
+from glefld.models.calibration import Calibration
+from glefld.models.distribution import Distribution
 from glefld.models.heatmap import Codec
 from glefld.recipe import Recipe
 from glefld.schema import ClassLabel, Labels
 
-Preset = Literal["paper", "small"]
+Preset = Literal["paper", "best"]
 Task = Literal["landmarks", "classify"]
 
 
@@ -20,6 +25,7 @@ class Output(NamedTuple):
 
     heatmaps: Tensor | None = None  # [B, K, H, W]
     coarse: Tensor | None = None  # [B, K, H, W], an intermediate prediction, also supervised
+    visibility: Tensor | None = None  # [B, K, 3] logits of ``truth.SEEN``
     classes: Tensor | None = None  # [B, C] logits
     attributes: Tensor | None = None  # [B, A, 2] logits of no and yes
 
@@ -30,40 +36,70 @@ class Objective:
 
     landmarks: float = 1.0
     coarse: float = 1.0
+    visibility: float = 1.0
     classes: float = 1.0
     attributes: float = 1.0
+
+
+class Guidance(NamedTuple):
+    """A classifier whose attention guides another system."""
+
+    backbone: str
+    label: str
+    """What it classifies."""
 
 
 class Model(nn.Module):
     """Base class: normalised RGB images [B, 3, S, S], S a multiple of ``stride``, to an ``Output``."""
 
     stride: int = 8
-    codec: Codec = Codec()
+    codec: Codec | Distribution = Codec()
     coarse_codec: Codec = Codec()
     objective: Objective = Objective()
     label: ClassLabel = "category"
     """The label that ``Output.classes`` predicts."""
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: Labels, features: Backbone | None = None) -> None:
         super().__init__()
         self.labels = labels
+        self.features = features
+        self.normalisation: Normalisation = IMAGENET if features is None else features.normalisation
+        """What the images are normalised with."""
+        self.calibration = Calibration()
+        """What makes the landmarks' scores probabilities; training fits it on the val split."""
 
     @property
     def landmarks(self) -> int:
         """K, the number of landmarks."""
         return len(self.labels.landmark_set)
 
+    def both_ways(self, images: Tensor) -> Output:
+        """[B, 3, S, S] -> the mean of the outputs for the images and for their mirror images, mirrored back"""
+        mirror = list(self.labels.landmark_set.mirror)
+        own, other = self(images), self(images.flip(-1).contiguous(memory_format=torch.channels_last))
+
+        def mean(name: str, value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            turned = getattr(other, name)
+            if name in ("heatmaps", "coarse"):
+                turned = turned.flip(-1)
+            return (value + (turned[:, mirror] if name not in ("classes", "attributes") else turned)) / 2
+
+        return Output(**{name: mean(name, value) for name, value in own._asdict().items()})
+
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Load ImageNet weights from a torchvision checkpoint; UserError if they do not fit."""
-        raise UserError("this system has no backbone that takes --weights: leave --weights out")
+        """Load the backbone's weights, as ``Backbone.load`` does; UserError if they do not fit."""
+        assert self.features is not None
+        self.features.load(state)
 
     def load_classifier(self, classifier: "Model") -> None:
         """Copy the classifier whose attention guides this system; UserError if it does not fit."""
         raise UserError("this system is not guided by a classifier: leave --classifier out")
 
     @property
-    def guided_by(self) -> str | None:
-        """The label of the classifier that training needs, or None if it needs none."""
+    def guided_by(self) -> Guidance | None:
+        """The classifier that training needs, or None if it needs none."""
         return None
 
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from glefld.schema import LandmarkSet, Visibility
 from glefld.scoring.baselines import Baselines
+from glefld.scoring.confidence import Confidence
 from glefld.scoring.metrics import Report
 from glefld.scoring.published import note, published
 from glefld.scoring.tables import MOST_COLUMNS, short_name
@@ -201,6 +202,36 @@ def ne_chart(dataset: str, report: Report, baseline: Baselines | None = None) ->
         title=note(dataset) if systems else None,
         title_fontsize=8,
     )
+    return figure
+
+
+def confidence_chart(dataset: str, found: Confidence) -> "matplotlib.figure.Figure":
+    """Return two charts: the share of right landmarks by their score, and the error of those with the best scores."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(9, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    told, share, number = (np.array(values) for values in zip(*found.reliability, strict=True))
+    left.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="a perfect score")
+    left.plot(told, share, color="tab:blue", linewidth=1)
+    left.scatter(
+        told, share, 8 + 150 * number / number.max(), color="tab:blue", label="found; area: how many"
+    )
+    left.set(xlabel="score", ylabel="share within 0.1 of the box", xlim=(0, 1), ylim=(0, 1))
+    left.set_title(f"calibration error {found.calibration_error:.3f}", fontsize=10)
+    left.legend(frameon=False, loc="upper left")
+    kept, error = zip(*found.sparsified, strict=True)
+    right.plot([0, 1], [1, 1], color="0.7", linewidth=1, label="scores without meaning")
+    right.plot(kept, error, color="tab:blue", label="best scores first")
+    right.set(
+        xlabel="share of the landmarks that are kept",
+        ylabel="their NE, relative to all",
+        xlim=(0, 1),
+        ylim=(0, None),
+    )
+    right.set_title(f"area under the curve {found.sparsification:.3f}", fontsize=10)
+    right.legend(frameon=False, loc="lower right")
+    figure.suptitle(f"scores on {dataset}", fontsize=11)
     return figure
 
 

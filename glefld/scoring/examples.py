@@ -18,13 +18,16 @@ from glefld.scoring.metrics import Counters
 
 @torch.no_grad()
 def examples(
-    model: Model, rows: SplitReader, loader: BatchLoader, number: int
+    model: Model, rows: SplitReader, loader: BatchLoader, number: int, mirror: bool = False
 ) -> list[tuple[Image.Image, str]]:
-    """Return captioned pictures with predictions and ground truth of up to ``EVAL_BATCH`` rows across the split."""
+    """Return captioned pictures with predictions and ground truth of up to ``EVAL_BATCH`` rows across the split.
+
+    mirror: average each prediction with that for the mirror image.
+    """
     chosen = np.unique(np.linspace(0, rows.rows - 1, min(number, EVAL_BATCH)).astype(np.int64))
     (table,) = rows.read([chosen])
     (batch,) = loader.run([table], NO_AUGMENTATION)
-    output = run_model(model.eval(), batch)
+    output = run_model(model.eval(), batch, mirror)
     pictures = [Image.open(io.BytesIO(data)) for data in table["image"].to_pylist()]
     names = [name.rsplit("/", 1)[-1] for name in table["sample_id"].to_pylist()]
     if output.heatmaps is None:

@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from glefld.data.truth import Truth, type_slot
+from glefld.data.truth import SEEN, Truth, type_slot, visibility_class
 from glefld.errors import UserError
+from glefld.models.calibration import RIGHT_WITHIN, Calibration, fit
 from glefld.schema import VIEWS, ClassLabel, Labels, Visibility
+from glefld.scoring import bootstrap
+from glefld.scoring.confidence import BINS, Confidence, bins, centres, confidence
 
 if TYPE_CHECKING:
     from glefld.scoring.oks import OksScores
@@ -47,6 +50,9 @@ class Report:
     ne_by_landmark: dict[str, float | None]
     ne_by_type: dict[str, float | None]  # average NE over the rows of one garment type
     ne_by_view: dict[str, float | None]
+    ne_intervals: dict[
+        str, tuple[float, float]
+    ]  # 95 % of "average" and of each garment type, where they were asked for
     ne_occluded: float | None  # average NE over occluded instead of visible landmarks
     counted: dict[str, int]  # number of rows where each landmark is visible
     pck: float | None
@@ -55,6 +61,10 @@ class Report:
     left_right_confusion: (
         float | None
     )  # share of visible, mirror-paired landmarks predicted nearer to their partner
+    confidence: Confidence | None  # of the scores, as probabilities to be within 0.1 of the box
+    visibility_f1: dict[
+        str, float | None
+    ]  # of "visible", "occluded", "absent" slots that are there, and their "mean"
     label: ClassLabel  # what ``accuracy`` refers to
     accuracy: dict[str, float | None]  # classification accuracy: "top1", "top3", "top5"
     recall: dict[str, dict[str, float | None]]  # attribute recall "at3" and "at5", by type and their "mean"
@@ -75,10 +85,20 @@ class Report:
         """Return all counted scores as a flat dict, with names like ``ne``, ``ne/left_collar``, ``recall_at3/mean``."""
         flat: dict[str, float | None] = {
             name: getattr(self, name)
-            for name in ("ne", "ne_occluded", "pck", "auc", "epe", "left_right_confusion")
+            for name in (
+                "ne",
+                "ne_occluded",
+                "pck",
+                "auc",
+                "epe",
+                "left_right_confusion",
+            )
         }
+        if self.confidence is not None:
+            flat |= {name: getattr(self.confidence, name) for name in ("calibration_error", "sparsification")}
         named = {"ne": self.ne_by_landmark, "ne_type": self.ne_by_type, "ne_view": self.ne_by_view}
         named |= {f"recall_{at}": by_type for at, by_type in self.recall.items()}
+        flat |= {f"visibility_f1/{name}": value for name, value in self.visibility_f1.items()}
         flat |= {f"accuracy_{top}": value for top, value in self.accuracy.items()}
         flat |= {f"{kind}/{name}": value for kind, values in named.items() for name, value in values.items()}
         flat |= self.oks.numbers() if self.oks else {}
@@ -109,8 +129,8 @@ class Sums:
 class Counters(Sums):
     """The sums from which the scores of a data set's labels are computed, on the CPU."""
 
-    def __init__(self, labels: Labels, label: ClassLabel = "category") -> None:
-        """``label`` says what the classes given to ``add_classes`` are."""
+    def __init__(self, labels: Labels, label: ClassLabel = "category", replicates: int = 0) -> None:
+        """label: what the classes given to ``add_classes`` are. replicates: of the bootstrap of NE (``bootstrap``)."""
         self.labels = labels
         self.label = label
         landmark_set = labels.landmark_set
@@ -127,6 +147,8 @@ class Counters(Sums):
             "rows": (1,),
             "ne": (*groups, k),
             "visible": (*groups, k),
+            "resampled_ne": (replicates, groups[0], k),
+            "resampled_visible": (replicates, groups[0], k),
             "occluded_ne": (k,),
             "occluded": (k,),
             "scored": (k,),
@@ -135,6 +157,10 @@ class Counters(Sums):
             "epe": (k,),
             "paired": (k,),
             "confused": (k,),
+            "given": (BINS,),
+            "right": (BINS,),
+            "error": (BINS,),
+            "seen": (len(SEEN), len(SEEN)),
             "classified": (1,),
             "not_finite": (1,),
             "top": (len(TOP),),
@@ -147,8 +173,8 @@ class Counters(Sums):
         """Count evaluated rows, with or without labels."""
         self.sums["rows"] += rows
 
-    def add_landmarks(self, predicted: Tensor, truth: Truth) -> None:
-        """Score the landmarks of B rows; predicted is [B, K, 2] in photo pixels, annotated or not."""
+    def add_landmarks(self, predicted: Tensor, truth: Truth, score: Tensor | None = None) -> None:
+        """Score the landmarks of B rows: predicted [B, K, 2] in photo pixels, annotated or not, and score [B, K]."""
         predicted, points, box = predicted.double(), truth.points.double(), truth.box.double()
         size = box[:, 2:] - box[:, :2]
         visible = truth.visibility == Visibility.VISIBLE
@@ -172,9 +198,17 @@ class Counters(Sums):
         # where() rather than a product, since annotations that do not count may be NaN.
         zero = ne.new_zeros(())
         view = torch.where(truth.view >= 0, truth.view, len(VIEWS))
-        group = type_slot(truth.garment_type, self._codes) * (len(VIEWS) + 1) + view
+        type_ = type_slot(truth.garment_type, self._codes)
+        group = type_ * (len(VIEWS) + 1) + view
         self.sums["ne"].flatten(0, 1).index_add_(0, group, torch.where(visible, ne, zero))
         self.sums["visible"].flatten(0, 1).index_add_(0, group, visible.double())
+        if replicates := len(self.sums["resampled_ne"]):
+            often = bootstrap.weights(points, box, replicates)  # [B, R]
+            for name, value in (
+                ("resampled_ne", torch.where(visible, ne, zero)),
+                ("resampled_visible", visible.double()),
+            ):
+                self.sums[name].index_add_(1, type_, torch.einsum("br,bk->rbk", often, value))
         self.sums["occluded_ne"] += torch.where(occluded, ne, zero).sum(dim=0)
         self.sums["occluded"] += occluded.sum(dim=0)
         self.sums["scored"] += scored.sum(dim=0)
@@ -183,6 +217,31 @@ class Counters(Sums):
         self.sums["epe"] += torch.where(scored, distance, zero).sum(dim=0)
         self.sums["paired"] += paired.sum(dim=0)
         self.sums["confused"] += (nearer_to_partner & paired).sum(dim=0)
+
+        if score is not None:
+            told, wrong = bins(score[visible]), ne[visible]
+            for name, value in (
+                ("given", torch.ones_like(wrong)),
+                ("right", wrong <= RIGHT_WITHIN),
+                ("error", wrong),
+            ):
+                self.sums[name].index_add_(0, told, value.double())
+
+    def calibrate(self) -> Calibration:
+        """Fit a calibration to the scores counted so far, and count them as if it had been applied before."""
+        found = fit(centres(), self.sums["given"], self.sums["right"])
+        moved = bins(found(centres()))
+        for name in ("given", "right", "error"):
+            self.sums[name] = torch.zeros_like(self.sums[name]).index_add_(0, moved, self.sums[name])
+        return found
+
+    def add_visibility(self, logits: Tensor, truth: Truth) -> None:
+        """Score the visibility of B rows' landmarks: logits [B, K, 3] of ``SEEN``."""
+        answer, target = logits.argmax(dim=-1), visibility_class(truth.visibility)
+        self.sums["not_finite"] += (~logits.isfinite()).sum()
+        self.sums["seen"].view(-1).index_add_(
+            0, (target * len(SEEN) + answer).flatten(), torch.ones(answer.numel(), dtype=torch.float64)
+        )
 
     def add_classes(self, logits: Tensor, target: Tensor) -> None:
         """Score the classes of B rows: logits [B, C], target [B] with -1 if unknown."""
@@ -230,12 +289,15 @@ class Counters(Sums):
                 view: _plain_mean(s["ne"][:, i].sum(dim=0), s["visible"][:, i].sum(dim=0))
                 for i, view in enumerate(VIEWS)
             },
+            ne_intervals=self._intervals(),
             ne_occluded=_plain_mean(s["occluded_ne"], s["occluded"]),
             counted={n: int(visible[i]) for i, n in enumerate(names)},
             pck=_plain_mean(s["pck"], s["scored"]),
             auc=_plain_mean(s["auc"], s["scored"]),
             epe=_ratio(s["epe"].sum(), s["scored"].sum()),
             left_right_confusion=_ratio(s["confused"].sum(), s["paired"].sum()),
+            confidence=confidence(s["given"], s["right"], s["error"]),
+            visibility_f1=_f1(s["seen"]),
             label=self.label,
             accuracy={f"top{k}": _ratio(s["top"][i], s["classified"][0]) for i, k in enumerate(TOP)},
             recall={
@@ -245,6 +307,32 @@ class Counters(Sums):
             },
             attributes_by_type={n: int((self._attribute_type == t).sum()) for t, n in enumerate(types)},
         )
+
+    def _intervals(self) -> dict[str, tuple[float, float]]:
+        """Return the bootstrap's intervals of NE by garment type and of its average; none without replicates."""
+        ne, visible = self.sums["resampled_ne"], self.sums["resampled_visible"]
+        names = [t.name for t in self.labels.landmark_set.garment_types]
+        sums = {"average": (ne.sum(dim=1), visible.sum(dim=1))} | {
+            name: (ne[:, i], visible[:, i]) for i, name in enumerate(names)
+        }
+        found = {
+            name: [value for pair in zip(*both, strict=True) if (value := _plain_mean(*pair)) is not None]
+            for name, both in sums.items()
+        }
+        return {name: bootstrap.interval(values) for name, values in found.items() if values}
+
+
+def _f1(seen: Tensor) -> dict[str, float | None]:
+    """Return F1 of each class of [T, T] counts, true by answered, and the mean of those that are there."""
+    both = seen.diagonal()
+    there = seen.sum(dim=1)
+    f1 = {
+        name: _ratio(2 * both[i], there[i] + seen[:, i].sum()) if there[i] > 0 else None
+        for i, name in enumerate(SEEN)
+    }
+    # Without any answers there is no score, rather than one of 0.
+    found = [value for value in f1.values() if value is not None]
+    return f1 | {"mean": sum(found) / len(found) if found else None}
 
 
 def _ratio(total: Tensor, count: Tensor) -> float | None:

@@ -7,7 +7,7 @@ mean precision over recalls, thresholds (.50 to .95 in steps of .05) and categor
 
 Here ground truth boxes and categories are given: landmarks are predicted in the annotated box, and the category selects
 the landmarks that count. Entries of the challenge had to detect garments first, so their scores are not comparable.
-The confidence of a prediction is the mean peak height of its heatmaps.
+The confidence of a prediction is the mean of its landmarks' scores.
 
 Two definitions are ambiguous, and both readings are scored. *Area*: COCO uses the mask's. The data set's converter
 ``deepfashion2_to_coco.py``, which made the challenge's files, writes the box's, which is more lenient. *Landmarks*: the

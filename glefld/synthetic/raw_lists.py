@@ -134,11 +134,14 @@ def _landmark_tokens(row: ListRow) -> str:
 
 
 def _packed_landmarks(row: ListRow) -> str:
-    """Return 16 integers: the garment type's landmarks in its order, ``0 0`` if cut off and after the last."""
+    """Return 16 integers: the garment type's landmarks in its order, ``0 0`` for those not seen and after the last.
+
+    The benchmark lists no hidden landmark either: where some are missing, its boxes reach further than the others.
+    """
     tokens = []
     for slot in FASHION8.garment_type(row.garment_type).landmarks:
-        cut_off = row.visibility[slot] == Visibility.CUT_OFF
-        tokens.append("0 0" if cut_off else _padded(row.landmarks[slot]))
+        seen = row.visibility[slot] == Visibility.VISIBLE
+        tokens.append(_padded(row.landmarks[slot]) if seen else "0 0")
     return " ".join(tokens + ["0 0"] * (len(FASHION8) - len(tokens)))
 
 

@@ -44,6 +44,8 @@ NECKLINES = {
     "shirt": "shirt collar",
     "turtle": "roll neck",
     "hood": "hooded",
+    "strapless": "strapless",
+    "straps": "thin straps",
 }
 _TREATMENTS = (
     "washed", "brushed", "faded", "coated", "pressed", "light", "heavy", "soft", "fine", "coarse", "stretch",

@@ -19,6 +19,7 @@ from glefld.data.order import global_batch, steps_per_epoch
 from glefld.data.reader import SplitReader
 from glefld.errors import Mistake, UserError
 from glefld.models import checkpoint
+from glefld.models.calibration import Calibration
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import Choice, Named, choose_precision
 from glefld.models.system import Model
@@ -28,7 +29,7 @@ from glefld.scoring.evaluation import EVAL_BATCH, evaluate
 from glefld.scoring.metrics import Counters, Report
 from glefld.training.losses import total_loss
 from glefld.training.meter import Meter, learning_rate
-from glefld.training.start import Job, Position, last_or_initial
+from glefld.training.start import Job, Position, last_or_initial, origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,8 @@ class Training:
     """Precision of the forward pass."""
     rank: int
     world: int
+    origin: str
+    """Where the first weights were from, for the model card."""
 
     @classmethod
     def begin(
@@ -128,6 +131,7 @@ class Training:
         precision = _agreed_precision(recipe, model, kept, device, -(-batch // world), rank, world)
         pipeline = InputPipeline(
             recipe.input_size,
+            model.normalisation,
             max(recipe.batch_size, EVAL_BATCH),
             device.index if device.type == "cuda" else None,
             loading_threads or torch.get_num_threads(),
@@ -145,6 +149,7 @@ class Training:
             precision=precision,
             rank=rank,
             world=world,
+            origin=origin(job),
         )
         return training, position
 
@@ -170,7 +175,7 @@ class Training:
             batch = next(batches)
             waited = time.perf_counter() - started
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, position.epoch * steps + step, steps)
+                group["lr"] = group["rate"] * learning_rate(recipe, position.epoch * steps + step, steps)
             first, end = global_batch(self.train_rows.rows, recipe.batch_size, step)
             loss = train_step(
                 self.model,
@@ -210,6 +215,7 @@ class Training:
 
     def validate(self) -> Scored:
         """Score the model on the val split."""
+        self.model.calibration = Calibration()
         counters = evaluate(
             self.model, self.val_rows, self.loader, self.rank, self.world, self.manifest.labels
         )
@@ -217,6 +223,7 @@ class Training:
             total = counters.vector().to(self.device)
             dist.all_reduce(total)
             counters.load_vector(total.cpu())
+        self.model.calibration = counters.calibrate()
         try:
             result = counters.report()
         except UserError as error:  # not finite; all ranks have the same sums
@@ -250,6 +257,9 @@ class Training:
                 config=self.job.config,
                 labels=self.manifest.labels,
                 input_size=self.job.recipe.input_size,
+                normalisation=self.model.normalisation,
+                calibration=self.model.calibration,
+                weights=self.origin,
                 dataset=self.job.dataset,
                 data_hash=self.manifest.content_hash,
                 recipe=dataclasses.asdict(self.job.recipe),

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glefld.data.loader import Batch
-from glefld.models import heatmap
 from glefld.models.system import Model, Output
 from glefld.recipe import Recipe
 
@@ -17,18 +16,24 @@ ATTRIBUTE_WEIGHTS = (0.1, 1.0)
 def total_loss(model: Model, output: Output, batch: Batch, recipe: Recipe, rows: int, world: int) -> Tensor:
     """This rank's part of the loss of a global batch of ``rows``, a scalar. The sum over the ranks is the loss.
 
-    Heatmaps: ``heatmap.loss``. Classes: cross entropy, zero for unknown ones, mean over the rows. Attributes:
-    ``attribute_loss``. The system's ``objective`` weights them.
+    Heatmaps: the codecs' own. Visibility: cross entropy, mean over rows and landmarks. Classes: cross entropy, zero for
+    unknown ones, mean over the rows. Attributes: ``attribute_loss``. The system's ``objective`` weights them.
     """
     device = batch.images.device
     parts = []
     if output.heatmaps is not None:
         weight = batch.weight(recipe.landmarks)
-        part = heatmap.loss(output.heatmaps, batch.landmarks, weight, model.codec, rows)
+        part = model.codec.loss(output.heatmaps, batch.landmarks, weight, rows)
         parts.append(model.objective.landmarks * part)
         if output.coarse is not None:
-            part = heatmap.loss(output.coarse, batch.landmarks, weight, model.coarse_codec, rows)
+            part = model.coarse_codec.loss(output.coarse, batch.landmarks, weight, rows)
             parts.append(model.objective.coarse * part)
+    if output.visibility is not None:
+        target = batch.seen().to(device, non_blocking=True).flatten()
+        part = F.cross_entropy(
+            output.visibility.float().flatten(0, 1), target, ignore_index=-1, reduction="sum"
+        )
+        parts.append(model.objective.visibility * part / (rows * len(model.labels.landmark_set)))
     if output.classes is not None:
         target = batch.truth.label(model.label, model.labels).to(device, non_blocking=True)
         part = F.cross_entropy(output.classes.float(), target, ignore_index=-1, reduction="sum") / rows

@@ -1,21 +1,20 @@
 """What a training run is, and what it starts or goes on with: weights, a classifier, or its last checkpoint."""
 
 import dataclasses
-import io
+import json
 import math
-import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from glefld import storage
 from glefld.errors import Mistake, UserError
-from glefld.models import build_model, checkpoint
+from glefld.models import build_model, checkpoint, weights
+from glefld.models.classifier import Label, ResNetClassifier, answers
 from glefld.models.precision import Named
 from glefld.models.system import Model
 from glefld.recipe import Recipe
-from glefld.redaction import public_url
 from glefld.schema import Labels, Manifest
 
 
@@ -33,11 +32,13 @@ class Job:
     """The system's own options."""
     recipe: Recipe
     weights: str | None = None
-    """URL of a torchvision checkpoint to initialise the backbone with."""
+    """What the backbone is initialised with: a source of ``glefld.models.weights``; None: random weights."""
     classifier: str | None = None
     """URL of a classifier's checkpoint, for systems that are guided by one."""
     rows: int | None = None
     """Train on the first rows only."""
+    start_from: str | None = None
+    """URL of the checkpoint of another training, whose weights all of the model's start as."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Job":
@@ -75,10 +76,7 @@ def last_or_initial(
     model.to(device)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=job.recipe.learning_rate,
-        weight_decay=job.recipe.weight_decay,
-        fused=True,
+        parameter_groups(model, job.recipe), lr=job.recipe.learning_rate, fused=True
     )
     if last is None:
         return model, optimizer, Position(), None
@@ -87,35 +85,45 @@ def last_or_initial(
     return model, optimizer, Position(**state["position"]), state.get("precision")
 
 
-def read_weights(url: str) -> dict[str, Tensor]:
-    """Read a torchvision checkpoint: tensors by name. UserError if there is none at the URL."""
-    shown = f"--weights {public_url(url)}"
-    try:
-        data = io.BytesIO(storage.read_bytes(url))
-    except FileNotFoundError as error:
-        raise UserError(f"{shown}: there is no such file") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{shown} is a folder: name the file in it") from error
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of odd pickles, beside the one line that says it all
-            state = torch.load(data, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file of another kind is read as a pickle, and breaks that anywhere
-        # torch's own words are advice to run the file's code, or of pickle's internals.
-        raise UserError(
-            f"{shown} is not a torchvision checkpoint: it cannot be read as tensors by name, or holds code, which is "
-            "never run. Give a file as torchvision publishes it (a state_dict saved with torch.save)"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{shown} is not a torchvision checkpoint: it holds more than tensors by name")
-    return state
+def origin(job: Job) -> str:
+    """Return where the run's first weights were from, in words for its model cards.
+
+    A run that has a checkpoint keeps that one's words: what it started with may be gone.
+    """
+    last = checkpoint.pointed(job.run, "last")
+    if last is not None:
+        return _card(storage.join(job.run, last)).weights
+    if job.start_from is not None:
+        return f"{weights.describe(job.start_from)} ({_card(job.start_from).weights})"
+    return weights.describe(job.weights, job.config.get("backbone"))
+
+
+def _card(url: str) -> checkpoint.ModelCard:
+    name = storage.join(url, "model.json")
+    return checkpoint.ModelCard.parse(storage.read_bytes(name), name)
+
+
+def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the trained parameters for an optimizer. ``rate`` multiplies a group's learning rate in each step."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    backbone = {
+        id(parameter) for parameter in (model.features.parameters() if model.features is not None else ())
+    }
+    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
+        rate = recipe.backbone_rate if id(parameter) in backbone else 1.0
+        decay = (
+            recipe.weight_decay if parameter.ndim > 1 else 0.0
+        )  # what has one dimension is a bias or a norm's
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": found, "rate": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
 
 
 def initial_model(job: Job, labels: Labels) -> Model:
     """The model that a run starts with: initialised from the seed, then with the job's weights and classifier.
 
-    UserError for an input size that the system does not accept, and for weights that are not usable or do not fit.
+    With ``start_from`` its weights are those of another training. UserError for an input size that the system does not
+    accept, and for weights that are not usable or do not fit.
     """
-    weights = read_weights(job.weights) if job.weights is not None else None
     torch.manual_seed(job.recipe.seed)
     model = build_model(job.model, job.config, labels)
     size = job.recipe.input_size
@@ -123,9 +131,60 @@ def initial_model(job: Job, labels: Labels) -> Model:
         raise UserError(
             f"input-size must be a multiple of {model.stride}, the stride of {job.model}, not {size}"
         )
-    if weights is not None:
-        model.load_backbone(weights)
+    if job.weights is not None:
+        if model.features is None:
+            raise UserError(f"{job.model} has no backbone that takes weights: give --random-weights")
+        model.load_backbone(weights.read(job.weights, model.features.name))
     if job.classifier is not None:
         classifier, _ = checkpoint.load(job.classifier)
         model.load_classifier(classifier)
+    if job.start_from is not None:
+        _copy_weights(job.start_from, model, job.model, job.config)
     return model
+
+
+def _copy_weights(url: str, model: Model, name: str, config: dict[str, Any]) -> None:
+    """Give a model, of this system and options, the weights of a checkpoint; UserError if they do not fit."""
+    other, card = checkpoint.load(url)
+    known, wanted = card.labels.landmark_set, model.labels.landmark_set
+    if known != wanted:
+        differ = "of other names or order than " if known.name == wanted.name else "not "
+        raise UserError(
+            f"--start-from: {url} knows the landmarks {known.name}, {differ}{wanted.name}, which this data set has"
+        )
+    theirs, ours = (
+        {key: tuple(value.shape) for key, value in network.state_dict().items()} for network in (other, model)
+    )
+    if differing := sorted(key for key in theirs | ours if theirs.get(key) != ours.get(key)):
+        raise UserError(
+            f"--start-from: {url} is {card.model} with {card.config}, which does not fit this {name}: "
+            f"{len(differing)} tensors differ, such as {differing[0]}. Give the options that it was trained with"
+        )
+    config = json.loads(json.dumps(config))  # as a card has it
+    # Tensors of equal shapes may mean something else: what another option or other classes have made of them.
+    options = [
+        f"--model.{key.replace('_', '-')} {card.config.get(key)!r}, not {config.get(key)!r}"
+        for key in sorted(card.config | config)
+        if card.config.get(key) != config.get(key)
+    ]
+    if card.model != name or options:
+        told = ", ".join(options) or f"the system {card.model}, not {name}"
+        raise UserError(f"--start-from: {url} was trained with {told}. Give what it was trained with")
+    learnt, asked = _learnt(other), _learnt(model)
+    if learnt != asked:
+        told = " and ".join(f"{len(names)} names of {label}" for label, names in learnt.items())
+        here = " and ".join(f"{len(names)} of {label}" for label, names in asked.items())
+        raise UserError(
+            f"--start-from: {url} was trained on {told or 'no classes'}, this model on {here or 'none'}, with other "
+            "names or in another order: train a new model"
+        )
+    model.load_state_dict(other.state_dict())
+    model.normalisation = other.normalisation
+
+
+def _learnt(model: Model) -> dict[Label, tuple[str, ...]]:
+    """Return the names of the classes or attributes that a classifier, or a model's guide, tells apart, by label."""
+    found: list[Label] = [cast(Label, model.guided_by.label)] if model.guided_by is not None else []
+    if isinstance(model, ResNetClassifier):
+        found.append(model.target)
+    return {label: answers(label, model.labels) for label in found}

@@ -60,9 +60,9 @@ class BenchmarkOptions:
     """Photos for predict and infer, as for jobs.infer --input. Default: the source's img.zip, else the data set."""
     checkpoint: str | None = None
     """Checkpoint for predict, infer and evaluate. Default: the system with random weights."""
-    model: str = "gle"
+    model: str = "fpn"
     """System to measure."""
-    preset: Preset = "small"
+    preset: Preset = "best"
     """Preset of the system and the recipe."""
     batch_size: int | None = None
     """Rows per batch. Default: the preset's."""

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from glefld.data.augmentation import NO_AUGMENTATION, Augmentation
 from glefld.data.loader import Batch
-from glefld.data.picture import MEAN, STD
+from glefld.data.picture import IMAGENET
 from glefld.models.system import Model
 from glefld.recipe import Recipe
 from glefld.training.losses import total_loss
@@ -42,7 +42,7 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
         if augmentation.colour:
             # Hue is a share of the circle here: up to 30 degrees times the strength.
             steps.append(v2.ColorJitter(*(augmentation.colour,) * 3, augmentation.colour / 12))
-        mean, std = ([value / 255 for value in values] for values in (MEAN, STD))
+        mean, std = ([value / 255 for value in values] for values in (IMAGENET.mean, IMAGENET.std))
         steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
         self.transform = v2.Compose(steps)
 

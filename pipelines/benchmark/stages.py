@@ -12,15 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from glefld import storage
 from glefld.data.augmentation import NO_AUGMENTATION, Augmentation
 from glefld.data.loader import Batch, BatchLoader, InputPipeline
+from glefld.data.picture import IMAGENET
 from glefld.data.reader import SplitReader
 from glefld.errors import BadBox, BadPhoto
-from glefld.models.system import Output
+from glefld.models.system import Model, Output
 from glefld.predict import Bad, Crop, Prediction, Predictor, prepare
 from glefld.recipe import Recipe, mirror_only
 from glefld.temporary import temporary_file
@@ -158,7 +159,11 @@ def loader(bench: Bench) -> dict[str, Measurement]:
     found = {}
     for name, augmentation in kinds.items():
         pipeline = InputPipeline(
-            recipe.input_size, recipe.batch_size, 0 if bench.resources.gpu else None, bench.resources.cpus
+            recipe.input_size,
+            IMAGENET,
+            recipe.batch_size,
+            0 if bench.resources.gpu else None,
+            bench.resources.cpus,
         )
         ours = _endless(BatchLoader(manifest.labels, pipeline), rows, augmentation, recipe)
 
@@ -312,15 +317,15 @@ def steady(rates: list[float]) -> float:
     return float(np.median(rates[1:] or rates))
 
 
-class Nothing(nn.Module):
+class Nothing(Model):
     """In place of a model: heatmaps of zeros, so that a rate with it is that of all else."""
 
     heatmaps: Tensor
 
-    def __init__(self, heatmaps: Tensor, codec: Any) -> None:
-        super().__init__()
+    def __init__(self, model: Model, heatmaps: Tensor) -> None:
+        super().__init__(model.labels)
         self.register_buffer("heatmaps", heatmaps)
-        self.codec = codec
+        self.codec = model.codec
 
     def forward(self, images: Tensor) -> Output:
         return Output(heatmaps=self.heatmaps[: len(images)])
@@ -362,7 +367,7 @@ def predict(bench: Bench) -> dict[str, Measurement]:
     """Inference in this process, from encoded photos to landmarks, with the model and with none."""
     predictor, fed = _predictor(bench), _predictor(bench)
     alone, heatmaps = _model_alone(predictor, bench.device)
-    fed.model = Nothing(torch.zeros_like(heatmaps), predictor.model.codec)  # type: ignore[assignment]
+    fed.model = Nothing(predictor.model, torch.zeros_like(heatmaps))
     held = material.photos(bench.material)
     size, batch, seconds = predictor.card.input_size, predictor.batch_size, bench.options.seconds
     cpus = bench.resources.cpus

@@ -83,6 +83,8 @@ class InferOptions:
     """Rows per Parquet file."""
     precision: Precision = PRECISION
     """Precision of the forward pass. auto: bf16 if a task measures the model to be faster in it, else fp32."""
+    mirror: bool = False
+    """Average each prediction with that for the mirror image: a little more accurate, at twice the time."""
     damaged: Damaged = "error"
     """JPEGs with damaged data, of which the decoder has to guess parts. error: a row with the error. answer: predict
     on the guess."""
@@ -144,6 +146,7 @@ class WriterSettings:
     output: ShardedOutput
     key: str
     precision: Precision
+    mirror: bool
     damaged: Damaged
     threads: int
     gpu: bool
@@ -323,6 +326,7 @@ def writer_settings(plan: InferencePlan, output: ShardedOutput, workers: Inferen
         output=output,
         key=plan.key,
         precision=plan.options.precision,
+        mirror=plan.options.mirror,
         damaged=plan.options.damaged,
         threads=workers.threads,
         gpu=workers.gpu,
@@ -373,7 +377,12 @@ class ShardWriter:
         # Do not test for CUDA here: Ray leaves GPUs visible to workers that did not request one.
         device = torch.device("cuda" if settings.gpu else "cpu")
         self.predictor = Predictor(
-            settings.checkpoint, device, settings.batch_size, settings.threads, settings.precision
+            settings.checkpoint,
+            device,
+            settings.batch_size,
+            settings.threads,
+            settings.precision,
+            settings.mirror,
         )
         self.schema = prediction_schema(self.predictor.card.labels.landmark_set)
 
@@ -459,7 +468,13 @@ class ShardWriter:
             row = {**garment, "model": self.settings.model}
             if isinstance(answer, Prediction):
                 landmarks = answer.landmarks.ravel()
-                found = {"box": answer.box, "landmarks": landmarks, "score": answer.score, "status": "ok"}
+                found = {
+                    "box": answer.box,
+                    "landmarks": landmarks,
+                    "score": answer.score,
+                    "visibility": answer.visibility,
+                    "status": "ok",
+                }
                 yield row | found
             else:
                 box = row["box"] or [math.nan] * 4

@@ -69,7 +69,7 @@ def test_the_cluster_section_does_what_it_says(machine: Host, tmp_path: Path) ->
     (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.run_name, run.info.status) == ("first", "FINISHED")
-    assert client.get_model_version_by_alias("fld-gle", "champion").run_id == run.info.run_id
+    assert client.get_model_version_by_alias("fld-fpn", "champion").run_id == run.info.run_id
     predictions = pyarrow.dataset.dataset(root / "predictions", exclude_invalid_files=True).to_table()
     assert len(predictions) == 400
     assert set(predictions["status"].to_pylist()) == {"ok"}

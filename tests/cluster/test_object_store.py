@@ -33,8 +33,8 @@ from tests.cluster.servers import free_port, wait_until
 from tests.raw_layouts import photos, rows, write_fld
 
 TINY = (
-    "--input-size 32 --epochs 2 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 "
-    "--cpus-per-worker 1"
+    "--input-size 32 --epochs 2 --batch-size 8 --model.backbone test_resnet --model.width 8 --random-weights "
+    "--precision fp32 --cpus-per-worker 1"
 )
 
 

@@ -28,7 +28,10 @@ from tests.ingested import write_dataset
 from tests.mistakes import one_line
 from tests.raw_layouts import photos, rows, write_fld
 
-LONG = "--input-size 32 --epochs 1000 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 --num-workers 1"
+LONG = (
+    "--input-size 32 --epochs 1000 --batch-size 8 --model.backbone test_resnet --model.width 8 --random-weights "
+    "--precision fp32 --num-workers 1"
+)
 
 
 @dataclasses.dataclass(frozen=True)

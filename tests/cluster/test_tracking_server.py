@@ -21,8 +21,8 @@ from tests.cluster.servers import command_lines, wait_until
 from tests.ingested import write_dataset
 
 TINY = (
-    "--input-size 32 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 --log-steps 1 "
-    "--cpus-per-worker 1"
+    "--input-size 32 --batch-size 8 --model.backbone test_resnet --model.width 8 --random-weights --precision fp32 "
+    "--log-steps 1 --cpus-per-worker 1"
 )
 
 

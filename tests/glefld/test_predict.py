@@ -17,7 +17,9 @@ from glefld import predict
 from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.data.loader import BatchLoader, InputPipeline
 from glefld.data.photos import to_rgb
+from glefld.data.picture import IMAGENET
 from glefld.errors import BadAnswer, BadBox, BadPhoto
+from glefld.models.calibration import Calibration
 from glefld.predict import Crop, Prediction, Predictor, prepare
 from glefld.schema import sample_schema
 from tests import dots
@@ -167,7 +169,7 @@ def test_the_model_sees_what_it_was_trained_on(predictor: Predictor) -> None:
         "visibility": [0, 0],
     }
     table = pa.Table.from_pylist([row], sample_schema(dots.DOTS))
-    loader = BatchLoader(dots.LABELS, InputPipeline(dots.SIZE, 1))
+    loader = BatchLoader(dots.LABELS, InputPipeline(dots.SIZE, IMAGENET, 1))
     (batch,) = loader.run([table], NO_AUGMENTATION)
     crop = prepare(image, dots.SIZE, box, crop_box[:2])
     assert torch.equal(predictor.pipeline.run([crop.picture]), batch.images)
@@ -268,6 +270,37 @@ def test_a_truncated_photo_never_passes_for_a_whole_one(kind: str, predictor: Pr
         if isinstance(answer, Prediction):
             assert cut > len(data) - 64, f"{kind} cut at {cut} of {len(data)}"
             np.testing.assert_allclose(answer.landmarks, whole.landmarks, atol=0.1)
+
+
+def test_scores_are_as_the_checkpoint_was_calibrated(predictor: Predictor, tmp_path: Path) -> None:
+    file = dots.encoded(example(2)[1], "PNG")
+    calibration = Calibration(0.5, 0.3)
+    other = Predictor(dots.write_checkpoint(str(tmp_path / "checkpoint"), calibration=calibration), CPU)
+    ((plain,), (calibrated,)) = (answers(one, [file]) for one in (predictor, other))
+    assert isinstance(plain, Prediction)
+    assert isinstance(calibrated, Prediction)
+    torch.testing.assert_close(torch.from_numpy(calibrated.score), calibration(torch.from_numpy(plain.score)))
+    np.testing.assert_array_equal(calibrated.landmarks, plain.landmarks)
+
+
+def test_with_mirror_images_a_photo_and_its_mirror_image_have_one_answer(tmp_path: Path) -> None:
+    """Of a network that does not see its own mirror image."""
+    torch.manual_seed(0)
+    model = dots.network()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * weight.std() * torch.randn_like(weight) if weight.numel() > 1 else 0)
+    url = dots.write_checkpoint(str(tmp_path / "checkpoint"), model)
+    image = example(3)[1]
+    files = [dots.encoded(i, "PNG") for i in (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))]
+    apart = []
+    for mirror in (False, True):
+        own, turned = answers(Predictor(url, CPU, mirror=mirror), files)
+        assert isinstance(own, Prediction)
+        assert isinstance(turned, Prediction)
+        back = (WIDTH, 0) + np.array([-1, 1]) * turned.landmarks[[1, 0]]
+        apart.append(np.abs(own.landmarks - back).max())
+    assert apart[1] < 0.01 < 0.05 < apart[0]
 
 
 @pytest.mark.parametrize("pixels", [1, 2 * WIDTH * HEIGHT, predict.BATCH_PIXELS])

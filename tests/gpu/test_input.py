@@ -11,7 +11,7 @@ import torch
 
 from glefld.data.augmentation import Augmentation, compose, draw_augmentation
 from glefld.data.loader import InputPipeline
-from glefld.data.picture import STD, Picture
+from glefld.data.picture import IMAGENET, Picture
 from tests.natural import ENCODINGS, picture
 
 SIZE = 224
@@ -19,7 +19,7 @@ SIZE = 224
 
 def levels(images: torch.Tensor) -> torch.Tensor:
     """Undo the normalisation's scale: [b, 3, S, S] in steps of 1/255."""
-    return images.cpu() * torch.tensor(STD)[:, None, None]
+    return images.cpu() * torch.tensor(IMAGENET.std)[:, None, None]
 
 
 def augmented(plain: Picture, seed: int) -> Picture:
@@ -36,8 +36,8 @@ def test_a_gpu_loads_what_a_cpu_loads(
     pictures = [picture(seed, SIZE, encoding, 200 + 37 * seed, 411 - 29 * seed) for seed in range(8)]
     if change == "augmented":
         pictures = [augmented(plain, seed) for seed, plain in enumerate(pictures)]
-    here = levels(InputPipeline(SIZE, 8).run(pictures))
-    there = levels(InputPipeline(SIZE, 8, device.index).run(pictures))
+    here = levels(InputPipeline(SIZE, IMAGENET, 8).run(pictures))
+    there = levels(InputPipeline(SIZE, IMAGENET, 8, device.index).run(pictures))
     apart = (here - there).abs()
     tell(
         f"{encoding}, {change}: from the CPU's by {apart.mean():.3f} of 255 levels, at most {apart.max():.1f}, "
@@ -49,7 +49,7 @@ def test_a_gpu_loads_what_a_cpu_loads(
 
 def test_a_batch_keeps_its_values_while_the_next_are_loaded(device: torch.device) -> None:
     """DALI reuses its buffers: what was handed out must not change, whatever the streams do."""
-    pipeline = InputPipeline(SIZE, 32, device.index)
+    pipeline = InputPipeline(SIZE, IMAGENET, 32, device.index)
     batches = [[picture(32 * i + j, SIZE) for j in range(32 if i else 5)] for i in range(3)]
     alone = [pipeline.run(batch).cpu() for batch in batches]
     kept = []
@@ -66,7 +66,7 @@ def test_a_picture_that_cannot_be_decoded_is_an_error(device: torch.device) -> N
     whole = picture(0, SIZE)
     broken = dataclasses.replace(whole, encoded=whole.encoded[:40])
     with pytest.raises(RuntimeError):
-        InputPipeline(SIZE, 2, device.index).run([whole, broken])
+        InputPipeline(SIZE, IMAGENET, 2, device.index).run([whole, broken])
 
 
 def test_how_many_pictures_a_second_are_loaded(device: torch.device, tell: Callable[[str], None]) -> None:
@@ -74,9 +74,9 @@ def test_how_many_pictures_a_second_are_loaded(device: torch.device, tell: Calla
     threads = os.cpu_count() or 1
     pictures = [augmented(picture(seed, SIZE), seed) for seed in range(128)]
     for name, pipeline in {
-        f"CPU, {threads} threads": InputPipeline(SIZE, 128, None, threads),
-        "GPU, 1 thread": InputPipeline(SIZE, 128, device.index, 1),
-        f"GPU, {threads} threads": InputPipeline(SIZE, 128, device.index, threads),
+        f"CPU, {threads} threads": InputPipeline(SIZE, IMAGENET, 128, None, threads),
+        "GPU, 1 thread": InputPipeline(SIZE, IMAGENET, 128, device.index, 1),
+        f"GPU, {threads} threads": InputPipeline(SIZE, IMAGENET, 128, device.index, threads),
     }.items():
         rates = []
         for _ in range(6):

@@ -70,7 +70,7 @@ WRONG = {
     "plans of nothing": ({"plan_rows": (0,)}, "--plan-rows must be at least 1"),
     "one size": ({"grow": (4,)}, "--grow needs at least two factors"),
     "sizes that fall": ({"grow": (4, 1)}, "--grow needs at least two factors in rising order"),
-    "no such system": ({"model": "glee"}, "--model glee cannot be measured: choose one of gle"),
+    "no such system": ({"model": "glee"}, "--model glee cannot be measured: choose one of fpn"),
     "a classifier": ({"model": "resnet"}, "--model resnet cannot be measured"),
     "a layout that is not rendered": ({"dataset": "deepfashion2"}, "--dataset deepfashion2 needs --source"),
     "no such data set": ({"data": "/nowhere"}, "/nowhere is not a finished data set"),

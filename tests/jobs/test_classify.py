@@ -1,15 +1,19 @@
 """Classifiers as a user trains them: an image folder ingested, a ResNet, and SANL's block guided by it."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from mlflow import MlflowClient
 
 from glefld.data.dataset import open_dataset
+from glefld.models import build_model, weights
+from glefld.schema import NO_LANDMARKS, Labels
 from glefld.training import loop
 from glefld.training.start import Job
 from jobs import evaluate, infer, ingest, train
@@ -18,7 +22,10 @@ from tests.in_process import train_here
 from tests.mistakes import one_line
 from tests.raw_layouts import write_archive
 
-TINY = "--input-size 32 --batch-size 12 --precision fp32 --cpus-per-worker 1 --learning-rate 1e-3"
+TINY = (
+    "--input-size 32 --batch-size 12 --precision fp32 --cpus-per-worker 1 --learning-rate 1e-3 --backbone-rate 1 "
+    "--random-weights"
+)
 ROWS = {"train": 36, "val": 24, "test": 15}
 
 
@@ -30,8 +37,15 @@ def root(ray_cluster: None, empty_store: Path, tmp_path_factory: pytest.TempPath
     photos = image_folder({split: rows // len(COLOURS) for split, rows in ROWS.items()})
     source = write_archive(root / "blots.zip", photos)
     ingest.run(ingest.Options("image-folder", str(source), root=str(root)))
-    chosen = options(root, f"{TINY} --epochs 3")
-    job = Job("image-folder", f"{root}/data/image-folder", f"{root}/runs/guide", "resnet", {}, chosen.recipe)
+    chosen = options(root, f"{TINY} --epochs 3 --model.backbone resnet18")
+    job = Job(
+        "image-folder",
+        f"{root}/data/image-folder",
+        f"{root}/runs/guide",
+        "resnet",
+        dataclasses.asdict(chosen.config),
+        chosen.recipe,
+    )
     loop.train(job, torch.device("cpu"), lambda metrics, step: None, lambda epoch: None)
     return root
 
@@ -61,7 +75,8 @@ def test_a_block_guided_by_a_classifier(
     train.run(
         options(
             root,
-            f"{TINY} --epochs 2 --model sanl-resnet --classifier {root / 'runs' / 'guide'} --name guided",
+            f"{TINY} --epochs 2 --model sanl-resnet --model.guide resnet18 --name guided "
+            f"--classifier {root / 'runs' / 'guide'}",
         )
     )
     printed = capsys.readouterr().out
@@ -77,6 +92,21 @@ def test_a_block_guided_by_a_classifier(
     assert not any(name.startswith("val_ne") for name in run.data.metrics)
     artifacts = {f.path for f in client.list_artifacts(run.info.run_id, "val")}
     assert artifacts == {f"val/{name}" for name in ("table.txt", "predictions.png", "evaluation.json")}
+
+
+def test_the_documented_classifier_guides_the_documented_block() -> None:
+    """As docs/training.md has the commands: the guide's backbone and what the block expects are the same."""
+    text = Path("docs/training.md").read_text().replace("\\\n", " ")
+    lines = [
+        line for line in text.splitlines() if line.startswith("python -m jobs.train --dataset image-folder")
+    ]
+    guide, block = (train.parse(line.split()[3:]) for line in lines)
+    assert (guide.system, block.system) == ("resnet", "sanl-resnet")
+    labels = Labels(NO_LANDMARKS, categories=("a", "b"))
+    model = build_model("sanl-resnet", block.config, labels)
+    model.load_classifier(build_model("resnet", guide.config, labels))
+    assert train.make_job(guide, "", "", "").weights == weights.ON_BOARD
+    assert train.make_job(block, "/root", "", "", begun=True).weights == weights.HUB
 
 
 def test_evaluate_writes_the_accuracy(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +137,8 @@ def test_what_is_not_for_classifiers_is_one_line(root: Path, capsys: pytest.Capt
     assert not (root / "predictions").exists()
     gle = train.parse(["--dataset", "image-folder", "--root", str(root)])
     assert "the data set has none: train a classifier" in one_line(lambda: train.run(gle), capsys)
-    unguided = options(root, "--model sanl-resnet")
+    torch.save(timm.create_model("resnet18").state_dict(), root / "resnet18.pth")
+    unguided = options(root, f"--model sanl-resnet --weights {root / 'resnet18.pth'}")
     assert "give --classifier RUN" in one_line(lambda: train.run(unguided), capsys)
     attributes = options(root, "--model.label attributes")
     assert "no attributes to classify" in one_line(lambda: train.run(attributes), capsys)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+import tyro
 from mlflow import MlflowClient
 from ray.util.state import list_tasks
 
@@ -18,11 +19,13 @@ import jobs.compare
 from glefld import storage
 from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
+from glefld.models import weights
 from glefld.recipe import Recipe
 from glefld.scoring.comparison import Result
 from glefld.scoring.cost import Cost
 from jobs.compare import Options, parse_entry, run, trainable_systems
 from pipelines import compare
+from pipelines.compare import Comparison, make_job
 from pipelines.lease import hold
 from pipelines.train import run as train
 from pipelines.train.workers import WorkerGroup
@@ -56,7 +59,11 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
     options = Options(
         dataset="fld",
         recipe=TINY,
-        models=("gle:modules=0", "sanl:backbone=resnet18,width=16"),
+        models=(
+            "gle:backbone=test_resnet,pyramid=0,modules=0",
+            "sanl:backbone=test_resnet,guide=test_resnet,width=16",
+        ),
+        random_weights=True,
         root=str(tmp_path),
         name="both",
         cpus_per_worker=1,
@@ -71,7 +78,7 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
         patch.setattr(jobs.compare, "measure", measured)
         run(options)
     printed = capsys.readouterr().out
-    assert "gle:modules=0" in printed
+    assert "gle:backbone=test_resnet" in printed
     assert "mean position" in printed
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -99,9 +106,9 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
     run(options)
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
     # Another split is scored anew, with the same checkpoint and in the same run.
-    run(dataclasses.replace(options, split="test", models=("gle:modules=0",)))
+    run(dataclasses.replace(options, split="test", models=options.models[:1]))
     (other,) = storage.read_json(str(tmp_path / "runs" / "both" / "results-test.json"))["results"]
-    (same,) = [r for r in value["results"] if r["system"] == "gle:modules=0"]
+    (same,) = [r for r in value["results"] if r["system"] == options.models[0]]
     assert other["checkpoint"] == same["checkpoint"]
     assert other["ne"] != same["ne"]
     assert len(client.search_runs([experiment.experiment_id])) == len(runs)
@@ -135,9 +142,9 @@ def test_a_lost_child_ends_its_run_and_the_parents(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     write_dataset(tmp_path / "data" / "fld", {"train": 16, "val": 9})
-    options = Options("fld", TINY, ("gle:modules=0",), root=str(tmp_path), name="lost", cpus_per_worker=1)
+    options = Options("fld", TINY, ("local:width=8",), root=str(tmp_path), name="lost", cpus_per_worker=1)
     killed: list[int] = []
-    begun = tmp_path / "runs" / "lost" / "gle-modules-0-seed0" / "run.json"
+    begun = tmp_path / "runs" / "lost" / "local-width-8-seed0" / "run.json"
     watcher = threading.Thread(target=kill_the_child, args=(begun, killed))
     watcher.start()
     with pytest.raises(ray.exceptions.WorkerCrashedError):
@@ -147,6 +154,29 @@ def test_a_lost_child_ends_its_run_and_the_parents(
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "glefld-fld"]
     assert [r.info.status for r in client.search_runs([experiment.experiment_id])] == ["FAILED", "FAILED"]
+
+
+def test_the_documented_comparison_needs_no_weights_but_those_on_board() -> None:
+    (line,) = (
+        line
+        for line in Path("docs/training.md").read_text().splitlines()
+        if line.startswith("python -m jobs.compare --dataset fld")
+    )
+    options = tyro.cli(Options, args=line.split()[3:])
+    for text in options.models:
+        entry = parse_entry(text, options)
+        comparison = Comparison("fld", "", "", "val", None, {}, False, False, 1, None)
+        assert make_job(comparison, entry, 0, {}).weights == weights.ON_BOARD, text
+
+
+@pytest.mark.parametrize("asked", ["pretrained", "random_weights"])
+def test_weights_on_board_go_before_what_is_asked_for_the_others(asked: str) -> None:
+    entries = [parse_entry(text, Options("fld")) for text in ("fpn", "fpn:backbone=resnet18")]
+    comparison = Comparison(
+        "fld", "", "", "val", None, {}, asked == "pretrained", asked == "random_weights", 1, None
+    )
+    sources = [make_job(comparison, entry, 0, {}).weights for entry in entries]
+    assert sources == [weights.ON_BOARD, weights.HUB if asked == "pretrained" else None]
 
 
 def test_an_entry_sets_its_own_options_and_the_recipes() -> None:
@@ -159,8 +189,8 @@ def test_an_entry_sets_its_own_options_and_the_recipes() -> None:
 
 
 WRONG = {
-    "unknown system": ("gel", "'gel' is not one of gle"),
-    "classifier": ("resnet", "'resnet' is not one of gle"),
+    "unknown system": ("gel", "'gel' is not one of fpn"),
+    "classifier": ("resnet", "'resnet' is not one of fpn"),
     "unknown option": ("gle:module=1", "'module=1' is not OPTION=VALUE"),
     "no value": ("gle:modules", "'modules' is not OPTION=VALUE"),
     "not a number": ("gle:modules=x", "modules cannot be 'x'"),
@@ -174,22 +204,25 @@ WRONG = {
 
 MISTAKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a size that the backbone does not take": (
-        {"models": ("baseline:backbone=convnext-tiny",)},
+        {"models": ("baseline:backbone=test_convnext",), "random_weights": True},
         "multiple of 32",
     ),
     "no weights for the paper's networks": (
         {"models": ("liu2018",), "preset": "paper"},
-        "give --weights vgg16=",
+        "liu2018: there are no weights of vgg16 on board: give --weights FILE_OR_URL (in a comparison vgg16=",
     ),
-    "weights of no backbone here": ({"weights": ("vgg19=/x.pth",)}, "no system of the comparison has"),
+    "weights of no backbone here": (
+        {"weights": ("vgg19=/x.pth",), "random_weights": True},
+        "no system of the comparison has",
+    ),
     "weights without a backbone": ({"weights": ("/x.pth",)}, "must be BACKBONE=FILE_OR_URL"),
     "weights that are not there": (
-        {"weights": ("vgg-small=/nope.pth",)},
+        {"weights": ("tf_efficientnet_lite0=/nope.pth",)},
         "--weights /nope.pth: there is no such",
     ),
     "weights that are a text": (
-        {"weights": ("vgg-small={root}/notes.txt",)},
-        "--weights {root}/notes.txt is not a torchvision checkpoint",
+        {"weights": ("tf_efficientnet_lite0={root}/notes.txt",)},
+        "--weights {root}/notes.txt is no checkpoint of a backbone",
     ),
     "labels that are not there": ({"models": ("liu2018-full",)}, "use liu2018"),
     "no workers": ({"num_workers": 0}, "--num-workers must be at least 1, not 0"),
@@ -211,11 +244,11 @@ MISTAKEN: dict[str, tuple[dict[str, Any], str]] = {
         "--split test: the data set {root}/data/fld has no rows in it",
     ),
     "weights that are a text, of a guide to train": (
-        {"models": ("sanl:backbone=resnet50,width=16",), "weights": ("resnet18={root}/notes.txt",)},
-        "classifier:label=garment_type: --weights {root}/notes.txt is not a torchvision checkpoint",
+        {"models": ("sanl:guide=resnet18,width=16",), "weights": ("resnet18={root}/notes.txt",)},
+        "classifier:backbone=resnet18,label=garment_type: --weights {root}/notes.txt is no checkpoint of a backbone",
     ),
     "weights that are not there, of a guide to train": (
-        {"models": ("sanl:backbone=resnet50,width=16",), "weights": ("resnet18=/nope.pth",)},
+        {"models": ("sanl:guide=resnet18,width=16",), "weights": ("resnet18=/nope.pth",)},
         "--weights /nope.pth: there is no such file",
     ),
     "weights that nothing uses": (
@@ -224,8 +257,8 @@ MISTAKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no weights": ({"weights": ("resnet18=",)}, "--weights resnet18=: must be BACKBONE=FILE_OR_URL"),
     "a classifier of landmarks": (
-        {"models": ("sanl:backbone=resnet18,width=16",), "classifier": "{root}/landmarks"},
-        "sanl:backbone=resnet18,width=16: ",
+        {"models": ("sanl:width=16",), "classifier": "{root}/landmarks"},
+        "sanl:width=16: --classifier must name a checkpoint of --task classify",
     ),
     "a classifier that nothing uses": (
         {"classifier": "{root}/landmarks"},
@@ -291,6 +324,7 @@ def test_all_systems_that_the_labels_suit_are_compared(
     manifest = open_dataset(write_dataset(tmp_path / "data", {"train": 4, "val": 2}))
     other = "dafe:pixel=elementwise,channel=se"
     assert trainable_systems(Options("fld"), manifest.labels) == [
+        "fpn",
         "gle",
         "liu2018",
         "sanl",

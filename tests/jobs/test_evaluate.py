@@ -21,8 +21,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_dataset(root / "data" / "fld", {"train": 4, "val": 2})
     dots.write_checkpoint(str(root / "checkpoint"))
     labels = Labels(FASHION8)
-    other = build_model("gle", dots.CONFIG, labels)
-    checkpoint.save(str(root / "other"), other, dots.card("gle", dots.CONFIG, labels, dots.SIZE))
+    other = build_model(dots.MODEL, dots.CONFIG, labels)
+    checkpoint.save(str(root / "other"), other, dots.card(dots.MODEL, dots.CONFIG, labels, dots.SIZE))
     write_wrong_files(root)
     return root
 

@@ -22,7 +22,8 @@ from mlflow.entities import Run
 from ray.util.state import list_actors
 
 from glefld.errors import UserError
-from glefld.models import checkpoint
+from glefld.models import checkpoint, weights
+from glefld.models.backbones import EMBEDDED
 from glefld.models.checkpoint import FILES
 from glefld.tracking import RunHandle
 from jobs import evaluate, train
@@ -38,8 +39,8 @@ from tests.mistakes import NO_SERVER, everything, forbid_ray, one_line, write_wr
 from tests.ports import is_loopback, listening
 
 TINY = (
-    "--input-size 32 --epochs 3 --batch-size 8 --model.modules 1 --model.width 8 --precision fp32 --log-steps 1 "
-    "--cpus-per-worker 1"
+    "--input-size 32 --epochs 3 --batch-size 8 --model.backbone test_resnet --model.width 8 --random-weights "
+    "--precision fp32 --log-steps 1 --cpus-per-worker 1"
 )
 
 
@@ -140,10 +141,11 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(disturbed: Disturbed) 
     assert run.data.tags["dataset_hash"] == "dots-0"
     artifacts = {f.path for f in client.list_artifacts(run.info.run_id, "val")}
     assert artifacts == {
-        f"val/{n}" for n in ("table.txt", "ne_by_landmark.png", "predictions.png", "evaluation.json")
+        f"val/{n}"
+        for n in ("table.txt", "ne_by_landmark.png", "confidence.png", "predictions.png", "evaluation.json")
     }
     (model,) = client.search_logged_models([run.info.experiment_id])
-    assert model.name == "gle"
+    assert model.name == "fpn"
 
 
 def test_training_on_this_machine_listens_on_loopback_only(disturbed: Disturbed) -> None:
@@ -304,12 +306,35 @@ def test_a_model_that_mlflow_does_not_have_yet_does_not_fail_its_training(
 
 def test_presets_are_defaults_that_options_override() -> None:
     """--preset chooses the defaults; FLD gets the paper's three modules; what is given wins."""
-    paper = train.parse(["--dataset", "fld", "--preset", "paper", "--epochs", "7"])
+    paper = train.parse(["--dataset", "fld", "--model", "gle", "--preset", "paper", "--epochs", "7"])
     assert (paper.config.backbone, paper.config.modules, paper.recipe.epochs) == ("vgg16", 3, 7)
     assert (paper.recipe.input_size, paper.recipe.batch_size, paper.recipe.learning_rate) == (224, 50, 1e-4)
-    small = train.parse(["--dataset", "deepfashion", "--model.modules", "0"])
-    assert (small.preset, small.config.backbone, small.config.modules) == ("small", "vgg-small", 0)
-    assert train.parse(["--dataset", "deepfashion"]).config.modules == 2
+    best = train.parse(["--dataset", "deepfashion", "--model", "gle", "--model.modules", "0"])
+    assert (best.preset, best.config.backbone, best.config.modules) == ("best", EMBEDDED, 0)
+    assert train.parse(["--dataset", "deepfashion", "--model", "gle"]).config.modules == 2
+    default = train.parse(["--dataset", "deepfashion"])
+    assert (default.system, default.preset, default.config.backbone) == ("fpn", "best", EMBEDDED)
+
+
+STARTS = {
+    "": (weights.ON_BOARD, "ImageNet-1k, package"),
+    "--random-weights": (None, "random"),
+    "--pretrained": (weights.HUB, "timm's hub"),
+    "--model local": (None, "random"),
+    "--model gle --preset paper --weights /there/vgg16.pth": ("/there/vgg16.pth", "/there/vgg16.pth"),
+    "--model gle --preset paper --random-weights": (None, "random"),
+    "--model gle --preset paper --pretrained": (weights.HUB, "timm's hub"),
+}
+
+
+@pytest.mark.parametrize("line", STARTS)
+def test_what_a_training_starts_with(line: str, root: Path) -> None:
+    """ImageNet's weights, from on board if they are there; and the card will say where they are from."""
+    source, words = STARTS[line]
+    chosen = options(root, line)
+    job = train.make_job(chosen, str(root), str(root / "data" / "fld"), str(root / "runs" / "x"))
+    assert job.weights == source
+    assert weights.describe(job.weights).startswith(words)
 
 
 def test_resume_finds_the_newest_run_of_the_model_itself(tmp_path: Path) -> None:
@@ -354,17 +379,41 @@ def test_the_documentation_names_every_option_that_may_differ_on_resume() -> Non
     assert named == train.FREE_ON_RESUME - {"resume"}
 
 
+def test_a_run_with_checkpoints_does_not_ask_for_what_it_started_with(root: Path) -> None:
+    """What it started with may be gone since."""
+    chosen = options(root, "--model sanl --classifier /gone")
+    job = train.make_job(chosen, str(root), "", "", begun=True)
+    assert job.classifier == "/gone"
+    job = train.make_job(options(root, "--start-from /gone"), str(root), "", "", begun=True)
+    assert job.start_from == "/gone"
+    with pytest.raises(UserError, match="/gone is neither"):
+        train.make_job(chosen, str(root), "", "")
+
+
 WRONG = {
-    "no weights": ("--preset paper", "give --weights FILE_OR_URL"),
+    "no weights": ("--model gle --preset paper", "no weights of vgg16 on board: give --weights FILE_OR_URL"),
+    "two sources of weights": ("--pretrained --random-weights", "exclude one another"),
+    "weights from a file and from nowhere": (
+        "--weights {root}/notes.txt --random-weights",
+        "exclude one another",
+    ),
+    "an unknown backbone": (
+        "--model.backbone resnet_18",
+        "timm has no network of this name. Choose one such as",
+    ),
+    "a backbone without the strides": (
+        "--model.backbone test_vit --random-weights",
+        "test_vit has features at the strides 16",
+    ),
     "no data": ("--data {root}/nowhere", "not a finished data set"),
     "other data": (
         "--dataset deepfashion --data {root}/data/fld",
         "holds the data set 'fld', not 'deepfashion'",
     ),
-    "nothing to resume": ("--resume", "there is no run fld-gle-"),
+    "nothing to resume": ("--resume", "there is no run fld-fpn-"),
     "no such run": ("--resume --name never", "is not a run"),
     "no epochs": ("--epochs 0", "epochs must be at least 1, not 0"),
-    "a size that the network does not take": ("--input-size 100", "input-size must be a multiple of 8"),
+    "a size that the network does not take": ("--input-size 102", "input-size must be a multiple of 4"),
     "no GPU": ("--device gpu", "--device gpu: this machine has no GPU"),
     "no workers": ("--num-workers 0", "--num-workers 0: MIN must be at least 1"),
     "fewer workers at most than at least": ("--num-workers 4-1", "--num-workers 4-1: MIN must be"),
@@ -392,17 +441,26 @@ WRONG = {
     "failures below zero": ("--max-failures -1", "--max-failures must be at least 0, not -1"),
     "a model's name with a slash": ("--register a/b", "--register: the model cannot be registered"),
     "weights that are a folder": ("--weights /", "--weights / is a folder"),
-    "weights that are a text": ("--weights {root}/notes.txt", "notes.txt is not a torchvision checkpoint"),
+    "weights that are a text": ("--weights {root}/notes.txt", "notes.txt is no checkpoint of a backbone"),
     "weights that nobody serves": (
         "--weights http://127.0.0.1:1/vgg16.pth",
         "--weights: http://127.0.0.1:1/vgg16.pth cannot be reached",
     ),
     "a classifier that is none": ("--model sanl --classifier /nowhere", "--classifier: /nowhere is neither"),
+    "a start that is none": ("--start-from /nowhere", "--start-from: /nowhere is neither"),
+    "a start of another system": ("--start-from {root}/checkpoint", "which does not fit this fpn"),
+    "a start and weights": ("--start-from {root}/checkpoint --pretrained", "leave --pretrained out"),
+    "a file for no backbone": (
+        "--model local --weights /net.pth",
+        "--weights: local has no backbone that takes",
+    ),
+    "weights of the hub for no backbone": ("--model local --pretrained", "takes weights: leave it out"),
+    "a start without a name": ("--start-from=", "--start-from is empty: name a file"),
     "a classifier of landmarks": (
-        "--model sanl --model.backbone resnet18 --classifier {root}/checkpoint",
+        "--model sanl --classifier {root}/checkpoint",
         "--classifier must name a checkpoint of --task classify",
     ),
-    "no classifier": ("--model sanl --model.backbone resnet18", "give --classifier RUN"),
+    "no classifier": ("--model sanl", "give --classifier RUN"),
     "another task": ("--model resnet", "--task landmarks does not fit --model resnet"),
     "an output that is a file": ("--output {root}/notes.txt", "--output {root}/notes.txt is a file"),
     "an output where nothing can be made": ("--output /proc/run", "--output /proc/run cannot be written"),
@@ -482,7 +540,7 @@ def test_a_run_that_began_while_its_claim_was_waited_for_is_not_begun_again(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--model.modules=-1", "must be between 0 and 100"),
+        ("--model gle --model.modules=-1", "must be between 0 and 100"),
         ("--augmentation.mirror 2", "mirror must be between 0 and 1"),
     ],
 )

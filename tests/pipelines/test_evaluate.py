@@ -29,7 +29,11 @@ def data_of(folder: Path, labels: Labels) -> str:
 
 def model_of(folder: Path, name: str, labels: Labels) -> str:
     """An untrained checkpoint of a system for these labels."""
-    config = {"gle": dots.CONFIG, "liu2018-full": {}, "resnet": {"backbone": "resnet18"}}[name]
+    config = {
+        "local": dots.CONFIG,
+        "liu2018-full": {"backbone": "test_resnet"},
+        "resnet": {"backbone": "test_resnet"},
+    }[name]
     model = build_model(name, config, labels)
     checkpoint.save(str(folder), model, dots.card(name, config, labels, dots.SIZE))
     return str(folder)
@@ -39,9 +43,9 @@ LANDMARKS = Labels(dots.DOTS)
 WITH_CATEGORIES = Labels(dots.DOTS, CATEGORIES)
 WITH_ALL = Labels(dots.DOTS, CATEGORIES, ATTRIBUTES, ("pattern",))
 SHARED = {
-    "landmarks, of a data set with more": ("gle", LANDMARKS, WITH_ALL, LANDMARKS),
+    "landmarks, of a data set with more": ("local", LANDMARKS, WITH_ALL, LANDMARKS),
     "landmarks, where the categories differ": (
-        "gle",
+        "local",
         WITH_CATEGORIES,
         Labels(dots.DOTS, ("coat",)),
         LANDMARKS,
@@ -52,7 +56,7 @@ SHARED = {
         Labels(TURNED, CATEGORIES),
         Labels(dots.LandmarkSet("none", (), (), ()), CATEGORIES),
     ),
-    "all": ("gle", WITH_ALL, WITH_ALL, WITH_ALL),
+    "all": ("local", WITH_ALL, WITH_ALL, WITH_ALL),
 }
 
 
@@ -66,8 +70,8 @@ def test_what_both_have_is_scored(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "trained", "scored"),
     [
-        ("gle", LANDMARKS, Labels(TURNED)),
-        ("gle", WITH_CATEGORIES, Labels(TURNED, CATEGORIES)),
+        ("local", LANDMARKS, Labels(TURNED)),
+        ("local", WITH_CATEGORIES, Labels(TURNED, CATEGORIES)),
         ("resnet", WITH_CATEGORIES, LANDMARKS),
     ],
 )

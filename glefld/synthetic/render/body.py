@@ -14,7 +14,7 @@ from glefld.synthetic.render.canvas import Canvas, Colour, Points, darker, ellip
 
 SIDES = (-1.0, 1.0)
 HIP_Y, WAIST_Y, CROTCH_Y = 2.4, 1.65, 2.85
-UPPER_ARM, FOREARM, THIGH, SHIN = 1.15, 1.0, 1.5, 1.5
+UPPER_ARM, FOREARM, THIGH, SHIN = 1.3, 1.15, 1.7, 1.65
 SKINS: tuple[Colour, ...] = (
     (246, 217, 196),
     (236, 196, 168),
@@ -36,7 +36,7 @@ HAIR_STYLES = ("short", "bob", "long", "bun", "ponytail")
 
 #: Directions of upper arm and forearm: x away from the body, y down, z forwards.
 ARM_POSES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "relaxed": ((0.20, 0.97, 0.0), (0.08, 0.98, 0.12)),
+    "relaxed": ((0.26, 0.96, 0.0), (0.12, 0.98, 0.12)),
     "bent": ((0.32, 0.94, -0.05), (-0.10, 0.95, 0.25)),
     "on_hip": ((0.68, 0.72, -0.12), (-0.74, 0.66, 0.10)),
     "out": ((0.72, 0.68, 0.05), (0.55, 0.80, 0.15)),
@@ -82,15 +82,15 @@ class Body:
 
 def sample_body(rng: np.random.Generator) -> Body:
     """Draw a random body."""
-    build = rng.uniform(0.92, 1.14)
+    build = rng.uniform(0.76, 1.12)
     style = HAIR_STYLES[rng.integers(len(HAIR_STYLES))]
     tone = rng.uniform(0.9, 1.05)
     skin = SKINS[rng.integers(len(SKINS))]
     return Body(
         shoulder=rng.uniform(0.60, 0.76) * math.sqrt(build),
-        chest=rng.uniform(0.54, 0.64) * build,
-        waist=rng.uniform(0.42, 0.55) * build,
-        hip=rng.uniform(0.57, 0.68) * build,
+        chest=rng.uniform(0.50, 0.63) * build,
+        waist=rng.uniform(0.40, 0.54) * build,
+        hip=rng.uniform(0.54, 0.66) * build,
         depth=rng.uniform(0.58, 0.72),
         skin=darker(skin, tone),
         hair=darker(HAIRS[rng.integers(len(HAIRS))], rng.uniform(0.85, 1.15)),
@@ -102,11 +102,16 @@ def sample_body(rng: np.random.Generator) -> Body:
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """The person's orientation, torso and limbs; limb arrays hold unit vectors, [side, xyz]."""
+    """The person's orientation, torso and limbs; limb arrays hold unit vectors, [side, xyz].
+
+    Slopes are how far shoulders and hips are from level in the picture: y per x.
+    """
 
     yaw: float
     lean: float
     sway: float
+    shoulder_slope: float
+    hip_slope: float
     upper_arms: Points
     forearms: Points
     thighs: Points
@@ -115,9 +120,9 @@ class Pose:
 
 def sample_pose(rng: np.random.Generator, view: str, variation: int) -> Pose:
     """Draw a random pose for one of ``schema.VIEWS`` and an FLD variation_type; 2 and 3 have stronger poses."""
-    turn = float(np.clip(rng.normal(0, 13), -32, 32))
+    turn = float(np.clip(rng.normal(0, 15), -34, 34))
     if view == "side":
-        turn = rng.uniform(68, 108) * rng.choice(SIDES)
+        turn = rng.uniform(50, 100) * rng.choice(SIDES)
     elif view == "back":
         turn += 180
     strength = {2: 1.7, 3: 2.6}.get(variation, 1.0)
@@ -125,11 +130,11 @@ def sample_pose(rng: np.random.Generator, view: str, variation: int) -> Pose:
     arms = np.array([ARM_POSES[choices[rng.integers(len(choices))]] for _ in SIDES])
     if rng.random() < 0.45:
         arms[1] = arms[0]
-    arms = arms + rng.normal(0, 0.07, arms.shape)
+    arms = arms + rng.normal(0, 0.1, arms.shape)
     legs = np.zeros((2, 2, 3))
-    legs[..., 0] = rng.uniform(-0.02, 0.06) + rng.normal(0, 0.03 * strength, (2, 2))
+    legs[..., 0] = rng.uniform(-0.06, 0.08) + rng.normal(0, 0.05 * strength, (2, 2))
     legs[..., 1] = 1
-    legs[..., 2] = rng.normal(0, 0.05 * strength, (2, 2))
+    legs[..., 2] = rng.normal(0, 0.12 * strength, (2, 2))
     outward = np.array(SIDES)[:, None]
     arms[..., 0] *= outward
     legs[..., 0] *= outward
@@ -137,8 +142,10 @@ def sample_pose(rng: np.random.Generator, view: str, variation: int) -> Pose:
     legs /= np.linalg.norm(legs, axis=-1, keepdims=True)
     return Pose(
         yaw=math.radians(turn),
-        lean=float(rng.normal(0, 0.022 * strength)),
-        sway=float(rng.normal(0, 0.035 * strength)),
+        lean=float(rng.normal(0, 0.025 * strength)),
+        sway=float(rng.normal(0, 0.045 * strength)),
+        shoulder_slope=float(rng.normal(0, 0.07)),
+        hip_slope=float(rng.normal(0, 0.07 * strength)),
         upper_arms=arms[:, 0],
         forearms=arms[:, 1],
         thighs=legs[:, 0],
@@ -185,8 +192,7 @@ class Figure:
 
     def project(self, points: Points) -> Points:
         """Project points [..., 3] in space to photo pixels [..., 2]."""
-        x = points[..., 0] * self.cos + points[..., 2] * self.sin
-        return np.stack([x, points[..., 1]], axis=-1) @ self._affine + self._offset
+        return self._flat(points[..., 0] * self.cos + points[..., 2] * self.sin, points[..., 1])
 
     def at(self, x: float, y: float, z: float = 0.0) -> Points:
         """Return a torso point, moved by lean and sway, in photo pixels [2]."""
@@ -195,8 +201,14 @@ class Figure:
     def outline(self, side: float, y: Points, width: Points, depth: Points) -> Points:
         """Return the torso's outline [n, 2] in photo pixels at heights y, on the picture's left (-1) or right (+1)."""
         half = np.hypot(width * self.cos, depth * self.sin)
-        x = self.shift(y) * self.cos + side * half
-        return np.stack([x, y], axis=-1) @ self._affine + self._offset
+        return self._flat(self.shift(y) * self.cos + side * half, y)
+
+    def _flat(self, x: Points, y: Points) -> Points:
+        """Return x, y of the turned body in photo pixels, with its shoulders and hips tilted."""
+        slope = np.interp(y, (0.4, HIP_Y), (self.pose.shoulder_slope, self.pose.hip_slope))
+        # Below the hips the legs stand straight again.
+        slope = slope * np.interp(y, (HIP_Y, HIP_Y + 3), (1.0, 0.3))
+        return np.stack([x, y + slope * x], axis=-1) @ self._affine + self._offset
 
     def px(self, length: float) -> float:
         """Convert a length from head heights to photo pixels."""

@@ -100,11 +100,11 @@ class Canvas:
         """Return the owner of each supersampled pixel, [height * 2, width * 2]; details count as their part."""
         return np.bitwise_and(np.asarray(self._owner), np.uint8(DETAIL - 1))
 
-    def finish(self, textures: dict[int, Pixels], softness: float) -> Pixels:
+    def finish(self, textures: dict[int, Pixels], relief: Pixels, softness: float) -> Pixels:
         """Return the antialiased picture [height, width, 3], 0 to 255, with shading and textures.
 
-        textures: by part, a seamless tile [size, size, 3] that is added to the plain colour. softness: the blur of the
-        shading.
+        textures: by part, a seamless tile [size, size, 3] that is added to the plain colour. relief: what lightens
+        and darkens all that is painted, [height, width], -1 to 1. softness: the blur of the shading.
         """
         picture = np.asarray(self._image.reduce(SUPERSAMPLING), dtype=np.float32)
         owner = np.asarray(self._owner)
@@ -113,7 +113,7 @@ class Canvas:
                 _lay(picture, owner == part, texture, *self.frames[part])
         shade = np.asarray(self._shade.filter(ImageFilter.BoxBlur(softness)), dtype=np.float32)
         painted = _coverage(owner != BACKGROUND)
-        picture *= (1 + painted * (shade - 128) / 128)[..., None]
+        picture *= (1 + painted * ((shade - 128) / 128 + relief))[..., None]
         return picture
 
 

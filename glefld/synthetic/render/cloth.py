@@ -8,6 +8,9 @@ from glefld.synthetic.render.body import SIDES, Figure
 from glefld.synthetic.render.canvas import DETAIL, OTHER_GARMENT, TORSO, Canvas, Colour, Points, darker
 from glefld.synthetic.render.wardrobe import Garment
 
+#: Distance of a landmark from the drawn outline, in head heights, so that its pixel belongs to the cloth.
+INSET = 0.02
+
 
 @dataclasses.dataclass
 class Landmarks:
@@ -43,11 +46,13 @@ class Cloth:
         self.canvas, self.figure, self.garment = canvas, figure, garment
         self.light, self.target, self.worn, self.base = light, target, worn, base
         self.landmarks = Landmarks()
-        self.edge = darker(garment.colour, 0.66)
-        self.seam = darker(garment.colour, 0.76)
+        self.edge = darker(garment.colour, garment.edge)
+        self.seam = darker(garment.colour, (1 + 2 * garment.edge) / 3)
         # Lines distinguish front from back, so they must be visible on dark cloth too.
         dark = sum(garment.colour) < 3 * 95
-        self.mark = tuple(v + 75 for v in garment.colour) if dark else darker(garment.colour, 0.5)
+        self.mark = (
+            tuple(v + 75 for v in garment.colour) if dark else darker(garment.colour, garment.edge - 0.15)
+        )
         self.front = figure.cos > -0.2
 
     def part(self, named: int) -> int:
@@ -78,7 +83,7 @@ class Cloth:
     def mark_pair(self, pair: tuple[int, ...], x: float, y: float) -> None:
         """Place a pair of landmarks on the torso's side seams, slightly inside the outline."""
         for side, index in enumerate(pair):
-            point = self.figure.at(SIDES[side] * (x - 0.035), y)
+            point = self.figure.at(SIDES[side] * (x - INSET), y)
             self.landmarks.put(index, point, self.faces(side), self.part(TORSO))
 
     def hem_curve(self, left: Points, right: Points, flare: float) -> Points:

@@ -17,17 +17,14 @@ import numpy as np
 from glefld.datasets.deepfashion2_landmarks import CATEGORIES
 from glefld.synthetic.render.body import CROTCH_Y, HIP_Y, SIDES, Body
 from glefld.synthetic.render.canvas import LEGS, SLEEVES, TORSO, Points
-from glefld.synthetic.render.cloth import Cloth
+from glefld.synthetic.render.cloth import INSET, Cloth
 from glefld.synthetic.render.garment import ARMPIT_Y, leg_shape, seat_shape, shoulder_tip, sleeve_shape
-from glefld.synthetic.render.wardrobe import Garment
+from glefld.synthetic.render.wardrobe import BARE, OUTWEAR, Garment
 
-OUTWEAR = ("Jacket", "Cardigan", "Coat")
 SHORT_SLEEVES = ("cap", "short", "elbow")
 #: A top with straps narrower than this, in head heights, is a sling; otherwise it is a vest.
 SLING_STRAP = 0.14
-#: Distance of a landmark from the drawn outline, in head heights, so that its pixel belongs to the cloth.
-INSET = 0.035
-EDGE = 0.06  # distance of a front edge from the middle, in head heights
+EDGE = 0.06  # distance of a front edge from the middle or the opening, in head heights
 #: Positions of landmarks along a sleeve or leg, as fractions of its length.
 END = 0.97
 OUTER = {"short": (0.5,), "long": (0.25, 0.5, 0.75)}
@@ -48,7 +45,7 @@ def category_of(garment: Garment, body: Body) -> str | None:
     length = "short" if garment.sleeve in SHORT_SLEEVES else "long"
     if garment.code == 2:
         return "skirt" if not garment.legs else "shorts" if garment.legs < 1 else "trousers"
-    if garment.legs:
+    if garment.legs or garment.neckline in BARE:
         return None
     if garment.category in OUTWEAR:
         return f"{length} sleeve outwear"
@@ -191,7 +188,7 @@ def _front_edge(cloth: Cloth, side: int) -> list[Spot]:
     z = f.body.chest * f.body.depth * g.ease
     heights = np.linspace(top, g.hem, 4).tolist()
     torso = _parts(cloth, TORSO)
-    return [Spot(f.at(SIDES[side] * EDGE, y, z), cloth.front, torso) for y in heights]
+    return [Spot(f.at(SIDES[side] * (g.opening + EDGE), y, z), cloth.front, torso) for y in heights]
 
 
 def _waist(cloth: Cloth, side: int) -> Spot:

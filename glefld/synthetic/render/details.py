@@ -102,6 +102,12 @@ def draw_closure(cloth: Cloth, end: float) -> None:
             )
         return
     start = g.neck_depth + (0.15 if g.neckline in ("v", "shirt") else 0.02)
+    if g.opening:
+        # Open: what is worn below it shows.
+        inside = [(g.neck_width * 0.6, 0.2), (g.opening, start), (g.opening, end + 0.03)]
+        panel = [f.at(x, y, z) for x, y in (*inside, *((-x, y) for x, y in reversed(inside)))]
+        cloth.canvas.fill(np.stack(panel), g.accent, outline=cloth.edge)
+        return
     if g.closure != "none":
         line = np.stack([f.at(0.0, y, z) for y in np.linspace(start, end - 0.02, 6)])
         cloth.stitch(line, 0.04 if g.closure == "buttons" else 0.08, cloth.mark)

@@ -8,13 +8,14 @@ so left and right, can only be told from other cues: face or hair, neckline, pla
 import numpy as np
 
 from glefld.schema import FASHION8
-from glefld.synthetic.render.body import CROTCH_Y, HIP_Y, SIDES, WAIST_Y, Body, Figure
+from glefld.synthetic.render.body import CROTCH_Y, HIP_Y, SIDES, Body, Figure
 from glefld.synthetic.render.canvas import LEGS, SLEEVES, TORSO, Points, darker, ellipse, limb, spline
-from glefld.synthetic.render.cloth import Cloth
+from glefld.synthetic.render.cloth import INSET, Cloth
 from glefld.synthetic.render.details import draw_closure, draw_fly, draw_neckline
-from glefld.synthetic.render.wardrobe import SLEEVE_LENGTHS, Garment
+from glefld.synthetic.render.wardrobe import BARE, SLEEVE_LENGTHS, Garment
 
 ARMPIT_Y = 0.82
+BUST_Y = 0.62  # height of the upper edge of a garment that does not cover the shoulders
 COLLAR, SLEEVE, WAISTLINE, HEM = (
     tuple(FASHION8.landmarks.index(f"{side}_{name}") for side in ("left", "right"))
     for name in ("collar", "sleeve", "waistline", "hem")
@@ -29,10 +30,11 @@ def shoulder_tip(g: Garment, body: Body) -> float:
 def draw_bodice(cloth: Cloth) -> None:
     """Draw torso, skirt, neckline and closure of an upper or full-body garment, without sleeves."""
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
-    end = WAIST_Y + 0.12 if g.legs else g.hem
+    end = g.top + 0.12 if g.legs else g.hem
     tip = shoulder_tip(g, body)
     slope = body.shoulder_line
-    ys = np.linspace(ARMPIT_Y, end, 7 if end < 3 else 11)
+    bare = g.neckline in BARE
+    ys = np.linspace(BUST_Y if bare else ARMPIT_Y, end, 7 if end < 3 else 11)
     widths = g.half_width(body, ys)
     depth = widths * body.depth
     sides = []
@@ -43,7 +45,8 @@ def draw_bodice(cloth: Cloth) -> None:
         halfway = np.array([tip * 0.96, (tip * 0.95 + widths[0]) / 2])
         armhole = f.outline(p, hole, halfway, np.array([0.28, 0.34]))
         rows = f.outline(p, ys, widths, depth)
-        sides.append(np.concatenate([shoulder, spline(np.concatenate([armhole, rows]))]))
+        above = [] if bare else [shoulder]
+        sides.append(np.concatenate([*above, spline(rows if bare else np.concatenate([armhole, rows]))]))
     left, right = sides
     hem = cloth.hem_curve(left[-1], right[-1], 0.0 if g.legs else g.flare)
     outline = np.concatenate([left, hem, right[::-1]])
@@ -51,33 +54,52 @@ def draw_bodice(cloth: Cloth) -> None:
     cloth.round_off(left[2:], right[2:])
     cloth.fold(left[2:], right[2:], hem)
     cloth.side_seam(ys, widths)
-    draw_neckline(cloth)
+    if not bare:
+        draw_neckline(cloth)
     draw_closure(cloth, end)
     if g.neckline == "turtle":
         cloth.mark_pair(COLLAR, 0.2, -0.16)
+    elif bare:
+        # At the front edge, where a strap begins.
+        cloth.mark_pair(COLLAR, body.chest * 0.6 + INSET, BUST_Y + 0.06)
     else:
-        # On the shoulder beside the neckline, closer to it on a narrow strap.
-        x = g.neck_width + min(0.05, (tip - g.neck_width) / 3)
-        cloth.mark_pair(COLLAR, x + 0.035, slope(x) + 0.045)
+        # Beside the neckline, just below the shoulder's edge.
+        x = g.neck_width + min(0.02, (tip - g.neck_width) / 4)
+        cloth.mark_pair(COLLAR, x + INSET, slope(x) + (0.12 if g.code == 1 else 0.06))
     if g.code == 3:
         _draw_waist(cloth)
     if not g.legs:
-        cloth.mark_pair(HEM, float(widths[-1]), end - 0.04)
-    if g.sleeve == "none":
+        # Annotators put an upper garment's well inside its outline, a dress's on it.
+        cloth.mark_pair(HEM, float(widths[-1]) * (0.88 if g.code == 1 else 1.0), end - 0.04)
+    if g.neckline == "straps":
+        _draw_straps(cloth)
+    elif g.sleeve == "none":
         for side, index in enumerate(SLEEVE):
-            point = f.at(SIDES[side] * (tip - 0.045), slope(tip) + 0.07)
+            x, y = (float(widths[0]), BUST_Y) if bare else (tip, slope(tip))
+            point = f.at(SIDES[side] * (x - 0.045), y + 0.07)
             cloth.landmarks.put(index, point, cloth.faces(side), cloth.part(TORSO))
+
+
+def _draw_straps(cloth: Cloth) -> None:
+    """Draw thin straps over the shoulders, and place the sleeves' landmarks on top of them."""
+    body, f = cloth.figure.body, cloth.figure
+    x, z = body.chest * 0.6, body.chest * body.depth * (1 if cloth.front else -1)
+    top = body.shoulder_line(x)
+    for side, index in enumerate(SLEEVE):
+        strap = np.stack([f.at(SIDES[side] * x, BUST_Y + 0.03, z), f.at(SIDES[side] * x, top)])
+        cloth.stitch(strap, 0.06, cloth.garment.colour)
+        cloth.landmarks.put(index, strap[1] * 0.9 + strap[0] * 0.1, cloth.faces(side), cloth.part(TORSO))
 
 
 def _draw_waist(cloth: Cloth) -> None:
     """Draw the belt or waist seam of a full-body garment, and place its waistline landmarks."""
     g = cloth.garment
-    upper, lower = cloth.band(WAIST_Y - 0.07, WAIST_Y + 0.07)
+    upper, lower = cloth.band(g.top - 0.07, g.top + 0.07)
     if g.belt:
         cloth.detail(np.concatenate([upper, lower[::-1]]), g.accent, darker(g.accent, 0.7))
     elif g.waisted:
         cloth.stitch((upper + lower) / 2, 0.035)
-    cloth.mark_pair(WAISTLINE, float(g.half_width(cloth.figure.body, np.array(WAIST_Y))), WAIST_Y)
+    cloth.mark_pair(WAISTLINE, float(g.half_width(cloth.figure.body, np.array(g.top))), g.top)
 
 
 def sleeve_shape(g: Garment, f: Figure, side: int) -> tuple[Points, list[float]]:
@@ -92,7 +114,7 @@ def sleeve_shape(g: Garment, f: Figure, side: int) -> tuple[Points, list[float]]
 
 
 def draw_sleeve(cloth: Cloth, side: int) -> None:
-    """Draw a sleeve along its arm, with the landmark in the middle of its end."""
+    """Draw a sleeve along its arm, with the landmark at its end, outside of the middle."""
     g, f = cloth.garment, cloth.figure
     length = SLEEVE_LENGTHS[g.sleeve]
     if length == 0:
@@ -122,7 +144,8 @@ def draw_sleeve(cloth: Cloth, side: int) -> None:
     cloth.canvas.line(np.stack([end + across, end - across]), cloth.edge, 1.0)
     cuff = end - along * f.px(0.1)
     cloth.canvas.line(np.stack([cuff + across, cuff - across]), cloth.seam, f.px(0.025))
-    cloth.landmarks.put(SLEEVE[side], end - along * f.px(0.05), True, cloth.part(part))
+    outside = across * (-SIDES[side] if cloth.front else SIDES[side])
+    cloth.landmarks.put(SLEEVE[side], end - along * f.px(0.03) + outside * 0.35, True, cloth.part(part))
 
 
 def seat_shape(g: Garment, body: Body, top: float) -> tuple[Points, Points]:
@@ -148,20 +171,19 @@ def leg_shape(g: Garment, f: Figure, side: int) -> tuple[Points, list[float]]:
 def draw_trousers(cloth: Cloth) -> None:
     """Draw trousers or shorts, alone or as the lower part of a jumpsuit, with the further leg first."""
     g, f, body = cloth.garment, cloth.figure, cloth.figure.body
-    top = g.top if g.code == 2 else WAIST_Y
     for side in np.argsort(f.depth(f.legs[:, 1])).tolist():
-        _draw_trouser_leg(cloth, side, f.at(0.0, top))
-    ys, widths = seat_shape(g, body, top)
+        _draw_trouser_leg(cloth, side, f.at(0.0, g.top))
+    ys, widths = seat_shape(g, body, g.top)
     left, right = (spline(f.outline(p, ys, widths, widths * body.depth)) for p in SIDES)
     crotch = f.at(0.0, CROTCH_Y + 0.1, 0.1)[None]
-    cloth.cover(np.concatenate([left, crotch, right[::-1]]), TORSO, f.camera.angle, f.at(0.0, top))
+    cloth.cover(np.concatenate([left, crotch, right[::-1]]), TORSO, f.camera.angle, f.at(0.0, g.top))
     for edge in (left, right):
         cloth.canvas.line(edge, cloth.edge, 1.0)
     cloth.round_off(left, right)
     cloth.side_seam(ys, widths)
     if g.code == 2:
         _draw_waistband(cloth)
-    draw_fly(cloth, top)
+    draw_fly(cloth, g.top)
 
 
 def _draw_trouser_leg(cloth: Cloth, side: int, origin: Points) -> None:
@@ -177,7 +199,7 @@ def _draw_trouser_leg(cloth: Cloth, side: int, origin: Points) -> None:
     if g.legs > 1:
         crease = (first + second)[2:-3] / 2
         cloth.canvas.line(crease, darker(g.colour, 0.88), f.px(0.02))
-    outer = path[-1] + np.array([SIDES[side] * (g.leg_width - 0.04), -0.045, 0.0])
+    outer = path[-1] + np.array([SIDES[side] * (g.leg_width - INSET), -0.04, 0.0])
     cloth.landmarks.put(HEM[side], f.project(outer), cloth.faces(side), cloth.part(LEGS[side]))
 
 
@@ -213,7 +235,7 @@ def _draw_waistband(cloth: Cloth) -> None:
     colour = g.accent if g.belt else darker(g.colour, 0.88)
     upper, lower = cloth.band(g.top, g.top + 0.14)
     cloth.detail(np.concatenate([upper, lower[::-1]]), colour, darker(colour, 0.7))
-    cloth.mark_pair(WAISTLINE, float(g.half_width(cloth.figure.body, np.array(g.top))) - 0.01, g.top + 0.06)
+    cloth.mark_pair(WAISTLINE, float(g.half_width(cloth.figure.body, np.array(g.top))), g.top + 0.03)
 
 
 def extent(g: Garment, f: Figure) -> Points:

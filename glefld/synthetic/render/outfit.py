@@ -23,12 +23,11 @@ from glefld.synthetic.render.photo import (
     VARIATION_SHARES,
     VIEW_SHARES,
     Scene,
-    bounding_box,
     cloth_texture,
     draw_scene,
     place_camera,
 )
-from glefld.synthetic.render.scene import background, develop, put_in_the_way
+from glefld.synthetic.render.scene import background, creases, develop, put_in_the_way
 from glefld.synthetic.render.wardrobe import Product, sample_product
 
 TWO_PEOPLE, WIDE = 0.2, 1.25
@@ -94,7 +93,8 @@ def _render(rng: np.random.Generator) -> OutfitPhoto:
     if rng.random() < 0.15:
         near = spots[0][rng.integers(len(spots[0]))].point
         put_in_the_way(rng, canvas, near, scale * rng.uniform(0.5, 1.0))
-    picture = canvas.finish(textures, softness=max(0.8, scale * 0.035))
+    relief = creases(rng, width, height, scale)
+    picture = canvas.finish(textures, relief, softness=max(0.8, scale * 0.035))
     garments = [
         _annotate(rng, canvas, cloth, scene, view, landmarks)
         for (cloth, scene, view), landmarks in zip(shown, spots, strict=True)
@@ -181,6 +181,20 @@ def _label(
     labels[~inside] = UNLABELLED
     points[~inside] = 0
     return points, labels
+
+
+def bounding_box(
+    rng: np.random.Generator, canvas: Canvas, points: NDArray[np.int64], parts: range
+) -> tuple[int, int, int, int]:
+    """Return the box around the visible garment and its landmarks [n, 2], as loose as an annotator draws it."""
+    owners = canvas.owners()
+    garment = (owners >= parts.start) & (owners < parts.stop)
+    rows, columns = np.flatnonzero(garment.any(1)), np.flatnonzero(garment.any(0))
+    ends = np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]]) // SUPERSAMPLING
+    low = np.minimum(ends[0], points.min(0)) - rng.integers(0, 5, 2)
+    high = np.maximum(ends[1], points.max(0)) + 1 + rng.integers(0, 5, 2)
+    x1, y1 = (max(int(v), 1) for v in low)
+    return x1, y1, min(int(high[0]), canvas.width), min(int(high[1]), canvas.height)
 
 
 def outline_polygons(mask: NDArray[np.bool_]) -> list[list[float]]:

@@ -36,6 +36,19 @@ COLOURS: dict[str, Colour] = {
     "magenta": (176, 58, 122),
     "purple": (106, 72, 142),
 }
+#: Half of real garments have next to no colour.
+_NEUTRAL = {
+    "white": 0.2,
+    "black": 0.17,
+    "navy": 0.06,
+    "grey": 0.05,
+    "charcoal": 0.05,
+    "cream": 0.05,
+    "silver": 0.04,
+}
+COLOUR_SHARES = [
+    _NEUTRAL.get(name, (1 - sum(_NEUTRAL.values())) / (len(COLOURS) - len(_NEUTRAL))) for name in COLOURS
+]
 
 
 def texture(
@@ -99,12 +112,35 @@ def _flowers(rng: np.random.Generator, repeats: int) -> Points:
     return np.asarray(tile.reduce(2)) / 255
 
 
+def dye(rng: np.random.Generator, name: str) -> Colour:
+    """Return a random shade of a named colour: paler, and lighter or darker."""
+    colour = np.array(COLOURS[name])
+    pale = colour + (colour.mean() - colour) * rng.uniform(0, 0.6)
+    return tuple(int(v) for v in (pale * rng.uniform(0.75, 1.12)).clip(0, 255))
+
+
+def creases(rng: np.random.Generator, width: int, height: int, scale: float) -> Pixels:
+    """Return how folds and wrinkles lighten and darken cloth, [height, width]; scale is in pixels per head height."""
+    relief = np.zeros((height, width), dtype=np.float32)
+    strength = rng.uniform(0.02, 0.25)
+    # Long folds, hanging more often than lying, and finer wrinkles.
+    long, across = rng.uniform(0.6, 2.0), rng.uniform(0.15, 0.5)
+    sizes = ((across, long), (long, across * 2), (0.35, 0.35), (0.12, 0.16))
+    for (x, y), share in zip(sizes, (0.35, 0.2, 0.3, 0.15), strict=True):
+        cells = [max(3, round(extent / max(scale * size, 2))) for extent, size in ((height, y), (width, x))]
+        noise = Image.fromarray(rng.integers(0, 256, cells, dtype=np.uint8))
+        smooth = noise.resize((width, height), Image.Resampling.BICUBIC)
+        relief += (np.asarray(smooth, dtype=np.float32) - 128) * np.float32(share * strength / 64)
+    return relief.clip(-0.6, 0.6, out=relief)
+
+
 def background(rng: np.random.Generator, width: int, height: int, kind: str) -> Image.Image:
     """Draw a supersampled background of width x height photo pixels; kind is studio, wall, room or street."""
     w, h = width * SUPERSAMPLING, height * SUPERSAMPLING
-    tone = rng.uniform(0.82, 1.0) * 255 if kind == "studio" else rng.uniform(0.4, 0.92) * 255
-    top = np.clip(tone + rng.normal(0, 4 if kind == "studio" else 14, 3), 20, 255)
-    gradient = top * (1 - np.linspace(0, rng.uniform(0, 0.22), h)[:, None, None])
+    white = kind == "studio" and rng.random() < 0.75
+    tone = 252 if white else 255 * (rng.uniform(0.7, 1.0) if kind == "studio" else rng.uniform(0.3, 0.95))
+    top = np.clip(tone + rng.normal(0, 2 if white else 5 if kind == "studio" else 14, 3), 20, 255)
+    gradient = top * (1 - np.linspace(0, rng.uniform(0, 0.02 if white else 0.22), h)[:, None, None])
     picture = Image.fromarray(gradient.astype(np.uint8).repeat(w, axis=1))
     draw = ImageDraw.Draw(picture)
     if kind != "studio":
@@ -116,8 +152,9 @@ def background(rng: np.random.Generator, width: int, height: int, kind: str) -> 
             _furnish(rng, draw, w, floor)
         else:
             _street(rng, draw, w, floor)
-    if kind == "street":
-        picture = picture.filter(ImageFilter.BoxBlur(int(rng.integers(0, 5))))
+    if kind != "studio" and rng.random() < 0.6:
+        # Out of focus.
+        picture = picture.reduce(int(rng.integers(2, 14))).resize((w, h), Image.Resampling.BILINEAR)
     return picture
 
 
@@ -227,16 +264,24 @@ def put_in_the_way(rng: np.random.Generator, canvas: Canvas, near: Points, size:
 def develop(rng: np.random.Generator, picture: Pixels) -> bytes:
     """Add lighting from one side, a colour cast, noise and blur, and encode as JPEG. Overwrites ``picture``."""
     height, width = picture.shape[:2]
-    slope_x, slope_y = rng.uniform(-0.14, 0.14, 2)
+    slope_x, slope_y = rng.normal(0, 0.05, 2)
     light = 1 + slope_x * np.linspace(-1, 1, width)[None, :] + slope_y * np.linspace(-1, 1, height)[:, None]
-    cast = rng.uniform(0.86, 1.06) * (1 + rng.normal(0, 0.022, 3))
+    cast = rng.uniform(0.94, 1.12) * (1 + rng.normal(0, 0.022, 3))
     picture *= light.astype(np.float32)[..., None]
     picture *= cast.astype(np.float32)
     noise = rng.integers(-128, 128, (height, width, 1), dtype=np.int8).astype(np.float32)
-    picture += noise * np.float32(rng.uniform(0.004, 0.04))
-    image = Image.fromarray(picture.clip(0, 255, out=picture).astype(np.uint8))
-    if rng.random() < 0.2:
-        image = image.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 0.8)))
+    picture += noise * np.float32(rng.uniform(0.0, 0.04))
+    image = Image.fromarray(picture.clip(0, 255, out=picture).astype(np.uint8)).point(_tone_curve(rng) * 3)
+    if rng.random() < 0.3:
+        image = image.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1.2)))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=int(rng.integers(60, 96)))
     return file.getvalue()
+
+
+def _tone_curve(rng: np.random.Generator) -> list[int]:
+    """Return a camera's output for each input 0 to 255: a random exposure and contrast that leave black and white."""
+    value = (np.arange(256) / 255) ** rng.uniform(0.75, 1.5)
+    steep = value * value * (3 - 2 * value)
+    share = rng.uniform(-0.2, 0.9)
+    return [round(v) for v in (255 * (value + (steep - value) * share)).tolist()]

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from glefld.synthetic.render.body import HIP_Y, WAIST_Y, Body
-from glefld.synthetic.render.canvas import Colour, Points, darker
-from glefld.synthetic.render.scene import COLOURS, FABRICS, PATTERNS
+from glefld.synthetic.render.canvas import Colour, Points
+from glefld.synthetic.render.scene import COLOUR_SHARES, COLOURS, FABRICS, PATTERNS, dye
 
 #: Sleeve lengths: 1 reaches the elbow, 2 the wrist.
 SLEEVE_LENGTHS = {
@@ -36,12 +36,14 @@ class Garment:
     back_depth: float
     strap: float  # where the shoulder ends, relative to the body's
     closure: str
+    opening: float  # half width of the gap of an open front, 0 for none
+    edge: float  # brightness of outlines, relative to the cloth's
     graphic: int  # number of the print on the chest, 0 for none
     ease: float  # width relative to the body's
     waisted: bool  # follows the waist
     flare: float  # increase of the half width per head height downwards
     hem: float
-    top: float  # height of a lower garment's waistband
+    top: float  # height of a lower garment's waistband, or of a full-body garment's waist
     legs: float  # length of trouser legs: 1 reaches the knee, 2 the ankle, 0 for no trousers
     leg_width: float  # half width of a leg's end
     belt: bool
@@ -53,7 +55,7 @@ class Garment:
         fitted = self.waisted or self.code == 2
         if not fitted:
             width = np.maximum(width, body.chest * self.ease)
-        start = self.top if self.code == 2 else WAIST_Y if self.waisted else HIP_Y - 0.6
+        start = self.top if fitted else HIP_Y - 0.6
         return width + self.flare * np.maximum(y - start, 0)
 
 
@@ -66,21 +68,33 @@ class Cut:
     sleeves: tuple[str, ...] = ("none",)
     necklines: tuple[str, ...] = ("crew",)
     closures: tuple[str, ...] = ("none",)
-    hem: tuple[float, float] = (2.2, 2.8)
-    flare: tuple[float, float] = (0.0, 0.08)
-    ease: tuple[float, float] = (1.06, 1.22)
+    hem: tuple[float, float] = (2.1, 3.1)
+    flare: tuple[float, float] = (-0.18, 0.08)
+    ease: tuple[float, float] = (1.02, 1.25)
     legs: tuple[float, float] = (0.0, 0.0)
     leg_width: tuple[float, float] = (0.0, 0.0)
     waisted: bool = False
     fabrics: tuple[str, ...] = FABRICS
 
 
+#: Necklines that leave the shoulders bare.
+BARE = ("strapless", "straps")
 LIGHT = ("cotton", "chiffon", "knit")
 WARM = ("knit", "wool")
-FITTED: dict[str, Any] = {"ease": (1.04, 1.1), "waisted": True}
+FITTED: dict[str, Any] = {"ease": (1.0, 1.1), "waisted": True}
 CUTS = (
     Cut("Tee", 1, ("short", "short", "cap", "elbow"), ("crew", "crew", "v", "scoop"), fabrics=LIGHT),
     Cut("Tank", 1, ("none",), ("scoop", "v", "square"), hem=(2.0, 2.7), fabrics=LIGHT),
+    Cut(
+        "Tank",
+        1,
+        ("none", "cap"),
+        ("scoop", "crew"),
+        hem=(1.6, 3.2),
+        flare=(0.0, 0.3),
+        ease=(1.0, 1.3),
+        fabrics=LIGHT,
+    ),
     Cut(
         "Top",
         1,
@@ -90,6 +104,7 @@ CUTS = (
         flare=(0.0, 0.4),
         fabrics=LIGHT,
     ),
+    Cut("Top", 1, ("none",), BARE, hem=(1.6, 2.4), flare=(0.0, 0.3), fabrics=LIGHT),
     Cut(
         "Blouse",
         1,
@@ -166,7 +181,9 @@ CUTS = (
         ease=(1.04, 1.12),
         fabrics=("cotton", "denim", "leather"),
     ),
-    Cut("Skirt", 2, hem=(3.3, 4.1), flare=(0.0, 0.5), ease=(1.04, 1.1)),
+    Cut("Shorts", 2, legs=(0.3, 0.6), leg_width=(0.24, 0.33), ease=(1.02, 1.12), fabrics=("cotton", "denim")),
+    Cut("Skirt", 2, hem=(2.9, 4.1), flare=(0.0, 0.4), ease=(1.04, 1.1)),
+    Cut("Skirt", 2, hem=(2.8, 3.4), flare=(-0.05, 0.25), ease=(1.02, 1.08)),
     Cut("Skirt", 2, hem=(4.3, 5.5), flare=(-0.02, 0.3), ease=(1.04, 1.1), fabrics=(*LIGHT, "wool")),
     Cut(
         "Dress",
@@ -180,11 +197,22 @@ CUTS = (
     Cut(
         "Dress",
         3,
+        ("none", "none", "cap"),
+        ("scoop", "v", "crew", "square"),
+        hem=(3.2, 4.4),
+        flare=(-0.05, 0.3),
+        ease=(1.0, 1.15),
+        waisted=True,
+    ),
+    Cut(
+        "Dress",
+        3,
         ("none", "short", "three_quarter", "long"),
         ("crew", "v", "scoop", "shirt"),
         hem=(3.4, 4.6),
         flare=(0.0, 0.15),
     ),
+    Cut("Dress", 3, ("none",), BARE, hem=(3.2, 5.6), flare=(0.0, 0.4), **FITTED),
     Cut("Dress", 3, ("none", "cap", "long"), ("v", "scoop"), hem=(4.9, 5.6), flare=(0.06, 0.3), **FITTED),
     Cut(
         "Coat",
@@ -227,7 +255,15 @@ CUTS = (
         **FITTED,
     ),
 )
-NECK_DEPTHS = {"v": (0.5, 0.95), "scoop": (0.4, 0.65), "square": (0.4, 0.6), "shirt": (0.25, 0.5)}
+OUTWEAR = ("Jacket", "Cardigan", "Coat")
+NECK_DEPTHS = {
+    "strapless": (0.65, 0.7),
+    "straps": (0.65, 0.7),
+    "v": (0.5, 0.95),
+    "scoop": (0.4, 0.65),
+    "square": (0.4, 0.6),
+    "shirt": (0.25, 0.5),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +283,7 @@ def sample_product(rng: np.random.Generator, code: int | None = None) -> Product
         code = int(rng.choice((1, 2, 3), p=(0.45, 0.2, 0.35)))
     cuts = [cut for cut in CUTS if cut.code == code]
     cut = cuts[rng.integers(len(cuts))]
-    name, accent = (str(v) for v in rng.choice(list(COLOURS), 2, replace=False))
+    name, accent = (str(v) for v in rng.choice(list(COLOURS), 2, replace=False, p=COLOUR_SHARES))
     pattern = "solid" if rng.random() < 0.45 else PATTERNS[rng.integers(1, len(PATTERNS))]
     fabric = cut.fabrics[rng.integers(len(cut.fabrics))]
     if fabric == "denim":
@@ -259,11 +295,18 @@ def sample_product(rng: np.random.Generator, code: int | None = None) -> Product
     if wrist and rng.random() < 0.15:
         cuff = rng.uniform(0.22, 0.32)
     open_front = cut.category == "Cardigan"
+    opening = rng.uniform(0.06, 0.4) if cut.category in OUTWEAR and rng.random() < 0.5 else 0.0
+    # Where arms are bare the back often is too.
+    covered, bare = (0.5, 0.6) if sleeve == "none" else (0.85, 0.0)
+    belt = rng.random() < 0.3
+    # Belts and seams sit anywhere from below the chest to the hips. Without one annotators put the waist rather low.
+    seen = belt or cut.waisted
+    waist = np.clip(rng.normal(WAIST_Y + (0.1 if seen else 0.25), 0.15 if seen else 0.05), 1.2, 2.1)
     garment = Garment(
         category=cut.category,
         code=code,
-        colour=darker(COLOURS[name], rng.uniform(0.85, 1.1)),
-        accent=darker(COLOURS[accent], rng.uniform(0.85, 1.1)),
+        colour=dye(rng, name),
+        accent=dye(rng, accent),
         sleeve=sleeve,
         cuff=float(cuff),
         neckline=neckline,
@@ -271,18 +314,20 @@ def sample_product(rng: np.random.Generator, code: int | None = None) -> Product
         neck_depth=float(
             rng.uniform(*((0.9, 1.4) if open_front else NECK_DEPTHS.get(neckline, (0.2, 0.32))))
         ),
-        back_depth=float(rng.uniform(0.05, 0.1) if rng.random() < 0.85 else rng.uniform(0.15, 0.3)),
+        back_depth=float(rng.uniform(0.05, 0.1) if rng.random() < covered else rng.uniform(0.15, 0.3 + bare)),
         strap=float(rng.uniform(0.76, 0.98)) if sleeve == "none" else 1.0,
         closure=cut.closures[rng.integers(len(cut.closures))],
+        opening=float(opening),
+        edge=float(rng.uniform(0.6, 0.95)),
         graphic=int(rng.integers(1, 4)) if pattern == "solid" and code == 1 and rng.random() < 0.5 else 0,
         ease=float(rng.uniform(*cut.ease)),
         waisted=cut.waisted,
         flare=float(rng.uniform(*cut.flare)),
         hem=float(rng.uniform(*cut.hem)),
-        top=float(rng.uniform(1.6, 2.0)),
+        top=float(rng.uniform(1.5, 2.05) if code == 2 else waist),
         legs=float(rng.uniform(*cut.legs)),
         leg_width=float(rng.uniform(*cut.leg_width)),
-        belt=bool(rng.random() < 0.3),
+        belt=bool(belt),
         pleats=int(rng.integers(5, 11)) if rng.random() < 0.3 else 0,
     )
     return Product(garment, name, pattern, fabric, int(rng.integers(2**32)))

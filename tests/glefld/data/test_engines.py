@@ -13,12 +13,12 @@ from glefld.data import host
 from glefld.data.augmentation import Augmentation, compose, draw_augmentation
 from glefld.data.gpu import DaliEngine
 from glefld.data.host import HostEngine, Loaded
-from glefld.data.picture import STD, Decoding, Picture
+from glefld.data.picture import IMAGENET, Decoding, Normalisation, Picture
 from tests.dots import encoded
 from tests.natural import ENCODINGS, picture
 
 SIZE = 96
-ENGINES = {"host": HostEngine(SIZE, 2), "DALI": DaliEngine(SIZE, 8, None, 2)}
+ENGINES = {"host": HostEngine(SIZE, IMAGENET, 2), "DALI": DaliEngine(SIZE, IMAGENET, 8, None, 2)}
 Engine = HostEngine | DaliEngine
 
 
@@ -39,7 +39,7 @@ def levels_apart(pictures: list[Picture]) -> torch.Tensor:
     assert not here.bad
     assert not there.bad
     assert here.images.shape == there.images.shape == (len(pictures), 3, SIZE, SIZE)
-    return (here.images - there.images).abs() * torch.tensor(STD)[:, None, None]
+    return (here.images - there.images).abs() * torch.tensor(IMAGENET.std)[:, None, None]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -57,6 +57,24 @@ def test_both_engines_load_the_same(encoding: str, change: str) -> None:
     apart = levels_apart(pictures)
     assert apart.mean() < 0.3
     assert apart.max() < 3.5
+
+
+OTHER = Normalisation((10.0, 100.0, 190.0), (2.0, 50.0, 400.0))
+OTHERS = {"host": lambda: HostEngine(SIZE, OTHER, 2), "DALI": lambda: DaliEngine(SIZE, OTHER, 8, None, 2)}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_inputs_are_normalised_as_the_network_asks(name: str) -> None:
+    """Each channel is (pixel - mean) / std, and outside of the picture all three are the mean of the means."""
+    colour, half = np.array([60, 120, 230], np.uint8), np.array([[1.0, 0, SIZE / 2], [0, 1, 0]])
+    plain = Picture(np.full((SIZE, SIZE, 3), colour), SIZE, SIZE, half)
+    (image,) = load(OTHERS[name](), [plain]).images
+    pixels = image.permute(1, 2, 0) * torch.tensor(OTHER.std) + torch.tensor(OTHER.mean)
+    assert OTHER.fill == 100
+    torch.testing.assert_close(
+        pixels[:, SIZE // 2 + 1 :], torch.tensor(colour).expand(SIZE, SIZE // 2 - 1, 3).float()
+    )
+    torch.testing.assert_close(pixels[:, : SIZE // 2 - 1], torch.full((SIZE, SIZE // 2 - 1, 3), 100.0))
 
 
 @pytest.mark.parametrize(("width", "height"), [(431, 900), (1203, 797), (1999, 2001)])

@@ -18,7 +18,7 @@ from glefld.data.augmentation import (
 )
 from glefld.data.dataset import open_dataset
 from glefld.data.loader import Batch, BatchLoader, InputPipeline, to_photo
-from glefld.data.picture import MEAN, STD, Picture
+from glefld.data.picture import IMAGENET, Picture
 from glefld.data.reader import SplitReader
 from glefld.errors import UserError
 from glefld.schema import NO_LANDMARKS, Labels, sample_schema
@@ -38,7 +38,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> SplitReader:
 
 @pytest.fixture(scope="module")
 def loader() -> BatchLoader:
-    return BatchLoader(LABELS, InputPipeline(SIZE, 16))
+    return BatchLoader(LABELS, InputPipeline(SIZE, IMAGENET, 16))
 
 
 def load(loader: BatchLoader, reader: SplitReader, augmentation: Augmentation, epoch: int = 0) -> list[Batch]:
@@ -53,7 +53,7 @@ def load(loader: BatchLoader, reader: SplitReader, augmentation: Augmentation, e
 
 def dots(image: torch.Tensor) -> np.ndarray:
     """Centres [2, 2] of what is red and what is blue in one normalised image [3, S, S]."""
-    rgb = image * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    rgb = image * torch.tensor(IMAGENET.std)[:, None, None] + torch.tensor(IMAGENET.mean)[:, None, None]
     centre = torch.arange(SIZE) + 0.5
     found = []
     for channel, other in ((0, 2), (2, 0)):
@@ -128,7 +128,7 @@ def test_an_undecodable_picture_is_an_error() -> None:
     box = np.array([0, 0, 10, 10])
     broken = Picture(np.frombuffer(b"not a picture at all", np.uint8), 10, 10, box_to_input(box, 8))
     with pytest.raises(RuntimeError):
-        InputPipeline(8, 1).run([broken])
+        InputPipeline(8, IMAGENET, 1).run([broken])
 
 
 def test_affine_algebra() -> None:

@@ -8,20 +8,30 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from glefld import storage
+from glefld.data.picture import Normalisation
 from glefld.errors import UserError
-from glefld.models import checkpoint
-from glefld.predict import checkpoint_hash
-from tests.dots import CONFIG, LABELS, SIZE, card, network, write_checkpoint
+from glefld.models import build_model, checkpoint
+from glefld.models.system import Model
+from glefld.predict import Predictor, checkpoint_hash, prepare
+from tests import dots
+from tests.dots import LABELS, SIZE, card, encoded, network, write_checkpoint
 from tests.full_disk import on_full_disk
+
+CONFIG = {"backbone": "test_resnet", "modules": 0, "width": 8}
+
+
+def gle() -> Model:
+    return build_model("gle", CONFIG, LABELS).eval()
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of a good checkpoint."""
     folder = tmp_path_factory.mktemp("good")
-    checkpoint.save(str(folder), network(), card("gle", CONFIG, LABELS, SIZE), {"step": 1})
+    checkpoint.save(str(folder), gle(), card("gle", CONFIG, LABELS, SIZE), {"step": 1})
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -56,7 +66,7 @@ def config(**changes: Any) -> Callable[[dict[str, Any]], Any]:
 
 CARDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a list": (lambda value: [value], "has version None"),
-    "another version": (changed(version=1), "has version 1, but this program reads 2"),
+    "another version": (changed(version=1), "has version 1, but this program reads 3"),
     "no version": (without("version"), "has version None"),
     "a version that is a list": (changed(version=[2] * 9000), "has version"),
     "no labels": (without("labels"), "labels: Field required"),
@@ -71,7 +81,19 @@ CARDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a system that is a number": (changed(model=1), "model: Input should be a valid string"),
     "a config that is a list": (changed(config=[]), "config: Input should be"),
     "an unknown option": (config(depth=1), "model 'gle' has no option depth"),
-    "an unknown backbone": (config(backbone="get_model"), "model 'gle': backbone: Input should be 'vgg16'"),
+    "an unknown backbone": (
+        config(backbone="get_model"),
+        "--model.backbone get_model: timm has no network of this name",
+    ),
+    "a backbone from the hub": (
+        config(backbone="hf-hub:somebody/something"),
+        "--model.backbone hf-hub:somebody/something: timm has no network of this name",
+    ),
+    "a backbone that is a number": (
+        config(backbone=7),
+        "model 'gle': backbone: Input should be a valid string",
+    ),
+    "another backbone": (config(backbone="test_efficientnet"), "does not hold the weights"),
     "a width in words": (config(width="8"), "model 'gle': width: Input should be a valid integer"),
     "a width that does not fit": (config(width=7), "--model.width must be a multiple of 4, not 7"),
     "a width of 2^40": (config(width=2**40), "describes no network that can be built|tensors differ"),
@@ -79,6 +101,19 @@ CARDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a million modules": (config(modules=1_000_000), "--model.modules must be between 0 and 100"),
     "another width": (config(width=16), r"does not hold the weights .* tensors differ, such as branch"),
     "more modules": (config(modules=1), "does not hold the weights"),
+    "no normalisation": (without("normalisation"), "normalisation: Field required"),
+    "a mean of two channels": (
+        changed(normalisation={"mean": [0, 0], "std": [1, 1, 1]}),
+        r"normalisation.mean.*: Field required",
+    ),
+    "a standard deviation of 0": (
+        changed(normalisation={"mean": [0, 0, 0], "std": [1, 0, 1]}),
+        "normalisation: a standard deviation must be above 0",
+    ),
+    "a mean that is no number": (
+        changed(normalisation={"mean": [0, float("nan"), 0], "std": [1, 1, 1]}),
+        "normalisation: a mean must be from 0 to 255",
+    ),
     "labels that are a list": (changed(labels=[]), "labels: Input should be an object"),
     "categories in one word": (labels(categories="ab"), "labels.categories: Input should be a valid"),
     "an attribute without a type": (
@@ -123,7 +158,7 @@ def other_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[
     return lambda data: safetensors.torch.save(change(safetensors.torch.load(data)))
 
 
-FIRST = "features.0.weight"
+FIRST = "features.net.model.conv1.0.weight"
 WEIGHTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "text": (lambda data: b"not weights", "cannot be read"),
     "nothing": (lambda data: b"", "cannot be read"),
@@ -188,7 +223,7 @@ def test_a_damaged_list_of_files_is_told(data: bytes, files: dict[str, bytes], t
 
 
 def save(url: str, training: dict[str, Any] | None) -> None:
-    checkpoint.save(url, network(), card("gle", CONFIG, LABELS, SIZE), training)
+    checkpoint.save(url, network(), card(dots.MODEL, dots.CONFIG, LABELS, SIZE), training)
 
 
 @pytest.mark.parametrize(("most", "training"), [(1000, None), (3 << 20, {"x": torch.zeros(1 << 20)})])
@@ -221,7 +256,7 @@ def test_a_damaged_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
 def test_a_checkpoint_of_other_layers_is_refused(tmp_path: Path) -> None:
     """As one of a system that has changed since it was trained."""
     url = str(tmp_path / "checkpoint")
-    model = network()
+    model = gle()
     model.get_submodule("branch").extra = torch.nn.Linear(1, 1)
     checkpoint.save(url, model, card("gle", CONFIG, LABELS, SIZE))
     with pytest.raises(UserError, match=r"layers of gle have changed since, train the model again"):
@@ -236,3 +271,16 @@ def test_an_exported_checkpoint_gives_the_same_model(tmp_path: Path) -> None:
     x = torch.randn(2, 3, saved.input_size, saved.input_size)
     assert saved == saved_again
     assert torch.equal(model(x).heatmaps, again(x).heatmaps)
+
+
+def test_a_checkpoint_carries_its_normalisation(tmp_path: Path) -> None:
+    """A model is fed with what it was trained with, not with what its backbone's name would give it today."""
+    own = Normalisation((10.0, 20.0, 30.0), (50.0, 100.0, 200.0))
+    url = str(tmp_path / "checkpoint")
+    checkpoint.save(url, network(), card(dots.MODEL, dots.CONFIG, LABELS, SIZE, own))
+    model, saved = checkpoint.load(url)
+    assert model.normalisation == saved.normalisation == own
+    predictor = Predictor(url, torch.device("cpu"), 1)
+    plain = prepare(encoded(Image.new("RGB", (SIZE, SIZE), (60, 120, 230)), "PNG"), SIZE)
+    (image,) = predictor.pipeline.run([plain.picture])
+    torch.testing.assert_close(image, torch.ones(3, SIZE, SIZE))

@@ -39,29 +39,34 @@ SIZE = 32
 
 #: Small configs of each system.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gle-1": ("gle", {"backbone": "vgg-small", "modules": 1, "start": "identity"}),
+    "fpn": ("fpn", {"backbone": "test_resnet", "width": 16}),
+    "fpn-embedded": ("fpn", {"width": 16}),
+    "gle-1": ("gle", {"backbone": "test_resnet", "modules": 1, "start": "identity"}),
     "gle-vgg16": ("gle", {"backbone": "vgg16", "modules": 1, "width": 16}),
-    "gle-0": ("gle", {"backbone": "vgg-small", "modules": 0, "width": 16}),
-    "gle-3": ("gle", {"backbone": "vgg-small", "modules": 3, "width": 16}),
-    "gle-resnet": ("gle", {"backbone": "resnet18", "modules": 1, "width": 16}),
-    "liu2018": ("liu2018", {"backbone": "vgg-small"}),
-    "liu2018-full": ("liu2018-full", {"backbone": "vgg-small", "hidden": 16}),
-    "sanl": ("sanl", {"backbone": "resnet18", "width": 16}),
-    "sanl-top": ("sanl", {"backbone": "resnet18", "width": 16, "attention": "top"}),
-    "sanl-nonlocal": ("sanl", {"backbone": "resnet18", "width": 16, "attention": "nonlocal"}),
-    "sanl-none": ("sanl", {"backbone": "resnet18", "width": 16, "attention": "none", "refine": False}),
-    "dafe": ("dafe", {"backbone": "resnet18", "width": 16}),
+    "gle-0": ("gle", {"backbone": "test_resnet", "modules": 0, "width": 16}),
+    "gle-3": ("gle", {"backbone": "test_resnet", "modules": 3, "width": 16}),
+    "gle-pyramid": ("gle", {"backbone": "test_efficientnet", "pyramid": 16, "modules": 1, "width": 16}),
+    "liu2018": ("liu2018", {"backbone": "test_resnet"}),
+    "liu2018-full": ("liu2018-full", {"backbone": "test_resnet", "hidden": 16}),
+    "sanl": ("sanl", {"backbone": "test_resnet", "guide": "test_resnet", "width": 16}),
+    "sanl-top": (
+        "sanl",
+        {"backbone": "test_resnet", "guide": "test_resnet", "width": 16, "attention": "top"},
+    ),
+    "sanl-nonlocal": ("sanl", {"backbone": "test_resnet", "width": 16, "attention": "nonlocal"}),
+    "sanl-none": ("sanl", {"backbone": "test_resnet", "width": 16, "attention": "none", "refine": False}),
+    "dafe": ("dafe", {"backbone": "test_resnet", "width": 16}),
     "dafe-elementwise": (
         "dafe",
-        {"backbone": "resnet18", "width": 16, "pixel": "elementwise", "channel": "se"},
+        {"backbone": "test_resnet", "width": 16, "pixel": "elementwise", "channel": "se"},
     ),
-    "dafe-elementwise-affinity": ("dafe", {"backbone": "resnet18", "width": 16, "pixel": "elementwise"}),
-    "dafe-plain": ("dafe", {"backbone": "resnet18", "width": 16, "pixel": "none", "channel": "none"}),
-    "baseline": ("baseline", {"backbone": "resnet18", "width": 16}),
-    "baseline-convnext": ("baseline", {"backbone": "convnext-tiny", "width": 16}),
+    "dafe-elementwise-affinity": ("dafe", {"backbone": "test_resnet", "width": 16, "pixel": "elementwise"}),
+    "dafe-plain": ("dafe", {"backbone": "test_resnet", "width": 16, "pixel": "none", "channel": "none"}),
+    "baseline": ("baseline", {"backbone": "test_resnet", "width": 16}),
+    "baseline-convnext": ("baseline", {"backbone": "convnextv2_atto", "width": 16}),
     "local": ("local", {"width": 16}),
-    "resnet": ("resnet", {"label": "category"}),
-    "resnet-attributes": ("resnet", {"label": "attributes"}),
+    "resnet": ("resnet", {"backbone": "test_resnet", "label": "category"}),
+    "resnet-attributes": ("resnet", {"backbone": "test_efficientnet", "label": "attributes"}),
     "sanl-resnet": ("sanl-resnet", {"label": "garment_type"}),
     "sanl-resnet-nonlocal": ("sanl-resnet", {"block": "nonlocal", "label": "category"}),
 }
@@ -82,6 +87,8 @@ CANCELLED = {
     ".local.0.bias": "before a batch norm",
     ".local.3.bias": "before a batch norm",
 }
+#: The last norms of timm's linear bottlenecks: no activation is between them and the next convolution's batch norm.
+BOTTLENECKS = {"DepthwiseSeparableConv": "bn2", "EdgeResidual": "bn2", "InvertedResidual": "bn3"}
 
 
 def build(case: str, labels: Labels = LABELS) -> Model:
@@ -95,10 +102,8 @@ def drawn(case: str, labels: Labels) -> Model:
     torch.manual_seed(0)
     model = build_model(*CASES[case], labels)
     for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
+        if name.endswith("weight") and not parameter.any():
             torch.nn.init.ones_(parameter)
-        if name.endswith("layer_scale"):
-            torch.nn.init.constant_(parameter, 0.1)
     return model
 
 
@@ -167,6 +172,10 @@ def test_every_parameter_learns(case: str) -> None:
         if isinstance(module, torch.nn.Sequential)
         for i in range(len(module) - 1)
         if isinstance(module[i + 1], torch.nn.BatchNorm2d)
+    } | {
+        f"{name}.{BOTTLENECKS[kind]}.bias"
+        for name, module in model.named_modules()
+        if (kind := type(module).__name__) in BOTTLENECKS
     }
     gradients = {}
     for name, parameter in model.named_parameters():
@@ -270,11 +279,12 @@ def test_a_checkpoint_rebuilds_it(case: str, tmp_path: Path) -> None:
     """From the folder alone, to the same answers."""
     name, config = CASES[case]
     model = build(case).eval()
-    saved = card(name, config, LABELS, SIZE)
+    saved = card(name, config, LABELS, SIZE, model.normalisation)
     checkpoint.save(str(tmp_path / "checkpoint"), model, saved)
     again, card_again = checkpoint.load(str(tmp_path / "checkpoint"))
     x = torch.randn(1, 3, SIZE, SIZE)
     assert card_again == saved
+    assert again.normalisation == model.normalisation
     for ours, theirs in zip(again(x), model(x), strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:

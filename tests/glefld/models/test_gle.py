@@ -27,19 +27,20 @@ def test_parameter_counts() -> None:
         )
 
 
-def test_backbone_is_torchvisions_vgg16_to_conv4_3() -> None:
-    """The same parameters, by name and shape, as torchvision's own, so that its checkpoint loads."""
+def test_backbone_is_vgg16_to_conv4_3() -> None:
+    """No layer more, and its features are those of torchvision's network, cut off behind conv4_3's activation."""
     from torchvision.models import vgg16
 
+    features = build_model("gle", {"modules": 0}, Labels(FASHION8)).eval().features
+    theirs = vgg16().features[:23].eval()
+    assert features is not None
     ours = {
-        k: v.shape
-        for k, v in build_model("gle", {"modules": 0}, Labels(FASHION8))
-        .get_submodule("features")
-        .state_dict()
-        .items()
+        key.removeprefix("net.model.features."): value.shape for key, value in features.state_dict().items()
     }
-    theirs = {k: v.shape for k, v in vgg16().features[:23].state_dict().items()}
-    assert ours == theirs
+    assert ours == {key: value.shape for key, value in theirs.state_dict().items()}
+    features.net.model.features.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, 40, 40)
+    torch.testing.assert_close(features(x), [theirs(x)])
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -126,13 +127,15 @@ def test_identity_start_passes_its_input_on() -> None:
         ("gle", {"module": 2}, "has no option module"),
         ("gle", {"modules": -1}, "must be between 0 and 100"),
         ("gle", {"width": 6}, "multiple of 4"),
+        ("gle", {"pyramid": -1}, "must be at least 0"),
+        ("gle", {"backbone": "vgg-16"}, "timm has no network of this name. Choose one such as vgg16"),
     ],
 )
-def test_wrong_options_end_in_one_line(name: str, config: dict[str, int], message: str) -> None:
+def test_wrong_options_end_in_one_line(name: str, config: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_model(name, config, Labels(FASHION8))
 
 
 def test_config_names_its_defaults() -> None:
-    """The paper's network is the default: VGG16, two modules, width 64, random start."""
-    assert GLEConfig() == GLEConfig("vgg16", 2, "random", 64)
+    """The paper's network is the default: VGG16, no pyramid, two modules, width 64, random start."""
+    assert GLEConfig() == GLEConfig("vgg16", 0, 2, "random", 64)

@@ -1,7 +1,7 @@
 """Grad-CAM against a case whose answer is known, and that it leaves nothing behind."""
 
+import pytest
 import torch
-from torch import nn
 
 from glefld.models.classifier import ResNetClassifier, ResNetConfig
 from glefld.models.gradcam import grad_cam
@@ -13,8 +13,7 @@ def test_a_linear_score_is_explained_by_its_weights() -> None:
     torch.manual_seed(0)
     stem = torch.randn(3, 4, 5, 6)
     weight = torch.randn(2, 4)
-    stage = nn.Identity()
-    (cam,) = grad_cam(stem, [stage], lambda x: x.mean(dim=(2, 3)) @ weight.T)
+    (cam,) = grad_cam(stem, lambda x: [x], lambda x: x.mean(dim=(2, 3)) @ weight.T)
     scores = stem.mean(dim=(2, 3)) @ weight.T
     for row, chosen in enumerate(scores.argmax(dim=1)):
         expected = (weight[chosen][:, None, None] * stem[row]).sum(dim=0).relu()
@@ -22,13 +21,14 @@ def test_a_linear_score_is_explained_by_its_weights() -> None:
 
 
 def test_nothing_that_speaks_for_the_score_is_attention_everywhere() -> None:
-    (cam,) = grad_cam(torch.ones(1, 2, 3, 3), [nn.Identity()], lambda x: -x.mean(dim=(2, 3)))
+    (cam,) = grad_cam(torch.ones(1, 2, 3, 3), lambda x: [x], lambda x: -x.mean(dim=(2, 3)))
     assert torch.equal(cam, torch.ones(1, 1, 3, 3))
 
 
-def test_a_classifiers_attention() -> None:
+@pytest.mark.parametrize("backbone", ["resnet18", "test_convnext", "test_efficientnet"])
+def test_a_classifiers_attention(backbone: str) -> None:
     """At strides 4, 8, 16, 32, in [0, 1] with a 1 in each, also within no_grad, and no gradient on parameters."""
-    model = ResNetClassifier(ResNetConfig(), Labels(FASHION8, categories=("a", "b", "c"))).eval()
+    model = ResNetClassifier(ResNetConfig(backbone), Labels(FASHION8, categories=("a", "b", "c"))).eval()
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         maps = model.attention(images)

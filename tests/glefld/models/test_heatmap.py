@@ -5,12 +5,12 @@ import random
 import pytest
 import torch
 
-from glefld.models import heatmap, sanl
+from glefld.models import sanl
 from glefld.models.baseline import Baseline
 from glefld.models.heatmap import Codec
-from glefld.recipe import SMALL, Recipe
+from glefld.recipe import BEST, Recipe
 
-SIZES = sorted({Recipe().input_size, SMALL.input_size, 64})
+SIZES = sorted({Recipe().input_size, BEST.input_size, 64})
 CODECS = {"papers": Codec(), "coarse": sanl.COARSE, "fine": sanl.FINE, "baseline": Baseline.codec}
 
 
@@ -90,7 +90,7 @@ def test_loss_by_hand() -> None:
     predicted = torch.zeros(1, 2, 8, 8, requires_grad=True)
     codec = Codec(width=28.0)
     target = codec.encode(landmarks[:, :1], 8)
-    value = heatmap.loss(predicted, landmarks, torch.tensor([[1.0, 0.0]]), codec, rows=3)
+    value = codec.loss(predicted, landmarks, torch.tensor([[1.0, 0.0]]), rows=3)
     assert value.item() == pytest.approx(target.square().sum().item() / (3 * 2 * 8 * 8))
     (gradient,) = torch.autograd.grad(value, predicted)
     assert gradient.isfinite().all()
@@ -100,7 +100,7 @@ def test_loss_by_hand() -> None:
 def test_a_share_without_landmarks_has_a_gradient_of_zero() -> None:
     """A rank whose rows show none takes part in the step like the others: a loss, and a gradient, of 0."""
     predicted = torch.rand(2, 3, 8, 8, requires_grad=True)
-    value = heatmap.loss(predicted, torch.full((2, 3, 2), torch.nan), torch.zeros(2, 3), Codec(), rows=5)
+    value = Codec().loss(predicted, torch.full((2, 3, 2), torch.nan), torch.zeros(2, 3), rows=5)
     assert value == 0
     (gradient,) = torch.autograd.grad(value, predicted)
     assert gradient.abs().max() == 0

@@ -11,7 +11,7 @@ from glefld.models.precision import Choice, choose_precision, faster, measure
 from glefld.models.system import Model, Output
 from tests.dots import LABELS
 
-CONFIG = {"backbone": "vgg-small", "modules": 1, "width": 8, "start": "identity"}
+CONFIG = {"backbone": "test_resnet", "modules": 1, "width": 8, "start": "identity"}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from glefld.data.picture import IMAGENET, Normalisation
 from glefld.errors import UserError
 from glefld.models import build_model
 from glefld.models.blocks import NonLocal
@@ -37,7 +38,9 @@ def test_the_block_by_plain_products() -> None:
 
 def sanl(**config: object) -> SANL:
     torch.manual_seed(0)
-    model = build_model("sanl", {"backbone": "resnet18", "width": 16, **config}, LABELS).eval()
+    model = build_model(
+        "sanl", {"backbone": "test_resnet", "guide": "test_resnet", "width": 16, **config}, LABELS
+    ).eval()
     assert isinstance(model, SANL)
     for block in model.blocks:
         torch.nn.init.ones_(block.norm.weight)
@@ -62,6 +65,27 @@ def test_attention_matters_at_the_stride_it_says() -> None:
             assert torch.equal(found, own if attention == "matching" else top)
 
 
+def test_a_guide_sees_images_as_it_was_trained_with_them() -> None:
+    """Whatever the images are normalised with for the system that it guides, and also once it is loaded."""
+    half = Normalisation((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+    pixels = 255 * torch.rand(1, 3, 64, 64)
+
+    def normalised(by: Normalisation) -> torch.Tensor:
+        return (pixels - torch.tensor(by.mean)[:, None, None]) / torch.tensor(by.std)[:, None, None]
+
+    guide = Guide("resnet18", "category", LABELS, half)
+    trained = ResNetClassifier(ResNetConfig("resnet18"), LABELS).eval()
+    own = Normalisation((10.0, 20.0, 30.0), (50.0, 60.0, 70.0))
+    for normalisation in (IMAGENET, own):
+        trained.normalisation = normalisation
+        guide.load(trained)
+        expected = trained.attention(normalised(normalisation))
+        for found, value in zip(guide(normalised(half)), expected, strict=True):
+            torch.testing.assert_close(found, value, atol=1e-3, rtol=1e-3)
+    other = guide.classifier.attention(normalised(half))
+    assert (other[-1] - expected[-1]).abs().max() > 1e-2
+
+
 def test_without_refinement_the_coarse_heatmaps_are_the_answer() -> None:
     """And are then decoded with CoarseNet's width."""
     model = sanl(refine=False, attention="none")
@@ -73,7 +97,7 @@ def test_without_refinement_the_coarse_heatmaps_are_the_answer() -> None:
 
 def test_a_guide_takes_only_what_it_expects() -> None:
     """Another label, other classes or another network end in one line; the right one's weights are taken over."""
-    guide = Guide("category", LABELS)
+    guide = Guide("resnet18", "category", LABELS, IMAGENET)
     right = ResNetClassifier(ResNetConfig(), LABELS)
     guide.load(right)
     assert torch.equal(guide.classifier.head.weight, right.head.weight)
@@ -83,8 +107,8 @@ def test_a_guide_takes_only_what_it_expects() -> None:
         "classes of other names": build_model(
             "resnet", {}, dataclasses.replace(LABELS, categories=("a", "b", "d"))
         ),
-        "another trunk": build_model("resnet", {"backbone": "resnet50"}, LABELS),
-        "no classifier": build_model("gle", {"backbone": "vgg-small"}, LABELS),
+        "another network": build_model("resnet", {"backbone": "test_resnet"}, LABELS),
+        "no classifier": build_model("gle", {"backbone": "test_resnet"}, LABELS),
         "with blocks": build_model("sanl-resnet", {"block": "nonlocal"}, LABELS),
     }
     for name, model in wrong.items():

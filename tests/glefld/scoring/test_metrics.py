@@ -65,11 +65,21 @@ def report_of(*rows: tuple[Tensor, Truth]) -> Report:
 
 def add(counters: Counters, predicted: Tensor, truth: Truth) -> None:
     counters.add_rows(len(predicted))
-    counters.add_landmarks(predicted, truth)
+    # Any numbers are as good as scores and logits, if they are the row's own.
+    counters.add_landmarks(predicted, truth, predicted[..., 0].nan_to_num().remainder(1))
     # What the landmarks are is as good as any logits.
     counters.add_classes(predicted[:, : len(LABELS.categories), 0].nan_to_num(), truth.category)
     if truth.attributes.shape[1]:
         counters.add_attributes(predicted[:, :4, 1].nan_to_num(), truth.attributes)
+
+
+def add_all(counters: Counters, predicted: Tensor, truth: Truth) -> None:
+    """Visibility too, of which any numbers are as good as logits."""
+    add(counters, predicted, truth)
+    logits = torch.stack(
+        [predicted[..., 0], predicted[..., 1], predicted.mean(dim=-1).roll(1, dims=1)], dim=-1
+    )
+    counters.add_visibility(logits, truth)
 
 
 def random_rows(seed: int, rows: int) -> tuple[Tensor, Truth]:
@@ -223,12 +233,14 @@ def test_confusion_asks_for_an_annotated_partner():
 def test_scores_do_not_depend_on_the_split(seed, ranks):
     """The same rows, shuffled, in uneven batches over several ranks, summed as an all-reduce does."""
     predicted, truth = random_rows(seed, rows=101)
-    whole = report_of((predicted, truth))
+    counters = Counters(LABELS)
+    add_all(counters, predicted, truth)
+    whole = counters.report()
     g = torch.Generator().manual_seed(seed)
     parts = [Counters(LABELS) for _ in range(ranks)]
     for number, index in enumerate(torch.randperm(101, generator=g).split(13)):
         batch, batch_truth = take(predicted, truth, index)
-        add(parts[number % ranks], batch, batch_truth)
+        add_all(parts[number % ranks], batch, batch_truth)
     reduced = Counters(LABELS)
     reduced.load_vector(torch.stack([part.vector() for part in parts]).sum(dim=0))
     for part in parts[1:]:
@@ -243,6 +255,9 @@ def flat(report: Report) -> dict[str, float]:
     assert fields.pop("oks") is None, "only DeepFashion2's landmarks have it"
     fields |= {f"recall.{at}": by_type for at, by_type in fields.pop("recall").items()}
     nested = {f"{a}.{b}": v for a, d in fields.items() if isinstance(d, dict) for b, v in d.items()}
+    for name in ("reliability", "sparsified"):
+        curve = np.array(nested.pop(f"confidence.{name}")).ravel()
+        nested |= {f"{name}.{i}": value for i, value in enumerate(curve)}
     values = {**{a: v for a, v in fields.items() if not isinstance(v, dict)}, **nested}
     assert None not in values.values()
     return values
@@ -312,10 +327,30 @@ def test_evaluation_json_keys():
     value = evaluation_json(report, dataset="fld", split="val", checkpoint="there", baseline=baseline)
     assert value == json.loads(json.dumps(value, allow_nan=False))
     assert list(value) == [
-        *("dataset", "split", "rows", "checkpoint", "ne", "counted", "ne_occluded", "pck", "auc", "epe"),
-        *("left_right_confusion", "label", "accuracy", "attribute_recall", "baseline"),
+        *(
+            "dataset",
+            "split",
+            "rows",
+            "checkpoint",
+            "mirror",
+            "ne",
+            "counted",
+            "ne_occluded",
+            "pck",
+            "auc",
+            "epe",
+        ),
+        *(
+            "left_right_confusion",
+            "confidence",
+            "visibility_f1",
+            "label",
+            "accuracy",
+            "attribute_recall",
+            "baseline",
+        ),
     ]
-    assert list(value["ne"]) == ["average", "by_landmark", "by_type", "by_view"]
+    assert list(value["ne"]) == ["average", "by_landmark", "by_type", "by_view", "intervals"]
     assert value["ne"]["average"] == report.ne
     assert list(value["counted"]) == list(FASHION8.landmarks)
     assert value["baseline"]["mean_position"] == baseline.mean_position.ne
@@ -396,3 +431,25 @@ def test_most_frequent_labels_by_hand():
     # In order: 4, 1, and then 0, 2, 3, 5, which nobody has.
     assert result.accuracy == {"top1": 0.2, "top3": 0.8, "top5": 0.8}
     assert result.recall["at3"] == {"texture": 1, "fabric": None, "mean": 1}
+
+
+def test_visibility_is_scored_by_its_classes() -> None:
+    """F1 by hand: of 3 visible ones 2 are found, one absent one is taken for visible, both occluded ones are found.
+
+    Cut off and absent are one class. What is nowhere in the data has no score.
+    """
+    codes = torch.tensor([[0, 0, 0, 3, 2, 1, 1]])
+    answers = torch.tensor([[0, 0, 1, 0, 2, 1, 1]])
+    landmarks = tuple(f"p{i}" for i in range(7))
+    labels = Labels(LandmarkSet("seven", landmarks, tuple(range(7)), ()))
+    truth = Truth(*(torch.zeros(1) for _ in Truth._fields))._replace(visibility=codes)
+    counters = Counters(labels)
+    counters.add_visibility(torch.nn.functional.one_hot(answers, 3).float(), truth)
+    found = counters.report().visibility_f1
+    assert found["visible"] == pytest.approx(2 * 2 / (3 + 3))
+    assert found["occluded"] == pytest.approx(2 * 2 / (2 + 3))
+    assert found["absent"] == pytest.approx(2 * 1 / (2 + 1))
+    assert found["mean"] == pytest.approx((4 / 6 + 4 / 5 + 2 / 3) / 3)
+    one = Counters(labels)
+    one.add_visibility(torch.zeros(1, 7, 3), truth._replace(visibility=torch.zeros(1, 7, dtype=torch.int64)))
+    assert one.report().visibility_f1 == {"visible": 1, "occluded": None, "absent": None, "mean": 1}

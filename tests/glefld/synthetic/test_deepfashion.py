@@ -14,8 +14,14 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from glefld.errors import UserError
-from glefld.schema import SPLITS, VIEWS
-from glefld.synthetic.deepfashion import SPLIT_SIZES, SyntheticLayout, list_photos, write_dataset
+from glefld.schema import SPLITS, VIEWS, Visibility
+from glefld.synthetic.deepfashion import (
+    SPLIT_SIZES,
+    SyntheticLayout,
+    draw_one,
+    list_photos,
+    write_dataset,
+)
 from glefld.synthetic.faults import KINDS, REJECTED
 
 LAYOUTS: tuple[SyntheticLayout, ...] = get_args(SyntheticLayout)
@@ -155,12 +161,17 @@ def test_categories_and_attributes(roots: dict[str, Path]) -> None:
 
 
 def test_fine_lists(roots: dict[str, Path]) -> None:
-    """Row-aligned files without header; 16 packed integers, 0 0 after the type's last landmark; 26 attributes."""
+    """Row-aligned files without header; 16 packed integers, 0 0 after the type's last landmark; 26 attributes.
+
+    As in the benchmark only visible landmarks are listed.
+    """
     root = roots["deepfashion-fine"] / "Anno_fine"
     types = [int(row[-1]) for row in listed(root / "list_category_cloth.txt")]
     assert len(listed(root / "list_attr_cloth.txt")) == 26
     for split in SPLITS:
-        names = [row.name for row in list_photos("deepfashion-fine", COUNT, 4) if row.split == split]
+        rows = [row for row in list_photos("deepfashion-fine", COUNT, 4) if row.split == split]
+        names = [row.name for row in rows]
+        drawn = [draw_one((4, row.product, row.drawn))[0] for row in rows]
         suffixes = ("", "_bbox", "_landmards", "_cate", "_attr", "_view")
         columns = {s: (root / f"{split}{s}.txt").read_text().splitlines() for s in suffixes}
         assert columns[""] == names
@@ -168,8 +179,9 @@ def test_fine_lists(roots: dict[str, Path]) -> None:
         assert all(re.fullmatch(r"\d{3}( \d{3}){3}", row) for row in columns["_bbox"])
         assert all(re.fullmatch(r"[01]( [01]){25}", row) for row in columns["_attr"])
         assert all(row in VIEWS for row in columns["_view"])
-        for packed, category in zip(columns["_landmards"], columns["_cate"], strict=True):
+        for photo, packed, category in zip(drawn, columns["_landmards"], columns["_cate"], strict=True):
             values = packed.split()
+            assert sum(value != "0" for value in values) == 2 * (photo.visibility == Visibility.VISIBLE).sum()
             used = 2 * LANDMARKS[str(types[int(category) - 1])]
             assert len(values) == 16
             assert values[used:] == ["0"] * (16 - used)

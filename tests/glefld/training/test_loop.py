@@ -20,6 +20,7 @@ from glefld.data.augmentation import Augmentation
 from glefld.data.dataset import open_dataset
 from glefld.data.loader import BatchLoader, InputPipeline
 from glefld.data.order import share
+from glefld.data.picture import IMAGENET
 from glefld.data.reader import SplitReader
 from glefld.errors import Mistake
 from glefld.models import build_model, checkpoint
@@ -37,13 +38,14 @@ from glefld.training.loop import (
 from glefld.training.losses import attribute_loss
 from glefld.training.meter import Meter
 from glefld.training.start import Job
+from tests import dots
 from tests.dots import LABELS, card, network, write_checkpoint
 from tests.ingested import write_dataset
 from tests.ranks import start_ranks
 
 SIZE = 32
 BATCH = 12
-CONFIG = {"backbone": "vgg-small", "modules": 1, "width": 8, "start": "identity"}
+CONFIG = {"backbone": "test_resnet", "modules": 1, "width": 8, "start": "identity"}
 RECIPE = Recipe(
     input_size=SIZE,
     epochs=3,
@@ -75,7 +77,7 @@ def gradient(data: str, rank: int, world: int) -> torch.Tensor:
     torch.manual_seed(0)
     model = build_model("gle", CONFIG, LABELS).eval()
     parallel: nn.Module = nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    loader = BatchLoader(LABELS, InputPipeline(SIZE, BATCH))
+    loader = BatchLoader(LABELS, InputPipeline(SIZE, IMAGENET, BATCH))
     first, end = share(0, BATCH, rank, world)
     rows = np.arange(BATCH)[first:end]
     seeds = ((0, 0, int(row)) for row in rows)
@@ -218,7 +220,7 @@ def diverge(data: str, folder: Path, recipe: Recipe) -> str:
         logged.append(metrics["loss"])
 
     # Its peaks are Gaussians: their decoding took NaN for a peak in a corner.
-    job = Job("fld", data, str(folder), "baseline", {"backbone": "resnet18", "width": 8}, recipe)
+    job = Job("fld", data, str(folder), "baseline", {"backbone": "test_resnet", "width": 8}, recipe)
     with pytest.raises(Mistake) as caught:
         train(job, torch.device("cpu"), log, lambda epoch: None)
     assert np.isfinite(logged).all()
@@ -298,7 +300,7 @@ def test_evaluation_is_the_same_on_any_number_of_workers(
     monkeypatch.setattr(evaluation, "EVAL_BATCH", 4)
     url = write_dataset(tmp_path / "data", {"val": rows})
     model, saved = checkpoint.load(write_checkpoint(str(tmp_path / "checkpoint")))
-    loader = BatchLoader(LABELS, InputPipeline(saved.input_size, 4))
+    loader = BatchLoader(LABELS, InputPipeline(saved.input_size, IMAGENET, 4))
     reports = []
     for world in (1, 2, 3):
         total = Counters(LABELS)
@@ -420,9 +422,9 @@ def kept_steps(folder: Path) -> set[str]:
 def test_a_checkpoint_is_written_without_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that is killed would leave them, 9 MB each."""
+    """A worker that is killed would leave them."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "there is no such folder"))
-    saved = card("gle", CONFIG, LABELS, SIZE)
+    saved = card(dots.MODEL, dots.CONFIG, LABELS, SIZE)
     checkpoint.save(str(tmp_path / "checkpoint"), network(), saved, {"step": 1})
     assert checkpoint.load_training(str(tmp_path / "checkpoint")) == {"step": 1}
 

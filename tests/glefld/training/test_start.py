@@ -1,24 +1,23 @@
-"""What a training starts with: weights that fit, and files that are none."""
+"""What a training starts with: weights that fit, and groups of parameters."""
 
 import dataclasses
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+import timm
 import torch
-from torchvision.models.vgg import make_layers
 
 from glefld.errors import UserError
-from glefld.models import checkpoint
-from glefld.models.backbones import VGG_LAYERS
+from glefld.models import build_model, checkpoint
 from glefld.recipe import Recipe
-from glefld.training.start import Job, initial_model, read_weights
+from glefld.schema import FASHION8, Labels
+from glefld.training.start import Job, initial_model, origin, parameter_groups
+from tests import dots
 from tests.dots import LABELS, card, network
 
-CONFIG = {"backbone": "vgg-small", "modules": 1, "width": 8, "start": "identity"}
+CONFIG = {"backbone": "test_resnet", "modules": 1, "width": 8, "start": "identity"}
 RECIPE = Recipe(input_size=32)
 
 
@@ -43,29 +42,39 @@ def test_weights_that_carry_code_do_not_run_it(tmp_path: Path) -> None:
     """Given as --weights, and in a checkpoint with correct hashes."""
     torch.save({"features.0.weight": Code(tmp_path / "ran")}, tmp_path / "code.pth")
     job = Job("fld", "", "", "gle", CONFIG, RECIPE, weights=str(tmp_path / "code.pth"))
-    with pytest.raises(ValueError, match="not a torchvision checkpoint"):
+    with pytest.raises(ValueError, match="is no checkpoint of a backbone"):
         initial_model(job, LABELS)
     url = str(tmp_path / "checkpoint")
     checkpoint.save(
-        url, network(), card("gle", CONFIG, LABELS, RECIPE.input_size), {"optimizer": Code(tmp_path / "ran")}
+        url,
+        network(),
+        card(dots.MODEL, dots.CONFIG, LABELS, RECIPE.input_size),
+        {"optimizer": Code(tmp_path / "ran")},
     )
     with pytest.raises(ValueError, match="holds more than tensors and numbers"):
         checkpoint.load_training(url)
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_backbone_starts_from_a_torchvision_checkpoint(tmp_path: Path) -> None:
-    """A file of another kind or for another network is one clear error."""
-    features = make_layers(VGG_LAYERS["vgg16"], batch_norm=False)
-    state = {f"features.{name}": value for name, value in features.state_dict().items()}
-    torch.save(state | {"classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg16.pth")
-    config = {"backbone": "vgg16", "modules": 0, "width": 8}
-    job = Job("fld", "", "", "gle", config, RECIPE, weights=str(tmp_path / "vgg16.pth"))
-    model = initial_model(job, LABELS)
-    for name, value in model.get_submodule("features").state_dict().items():
-        assert torch.equal(value, state[f"features.{name}"])
+def saved(folder: Path, name: str) -> str:
+    """The weights of one of timm's networks, from a seed of their own, as a file."""
+    torch.manual_seed(7)
+    torch.save(timm.create_model(name).state_dict(), folder / f"{name}.pth")
+    return str(folder / f"{name}.pth")
+
+
+def test_the_backbone_starts_from_a_file(tmp_path: Path) -> None:
+    """Its weights become the file's; a file for another network and a system without a backbone are one clear error."""
+    url = saved(tmp_path, "test_resnet")
+    job = Job("fld", "", "", "gle", CONFIG, RECIPE, weights=url)
+    model, state = initial_model(job, LABELS), torch.load(url)
+    assert model.features is not None
+    for name, value in model.features.net.state_dict().items():
+        assert torch.equal(value, state[name.removeprefix("model.")]), name
     wrong = {
-        "does not fit this backbone": dataclasses.replace(job, config=CONFIG),
+        "does not fit the backbone test_efficientnet": dataclasses.replace(
+            job, config=CONFIG | {"backbone": "test_efficientnet"}
+        ),
         "has no backbone": dataclasses.replace(job, model="local", config={}),
         "multiple of 8": dataclasses.replace(job, recipe=dataclasses.replace(RECIPE, input_size=36)),
     }
@@ -74,39 +83,80 @@ def test_the_backbone_starts_from_a_torchvision_checkpoint(tmp_path: Path) -> No
             initial_model(mistaken, LABELS)
 
 
-NO_WEIGHTS: dict[str, bytes] = {
-    "words": b"no checkpoint",
-    "a list of groceries": b"shopping list: milk\n",
-    "nothing": b"",
-    "an archive": b"PK\x03\x04" + bytes(100),
-    "a picture": b"\xff\xd8\xff\xe0" + bytes(range(256)),
-    "a pickled module": pickle.dumps(torch.nn.Linear(1, 1)),
-}
+def test_liu2018_takes_vgg16_to_its_end(tmp_path: Path) -> None:
+    """Also conv5, behind the attention: as in the paper."""
+    job = Job("fld", "", "", "liu2018-full", {"hidden": 8}, RECIPE, weights=saved(tmp_path, "vgg16"))
+    model, state = initial_model(job, Labels(FASHION8, ("a", "b"))), torch.load(tmp_path / "vgg16.pth")
+    for ours, theirs in ((0, 24), (2, 26), (4, 28)):
+        for part in ("weight", "bias"):
+            assert torch.equal(
+                model.get_parameter(f"conv5.{ours}.{part}"), state[f"features.{theirs}.{part}"]
+            )
 
 
-@pytest.mark.parametrize("case", NO_WEIGHTS)
-def test_weights_that_are_none_are_told_in_one_line_that_names_the_option(case: str, tmp_path: Path) -> None:
-    """Whatever the reader stumbles over."""
-    (tmp_path / "weights").write_bytes(NO_WEIGHTS[case])
-    with pytest.raises(UserError, match=r"--weights .* is not a torchvision checkpoint") as told:
-        read_weights(str(tmp_path / "weights"))
-    assert str(told.value).isprintable()
-    for word in ("KeyError", "weights_only", "Unpickling"):
-        assert word not in str(told.value)
+def test_every_weight_starts_as_another_trainings(tmp_path: Path) -> None:
+    """Buffers too; a checkpoint of another system, of other sizes or of other landmarks is one clear error."""
+    url = str(tmp_path / "checkpoint")
+    job = Job("fld", "", "", "gle", CONFIG, RECIPE, start_from=url)
+    torch.manual_seed(7)
+    other = build_model("gle", CONFIG, LABELS)
+    for buffer in other.buffers():
+        buffer.random_(1, 9)
+    checkpoint.save(url, other, card("gle", CONFIG, LABELS, 64))
+    state, wanted = initial_model(job, LABELS).state_dict(), other.state_dict()
+    assert state.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(state[name], value), name
+    with pytest.raises(
+        UserError, match=r"tensors differ, such as .* Give the options that it was trained with"
+    ):
+        initial_model(dataclasses.replace(job, config=CONFIG | {"width": 16}), LABELS)
+    with pytest.raises(UserError, match=r"is gle with .* which does not fit this local"):
+        initial_model(dataclasses.replace(job, model="local", config={}), LABELS)
+    with pytest.raises(UserError, match="knows the landmarks dots, not fashion8"):
+        initial_model(job, Labels(FASHION8))
 
 
-def test_random_bytes_are_no_weights(tmp_path: Path) -> None:
-    seed = int(np.random.default_rng().integers(1 << 31))
-    print("seed", seed)
-    rng = np.random.default_rng(seed)
-    for _ in range(300):
-        (tmp_path / "weights").write_bytes(rng.bytes(int(rng.integers(1, 60))))
-        with pytest.raises(UserError, match=r"--weights .* is not a torchvision checkpoint"):
-            read_weights(str(tmp_path / "weights"))
+def test_a_card_tells_the_weights_behind_the_start(tmp_path: Path) -> None:
+    """Also after a resume, when the start is gone."""
+    url, run = str(tmp_path / "start"), str(tmp_path / "run")
+    model, own = build_model("gle", CONFIG, LABELS), card("gle", CONFIG, LABELS, 64)
+    checkpoint.save(url, model, own)
+    job = Job("fld", "", run, "gle", CONFIG, RECIPE, start_from=url)
+    told = origin(job)
+    assert told == f"{url} ({own.weights})"
+    checkpoint.keep(run, model, dataclasses.replace(own, weights=told), {}, best=True)
+    assert origin(dataclasses.replace(job, start_from="/gone")) == told
 
 
-@pytest.mark.parametrize("state", [{"epoch": 3, "state_dict": {}}, [torch.zeros(1)], torch.zeros(1)])
-def test_a_checkpoint_of_another_shape_is_no_weights(state: object, tmp_path: Path) -> None:
-    torch.save(state, tmp_path / "weights")
-    with pytest.raises(UserError, match="it holds more than tensors by name"):
-        read_weights(str(tmp_path / "weights"))
+def test_a_start_of_equal_shapes_but_another_meaning_is_refused(tmp_path: Path) -> None:
+    """Another option that no tensor's shape tells, and the same number of other classes."""
+    url = str(tmp_path / "gle")
+    config = CONFIG | {"start": "random"}
+    checkpoint.save(url, build_model("gle", config, LABELS), card("gle", config, LABELS, 64))
+    job = Job("fld", "", "", "gle", CONFIG, RECIPE, start_from=url)
+    with pytest.raises(UserError, match=r"--model.start 'random', not 'identity'"):
+        initial_model(job, LABELS)
+    known, asked = (dataclasses.replace(LABELS, categories=names) for names in (("a", "b"), ("b", "a")))
+    url, config = str(tmp_path / "resnet"), {"backbone": "test_resnet", "label": "category"}
+    checkpoint.save(url, build_model("resnet", config, known), card("resnet", config, known, 64))
+    job = Job("fld", "", "", "resnet", config, RECIPE, start_from=url)
+    with pytest.raises(UserError, match=r"trained on 2 names of category, .* in another order"):
+        initial_model(job, asked)
+
+
+def test_the_backbone_learns_at_its_own_rate() -> None:
+    """Each trained parameter is in one group, the backbone's in those of its rate; norms and biases do not decay."""
+    recipe = dataclasses.replace(RECIPE, backbone_rate=0.1, weight_decay=0.01)
+    model = initial_model(Job("fld", "", "", "gle", CONFIG, recipe), LABELS)
+    assert model.features is not None
+    backbone = {id(parameter) for parameter in model.features.parameters()}
+    found = [
+        (id(parameter), group["rate"], group["weight_decay"], parameter.ndim)
+        for group in parameter_groups(model, recipe)
+        for parameter in group["params"]
+    ]
+    assert sorted(key for key, *_ in found) == sorted(map(id, model.parameters()))
+    for key, rate, decay, dimensions in found:
+        assert rate == (0.1 if key in backbone else 1)
+        assert decay == (0.01 if dimensions > 1 else 0)

@@ -14,6 +14,7 @@ from tests.ingested import write_dataset
 from tests.raw_layouts import photos, rows, write_fld
 
 TINY: dict[str, Any] = {
+    "model": "local",
     "input_size": 32,
     "batch_size": 4,
     "rows": 12,

@@ -8,6 +8,7 @@ import torch
 from pipelines.benchmark import stages
 from pipelines.benchmark.material import Material
 from pipelines.benchmark.stages import Nothing, loop_rate, measure, model_rate, resident_rate
+from tests import dots
 from tests.forks import forks
 from tests.pipelines.benchmark.bench import tiny, write_material
 
@@ -74,7 +75,7 @@ def test_a_stage_uses_the_threads_that_it_was_given(material: Material) -> None:
 
 
 def test_no_model_answers_with_as_many_maps_as_there_are_images() -> None:
-    nothing = Nothing(torch.zeros(4, 2, 8, 8), None)
+    nothing = Nothing(dots.network(), torch.zeros(4, 2, 8, 8))
     assert nothing(torch.zeros(3, 3, 64, 64)).heatmaps.shape == (3, 2, 8, 8)
 
 

@@ -287,7 +287,9 @@ def changed(case: Case) -> None:
 
 def another_model(case: Case) -> None:
     checkpoint.save(
-        case.options.checkpoint, dots.overflowing(), dots.card("gle", dots.CONFIG, dots.LABELS, dots.SIZE)
+        case.options.checkpoint,
+        dots.overflowing(),
+        dots.card(dots.MODEL, dots.CONFIG, dots.LABELS, dots.SIZE),
     )
 
 

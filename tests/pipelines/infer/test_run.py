@@ -482,7 +482,7 @@ def test_overlays_leave_out_what_the_garments_type_lacks(
     manifest = storage.read_json(f"{data}/{MANIFEST}")
     storage.write_json(f"{data}/{MANIFEST}", {**manifest, "landmark_set": landmark_set.to_json()})
     url = str(tmp_path / "checkpoint")
-    checkpoint.save(url, dots.network(), dots.card("gle", dots.CONFIG, Labels(landmark_set), dots.SIZE))
+    checkpoint.save(url, dots.network(), dots.card(dots.MODEL, dots.CONFIG, Labels(landmark_set), dots.SIZE))
     run_here(InferOptions(url, data, split="test"), tmp_path / "output")
     write_overlays(InferOptions(url, data, split="test"), str(tmp_path / "output"), 1)
     (drawn,) = (tmp_path / "output" / "_overlays").glob("00000-*.jpg")

@@ -183,7 +183,7 @@ def test_the_same_score_on_any_number_of_workers(
     """
     monkeypatch.setattr(evaluate, "_task", lambda function, _: task_here(function))
     manifest = open_dataset(synthesised)
-    config: dict[str, Any] = {"backbone": "vgg-small", "modules": 0, "width": 8}
+    config: dict[str, Any] = {"backbone": "test_resnet", "modules": 0, "width": 8}
     url = str(tmp_path / "checkpoint")
     checkpoint.save(
         url, build_model("gle", config, manifest.labels).eval(), card("gle", config, manifest.labels, 32)

@@ -29,7 +29,8 @@ def mirrored(pose: Pose) -> Pose:
     limbs = {
         name: getattr(pose, name)[::-1] * [-1, 1, 1] for name in ("upper_arms", "forearms", "thighs", "shins")
     }
-    return dataclasses.replace(pose, yaw=-pose.yaw, lean=-pose.lean, sway=-pose.sway, **limbs)
+    turned = {name: -getattr(pose, name) for name in ("yaw", "lean", "sway", "shoulder_slope", "hip_slope")}
+    return dataclasses.replace(pose, **turned, **limbs)
 
 
 @pytest.mark.parametrize("view", ["front", "side", "back"])

@@ -53,6 +53,23 @@ def test_landmarks_lie_in_the_box_and_the_box_in_the_picture(many: list[tuple[Pr
         assert ((there >= (x1, y1)) & (there < (x2, y2))).all()
 
 
+def test_boxes_are_drawn_as_the_benchmarks_are(many: list[tuple[Product, Photo]]) -> None:
+    """A fifth of the landmarks' width beyond them and a tenth of their height, hidden ones too, within the picture."""
+    seen = 0
+    for _, photo in many:
+        if (photo.visibility == Visibility.CUT_OFF).any():
+            continue
+        points = photo.landmarks[photo.visibility < Visibility.CUT_OFF]
+        low, high = points.min(0), points.max(0)
+        margin = np.maximum((high - low) * (0.2, 0.1), 4)
+        x1, y1, x2, y2 = photo.box
+        size = (photo.width, photo.height)
+        np.testing.assert_allclose((x1, y1), (low - margin).clip(1), atol=2)
+        np.testing.assert_allclose((x2, y2), (high + margin).clip(max=size), atol=2)
+        seen += (photo.visibility == Visibility.OCCLUDED).any()
+    assert seen > 10
+
+
 def test_each_type_has_its_landmarks(many: list[tuple[Product, Photo]]) -> None:
     """A slot that the garment's type does not have is absent, never cut off, and the other way round."""
     for product, photo in many:
