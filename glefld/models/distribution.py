@@ -5,7 +5,7 @@ answer is the point with the least expected distance to the landmark, which is w
 probability that the landmark is near it. Both follow from the distribution; a peak's position and height do not say
 either when there are two peaks.
 Coordinates are continuous and in input pixels, as in ``heatmap``.
-Letters in shapes: B batch, K landmarks, H and W the map's size, P its pixels.
+Letters in shapes: B batch, K landmarks, N their product, H and W the map's size.
 """
 
 from dataclasses import dataclass

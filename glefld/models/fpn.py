@@ -1,4 +1,4 @@
-"""FPN: a pretrained network of timm's, a feature pyramid down to stride 4, and Gaussian heatmaps. This project's own.
+"""FPN: a pretrained network of timm's, a feature pyramid down to stride 4, and distributions. This project's own.
 
 The feature pyramid is that of Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017
 (https://arxiv.org/abs/1612.03144).
@@ -26,7 +26,7 @@ class FPNConfig:
     width: int = 96
     """Channels of the pyramid and the head."""
     sigma: float = 8.0
-    """Standard deviation of the heatmaps' peaks, in pixels of a 224-pixel input."""
+    """Standard deviation of the distributions that are aimed at, in pixels of a 224-pixel input."""
 
     def __post_init__(self) -> None:
         require_between("--model.width", self.width, 1)
@@ -34,7 +34,7 @@ class FPNConfig:
 
 
 class FPN(Model):
-    """Backbone, feature pyramid and one heatmap per landmark, at stride 4."""
+    """Backbone, feature pyramid and one distribution per landmark, at stride 4."""
 
     features: Backbone
     stride = 4
@@ -47,7 +47,7 @@ class FPN(Model):
         self.visibility = VisibilityHead(config.width, self.features.channels[-1], self.landmarks)
 
     def forward(self, images: Tensor) -> Output:
-        """[B, 3, H, W] -> heatmaps [B, K, H / 4, W / 4] and visibility [B, K, 3]"""
+        """[B, 3, H, W] -> logits [B, K, H / 4, W / 4] and visibility [B, K, 3]"""
         features = self.features(images)
         x = self.pyramid(features)
         heatmaps = self.head(x)
