@@ -49,8 +49,13 @@ class Backbone(nn.Module):
         self.name = name
         self.strides = tuple(strides)
         described = _described(name)
-        # Of several features at one stride the deepest.
-        found = {info["reduction"]: i for i, info in enumerate(described.feature_info)}
+        try:
+            # Of several features at one stride the deepest.
+            found = {info["reduction"]: i for i, info in enumerate(described.feature_info)}
+        except (*REFUSALS, LookupError) as error:
+            raise UserError(
+                f"--model.backbone {name}: timm describes no features of it: choose another"
+            ) from error
         if missing := [stride for stride in strides if stride not in found]:
             raise UserError(
                 f"--model.backbone {name} has features at the strides {_listed(found)} and none at {_listed(missing)}, "
@@ -70,6 +75,31 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> the features at each stride, [B, C, H / stride, W / stride]"""
         return self.net(images)
+
+    def require_size(self, size: int) -> None:
+        """Raise UserError if pictures of this side, in pixels, give no features, or not of size / stride, rounded.
+
+        Some of timm's networks take one size only; others lose pixels at the edges, where they do not pad.
+        """
+        training, (weight, *_) = self.training, self.parameters()
+        try:
+            with torch.no_grad():
+                found = self.eval()(torch.zeros(1, 3, size, size, device=weight.device))
+        except (
+            Exception
+        ) as error:  # whatever a network stumbles over: timm's own asserts and PyTorch's shapes
+            words = str(error).partition("\n")[0]
+            raise UserError(
+                f"--model.backbone {self.name} does not take --input-size {size} ({words}): choose another of the two"
+            ) from error
+        finally:
+            self.train(training)
+        for stride, features in zip(self.strides, found, strict=True):
+            if any(side not in (size // stride, -(-size // stride)) for side in features.shape[2:]):
+                raise UserError(
+                    f"--model.backbone {self.name} gives features of {features.shape[2]} x {features.shape[3]} at "
+                    f"stride {stride} for --input-size {size}, not of {size // stride}: choose another backbone"
+                )
 
     @property
     def rounds_up(self) -> bool:

@@ -131,6 +131,8 @@ def initial_model(job: Job, labels: Labels) -> Model:
         raise UserError(
             f"input-size must be a multiple of {model.stride}, the stride of {job.model}, not {size}"
         )
+    if model.features is not None:
+        model.features.require_size(size)
     if job.weights is not None:
         if model.features is None:
             raise UserError(f"{job.model} has no backbone that takes weights: give --random-weights")

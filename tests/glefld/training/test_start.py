@@ -129,6 +129,18 @@ def test_a_card_tells_the_weights_behind_the_start(tmp_path: Path) -> None:
     assert origin(dataclasses.replace(job, start_from="/gone")) == told
 
 
+@pytest.mark.parametrize(
+    ("backbone", "told"),
+    [("xception", "gives features of .* at stride"), ("swin_tiny_patch4_window7_224", "does not take")],
+)
+def test_a_backbone_that_does_not_suit_the_size_is_refused(backbone: str, told: str) -> None:
+    """Features that are not where their stride says, and a network of one size only."""
+    config = {"backbone": backbone, "width": 8}
+    job = Job("fld", "", "", "fpn", config, dataclasses.replace(RECIPE, input_size=96))
+    with pytest.raises(UserError, match=rf"--model.backbone {backbone} {told}.*--input-size 96"):
+        initial_model(job, LABELS)
+
+
 def test_a_start_of_equal_shapes_but_another_meaning_is_refused(tmp_path: Path) -> None:
     """Another option that no tensor's shape tells, and the same number of other classes."""
     url = str(tmp_path / "gle")
