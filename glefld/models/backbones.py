@@ -90,14 +90,14 @@ class Backbone(nn.Module):
         ) as error:  # whatever a network stumbles over: timm's own asserts and PyTorch's shapes
             words = str(error).partition("\n")[0]
             raise UserError(
-                f"--model.backbone {self.name} does not take --input-size {size} ({words}): choose another of the two"
+                f"the backbone {self.name} does not take --input-size {size} ({words}): choose another of the two"
             ) from error
         finally:
             self.train(training)
         for stride, features in zip(self.strides, found, strict=True):
             if any(side not in (size // stride, -(-size // stride)) for side in features.shape[2:]):
                 raise UserError(
-                    f"--model.backbone {self.name} gives features of {features.shape[2]} x {features.shape[3]} at "
+                    f"the backbone {self.name} gives features of {features.shape[2]} x {features.shape[3]} at "
                     f"stride {stride} for --input-size {size}, not of {size // stride}: choose another backbone"
                 )
 

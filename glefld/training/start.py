@@ -11,6 +11,7 @@ from torch import nn
 from glefld import storage
 from glefld.errors import Mistake, UserError
 from glefld.models import build_model, checkpoint, weights
+from glefld.models.backbones import Backbone
 from glefld.models.classifier import Label, ResNetClassifier, answers
 from glefld.models.precision import Named
 from glefld.models.system import Model
@@ -131,8 +132,9 @@ def initial_model(job: Job, labels: Labels) -> Model:
         raise UserError(
             f"input-size must be a multiple of {model.stride}, the stride of {job.model}, not {size}"
         )
-    if model.features is not None:
-        model.features.require_size(size)
+    for network in model.modules():  # a guide has one too
+        if isinstance(network, Backbone):
+            network.require_size(size)
     if job.weights is not None:
         if model.features is None:
             raise UserError(f"{job.model} has no backbone that takes weights: give --random-weights")

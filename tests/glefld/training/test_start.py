@@ -137,7 +137,14 @@ def test_a_backbone_that_does_not_suit_the_size_is_refused(backbone: str, told: 
     """Features that are not where their stride says, and a network of one size only."""
     config = {"backbone": backbone, "width": 8}
     job = Job("fld", "", "", "fpn", config, dataclasses.replace(RECIPE, input_size=96))
-    with pytest.raises(UserError, match=rf"--model.backbone {backbone} {told}.*--input-size 96"):
+    with pytest.raises(UserError, match=rf"backbone {backbone} {told}.*--input-size 96"):
+        initial_model(job, LABELS)
+
+
+def test_a_guides_backbone_has_to_suit_the_size_too() -> None:
+    config = {"backbone": "test_resnet", "guide": "swin_tiny_patch4_window7_224", "width": 8}
+    job = Job("fld", "", "", "sanl", config, dataclasses.replace(RECIPE, input_size=96))
+    with pytest.raises(UserError, match="swin_tiny_patch4_window7_224 does not take --input-size 96"):
         initial_model(job, LABELS)
 
 
