@@ -1,15 +1,18 @@
 """Inference: photos in any common format to landmarks in pixels of the upright photo.
 
-The garment type is unknown at inference, so all K landmarks are returned, each with its score.
-Letters in shapes: K landmarks, S the square input's size. Frames: stored picture -> upright photo (EXIF) -> input.
+Which of the K landmarks a garment has depends on its type. A model that tells the type leaves out the others; of one
+that does not, all K are answered. ``glefld.landmarks`` is the door for most users.
+Letters in shapes: K landmarks, T garment types, S the square input's size. Frames: stored picture -> upright photo
+(EXIF) -> input.
 """
 
 import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,15 +22,17 @@ from torch import Tensor
 from glefld.data.augmentation import box_to_input, compose, invert
 from glefld.data.loader import InputPipeline, to_photo
 from glefld.data.photos import decode_special, is_plain_jpeg, open_photo, orient, orientation
-from glefld.data.picture import Picture
+from glefld.data.picture import Decoding, Picture
 from glefld.data.prefetch import ahead
 from glefld.data.truth import SEEN_CODES
 from glefld.errors import BadAnswer, BadBox, BadPhoto, UserError
 from glefld.models import MODELS, checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
+from glefld.models.system import Output
 from glefld.recipe import Precision
-from glefld.schema import LandmarkSet
+from glefld.redaction import public_url
+from glefld.schema import GarmentType, LandmarkSet, Visibility
 
 #: Upper bound on the pixels decoded at once: a batch of large photos is split into smaller batches.
 BATCH_PIXELS = 128_000_000
@@ -41,6 +46,41 @@ PRECISION: Precision = "fp32"
 
 
 @dataclasses.dataclass(frozen=True)
+class Photo:
+    """An opened photo, or a part of one, from which crops are made."""
+
+    encoded: np.ndarray  # uint8: a JPEG's bytes [n], or pixels [H, W, 3] RGB
+    width: int  # as stored
+    height: int
+    to_upright: np.ndarray  # [2, 3], affine, from the stored picture to the upright photo
+    bounds: tuple[float, ...]  # x1 y1 x2 y2 of the picture in the upright photo
+    decoding: Decoding
+
+    def crop(self, box: Sequence[float] | None, size: int) -> "Crop":
+        """Return the crop of a garment for a model of this input size, as ``prepare`` does; BadBox as it does."""
+        x1, y1, x2, y2 = (float(v) for v in (self.bounds if box is None else box))
+        if not (x2 > x1 and y2 > y1):  # also true if one is NaN
+            raise BadBox("empty_box", f"box {x1} {y1} {x2} {y2}")
+        left, top, right, bottom = self.bounds
+        clipped = max(x1, left), max(y1, top), min(x2, right), min(y2, bottom)
+        if not (clipped[2] > clipped[0] and clipped[3] > clipped[1]):
+            low, high = np.array(self.bounds).reshape(2, 2)
+            raise BadBox("box_outside_photo", f"box {x1} {y1} {x2} {y2}, photo {low} to {high}")
+        to_input = box_to_input(np.array(clipped), size)
+        return Crop(
+            picture=Picture(
+                encoded=self.encoded,
+                width=self.width,
+                height=self.height,
+                to_input=compose(to_input, self.to_upright),
+                decoding=self.decoding,
+            ),
+            box=tuple(float(v) for v in clipped),
+            to_photo=invert(to_input),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Crop:
     """One garment's crop of a photo, ready for the model."""
 
@@ -49,13 +89,33 @@ class Crop:
     to_photo: np.ndarray  # [2, 3], affine, from the input to the upright photo
 
 
-class Prediction(NamedTuple):
-    """The model's output for one crop."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """The model's answer for one garment, in pixels of the upright photo (continuous: pixel i covers [i, i + 1)).
 
-    box: tuple[float, ...]  # x1 y1 x2 y2, upright photo's pixels
-    landmarks: np.ndarray  # [K, 2] float32, upright photo's pixels
-    score: np.ndarray  # [K] float32, the probability that one that is visible is within 0.1 of the box
-    visibility: np.ndarray | None  # [K] int8, codes of schema.Visibility; None if the model does not tell
+    A landmark that the garment's type does not have is NaN, its score too, and its visibility is ABSENT.
+    """
+
+    box: tuple[float, ...]
+    """x1 y1 x2 y2: the part of the photo that the model saw."""
+    landmarks: np.ndarray
+    """[K, 2] float32: x, y."""
+    score: np.ndarray
+    """[K] float32: the probability that a landmark that is visible is within 0.1 of the box from here."""
+    visibility: np.ndarray | None = None
+    """[K] int8: codes of ``schema.Visibility``; None if the model does not tell."""
+    garment_type: str | None = None
+    """Name of the garment type; None if the model does not tell."""
+    garment_type_score: float | None = None
+    """Probability of the garment type among the T that the model knows, from 0 to 1; None without a type."""
+
+    def without(self, which: np.ndarray) -> "Prediction":
+        """Return the answer without the places and scores of some landmarks, [K] bool."""
+        return dataclasses.replace(
+            self,
+            landmarks=np.where(which[:, None], np.float32(math.nan), self.landmarks),
+            score=np.where(which, np.float32(math.nan), self.score),
+        )
 
 
 def prepare(
@@ -73,6 +133,11 @@ def prepare(
     BadPhoto if the photo cannot be read, BadBox if the box is empty or does not overlap the photo. Plain JPEGs are
     decoded later, by ``Predictor``: only that tells which of them are damaged.
     """
+    return open_upright(data, origin, damaged).crop(box, size)
+
+
+def open_upright(data: bytes, origin: Sequence[float] = (0.0, 0.0), damaged: Damaged = "error") -> Photo:
+    """Open a photo's encoded bytes, to make crops of it as ``prepare`` does. BadPhoto if it cannot be read."""
     with open_photo(data) as image:
         if is_plain_jpeg(image, data):
             encoded = np.frombuffer(data, np.uint8)
@@ -84,26 +149,16 @@ def prepare(
     corners = (
         to_upright[:, :2] @ np.array([[0, width], [0, height]]) + to_upright[:, 2:]
     )  # [2, 2]: x and y of two opposite corners
-    low, high = corners.min(axis=1), corners.max(axis=1)
-    box = (*low, *high) if box is None else box
-    x1, y1, x2, y2 = (float(v) for v in box)
-    if not (x2 > x1 and y2 > y1):  # also true if one is NaN
-        raise BadBox("empty_box", f"box {x1} {y1} {x2} {y2}")
-    clipped = max(x1, low[0]), max(y1, low[1]), min(x2, high[0]), min(y2, high[1])
-    if not (clipped[2] > clipped[0] and clipped[3] > clipped[1]):
-        raise BadBox("box_outside_photo", f"box {x1} {y1} {x2} {y2}, photo {low} to {high}")
-    to_input = box_to_input(np.array(clipped), size)
-    return Crop(
-        picture=Picture(
-            encoded=encoded,
-            width=width,
-            height=height,
-            to_input=compose(to_input, to_upright),
-            decoding="strict" if damaged == "error" else "lenient",
-        ),
-        box=tuple(float(v) for v in clipped),
-        to_photo=invert(to_input),
-    )
+    bounds = (*corners.min(axis=1).tolist(), *corners.max(axis=1).tolist())
+    decoding: Decoding = "strict" if damaged == "error" else "lenient"
+    return Photo(encoded, width, height, to_upright, bounds, decoding)
+
+
+def open_pixels(pixels: np.ndarray) -> Photo:
+    """Return an upright photo of decoded pixels, [H, W, 3] uint8 RGB, which are copied."""
+    height, width = pixels.shape[:2]
+    bounds = (0.0, 0.0, float(width), float(height))
+    return Photo(np.array(pixels), width, height, _moved(0, 0), bounds, "strict")
 
 
 def _moved(x: float, y: float) -> np.ndarray:
@@ -118,6 +173,11 @@ def checkpoint_hash(url: str) -> str:
         raise UserError(f"the checkpoint {url} has no {missing[0]}")
     facts = [files[name]["sha256"] for name in names]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def model_name(url: str) -> str:
+    """Return the model's name in the predictions: the checkpoint's URL and a hash of its content."""
+    return f"{public_url(url)}@{checkpoint_hash(url)}"
 
 
 def require_landmarks(url: str, card: ModelCard) -> None:
@@ -186,13 +246,32 @@ class Predictor:
         seen: Iterable[np.ndarray | None] = itertools.repeat(None, len(crops))
         if output.visibility is not None:
             seen = np.array(SEEN_CODES, np.int8)[output.visibility.float().argmax(dim=-1).cpu().numpy()]
-        for crop, xy, probability, codes in zip(crops, points, score.cpu().numpy(), seen, strict=True):
+        types = self._garment_types(output, len(crops))
+        for crop, xy, probability, codes, (type_, sure) in zip(
+            crops, points, score.cpu().numpy(), seen, types, strict=True
+        ):
             if lost := int((~np.isfinite(probability)).sum()):
                 yield BadAnswer(
                     "not_finite", f"{lost} of {len(probability)} heatmaps, so the model has diverged"
                 )
-            else:
+            elif type_ is None:
                 yield Prediction(crop.box, xy, probability, codes)
+            elif not math.isfinite(sure):
+                yield BadAnswer("not_finite", "the garment type, so the model has diverged")
+            else:
+                lacks = np.ones(len(xy), bool)
+                lacks[list(type_.landmarks)] = False
+                if codes is not None:
+                    codes[lacks] = Visibility.ABSENT
+                yield Prediction(crop.box, xy, probability, codes, type_.name, sure).without(lacks)
+
+    def _garment_types(self, output: Output, count: int) -> Iterable[tuple[GarmentType | None, float]]:
+        """Return each garment's type and its probability. A set of one type needs no answer of the model."""
+        types = self.card.labels.landmark_set.garment_types
+        if output.garment_type is not None:
+            best = output.garment_type.float().softmax(dim=-1).max(dim=-1)
+            return [(types[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        return [(types[0], 1.0) if len(types) == 1 else (None, math.nan)] * count
 
     def _load(self, crops: Iterable[Crop | Bad]) -> Iterator[tuple[list[Crop | Bad], Tensor]]:
         """Yield batches, each with the images [b, 3, S, S] of its crops that could be decoded."""
@@ -235,11 +314,17 @@ def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
             field("garment", pa.int32(), "0-based number of the garment in the photo", nullable=False),
             # NaN for an unreadable photo: some Parquet readers cannot handle null fixed-size lists.
             field("box", pa.list_(pa.float32(), 4), "x1 y1 x2 y2, upright photo's pixels", nullable=False),
-            field("landmarks", pa.list_(pa.float32()), "2K: x y, upright photo's pixels; null for an error"),
+            field("garment_type", pa.string(), "its name; null if the model does not tell"),
+            field("garment_type_score", pa.float32(), "probability of the garment type"),
+            field(
+                "landmarks",
+                pa.list_(pa.float32()),
+                "2K: x y, upright photo's pixels, NaN where the garment type has none; null for an error",
+            ),
             field(
                 "score",
                 pa.list_(pa.float32()),
-                "K: probability that it is within 0.1 of the box, as on the val split",
+                "K: probability that it is within 0.1 of the box, as on the val split; NaN as the landmark",
             ),
             field("visibility", pa.list_(pa.int8()), "K; null if the model does not predict it"),
             field("status", pa.string(), "ok or error", nullable=False),
@@ -248,3 +333,14 @@ def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
         ],
         metadata={"glefld.landmark_set": json.dumps(landmark_set.to_json(), separators=(",", ":"))},
     )
+
+
+def answer_columns(answer: Prediction | Bad | BadAnswer, box: Sequence[float] | None) -> dict[str, Any]:
+    """Return what a row of ``prediction_schema`` says of an answer: all but uri, garment and model.
+
+    box: the one that was asked for, which an error keeps.
+    """
+    if not isinstance(answer, Prediction):
+        return {"box": box or [math.nan] * 4, "status": "error", "error": str(answer)}
+    columns = {field.name: getattr(answer, field.name) for field in dataclasses.fields(answer)}
+    return columns | {"landmarks": answer.landmarks.ravel(), "status": "ok"}

@@ -26,7 +26,8 @@ USE, MAKE, DATA, CLUSTER = "use a model", "make a model", "data", "cluster and m
 COMMANDS = {
     command.name: command
     for command in (
-        Command("infer", USE, "predict the landmarks of photos, to Parquet"),
+        Command("predict", USE, "landmarks of a few photos, at once", on_cluster=False),
+        Command("infer", USE, "landmarks of up to millions of photos, to Parquet"),
         Command("evaluate", USE, "score a model on a split, beside published figures"),
         Command("train", MAKE, "train one system; --resume continues a stopped run"),
         Command("compare", MAKE, "train several systems alike, for one table"),

@@ -21,13 +21,17 @@ Task = Literal["landmarks", "classify"]
 
 
 class Output(NamedTuple):
-    """A system's output for B inputs, None for heads it does not have. K landmarks, C classes, A attributes."""
+    """A system's output for B inputs, None for heads it does not have.
+
+    K landmarks, T garment types of the landmark set, C classes, A attributes.
+    """
 
     heatmaps: Tensor | None = None  # [B, K, H, W]
     coarse: Tensor | None = None  # [B, K, H, W], an intermediate prediction, also supervised
     visibility: Tensor | None = None  # [B, K, 3] logits of ``truth.SEEN``
     classes: Tensor | None = None  # [B, C] logits
     attributes: Tensor | None = None  # [B, A, 2] logits of no and yes
+    garment_type: Tensor | None = None  # [B, T] logits, of a system that also has heatmaps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Objective:
     visibility: float = 1.0
     classes: float = 1.0
     attributes: float = 1.0
+    garment_type: float = 1.0
 
 
 class Guidance(NamedTuple):
@@ -84,7 +89,8 @@ class Model(nn.Module):
             turned = getattr(other, name)
             if name in ("heatmaps", "coarse"):
                 turned = turned.flip(-1)
-            return (value + (turned[:, mirror] if name not in ("classes", "attributes") else turned)) / 2
+            by_landmark = name in ("heatmaps", "coarse", "visibility")
+            return (value + (turned[:, mirror] if by_landmark else turned)) / 2
 
         return Output(**{name: mean(name, value) for name, value in own._asdict().items()})
 

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -28,9 +27,9 @@ from glefld.predict import (
     Bad,
     Crop,
     Damaged,
-    Prediction,
     Predictor,
-    checkpoint_hash,
+    answer_columns,
+    model_name,
     prediction_schema,
     prepare,
     require_landmarks,
@@ -53,7 +52,7 @@ from pipelines.resumable import (
 from pipelines.rowfile import RowFile, read_stretch
 
 #: Raise this when the same photos and checkpoint would give other rows.
-PREDICTIONS_VERSION = 3
+PREDICTIONS_VERSION = 4
 #: The packages that determine a model's input.
 PIXELS = ("pillow", "simplejpeg", "opencv-python-headless", "nvidia-dali-cuda120")
 #: Bytes of photos that are read ahead of the model, besides the range that is being read.
@@ -156,11 +155,6 @@ class WriterSettings:
 def output_at(url: str) -> ShardedOutput:
     """Return the folder of predictions at a URL; nothing is read or written."""
     return ShardedOutput(url, "infer")
-
-
-def model_name(url: str) -> str:
-    """Return the model's name in the predictions: the checkpoint's URL and a hash of its content."""
-    return f"{public_url(url)}@{checkpoint_hash(url)}"
 
 
 def find_finished(options: InferOptions, output: str) -> dict[str, Any] | None:
@@ -465,20 +459,7 @@ class ShardWriter:
         crops = in_threads(crop, places, self.settings.threads)
         answers = self.predictor.predict(crops)
         for garment, answer in zip(rows.select(GARMENTS.names).to_pylist(), answers, strict=True):
-            row = {**garment, "model": self.settings.model}
-            if isinstance(answer, Prediction):
-                landmarks = answer.landmarks.ravel()
-                found = {
-                    "box": answer.box,
-                    "landmarks": landmarks,
-                    "score": answer.score,
-                    "visibility": answer.visibility,
-                    "status": "ok",
-                }
-                yield row | found
-            else:
-                box = row["box"] or [math.nan] * 4
-                yield row | {"box": box, "status": "error", "error": str(answer)}
+            yield {**garment, "model": self.settings.model, **answer_columns(answer, garment["box"])}
 
 
 def identities(rows: pa.Table) -> Iterator[int]:

@@ -11,7 +11,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: What importing a module must not load.
 NOT_LOADED = {
+    "glefld": {"torch", "numpy", "ray", "mlflow", "matplotlib", "PIL"},
     "glefld.predict": {"ray", "mlflow", "matplotlib", "rich", "pycocotools"},
+    "glefld.landmarks": {
+        "ray",
+        "mlflow",
+        "matplotlib",
+        "rich",
+        "pycocotools",
+        "timm",
+        "torchvision",
+        "nvidia",
+    },
     "glefld.training.loop": {"ray", "mlflow"},
     "glefld.scoring.evaluation": {"ray", "mlflow", "matplotlib", "rich"},
     "pipelines.ingest.run": {"torch", "mlflow", "tyro", "rich", "matplotlib", "cv2", "nvidia"},
@@ -31,6 +42,7 @@ NOT_LOADED = {
     "jobs.evaluate": {"ray", "mlflow", "matplotlib", "torchvision"},
     "jobs.infer": {"mlflow", "matplotlib", "torchvision"},
     "jobs.doctor": {"ray", "torch", "mlflow", "matplotlib"},
+    "jobs.predict": {"ray", "torch", "mlflow", "matplotlib", "cv2", "nvidia"},
     "jobs.benchmark": {"ray", "mlflow", "matplotlib", "torchvision"},
 }
 #: The rooms of the library that each room may import, itself besides.
@@ -63,6 +75,18 @@ BELOW = {
     "tracking": {"models", "schema", "storage", "redaction", "temporary", "errors"},
     "synthetic": {"datasets", "schema", "storage", "redaction", "temporary", "errors"},
     "predict": {"models", "data", "schema", "storage", "redaction", "temporary", "errors", "recipe"},
+    "landmarks": {
+        "predict",
+        "scoring",
+        "tracking",
+        "models",
+        "data",
+        "schema",
+        "storage",
+        "redaction",
+        "errors",
+        "recipe",
+    },
     "recipe": {"data", "errors"},
     "listing": {"storage", "temporary"},
     "storage": {"redaction", "temporary", "errors"},
