@@ -16,37 +16,88 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from glefld.data.augmentation import box_to_input, compose, invert
+from glefld.data.augmentation import box_to_input, compose, invert, square_around
 from glefld.data.loader import InputPipeline, to_photo
 from glefld.data.photos import decode_special, is_plain_jpeg, open_photo, orient, orientation
-from glefld.data.picture import Picture
+from glefld.data.picture import Decoding, Picture
 from glefld.data.prefetch import ahead
 from glefld.data.truth import SEEN_CODES
-from glefld.errors import BadAnswer, BadBox, BadPhoto, UserError
+from glefld.errors import BadAnswer, BadBox, BadPhoto, NoGarment, UserError
 from glefld.models import MODELS, checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
+from glefld.models.system import Model, Output
 from glefld.recipe import Precision
 from glefld.schema import LandmarkSet
 
 #: Upper bound on the pixels decoded at once: a batch of large photos is split into smaller batches.
 BATCH_PIXELS = 128_000_000
-#: What can be wrong with a crop before the model sees it.
-Bad = BadPhoto | BadBox
+#: What can be wrong with a crop before the landmark model sees it.
+Bad = BadPhoto | BadBox | NoGarment | BadAnswer
 Damaged = Literal["error", "answer"]
 
+#: What a detected box's score is.
+BOX_SCORE = (
+    "probability that the box is an annotated garment's, as on the val split; null where there is none"
+)
 #: What a predictor and the inference job take unless they are told: garments at a time, and how they are computed.
 BATCH_SIZE = 32
 PRECISION: Precision = "fp32"
 
 
 @dataclasses.dataclass(frozen=True)
+class Photo:
+    """An opened photo, or a part of one, from which crops are made."""
+
+    encoded: np.ndarray  # uint8: a JPEG's bytes [n], or pixels [H, W, 3] RGB
+    width: int  # as stored
+    height: int
+    to_upright: np.ndarray  # [2, 3], affine, from the stored picture to the upright photo
+    bounds: tuple[float, ...]  # x1 y1 x2 y2 of the picture in the upright photo
+    decoding: Decoding
+
+    def crop(self, box: Sequence[float] | None, size: int) -> "Crop":
+        """Return the crop of a garment for a model of this input size, as ``prepare`` does; BadBox as it does."""
+        x1, y1, x2, y2 = (float(v) for v in (self.bounds if box is None else box))
+        if not (x2 > x1 and y2 > y1):  # also true if one is NaN
+            raise BadBox("empty_box", f"box {x1} {y1} {x2} {y2}")
+        left, top, right, bottom = self.bounds
+        clipped = max(x1, left), max(y1, top), min(x2, right), min(y2, bottom)
+        if not (clipped[2] > clipped[0] and clipped[3] > clipped[1]):
+            low, high = np.array(self.bounds).reshape(2, 2)
+            raise BadBox("box_outside_photo", f"box {x1} {y1} {x2} {y2}, photo {low} to {high}")
+        return self._input(clipped, np.array(clipped), size)
+
+    def whole(self, size: int) -> "Crop":
+        """Return the whole picture in its own shape, in the middle of a detector's input."""
+        left, top, right, bottom = self.bounds
+        square = square_around(right - left, bottom - top) + np.array([left, top, left, top])
+        return self._input(self.bounds, square, size)
+
+    def _input(self, box: Sequence[float], region: np.ndarray, size: int) -> "Crop":
+        to_input = box_to_input(region, size)
+        return Crop(
+            picture=Picture(
+                encoded=self.encoded,
+                width=self.width,
+                height=self.height,
+                to_input=compose(to_input, self.to_upright),
+                decoding=self.decoding,
+            ),
+            box=tuple(float(v) for v in box),
+            to_photo=invert(to_input),
+            photo=self,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Crop:
-    """One garment's crop of a photo, ready for the model."""
+    """A garment's crop of a photo, or a whole photo, ready for the model."""
 
     picture: Picture
     box: tuple[float, ...]  # x1 y1 x2 y2, upright photo
     to_photo: np.ndarray  # [2, 3], affine, from the input to the upright photo
+    photo: Photo  # what it was cut from
 
 
 class Prediction(NamedTuple):
@@ -73,6 +124,11 @@ def prepare(
     BadPhoto if the photo cannot be read, BadBox if the box is empty or does not overlap the photo. Plain JPEGs are
     decoded later, by ``Predictor``: only that tells which of them are damaged.
     """
+    return open_upright(data, origin, damaged).crop(box, size)
+
+
+def open_upright(data: bytes, origin: Sequence[float] = (0.0, 0.0), damaged: Damaged = "error") -> Photo:
+    """Open a photo's encoded bytes, to make crops of it as ``prepare`` does. BadPhoto if it cannot be read."""
     with open_photo(data) as image:
         if is_plain_jpeg(image, data):
             encoded = np.frombuffer(data, np.uint8)
@@ -84,26 +140,9 @@ def prepare(
     corners = (
         to_upright[:, :2] @ np.array([[0, width], [0, height]]) + to_upright[:, 2:]
     )  # [2, 2]: x and y of two opposite corners
-    low, high = corners.min(axis=1), corners.max(axis=1)
-    box = (*low, *high) if box is None else box
-    x1, y1, x2, y2 = (float(v) for v in box)
-    if not (x2 > x1 and y2 > y1):  # also true if one is NaN
-        raise BadBox("empty_box", f"box {x1} {y1} {x2} {y2}")
-    clipped = max(x1, low[0]), max(y1, low[1]), min(x2, high[0]), min(y2, high[1])
-    if not (clipped[2] > clipped[0] and clipped[3] > clipped[1]):
-        raise BadBox("box_outside_photo", f"box {x1} {y1} {x2} {y2}, photo {low} to {high}")
-    to_input = box_to_input(np.array(clipped), size)
-    return Crop(
-        picture=Picture(
-            encoded=encoded,
-            width=width,
-            height=height,
-            to_input=compose(to_input, to_upright),
-            decoding="strict" if damaged == "error" else "lenient",
-        ),
-        box=tuple(float(v) for v in clipped),
-        to_photo=invert(to_input),
-    )
+    bounds = (*corners.min(axis=1).tolist(), *corners.max(axis=1).tolist())
+    decoding: Decoding = "strict" if damaged == "error" else "lenient"
+    return Photo(encoded, width, height, to_upright, bounds, decoding)
 
 
 def _moved(x: float, y: float) -> np.ndarray:
@@ -121,9 +160,10 @@ def checkpoint_hash(url: str) -> str:
 
 
 def require_landmarks(url: str, card: ModelCard) -> None:
-    """Raise UserError if the checkpoint's model is a classifier."""
-    if MODELS[card.model].task != "landmarks":
-        raise UserError(f"{url} is a classifier ({card.model}): give a checkpoint of a landmark model")
+    """Raise UserError if the checkpoint's model is a classifier or a detector."""
+    if (task := MODELS[card.model].task) != "landmarks":
+        kind = {"classify": "classifier", "detect": "detector"}[task]
+        raise UserError(f"{url} is a {kind} ({card.model}): give a checkpoint of a landmark model")
 
 
 class Predictor:
@@ -157,27 +197,20 @@ class Predictor:
             self.card.input_size, model.normalisation, batch_size, device_id, threads
         )
 
-    def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad | BadAnswer]:
-        """Yield one prediction per crop, in order. A BadPhoto or BadBox in place of a crop is passed through.
+    def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad]:
+        """Yield one prediction per crop, in order. What is bad in place of a crop is passed through.
 
         A thread reads ``crops``, and others decode them, ahead of the model. A picture that cannot be decoded becomes a
         BadPhoto, a crop for which a heatmap is not finite a BadAnswer.
         """
-        for batch, images in ahead(self._load(crops), 2):
+        for batch, images in ahead(load_crops(self.pipeline, crops, self.batch_size), 2):
             good = [crop for crop in batch if isinstance(crop, Crop)]
             answers = self._infer(images, good) if good else iter(())
             for crop in batch:
                 yield next(answers) if isinstance(crop, Crop) else crop
 
     def _infer(self, images: Tensor, crops: list[Crop]) -> Iterator[Prediction | BadAnswer]:
-        with (
-            torch.no_grad(),  # not inference_mode: Grad-CAM attention needs gradients
-            torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
-            # By default cuDNN's convolutions round fp32 to TF32.
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-        ):
-            images = images.contiguous(memory_format=torch.channels_last)
-            output = self.model.both_ways(images) if self.mirror else self.model(images)
+        output = run_model(self.model, images, self.dtype, self.mirror)
         assert output.heatmaps is not None
         landmarks, score = self.model.codec.decode(output.heatmaps)
         score = self.model.calibration(score)
@@ -194,18 +227,33 @@ class Predictor:
             else:
                 yield Prediction(crop.box, xy, probability, codes)
 
-    def _load(self, crops: Iterable[Crop | Bad]) -> Iterator[tuple[list[Crop | Bad], Tensor]]:
-        """Yield batches, each with the images [b, 3, S, S] of its crops that could be decoded."""
-        batches = (
-            (batch, [crop.picture for crop in batch if isinstance(crop, Crop)])
-            for batch in _batches(crops, self.batch_size)
-        )
-        for batch, loaded in self.pipeline.load(batches):
-            if loaded.bad:
-                good = [i for i, crop in enumerate(batch) if isinstance(crop, Crop)]
-                for position, bad in loaded.bad.items():
-                    batch[good[position]] = bad
-            yield batch, loaded.images
+
+def run_model(model: Model, images: Tensor, dtype: torch.dtype, mirror: bool = False) -> Output:
+    """Run a model on images [b, 3, S, S] without gradients, in fp32 or autocast to ``dtype``."""
+    with (
+        torch.no_grad(),  # not inference_mode: Grad-CAM attention needs gradients
+        torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32),
+        # By default cuDNN's convolutions round fp32 to TF32.
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        images = images.contiguous(memory_format=torch.channels_last)
+        return model.both_ways(images) if mirror else model(images)
+
+
+def load_crops(
+    pipeline: InputPipeline, crops: Iterable[Crop | Bad], batch_size: int
+) -> Iterator[tuple[list[Crop | Bad], Tensor]]:
+    """Yield batches, each with the images [b, 3, S, S] of its crops that could be decoded."""
+    batches = (
+        (batch, [crop.picture for crop in batch if isinstance(crop, Crop)])
+        for batch in _batches(crops, batch_size)
+    )
+    for batch, loaded in pipeline.load(batches):
+        if loaded.bad:
+            good = [i for i, crop in enumerate(batch) if isinstance(crop, Crop)]
+            for position, bad in loaded.bad.items():
+                batch[good[position]] = bad
+        yield batch, loaded.images
 
 
 def _batches(crops: Iterable[Crop | Bad], batch_size: int) -> Iterator[list[Crop | Bad]]:
@@ -223,8 +271,11 @@ def _batches(crops: Iterable[Crop | Bad], batch_size: int) -> Iterator[list[Crop
         yield batch
 
 
-def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
-    """Return the Arrow schema of predictions: one row per garment, and one error row per unusable photo or box."""
+def prediction_schema(landmark_set: LandmarkSet, detected: bool = False) -> pa.Schema:
+    """Return the Arrow schema of predictions: one row per garment, and one error row per unusable photo or box.
+
+    detected: with a column for the scores of detected boxes.
+    """
 
     def field(name: str, type_: pa.DataType, unit: str, nullable: bool = True) -> pa.Field:
         return pa.field(name, type_, nullable, {"unit": unit})
@@ -235,6 +286,7 @@ def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
             field("garment", pa.int32(), "0-based number of the garment in the photo", nullable=False),
             # NaN for an unreadable photo: some Parquet readers cannot handle null fixed-size lists.
             field("box", pa.list_(pa.float32(), 4), "x1 y1 x2 y2, upright photo's pixels", nullable=False),
+            *([field("box_score", pa.float32(), BOX_SCORE)] if detected else []),
             field("landmarks", pa.list_(pa.float32()), "2K: x y, upright photo's pixels; null for an error"),
             field(
                 "score",

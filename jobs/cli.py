@@ -20,7 +20,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from glefld import storage
 from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
-from glefld.redaction import redacted
+from glefld.redaction import public_url, redacted
 from glefld.schema import Manifest
 
 # Ray, PyTorch and MLflow take seconds to import, so functions import them when they need them: a user is told of a
@@ -39,6 +39,8 @@ Root = Annotated[
 ONE_LINE = (UserError, OSError, BotoCoreError, ClientError)
 #: Environment variable; 1 shows the traceback of every error.
 DEBUG = "GLEFLD_DEBUG"
+#: Environment variable: the detector of --boxes detect, where --detector names none.
+DETECTOR = "GLEFLD_DETECTOR"
 Device = Annotated[
     Literal["auto", "cpu", "gpu"], tyro.conf.arg(help="Device to compute on. auto: GPUs if there are any.")
 ]
@@ -184,6 +186,36 @@ def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
     tracking.require_answer(uri)
     with naming(option):
         return tracking.fetch(given, uri, models_folder(place))
+
+
+def resolve_detector(given: str | None, root: str | None) -> str:
+    """Return the URL of the detector's checkpoint for --boxes detect, and say which it is if --detector does not.
+
+    Without --detector it is $GLEFLD_DETECTOR, else the newest run of a detector below the root. Raises UserError if
+    there is none.
+    """
+    if given:
+        return resolve_checkpoint(given, "--detector", root)
+    if named := os.environ.get(DETECTOR):
+        print(f"detector   {public_url(named)} (${DETECTOR})")
+        return resolve_checkpoint(named, DETECTOR, root)
+    runs = storage.join(resolve_root(root), "runs")
+    found: list[tuple[str, str]] = []
+    for entry in storage.entries(runs):
+        record = storage.join(entry.url, "run.json")
+        if not storage.exists(record) or not storage.exists(storage.join(entry.url, "best.json")):
+            continue
+        value = storage.read_json(record)
+        if value.get("options", {}).get("task") == "detect":
+            found.append((value.get("begun", ""), entry.url))
+    if not found:
+        raise UserError(
+            f"--boxes detect: there is no run of a detector in {runs}. Train one with glefld train --task detect, or "
+            "name one with --detector"
+        )
+    url = max(found)[1]
+    print(f"detector   {public_url(url)} (the newest one)")
+    return resolve_checkpoint(url, "--detector", root)
 
 
 def require_name(name: str | None) -> None:

@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from glefld import storage, tracking
+from glefld.data.garments import require_whole_photos
 from glefld.datasets import Dataset
 from glefld.errors import UserError, require_between
 from glefld.models import MODELS, checkpoint, weights
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
+#: The system of each task.
+USUAL: dict[Task, str] = {"landmarks": "fpn", "classify": "resnet", "detect": "fcos"}
 #: Options that may change when a run is resumed. All others must be the same as at its start.
 FREE_ON_RESUME = {
     "resume",
@@ -74,7 +77,8 @@ class Options(Generic[Config]):
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     system: Annotated[str, tyro.conf.arg(name="model", help=f"System to train: {', '.join(MODELS)}.")] = "fpn"
     task: Task = "landmarks"
-    """landmarks, or classify: the classifiers resnet and sanl-resnet, for their own use or to guide SANL."""
+    """landmarks; classify: the classifiers resnet and sanl-resnet, for their own use or to guide SANL; detect: fcos,
+    which finds garments in photos that were ingested with --margin full."""
     preset: Preset = "best"
     """best: this project's, for half an hour on two CPU cores, from ImageNet weights that are on board. paper: the
     paper's network, and its or its released code's recipe, at 224 pixels."""
@@ -124,6 +128,9 @@ def run(options: Options[Any]) -> None:
     check(options)
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
+    if options.task == "detect":
+        with naming("--data" if options.data else "--dataset"):
+            require_whole_photos(data, manifest)
     workers = choose_workers(options)
     require_rows(data, manifest, workers.most, options.recipe.batch_size, options.rows)
     uri = tracking.tracking_uri(root, on_cluster())
@@ -354,7 +361,7 @@ def parse(argv: list[str]) -> Options[Any]:
     first.add_argument("--model", choices=MODELS)
     first.add_argument("--preset", choices=get_args(Preset), default="best")
     named, _ = first.parse_known_args(argv)
-    name = named.model or ("fpn" if named.task == "landmarks" else "resnet")
+    name = named.model or USUAL[named.task]
     config, recipe = MODELS[name].preset(named.preset, named.dataset)
     default = Options(
         dataset=tyro.MISSING, config=config, recipe=recipe, system=name, task=named.task, preset=named.preset

@@ -81,7 +81,8 @@ def work(config: dict[str, Any]) -> Ended:
         log_step(epoch.metrics, epoch.step)
         store_log()
         if log is not None:
-            name = "NE" if "val_ne" in epoch.metrics else "error"
+            names = {"val_ne": "NE", "val_box_ap": "1 - AP"}
+            name = next((name for score, name in names.items() if score in epoch.metrics), "error")
             # Not print(): Ray Train would show the line twice.
             logger.info("epoch %d: %s %.4f on val, best %.4f", epoch.epoch, name, epoch.error, epoch.best)
         ray.train.report({"error": epoch.error, "epoch": epoch.epoch})

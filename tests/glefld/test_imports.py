@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 #: What importing a module must not load.
 NOT_LOADED = {
     "glefld.predict": {"ray", "mlflow", "matplotlib", "rich", "pycocotools"},
+    "glefld.detect": {"ray", "mlflow", "matplotlib", "rich", "pycocotools", "torchvision"},
     "glefld.training.loop": {"ray", "mlflow"},
     "glefld.scoring.evaluation": {"ray", "mlflow", "matplotlib", "rich"},
     "pipelines.ingest.run": {"torch", "mlflow", "tyro", "rich", "matplotlib", "cv2", "nvidia"},
@@ -58,6 +59,17 @@ BELOW = {
     "tracking": {"models", "schema", "storage", "redaction", "temporary", "errors"},
     "synthetic": {"datasets", "schema", "storage", "redaction", "temporary", "errors"},
     "predict": {"models", "data", "schema", "storage", "redaction", "temporary", "errors", "recipe"},
+    "detect": {
+        "predict",
+        "models",
+        "data",
+        "schema",
+        "storage",
+        "redaction",
+        "temporary",
+        "errors",
+        "recipe",
+    },
     "recipe": {"data", "errors"},
     "listing": {"storage", "temporary"},
     "storage": {"redaction", "temporary", "errors"},
