@@ -110,7 +110,7 @@ class Detector(FCOS):
 
     def _places(self, output: Tensor, size: int) -> list[Tensor]:
         """Return the squares that the places stand for, of each level [n, 4]."""
-        like = torch.empty(0, device=output.device)
+        like = torch.empty((), device=output.device)
         sides = [size // stride for stride in self.strides]
         levels: list[Any] = [like.expand(0, 1, side, side) for side in sides]
         images = ImageList(like.expand(0, 3, size, size), [(size, size)])

@@ -94,7 +94,8 @@ def test_places_are_the_middles_of_their_cells() -> None:
         assert level.min() == stride / 2
 
 
-def test_a_perfect_answer_has_a_small_loss_and_shares_add_up(detector: tuple[str, str]) -> None:
+@torch.no_grad()
+def test_losses_of_shares_add_up(detector: tuple[str, str]) -> None:
     """Sums and counts of two shares are those of the whole, also if one of them has no garment at all."""
     data, _ = detector
     model = build()
@@ -108,11 +109,17 @@ def test_a_perfect_answer_has_a_small_loss_and_shares_add_up(detector: tuple[str
     torch.testing.assert_close(parts[0][0] + parts[1][0], whole)
     assert int(parts[0][1]) == int(places) > 0 == int(parts[1][1])
     assert float(parts[1][0]) > 0  # that nothing is there is to be learned too
-    good = answer([(2.0, 2.0, 30.0, 60.0)])
+
+
+def test_the_loss_is_least_where_the_boxes_are_right() -> None:
+    """Of two answers that differ in one place's box alone; a garment has up to nine places around its middle."""
+    model = build()
     one = [torch.tensor([[2.0, 2, 30, 60]])]
-    first, count = model.box_loss(output[:1], one, SIZE)
-    better, _ = model.box_loss(good, one, SIZE)
-    assert 0 < float(better) < float(first)
+    good = answer([(2.0, 2.0, 30.0, 60.0)])
+    worse = good.clone()
+    worse[..., 2:] *= 1.5
+    (right, count), (wrong, _) = (model.box_loss(output, one, SIZE) for output in (good, worse))
+    assert float(right) < float(wrong)
     assert 1 <= int(count) <= 9
 
 
