@@ -3,6 +3,7 @@
 Letters in shapes: n boxes of a photo, S the square input's size.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glefld import storage
 from glefld.data.loader import InputPipeline
 from glefld.data.prefetch import ahead
 from glefld.errors import BadAnswer, NoGarment, UserError, require_between
@@ -19,6 +21,10 @@ from glefld.models.precision import choose_precision
 from glefld.models.system import MOST_GARMENTS
 from glefld.predict import BATCH_SIZE, PRECISION, Bad, Crop, Photo, load_crops, run_model
 from glefld.recipe import Precision
+from glefld.redaction import public_url
+
+#: Environment variable: the detector of those who name none.
+DETECTOR = "GLEFLD_DETECTOR"
 
 
 class Detected(NamedTuple):
@@ -27,6 +33,18 @@ class Detected(NamedTuple):
     photo: Photo
     boxes: np.ndarray  # [n, 4] float32 x1 y1 x2 y2, upright photo's pixels
     score: np.ndarray  # [n] float32, the probability that it is an annotated garment's, as on the val split
+
+
+def default_detector(root: str) -> tuple[str, str]:
+    """Return the detector of those who name none, and why it is that one, in words; UserError if there is none."""
+    if named := os.environ.get(DETECTOR):
+        return named, f"${DETECTOR}"
+    if (run := checkpoint.newest_run(root, "detect")) is not None:
+        return run, "the newest one"
+    raise UserError(
+        f"there is no run of a detector in {storage.join(public_url(root), 'runs')}: name one, set {DETECTOR}, or "
+        "train one with glefld train --task detect"
+    )
 
 
 def require_detector(url: str, card: ModelCard) -> None:

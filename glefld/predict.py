@@ -1,15 +1,18 @@
 """Inference: photos in any common format to landmarks in pixels of the upright photo.
 
-The garment type is unknown at inference, so all K landmarks are returned, each with its score.
-Letters in shapes: K landmarks, S the square input's size. Frames: stored picture -> upright photo (EXIF) -> input.
+Which of the K landmarks a garment has depends on its type. A model that tells the type leaves out the others; of one
+that does not, all K are answered. ``glefld.landmarks`` is the door for most users.
+Letters in shapes: K landmarks, T garment types, S the square input's size. Frames: stored picture -> upright photo
+(EXIF) -> input.
 """
 
 import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +31,8 @@ from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
 from glefld.models.system import Model, Output
 from glefld.recipe import Precision
-from glefld.schema import LandmarkSet
+from glefld.redaction import public_url
+from glefld.schema import GarmentType, LandmarkSet, Visibility
 
 #: Upper bound on the pixels decoded at once: a batch of large photos is split into smaller batches.
 BATCH_PIXELS = 128_000_000
@@ -100,13 +104,35 @@ class Crop:
     photo: Photo  # what it was cut from
 
 
-class Prediction(NamedTuple):
-    """The model's output for one crop."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """The model's answer for one garment, in pixels of the upright photo (continuous: pixel i covers [i, i + 1)).
 
-    box: tuple[float, ...]  # x1 y1 x2 y2, upright photo's pixels
-    landmarks: np.ndarray  # [K, 2] float32, upright photo's pixels
-    score: np.ndarray  # [K] float32, the probability that one that is visible is within 0.1 of the box
-    visibility: np.ndarray | None  # [K] int8, codes of schema.Visibility; None if the model does not tell
+    A landmark that the garment's type does not have is NaN, its score too, and its visibility is ABSENT.
+    """
+
+    box: tuple[float, ...]
+    """x1 y1 x2 y2: the part of the photo that the model saw."""
+    landmarks: np.ndarray
+    """[K, 2] float32: x, y."""
+    score: np.ndarray
+    """[K] float32: the probability that a landmark that is visible is within 0.1 of the box from here."""
+    visibility: np.ndarray | None = None
+    """[K] int8: codes of ``schema.Visibility``; None if the model does not tell."""
+    garment_type: str | None = None
+    """Name of the garment type; None if the model does not tell."""
+    garment_type_score: float | None = None
+    """Probability of the garment type among the T that the model knows, from 0 to 1; None without a type."""
+    box_score: float | None = None
+    """Probability that the box is an annotated garment's, as on the detector's val split; None if it was given."""
+
+    def without(self, which: np.ndarray) -> "Prediction":
+        """Return the answer without the places and scores of some landmarks, [K] bool."""
+        return dataclasses.replace(
+            self,
+            landmarks=np.where(which[:, None], np.float32(math.nan), self.landmarks),
+            score=np.where(which, np.float32(math.nan), self.score),
+        )
 
 
 def prepare(
@@ -145,6 +171,13 @@ def open_upright(data: bytes, origin: Sequence[float] = (0.0, 0.0), damaged: Dam
     return Photo(encoded, width, height, to_upright, bounds, decoding)
 
 
+def open_pixels(pixels: np.ndarray) -> Photo:
+    """Return an upright photo of decoded pixels, [H, W, 3] uint8 RGB, which are copied."""
+    height, width = pixels.shape[:2]
+    bounds = (0.0, 0.0, float(width), float(height))
+    return Photo(np.array(pixels), width, height, _moved(0, 0), bounds, "strict")
+
+
 def _moved(x: float, y: float) -> np.ndarray:
     return np.array([[1.0, 0, x], [0, 1, y]])
 
@@ -157,6 +190,11 @@ def checkpoint_hash(url: str) -> str:
         raise UserError(f"the checkpoint {url} has no {missing[0]}")
     facts = [files[name]["sha256"] for name in names]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def model_name(url: str) -> str:
+    """Return the model's name in the predictions: the checkpoint's URL and a hash of its content."""
+    return f"{public_url(url)}@{checkpoint_hash(url)}"
 
 
 def require_landmarks(url: str, card: ModelCard) -> None:
@@ -219,13 +257,32 @@ class Predictor:
         seen: Iterable[np.ndarray | None] = itertools.repeat(None, len(crops))
         if output.visibility is not None:
             seen = np.array(SEEN_CODES, np.int8)[output.visibility.float().argmax(dim=-1).cpu().numpy()]
-        for crop, xy, probability, codes in zip(crops, points, score.cpu().numpy(), seen, strict=True):
+        types = self._garment_types(output, len(crops))
+        for crop, xy, probability, codes, (type_, sure) in zip(
+            crops, points, score.cpu().numpy(), seen, types, strict=True
+        ):
             if lost := int((~np.isfinite(probability)).sum()):
                 yield BadAnswer(
                     "not_finite", f"{lost} of {len(probability)} heatmaps, so the model has diverged"
                 )
-            else:
+            elif type_ is None:
                 yield Prediction(crop.box, xy, probability, codes)
+            elif not math.isfinite(sure):
+                yield BadAnswer("not_finite", "the garment type, so the model has diverged")
+            else:
+                lacks = np.ones(len(xy), bool)
+                lacks[list(type_.landmarks)] = False
+                if codes is not None:
+                    codes[lacks] = Visibility.ABSENT
+                yield Prediction(crop.box, xy, probability, codes, type_.name, sure).without(lacks)
+
+    def _garment_types(self, output: Output, count: int) -> Iterable[tuple[GarmentType | None, float]]:
+        """Return each garment's type and its probability. A set of one type needs no answer of the model."""
+        types = self.card.labels.landmark_set.garment_types
+        if output.garment_type is not None:
+            best = output.garment_type.float().softmax(dim=-1).max(dim=-1)
+            return [(types[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        return [(types[0], 1.0) if len(types) == 1 else (None, math.nan)] * count
 
 
 def run_model(model: Model, images: Tensor, dtype: torch.dtype, mirror: bool = False) -> Output:
@@ -271,11 +328,8 @@ def _batches(crops: Iterable[Crop | Bad], batch_size: int) -> Iterator[list[Crop
         yield batch
 
 
-def prediction_schema(landmark_set: LandmarkSet, detected: bool = False) -> pa.Schema:
-    """Return the Arrow schema of predictions: one row per garment, and one error row per unusable photo or box.
-
-    detected: with a column for the scores of detected boxes.
-    """
+def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
+    """Return the Arrow schema of predictions: one row per garment, and one error row per unusable photo or box."""
 
     def field(name: str, type_: pa.DataType, unit: str, nullable: bool = True) -> pa.Field:
         return pa.field(name, type_, nullable, {"unit": unit})
@@ -286,12 +340,20 @@ def prediction_schema(landmark_set: LandmarkSet, detected: bool = False) -> pa.S
             field("garment", pa.int32(), "0-based number of the garment in the photo", nullable=False),
             # NaN for an unreadable photo: some Parquet readers cannot handle null fixed-size lists.
             field("box", pa.list_(pa.float32(), 4), "x1 y1 x2 y2, upright photo's pixels", nullable=False),
-            *([field("box_score", pa.float32(), BOX_SCORE)] if detected else []),
-            field("landmarks", pa.list_(pa.float32()), "2K: x y, upright photo's pixels; null for an error"),
+            field(
+                "box_score", pa.float32(), "probability that it is a garment's; null unless it was detected"
+            ),
+            field("garment_type", pa.string(), "its name; null if the model does not tell"),
+            field("garment_type_score", pa.float32(), "probability of the garment type"),
+            field(
+                "landmarks",
+                pa.list_(pa.float32()),
+                "2K: x y, upright photo's pixels, NaN where the garment type has none; null for an error",
+            ),
             field(
                 "score",
                 pa.list_(pa.float32()),
-                "K: probability that it is within 0.1 of the box, as on the val split",
+                "K: probability that it is within 0.1 of the box, as on the val split; NaN as the landmark",
             ),
             field("visibility", pa.list_(pa.int8()), "K; null if the model does not predict it"),
             field("status", pa.string(), "ok or error", nullable=False),
@@ -300,3 +362,14 @@ def prediction_schema(landmark_set: LandmarkSet, detected: bool = False) -> pa.S
         ],
         metadata={"glefld.landmark_set": json.dumps(landmark_set.to_json(), separators=(",", ":"))},
     )
+
+
+def answer_columns(answer: Prediction | Bad, box: Sequence[float] | None) -> dict[str, Any]:
+    """Return what a row of ``prediction_schema`` says of an answer: all but uri, garment and model.
+
+    box: the one that was asked for, which an error keeps.
+    """
+    if not isinstance(answer, Prediction):
+        return {"box": box or [math.nan] * 4, "status": "error", "error": str(answer)}
+    columns = {field.name: getattr(answer, field.name) for field in dataclasses.fields(answer)}
+    return columns | {"landmarks": answer.landmarks.ravel(), "status": "ok"}

@@ -39,8 +39,6 @@ Root = Annotated[
 ONE_LINE = (UserError, OSError, BotoCoreError, ClientError)
 #: Environment variable; 1 shows the traceback of every error.
 DEBUG = "GLEFLD_DEBUG"
-#: Environment variable: the detector of --boxes detect, where --detector names none.
-DETECTOR = "GLEFLD_DETECTOR"
 Device = Annotated[
     Literal["auto", "cpu", "gpu"], tyro.conf.arg(help="Device to compute on. auto: GPUs if there are any.")
 ]
@@ -194,28 +192,14 @@ def resolve_detector(given: str | None, root: str | None) -> str:
     Without --detector it is $GLEFLD_DETECTOR, else the newest run of a detector below the root. Raises UserError if
     there is none.
     """
+    from glefld.detect import default_detector
+
     if given:
         return resolve_checkpoint(given, "--detector", root)
-    if named := os.environ.get(DETECTOR):
-        print(f"detector   {public_url(named)} (${DETECTOR})")
-        return resolve_checkpoint(named, DETECTOR, root)
-    runs = storage.join(resolve_root(root), "runs")
-    found: list[tuple[str, str]] = []
-    for entry in storage.entries(runs):
-        record = storage.join(entry.url, "run.json")
-        if not storage.exists(record) or not storage.exists(storage.join(entry.url, "best.json")):
-            continue
-        value = storage.read_json(record)
-        if value.get("options", {}).get("task") == "detect":
-            found.append((value.get("begun", ""), entry.url))
-    if not found:
-        raise UserError(
-            f"--boxes detect: there is no run of a detector in {runs}. Train one with glefld train --task detect, or "
-            "name one with --detector"
-        )
-    url = max(found)[1]
-    print(f"detector   {public_url(url)} (the newest one)")
-    return resolve_checkpoint(url, "--detector", root)
+    with naming("--boxes detect"):
+        found, why = default_detector(resolve_root(root))
+    print(f"detector   {public_url(found)} ({why})")
+    return resolve_checkpoint(found, "--detector", root)
 
 
 def require_name(name: str | None) -> None:

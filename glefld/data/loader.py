@@ -82,6 +82,7 @@ class InputPipeline:
     ) -> None:
         self.size = size
         self.batch_size = batch_size
+        self.threads = threads
         self._engine: HostEngine | DaliEngine = (
             HostEngine(size, normalisation, threads)
             if device_id is None

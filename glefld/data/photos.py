@@ -67,29 +67,50 @@ def open_photo(data: bytes) -> Iterator[Image.Image]:
 
     BadPhoto if it cannot be opened or is too large. Errors raised in the ``with`` block become BadPhoto too.
     """
+    with _bad_photos(f"{len(data)} bytes"):
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _require_size(image.size)
+        if isinstance(image, TiffImageFile):
+            # Tiles are decoded whole, even if they are larger than the picture.
+            width, height = (int(image.tag_v2.get(tag, 0)) for tag in (TILEWIDTH, TILELENGTH))
+            _require_size((width, height), "tiles of ")
+        yield image
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture of Pillow's as 8-bit RGB, upright by its EXIF, transparency over white.
+
+    BadPhoto if it cannot be decoded or is too large.
+    """
+    with _bad_photos(f"a picture of mode {image.mode}"):
+        _require_size(image.size)
+        return to_rgb(upright(image))
+
+
+@contextlib.contextmanager
+def _bad_photos(what: str) -> Iterator[None]:
+    """Make a BadPhoto of whatever Pillow raises on a picture. what: the picture, in words."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise BadPhoto("picture_too_large", f"{image.width} x {image.height} pixels")
-            if isinstance(image, TiffImageFile):
-                # Tiles are decoded whole, even if they are larger than the picture.
-                width, height = (int(image.tag_v2.get(tag, 0)) for tag in (TILEWIDTH, TILELENGTH))
-                if width * height > MAX_PIXELS:
-                    raise BadPhoto("picture_too_large", f"tiles of {width} x {height} pixels")
-            yield image
+            yield
     except BadPhoto:
         raise
     except Image.DecompressionBombError as error:
         raise BadPhoto("picture_too_large", str(error)) from error
     except UnidentifiedImageError as error:
         # Pillow's message contains a memory address, which differs between runs.
-        raise BadPhoto("unreadable_photo", f"{len(data)} bytes: not a picture in a known format") from error
+        raise BadPhoto("unreadable_photo", f"{what}: not a picture in a known format") from error
     # On damaged files Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more.
     except Exception as error:
-        detail = f"{len(data)} bytes: {' '.join(str(error).split())}"
+        detail = f"{what}: {' '.join(str(error).split())}"
         truncated = "truncated" in str(error).lower()
         raise BadPhoto("truncated_photo" if truncated else "unreadable_photo", detail) from error
+
+
+def _require_size(size: tuple[int, int], what: str = "") -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise BadPhoto("picture_too_large", f"{what}{width} x {height} pixels")
 
 
 def decode_rgb(data: bytes) -> Image.Image:

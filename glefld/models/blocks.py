@@ -174,6 +174,17 @@ class VisibilityHead(nn.Module):
         return torch.einsum("bkc,kcs->bks", pooled, self.where) + whole
 
 
+class GarmentTypeHead(nn.Linear):
+    """The garment's type, from the deepest features of the whole garment.
+
+    It learns from them without changing them: landmarks alone decide what the features are.
+    """
+
+    def forward(self, deep: Tensor) -> Tensor:
+        """The deepest features [B, D, h, w] -> [B, T] logits"""
+        return super().forward(deep.detach().mean(dim=(2, 3)))
+
+
 class HeatmapHead(nn.Sequential):
     """Two 3x3 convolutions and one heatmap per landmark: [B, C, H, W] -> [B, K, H, W]
 

@@ -26,13 +26,13 @@ from pydantic import TypeAdapter, ValidationError
 from glefld import storage
 from glefld.data.picture import Normalisation
 from glefld.errors import UserError, require_between
-from glefld.models import build_model, first_mistake
+from glefld.models import MODELS, build_model, first_mistake
 from glefld.models.calibration import Calibration
-from glefld.models.system import Model
+from glefld.models.system import Model, Task
 from glefld.recipe import MOST_INPUT
 from glefld.schema import Labels
 
-CARD_VERSION = 3
+CARD_VERSION = 4
 #: What an exported model consists of, besides complete.json.
 EXPORTED = ("model.safetensors", "model.json")
 WRITE_ATTEMPTS = 3
@@ -258,6 +258,24 @@ def resolve(url: str) -> str:
     raise UserError(
         f"{url} is neither a checkpoint nor a run with a best one: it has no complete.json and no best.json"
     )
+
+
+def newest_run(root: str, task: Task = "landmarks") -> str | None:
+    """Return the run below ``<root>/runs`` that was begun last, of those with a best checkpoint for the task.
+
+    None if there is none. UserError if a run's files are damaged.
+    """
+    found = []
+    for entry in storage.entries(storage.join(root, "runs")):
+        if not entry.is_folder or (best := pointed(entry.url, "best")) is None:
+            continue
+        card = storage.read_json(storage.join(entry.url, best, "model.json"))
+        system = MODELS.get(card.get("model", "") if isinstance(card, dict) else "")
+        if system is not None and system.task == task:
+            record = storage.join(entry.url, "run.json")
+            begun = storage.read_json(record).get("begun", "") if storage.exists(record) else ""
+            found.append((begun, entry.url))
+    return max(found)[1] if found else None
 
 
 def _write_verified(url: str, value: Any) -> None:

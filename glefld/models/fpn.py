@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glefld.errors import require_between
 from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
-from glefld.models.blocks import HeatmapHead, Pyramid, VisibilityHead
+from glefld.models.blocks import GarmentTypeHead, HeatmapHead, Pyramid, VisibilityHead
 from glefld.models.distribution import Distribution
 from glefld.models.system import Model, Output, Preset, System
 from glefld.recipe import BEST, Recipe
@@ -34,7 +34,10 @@ class FPNConfig:
 
 
 class FPN(Model):
-    """Backbone, feature pyramid and one distribution per landmark, at stride 4."""
+    """Backbone, feature pyramid and one distribution per landmark, at stride 4.
+
+    It also tells what is to be seen of each landmark and, where the landmark set has several, the garment's type.
+    """
 
     features: Backbone
     stride = 4
@@ -45,13 +48,20 @@ class FPN(Model):
         self.pyramid = Pyramid(self.features.channels, config.width)
         self.head = HeatmapHead(config.width, config.width, self.landmarks, bias=False)
         self.visibility = VisibilityHead(config.width, self.features.channels[-1], self.landmarks)
+        types = len(labels.landmark_set.garment_types)
+        # Last, so that it draws from the seed after all others.
+        self.garment_type = GarmentTypeHead(self.features.channels[-1], types) if types > 1 else None
 
     def forward(self, images: Tensor) -> Output:
-        """[B, 3, H, W] -> logits [B, K, H / 4, W / 4] and visibility [B, K, 3]"""
+        """[B, 3, H, W] -> logits [B, K, H / 4, W / 4], visibility [B, K, 3] and garment type [B, T] or None"""
         features = self.features(images)
         x = self.pyramid(features)
         heatmaps = self.head(x)
-        return Output(heatmaps, visibility=self.visibility(x, heatmaps, features[-1]))
+        return Output(
+            heatmaps,
+            visibility=self.visibility(x, heatmaps, features[-1]),
+            garment_type=self.garment_type(features[-1]) if self.garment_type is not None else None,
+        )
 
 
 def preset(name: Preset, dataset: str) -> tuple[FPNConfig, Recipe]:

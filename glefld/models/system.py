@@ -23,7 +23,7 @@ Task = Literal["landmarks", "classify", "detect"]
 class Output(NamedTuple):
     """A system's output for B inputs, None for heads it does not have.
 
-    K landmarks, C classes, A attributes, P places where boxes may be.
+    K landmarks, T garment types of the landmark set, C classes, A attributes, P places where boxes may be.
     """
 
     heatmaps: Tensor | None = None  # [B, K, H, W]
@@ -31,6 +31,7 @@ class Output(NamedTuple):
     visibility: Tensor | None = None  # [B, K, 3] logits of ``truth.SEEN``
     classes: Tensor | None = None  # [B, C] logits
     attributes: Tensor | None = None  # [B, A, 2] logits of no and yes
+    garment_type: Tensor | None = None  # [B, T] logits, of a system that also has heatmaps
     boxes: Tensor | None = None  # [B, P, ...], which ``Model.find_boxes`` decodes
 
 
@@ -70,6 +71,7 @@ class Objective:
     visibility: float = 1.0
     classes: float = 1.0
     attributes: float = 1.0
+    garment_type: float = 1.0
     boxes: float = 1.0
 
 
@@ -121,7 +123,8 @@ class Model(nn.Module):
             turned = getattr(other, name)
             if name in ("heatmaps", "coarse"):
                 turned = turned.flip(-1)
-            return (value + (turned[:, mirror] if name not in ("classes", "attributes") else turned)) / 2
+            by_landmark = name in ("heatmaps", "coarse", "visibility")
+            return (value + (turned[:, mirror] if by_landmark else turned)) / 2
 
         return Output(**{name: mean(name, value) for name, value in own._asdict().items()})
 

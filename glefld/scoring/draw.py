@@ -58,6 +58,7 @@ def overlay(
     score: np.ndarray | None = None,
     box: Sequence[float] | None = None,
     names: bool = False,
+    label: str = "",
     long_side: int = 512,
 ) -> Image.Image:
     """Draw landmarks on a picture scaled to ``long_side`` pixels.
@@ -65,6 +66,7 @@ def overlay(
     image: PIL, or [H, W, 3] uint8. predicted, truth: [K, 2] in pixels of the given picture; NaN is not drawn.
     visibility: [K] codes; landmarks that are neither visible nor occluded are not drawn. None draws all as visible.
     score: [K], 0 to 1; predictions with a low score are faded. box: x1 y1 x2 y2. names: write the landmarks' names.
+    label: written into the box's top left corner, or the picture's.
     """
     picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
     scale = long_side / max(picture.size)
@@ -103,6 +105,17 @@ def overlay(
             _disc(draw, found, 2.3 * unit, (*colour, alpha))
     marks = marks.resize(size, Image.Resampling.LANCZOS)
     picture.paste(marks, mask=marks)
+    if label:
+        x, y = np.array(box[:2] if box is not None else (0, 0)) * to_marks / SMOOTH + unit / SMOOTH
+        ImageDraw.Draw(picture).text(
+            (max(x, 0) + 2, max(y, 0) + 2),
+            label,
+            PAPER,
+            _font(max(12, long_side // 30)),
+            "la",
+            stroke_width=2,
+            stroke_fill=RIM,
+        )
     if names:
         at = np.where(np.isnan(found_at), true_at, found_at) / SMOOTH
         font = _font(max(10, long_side // 36))

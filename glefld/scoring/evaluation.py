@@ -99,6 +99,10 @@ def evaluate(
             on_landmarks(batch, points, scores)
             if output.visibility is not None:
                 counters.add_visibility(output.visibility.float().cpu(), batch.truth)
+            if output.garment_type is not None:
+                counters.add_garment_types(
+                    output.garment_type.float().cpu(), batch.truth.label("garment_type", model.labels)
+                )
         count_labels(counters, model, output, batch)
         count_boxes(counters, model, output, batch)
     model.train(was_training)
@@ -244,6 +248,7 @@ def evaluation_json(
         "left_right_confusion": report.left_right_confusion,
         "confidence": dataclasses.asdict(report.confidence) if report.confidence is not None else None,
         "visibility_f1": report.visibility_f1,
+        "garment_type_accuracy": report.garment_type_accuracy,
         "label": report.label,
         "accuracy": report.accuracy,
         "attribute_recall": report.recall,

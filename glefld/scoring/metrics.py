@@ -68,6 +68,7 @@ class Report:
     visibility_f1: dict[
         str, float | None
     ]  # of "visible", "occluded", "absent" slots that are there, and their "mean"
+    garment_type_accuracy: float | None  # of landmark systems that tell the type, where it is annotated
     label: ClassLabel  # what ``accuracy`` refers to
     accuracy: dict[str, float | None]  # classification accuracy: "top1", "top3", "top5"
     recall: dict[str, dict[str, float | None]]  # attribute recall "at3" and "at5", by type and their "mean"
@@ -101,6 +102,7 @@ class Report:
                 "auc",
                 "epe",
                 "left_right_confusion",
+                "garment_type_accuracy",
             )
         }
         if self.confidence is not None:
@@ -176,6 +178,8 @@ class Counters(Sums):
             "right": (BINS,),
             "error": (BINS,),
             "seen": (len(SEEN), len(SEEN)),
+            "typed": (1,),
+            "right_type": (1,),
             "classified": (1,),
             "not_finite": (1,),
             "top": (len(TOP),),
@@ -277,6 +281,12 @@ class Counters(Sums):
             0, (target * len(SEEN) + answer).flatten(), torch.ones(answer.numel(), dtype=torch.float64)
         )
 
+    def add_garment_types(self, logits: Tensor, target: Tensor) -> None:
+        """Score the garment types that a landmark system tells of B rows: logits [B, T], target [B], -1 if unknown."""
+        self.sums["not_finite"] += (~logits.isfinite()).sum()
+        self.sums["typed"] += (target >= 0).sum()
+        self.sums["right_type"] += (logits.argmax(dim=1) == target).sum()
+
     def add_classes(self, logits: Tensor, target: Tensor) -> None:
         """Score the classes of B rows: logits [B, C], target [B] with -1 if unknown."""
         known = target >= 0
@@ -332,6 +342,7 @@ class Counters(Sums):
             left_right_confusion=_ratio(s["confused"].sum(), s["paired"].sum()),
             confidence=confidence(s["given"], s["right"], s["error"]),
             visibility_f1=_f1(s["seen"]),
+            garment_type_accuracy=_ratio(s["right_type"][0], s["typed"][0]),
             label=self.label,
             accuracy={f"top{k}": _ratio(s["top"][i], s["classified"][0]) for i, k in enumerate(TOP)},
             recall={

@@ -16,9 +16,9 @@ ATTRIBUTE_WEIGHTS = (0.1, 1.0)
 def total_loss(model: Model, output: Output, batch: Batch, recipe: Recipe, rows: int, world: int) -> Tensor:
     """This rank's part of the loss of a global batch of ``rows``, a scalar. The sum over the ranks is the loss.
 
-    Heatmaps: the codecs' own. Visibility: cross entropy, mean over rows and landmarks. Classes: cross entropy, zero for
-    unknown ones, mean over the rows. Attributes: ``attribute_loss``. Boxes: ``box_loss``. The system's ``objective``
-    weights them.
+    Heatmaps: the codecs' own. Visibility: cross entropy, mean over rows and landmarks. Classes and garment types: cross
+    entropy, zero for unknown ones, mean over the rows. Attributes: ``attribute_loss``. Boxes: ``box_loss``. The
+    system's ``objective`` weights them.
     """
     device = batch.images.device
     parts = []
@@ -35,10 +35,14 @@ def total_loss(model: Model, output: Output, batch: Batch, recipe: Recipe, rows:
             output.visibility.float().flatten(0, 1), target, ignore_index=-1, reduction="sum"
         )
         parts.append(model.objective.visibility * part / (rows * len(model.labels.landmark_set)))
-    if output.classes is not None:
-        target = batch.truth.label(model.label, model.labels).to(device, non_blocking=True)
-        part = F.cross_entropy(output.classes.float(), target, ignore_index=-1, reduction="sum") / rows
-        parts.append(model.objective.classes * part)
+    for logits, label, scale in (
+        (output.classes, model.label, model.objective.classes),
+        (output.garment_type, "garment_type", model.objective.garment_type),
+    ):
+        if logits is not None:
+            target = batch.truth.label(label, model.labels).to(device, non_blocking=True)
+            part = F.cross_entropy(logits.float(), target, ignore_index=-1, reduction="sum") / rows
+            parts.append(scale * part)
     if output.attributes is not None:
         attributes = batch.truth.attributes.to(device, non_blocking=True)
         parts.append(model.objective.attributes * attribute_loss(output.attributes, attributes, world))

@@ -50,7 +50,7 @@ def _write_overlays(plan: InferencePlan, output: str, number: int) -> str | None
             landmark_set,
             predicted=np.array(row["landmarks"]).reshape(-1, 2) - offset,
             score=np.array(row["score"]),
-            visibility=_of_type(landmark_set, row.get("garment_type")),
+            visibility=_seen(landmark_set, row),
             box=np.array(row["box"]) - np.tile(offset, 2),
             names=len(landmark_set) <= MOST_COLUMNS,
         )
@@ -80,21 +80,21 @@ def _predicted(plan: InferencePlan, output: str) -> Iterator[tuple[dict[str, Any
         rows = predictions.filter(ok).to_pylist()
         if "garment_type" in found.column_names:
             types = found["garment_type"].to_pylist()
-            rows = [{**row, "garment_type": code} for row, code in zip(rows, types, strict=True)]
+            rows = [{**row, "known_type": code} for row, code in zip(rows, types, strict=True)]
         yield from zip(rows, plan.input.photos.read(found), strict=True)
 
 
-def _of_type(landmark_set: LandmarkSet, code: int | None) -> np.ndarray | None:
-    """Return visibility codes [K] that leave out the landmarks which the garment's type lacks; None for no known type.
+def _seen(landmark_set: LandmarkSet, row: dict[str, Any]) -> np.ndarray | None:
+    """Return visibility codes [K] that leave out absent landmarks; None if nobody tells which these are.
 
-    An ingested data set knows its garments' types.
+    An ingested data set knows its garments' types; else the model's answer counts.
     """
     for garment in landmark_set.garment_types:
-        if garment.code == code:
+        if garment.code == row.get("known_type"):
             codes = np.full(len(landmark_set), Visibility.ABSENT)
             codes[list(garment.landmarks)] = Visibility.VISIBLE
             return codes
-    return None
+    return np.array(row["visibility"]) if row["visibility"] is not None else None
 
 
 def _upright(photo: InputPhoto) -> tuple[np.ndarray, np.ndarray]:

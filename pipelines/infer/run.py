@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -33,7 +32,8 @@ from glefld.predict import (
     Photo,
     Prediction,
     Predictor,
-    checkpoint_hash,
+    answer_columns,
+    model_name,
     open_upright,
     prediction_schema,
     prepare,
@@ -57,7 +57,7 @@ from pipelines.resumable import (
 from pipelines.rowfile import RowFile, read_stretch
 
 #: Raise this when the same photos and checkpoint would give other rows.
-PREDICTIONS_VERSION = 3
+PREDICTIONS_VERSION = 4
 #: The packages that determine a model's input.
 PIXELS = ("pillow", "simplejpeg", "opencv-python-headless", "nvidia-dali-cuda120")
 #: Bytes of photos that are read ahead of the model, besides the range that is being read.
@@ -189,11 +189,6 @@ class WriterSettings:
 def output_at(url: str) -> ShardedOutput:
     """Return the folder of predictions at a URL; nothing is read or written."""
     return ShardedOutput(url, "infer")
-
-
-def model_name(url: str) -> str:
-    """Return the model's name in the predictions: the checkpoint's URL and a hash of its content."""
-    return f"{public_url(url)}@{checkpoint_hash(url)}"
 
 
 def find_finished(options: InferOptions, output: str) -> dict[str, Any] | None:
@@ -439,8 +434,7 @@ class ShardWriter:
                 settings.most_garments,
                 settings.least_score,
             )
-        landmark_set = self.predictor.card.labels.landmark_set
-        self.schema = prediction_schema(landmark_set, detected=self.detector is not None)
+        self.schema = prediction_schema(self.predictor.card.labels.landmark_set)
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         return counted(task, lambda: self.write(task))
@@ -531,7 +525,7 @@ class ShardWriter:
         crops = in_threads(crop, places, self.settings.threads)
         answers = self.predictor.predict(crops)
         for garment, answer in zip(rows.select(GARMENTS.names).to_pylist(), answers, strict=True):
-            yield self._row(garment, answer)
+            yield {**garment, "model": self.settings.model, **answer_columns(answer, garment["box"])}
 
     def _detect(
         self, detector: Detector, rows: pa.Table, killers: frozenset[str]
@@ -554,7 +548,7 @@ class ShardWriter:
 
         def crops() -> Iterator[Crop | Bad]:
             for uri, answer in zip(uris, found, strict=True):
-                nobody = {"uri": uri, "garment": 0, "box": None}
+                nobody = {"uri": uri, "garment": 0, "box": None, "box_score": None}
                 if not isinstance(answer, Detected) or not len(answer.boxes):
                     garments.append(nobody)
                     yield detector.nothing() if isinstance(answer, Detected) else answer
@@ -565,21 +559,11 @@ class ShardWriter:
                     yield _part(answer.photo, box, self.predictor.card.input_size)
 
         for answer in self.predictor.predict(crops()):
-            yield self._row(garments.popleft(), answer)
+            garment = garments.popleft()
+            if isinstance(answer, Prediction):
+                answer = dataclasses.replace(answer, box_score=garment["box_score"])  # noqa: PLW2901
+            yield {**garment, "model": self.settings.model, **answer_columns(answer, garment["box"])}
         assert not garments
-
-    def _row(self, garment: dict[str, Any], answer: Prediction | Bad) -> dict[str, Any]:
-        row = {**garment, "model": self.settings.model}
-        if isinstance(answer, Prediction):
-            landmarks = answer.landmarks.ravel()
-            return row | {
-                "box": answer.box,
-                "landmarks": landmarks,
-                "score": answer.score,
-                "visibility": answer.visibility,
-                "status": "ok",
-            }
-        return row | {"box": row["box"] or [math.nan] * 4, "status": "error", "error": str(answer)}
 
 
 def identities(rows: pa.Table) -> Iterator[int]:

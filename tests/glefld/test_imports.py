@@ -11,8 +11,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: What importing a module must not load.
 NOT_LOADED = {
+    "glefld": {"torch", "numpy", "ray", "mlflow", "matplotlib", "PIL"},
     "glefld.predict": {"ray", "mlflow", "matplotlib", "rich", "pycocotools"},
     "glefld.detect": {"ray", "mlflow", "matplotlib", "rich", "pycocotools", "torchvision"},
+    "glefld.landmarks": {
+        "ray",
+        "mlflow",
+        "matplotlib",
+        "rich",
+        "pycocotools",
+        "timm",
+        "torchvision",
+        "nvidia",
+    },
     "glefld.training.loop": {"ray", "mlflow"},
     "glefld.scoring.evaluation": {"ray", "mlflow", "matplotlib", "rich"},
     "pipelines.ingest.run": {"torch", "mlflow", "tyro", "rich", "matplotlib", "cv2", "nvidia"},
@@ -27,6 +38,7 @@ NOT_LOADED = {
     "jobs.compare": {"mlflow", "matplotlib", "torchvision"},
     "jobs.evaluate": {"ray", "mlflow", "matplotlib", "torchvision"},
     "jobs.infer": {"mlflow", "matplotlib", "torchvision"},
+    "jobs.predict": {"ray", "torch", "mlflow", "matplotlib", "cv2", "nvidia"},
     "jobs.benchmark": {"ray", "mlflow", "matplotlib", "torchvision"},
 }
 #: The rooms of the library that each room may import, itself besides.
@@ -67,6 +79,19 @@ BELOW = {
         "storage",
         "redaction",
         "temporary",
+        "errors",
+        "recipe",
+    },
+    "landmarks": {
+        "detect",
+        "predict",
+        "scoring",
+        "tracking",
+        "models",
+        "data",
+        "schema",
+        "storage",
+        "redaction",
         "errors",
         "recipe",
     },

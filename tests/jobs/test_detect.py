@@ -12,7 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from glefld import storage
-from jobs import cli, evaluate, infer, train
+from glefld.detect import DETECTOR
+from jobs import evaluate, infer, train
 from tests import boxed, dots
 from tests.in_process import predict_here, train_here
 from tests.mistakes import forbid_ray, one_line
@@ -26,7 +27,7 @@ LINE = (
 @pytest.fixture(autouse=True)
 def local_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv(cli.DETECTOR, raising=False)
+    monkeypatch.delenv(DETECTOR, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_photos_without_boxes(
     assert manifest["errors"].keys() == {"no_garment"}
     assert manifest["photos"] == 6
     assert manifest["ok"] >= 5
-    monkeypatch.setenv(cli.DETECTOR, str(older))
+    monkeypatch.setenv(DETECTOR, str(older))
     infer.run(dataclasses.replace(chosen, output=str(root / "again")))
     assert f"detector   {older} ($GLEFLD_DETECTOR)" in capsys.readouterr().out
     shutil.rmtree(older)
@@ -151,7 +152,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a landmark model": ({"detector": "{root}/landmarks"}, "{root}/landmarks is no detector (local)"),
     "no detector below the root": (
         {"root": "{root}/data"},
-        "--boxes detect: there is no run of a detector in {root}/data/runs",
+        "--boxes detect: there is no run of a detector in {root}/data/runs: name one",
     ),
     "a detector without boxes of its own": (
         {"boxes": None, "detector": "{root}/runs/finder"},

@@ -66,7 +66,7 @@ def config(**changes: Any) -> Callable[[dict[str, Any]], Any]:
 
 CARDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a list": (lambda value: [value], "has version None"),
-    "another version": (changed(version=1), "has version 1, but this program reads 3"),
+    "another version": (changed(version=1), "has version 1, but this program reads 4"),
     "no version": (without("version"), "has version None"),
     "a version that is a list": (changed(version=[2] * 9000), "has version"),
     "no labels": (without("labels"), "labels: Field required"),

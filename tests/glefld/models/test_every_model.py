@@ -168,6 +168,8 @@ def test_outputs_have_their_shapes(case: str, size: int) -> None:
         assert output.classes.shape == (2, len(LABELS.classes(model.label)))
     if output.attributes is not None:
         assert output.attributes.shape == (2, len(LABELS.attributes), 2)
+    if output.garment_type is not None:
+        assert output.garment_type.shape == (2, len(FASHION8.garment_types))
 
 
 @each_model
@@ -363,8 +365,33 @@ def test_output_is_what_the_loss_reads() -> None:
     landmarks = total_loss(model, Output(zeros), batch, Recipe(), 3, 1).item()
     classes = total_loss(model, Output(classes=torch.zeros(3, 3)), batch, Recipe(), 3, 1).item()
     attributes = total_loss(model, Output(attributes=torch.zeros(3, 4, 2)), batch, Recipe(), 3, 1).item()
-    everything = Output(zeros, classes=torch.zeros(3, 3), attributes=torch.zeros(3, 4, 2))
-    assert classes == pytest.approx(np.log(3), rel=1e-5)
+    types = total_loss(model, Output(garment_type=torch.zeros(3, 3)), batch, Recipe(), 3, 1).item()
+    everything = Output(
+        zeros, classes=torch.zeros(3, 3), attributes=torch.zeros(3, 4, 2), garment_type=torch.zeros(3, 3)
+    )
+    assert classes == types == pytest.approx(np.log(3), rel=1e-5)
     assert attributes == pytest.approx(20 * np.log(2), rel=1e-5)
     total = total_loss(model, everything, batch, Recipe(), 3, 1).item()
-    assert total == pytest.approx(landmarks + classes + attributes, rel=1e-5)
+    assert total == pytest.approx(landmarks + classes + attributes + types, rel=1e-5)
+    # One of three garments is of no known type: it costs nothing.
+    batch.truth.garment_type[0] = -1
+    some = total_loss(model, Output(garment_type=torch.zeros(3, 3)), batch, Recipe(), 3, 1).item()
+    assert some == pytest.approx(2 / 3 * np.log(3), rel=1e-5)
+
+
+def test_the_garment_type_learns_without_touching_the_landmarks() -> None:
+    """Its loss moves its own layer alone, and drawing that layer's weights changes no other layer's."""
+    model = build("fpn").eval()
+    output = model(make_batch(2).images)
+    assert output.garment_type is not None
+    torch.nn.functional.cross_entropy(output.garment_type, torch.tensor([0, 1])).backward()
+    moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert moved == {"garment_type.weight", "garment_type.bias"}
+    (full,) = (garment for garment in FASHION8.garment_types if garment.name == "full")
+    one_type = dataclasses.replace(FASHION8, garment_types=(full,))
+    untold = build("fpn", dataclasses.replace(LABELS, landmark_set=one_type)).eval()
+    assert untold(make_batch(2).images).garment_type is None
+    told = model.state_dict()
+    for name, value in untold.state_dict().items():
+        assert torch.equal(told.pop(name), value), name
+    assert told.keys() == moved

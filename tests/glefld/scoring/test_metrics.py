@@ -344,6 +344,7 @@ def test_evaluation_json_keys():
             "left_right_confusion",
             "confidence",
             "visibility_f1",
+            "garment_type_accuracy",
             "label",
             "accuracy",
             "attribute_recall",
@@ -453,3 +454,16 @@ def test_visibility_is_scored_by_its_classes() -> None:
     one = Counters(labels)
     one.add_visibility(torch.zeros(1, 7, 3), truth._replace(visibility=torch.zeros(1, 7, dtype=torch.int64)))
     assert one.report().visibility_f1 == {"visible": 1, "occluded": None, "absent": None, "mean": 1}
+
+
+def test_garment_types_are_scored_where_they_are_annotated() -> None:
+    """Of four, one of them unknown, two are right; a network that gives NaN has diverged."""
+    counters = Counters(LABELS)
+    logits = torch.eye(3)[[0, 1, 2, 2]]
+    counters.add_garment_types(logits, torch.tensor([0, 0, 2, -1]))
+    report = counters.report()
+    assert report.garment_type_accuracy == report.numbers()["garment_type_accuracy"] == pytest.approx(2 / 3)
+    assert Counters(LABELS).report().garment_type_accuracy is None
+    counters.add_garment_types(torch.full((1, 3), math.nan), torch.tensor([-1]))
+    with pytest.raises(UserError, match="3 predictions are not finite"):
+        counters.report()

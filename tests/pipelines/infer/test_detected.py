@@ -86,7 +86,7 @@ def test_each_garment_is_a_row(
     manifest = INFER.finish(options, str(tmp_path / "output"))
     rows = read(tmp_path / "output")
     schema = pq.read_schema(next((tmp_path / "output").glob("part-*")))
-    assert schema.equals(prediction_schema(dots.DOTS, detected=True))
+    assert schema.equals(prediction_schema(dots.DOTS))
     by_photo: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_photo.setdefault(row["uri"].rpartition("::")[2], []).append(row)

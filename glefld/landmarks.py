@@ -1,0 +1,515 @@
+"""Landmarks of garments in photos: load a trained model, give it photos, get typed answers. Without Ray and MLflow.
+
+    from glefld import Landmarks
+
+    model = Landmarks.load("glefld-data/runs/NAME")
+    print(model("dress.jpg").garment.landmarks)
+
+Letters in shapes: K landmarks, N garments of a photo. Coordinates are pixels of the upright photo (EXIF orientation
+applied), continuous: pixel i covers [i, i + 1).
+"""
+
+import dataclasses
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Self, TypeAlias, cast, overload
+
+import numpy as np
+import torch
+from botocore.exceptions import BotoCoreError, ClientError
+from PIL import Image
+from torch import Tensor
+
+from glefld import storage
+from glefld.data.photos import open_photo, upright_rgb
+from glefld.data.prefetch import in_threads
+from glefld.errors import BadAnswer, BadBox, BadInput, BadPhoto, UserError
+from glefld.models import checkpoint
+from glefld.models.checkpoint import ModelCard
+from glefld.predict import (
+    BATCH_SIZE,
+    PRECISION,
+    Bad,
+    Crop,
+    Photo,
+    Prediction,
+    Predictor,
+    open_pixels,
+    open_upright,
+)
+from glefld.recipe import Precision
+from glefld.redaction import public_url, redacted
+from glefld.schema import LandmarkSet, Visibility
+
+#: A photo: path or URL, a file's bytes, a picture of Pillow's, RGB pixels [H, W, 3] uint8, or [3, H, W] of PyTorch's.
+Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
+#: x1 y1 x2 y2 of one garment or of several; None takes the whole photo.
+Boxes: TypeAlias = Sequence[float] | Sequence[Sequence[float] | None] | np.ndarray | Tensor | None
+#: Environment variable: the checkpoint of those who name none.
+CHECKPOINT = "GLEFLD_CHECKPOINT"
+#: COCO's v of each code of ``schema.Visibility``.
+COCO_V = {Visibility.VISIBLE: 2, Visibility.OCCLUDED: 1, Visibility.CUT_OFF: 0, Visibility.ABSENT: 0}
+#: Digits that COCO's JSON keeps of pixels and scores.
+DIGITS = 4
+
+
+class Request(NamedTuple):
+    """A photo to look at, the garments in it, and its name in the answers."""
+
+    photo: Source
+    boxes: Sequence[Sequence[float] | None] = (None,)
+    """x1 y1 x2 y2 of each garment; None for the whole photo."""
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """What the model says of one photo: an answer for each box that was asked for, or the one for the whole photo."""
+
+    name: str
+    """The photo's path or URL as given, or its number among those that were given."""
+    size: tuple[int, int] | None
+    """Width and height of the upright photo in pixels; None if it cannot be read."""
+    answers: tuple[Prediction | BadInput, ...]
+    """One for each garment, in the order of the boxes: a ``Prediction``, or what is wrong with photo or box."""
+    landmark_set: LandmarkSet
+    """Names of the K landmarks and of the garment types."""
+    boxes: Sequence[Sequence[float] | None]
+    """The boxes that were asked for, one for each answer."""
+    photo: Source = dataclasses.field(repr=False)
+    """The photo as given."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the K landmarks."""
+        return self.landmark_set.landmarks
+
+    @property
+    def garments(self) -> tuple[Prediction, ...]:
+        """The garments that could be answered."""
+        return tuple(answer for answer in self.answers if isinstance(answer, Prediction))
+
+    @property
+    def errors(self) -> tuple[BadInput, ...]:
+        """What is wrong with the photo (once for each box), a box, or the model's answer; empty if nothing is."""
+        return tuple(answer for answer in self.answers if isinstance(answer, BadInput))
+
+    @property
+    def garment(self) -> Prediction:
+        """The photo's only garment. Raises what is wrong with it, or UserError if there are several, or none."""
+        if len(self.answers) != 1:
+            raise UserError(
+                f"{self.name} has answers for {len(self.answers)} garments: look into .garments and .errors"
+            )
+        (answer,) = self.answers
+        if isinstance(answer, BadInput):
+            raise answer
+        return answer
+
+    def picture(self) -> Image.Image:
+        """Return the upright photo in RGB, read again from where it was given; BadPhoto if that is not possible."""
+        if isinstance(self.photo, Image.Image):
+            return upright_rgb(self.photo)
+        if isinstance(self.photo, np.ndarray | Tensor):
+            return Image.fromarray(_pixels(self.photo))
+        with open_photo(_read(self.photo)) as image:
+            return upright_rgb(image)
+
+    def plot(self, *, names: bool = True, long_side: int = 768) -> Image.Image:
+        """Return the photo with the garments' boxes, types and landmarks drawn on it, without absent landmarks.
+
+        names: write the landmarks' names too. long_side: of the picture, in pixels. BadPhoto as ``picture``.
+        """
+        from glefld.scoring.draw import overlay  # what draws is not needed to predict
+
+        picture = original = self.picture()
+        for garment in self.garments:
+            scale = np.array(picture.size) / original.size  # the first one scales the picture
+            picture = overlay(
+                picture,
+                self.landmark_set,
+                predicted=garment.landmarks * scale,
+                score=garment.score,
+                visibility=garment.visibility,
+                box=(np.array(garment.box) * np.tile(scale, 2)).tolist(),
+                names=names,
+                label=_label(garment),
+                long_side=long_side,
+            )
+        return picture
+
+    def to_coco(self) -> dict[str, Any]:
+        """Return the garments as ``to_coco`` does."""
+        return to_coco([self], self.landmark_set)
+
+    def to_supervision(self) -> Any:
+        """Return the garments as ``supervision.KeyPoints``: xy [N, K, 2], confidence [N, K] and class_id [N].
+
+        Landmarks that are absent are at (0, 0) with a confidence of 0, which supervision does not draw. ``class_id`` is
+        an index into ``landmark_set.garment_types``, None unless the model tells all types; ``data`` has their names.
+        UserError if the package supervision is not installed.
+        """
+        try:
+            from supervision import KeyPoints
+        except ImportError as error:
+            raise UserError(
+                "to_supervision needs the package supervision, which is not installed: pip install supervision"
+            ) from error
+        k, found = len(self.landmark_set), self.garments
+        xy, confidence = np.zeros((len(found), k, 2), np.float32), np.zeros((len(found), k), np.float32)
+        for i, garment in enumerate(found):
+            here = present(garment)
+            xy[i, here], confidence[i, here] = garment.landmarks[here], garment.score[here]
+        numbers = {garment.name: i for i, garment in enumerate(self.landmark_set.garment_types)}
+        types = [garment.garment_type for garment in found]
+        told = [numbers[name] for name in types if name is not None]
+        whole = len(told) == len(types)
+        return KeyPoints(
+            xy=xy,
+            confidence=confidence,
+            class_id=np.array(told, int) if whole else None,
+            data={"class_name": np.array(types, dtype=str)} if whole else {},
+        )
+
+
+class Landmarks:
+    """A trained landmark model: photos in, ``Result`` out."""
+
+    def __init__(self, predictor: Predictor, checkpoint: str) -> None:
+        """Use ``load``; this is for those who have a ``Predictor`` of the checkpoint at this URL."""
+        self.predictor = predictor
+        self.checkpoint = checkpoint
+        """URL of the checkpoint."""
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | os.PathLike[str] | None = None,
+        *,
+        root: str | None = None,
+        device: str | torch.device = "auto",
+        batch_size: int = BATCH_SIZE,
+        threads: int | None = None,
+        precision: Precision = PRECISION,
+        mirror: bool = False,
+    ) -> Self:
+        """Load a model.
+
+        checkpoint: a run's folder (its best checkpoint) or a checkpoint's, path or URL, or a model in MLflow
+        (``models:/NAME@ALIAS``, ``runs:/ID``), for which alone MLflow is imported. Default: $GLEFLD_CHECKPOINT, else
+        the newest run below the root. root: the folder of runs and of copies of MLflow's models. Default: $GLEFLD_ROOT,
+        else ./glefld-data. device: ``auto`` (a GPU if there is one), ``cpu``, ``gpu`` or one of PyTorch's. batch_size:
+        garments at a time. threads: that decode; by default as many as PyTorch computes with. precision: of the forward
+        pass. mirror: average with the answers for mirror images, a little better at twice the time.
+        UserError if there is no such checkpoint, it is not a landmark model's or there is no such device.
+        """
+        place = storage.absolute(root or os.environ.get("GLEFLD_ROOT") or "./glefld-data")
+        given = os.fspath(checkpoint) if checkpoint is not None else default_checkpoint(place)[0]
+        chosen = _device(device)
+        url = find_checkpoint(given, place)
+        threads = threads or torch.get_num_threads()
+        return cls(Predictor(url, chosen, batch_size, threads, precision, mirror), url)
+
+    @property
+    def card(self) -> ModelCard:
+        """The checkpoint's card: labels, input size, recipe, and scores on the val split."""
+        return self.predictor.card
+
+    @property
+    def landmark_set(self) -> LandmarkSet:
+        """The landmarks' names, and the garment types with the landmarks that each has."""
+        return self.card.labels.landmark_set
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the K landmarks."""
+        return self.landmark_set.landmarks
+
+    @overload
+    def __call__(self, images: Source, boxes: Boxes = None) -> Result: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, images: Iterable[Source], boxes: Iterable[Boxes] | None = None) -> list[Result]: ...
+    def __call__(
+        self, images: Source | Iterable[Source], boxes: Boxes | Iterable[Boxes] = None
+    ) -> Result | list[Result]:
+        """Predict one photo, or each of several.
+
+        images: one ``Source``, or an iterable of them, which gives a list. boxes: for one photo x1 y1 x2 y2 or several
+        of these, in pixels of the upright photo; for several photos one such entry each. None takes the whole photo.
+        A photo or box that cannot be used is an answer of its ``Result``, and raises nothing here. UserError for what
+        is no photo at all, such as pixels of another shape or type, before anything is predicted.
+        """
+        if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor):
+            (result,) = self.stream([_request(images, cast(Boxes, boxes), 0)])
+            return result
+        photos = list(images)
+        entries: list[Boxes] = [None] * len(photos) if boxes is None else list(cast(Iterable[Boxes], boxes))
+        if len(entries) != len(photos):
+            raise UserError(
+                f"boxes has {len(entries)} entries for {len(photos)} photos: give one for each, None for the whole "
+                "photo"
+            )
+        requests = [_request(*pair, i) for i, pair in enumerate(zip(photos, entries, strict=True))]
+        return list(self.stream(requests))
+
+    def stream(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Yield the result of each photo, in order and in constant memory; threads read and open photos ahead."""
+        size, threads = self.card.input_size, self.predictor.pipeline.threads
+        asked: deque[_Asked] = deque()
+
+        def crops() -> Iterator[Crop | Bad]:
+            for request, opened in in_threads(_open, requests, threads):
+                found = [_crop(opened, box, size) for box in request.boxes]
+                asked.append(_Asked(request, _size(opened), len(found)))
+                yield from found
+
+        answers = self.predictor.predict(crops())
+        while (first := next(answers, None)) is not None:
+            yield from self._without_garments(asked)
+            photo = asked.popleft()
+            rest = itertools.islice(answers, photo.garments - 1)
+            yield self._result(photo, (first, *rest))
+        yield from self._without_garments(asked)
+        assert not asked
+
+    def _without_garments(self, asked: "deque[_Asked]") -> Iterator[Result]:
+        while asked and not asked[0].garments:
+            yield self._result(asked.popleft(), ())
+
+    def _result(self, asked: "_Asked", answers: tuple[Prediction | Bad | BadAnswer, ...]) -> Result:
+        request = asked.request
+        return Result(request.name, asked.size, answers, self.landmark_set, request.boxes, request.photo)
+
+
+class _Asked(NamedTuple):
+    """A photo whose garments are on their way through the model."""
+
+    request: Request
+    size: tuple[int, int] | None
+    garments: int
+
+
+def default_checkpoint(root: str) -> tuple[str, str]:
+    """Return the checkpoint of those who name none, and why it is that one, in words; UserError if there is none."""
+    if named := os.environ.get(CHECKPOINT):
+        return named, f"${CHECKPOINT}"
+    if (run := checkpoint.newest_run(root)) is not None:
+        return run, "the newest run"
+    raise UserError(
+        f"no checkpoint is named, and {storage.join(public_url(root), 'runs')} has no run of a landmark model with a "
+        f"best checkpoint: name one, set {CHECKPOINT} or GLEFLD_ROOT, or train a model"
+    )
+
+
+def find_checkpoint(given: str, root: str) -> str:
+    """Return the URL of a checkpoint: of a run its best one, of a model in MLflow a copy below the root.
+
+    UserError if there is none, or its place cannot be accessed.
+    """
+    if given.startswith(("models:/", "runs:/")):
+        from glefld import tracking  # with MLflow, which takes seconds to import
+
+        uri = tracking.tracking_uri(root, on_cluster=False)
+        tracking.require_answer(uri)
+        return tracking.fetch(given, uri, storage.join(root, "models"))
+    url = storage.absolute(given)
+    storage.require_access(url)
+    return checkpoint.resolve(url)
+
+
+def present(garment: Prediction) -> np.ndarray:
+    """Return which landmarks a garment has, as far as the model tells: [K] bool."""
+    known = ~np.isnan(garment.landmarks).any(axis=1)
+    return known if garment.visibility is None else known & (garment.visibility <= Visibility.OCCLUDED)
+
+
+def to_coco(results: Iterable[Result], landmark_set: LandmarkSet) -> dict[str, Any]:
+    """Return the garments of photos as COCO keypoints, which pycocotools loads as it does ground truth.
+
+    Each garment type is a category with the landmarks that it has; of models that do not tell the type, and only then,
+    there is a category ``garment`` with all of them. v is 2 for visible landmarks, 1 for occluded and 0 for absent
+    ones, which are at (0, 0). Besides COCO's fields, an annotation has a ``score``, the mean of its landmarks', and
+    ``keypoint_scores``. Coordinates are continuous, not pixels' numbers. ``info`` lists the errors, with their photos;
+    one that cannot be read is no image.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    errors: list[dict[str, str]] = []
+    for result in results:
+        errors += [{"photo": result.name, "error": str(error)} for error in result.errors]
+        if result.size is None:
+            continue
+        width, height = result.size
+        images.append({"id": len(images) + 1, "file_name": result.name, "width": width, "height": height})
+        for garment in result.garments:
+            annotation = {"id": len(annotations) + 1, "image_id": len(images)}
+            annotations.append(annotation | _annotation(garment, landmark_set))
+    names = landmark_set.landmarks
+    info = {
+        "description": "predictions of glefld",
+        "errors": errors,
+        "glefld_landmarks": list(names),
+        "glefld_mirror_pairs": [[names[i], names[m]] for i, m in enumerate(landmark_set.mirror) if i < m],
+        "glefld_coordinates": "continuous",
+    }
+    used = {annotation["category_id"] for annotation in annotations}
+    categories = [
+        {
+            "id": code,
+            "name": name,
+            "supercategory": "clothes",
+            "keypoints": [names[i] for i in landmarks],
+            "skeleton": [],
+        }
+        for code, name, landmarks in _categories(landmark_set)
+        if name != UNTYPED or code in used or not landmark_set.garment_types
+    ]
+    return {"info": info, "images": images, "annotations": annotations, "categories": categories}
+
+
+#: COCO's category of garments whose type is not known.
+UNTYPED = "garment"
+
+
+def _categories(landmark_set: LandmarkSet) -> list[tuple[int, str, Sequence[int]]]:
+    """Return code, name and landmarks of COCO's categories: each garment type, and last the one of unknown type."""
+    types = [(garment.code, garment.name, garment.landmarks) for garment in landmark_set.garment_types]
+    untyped = 1 + max((code for code, *_ in types), default=0)
+    return [*types, (untyped, UNTYPED, range(len(landmark_set)))]
+
+
+def _annotation(garment: Prediction, landmark_set: LandmarkSet) -> dict[str, Any]:
+    code, _, landmarks = next(
+        category
+        for category in _categories(landmark_set)
+        if category[1] == (UNTYPED if garment.garment_type is None else garment.garment_type)
+    )
+    slots = list(landmarks)
+    seen = garment.visibility if garment.visibility is not None else np.zeros(len(landmark_set), np.int8)
+    codes = np.where(np.isnan(garment.score), Visibility.ABSENT, seen)
+    v = [COCO_V[Visibility(code)] for code in codes[slots].tolist()]
+    keypoints: list[float] = []
+    for (x, y), flag in zip(garment.landmarks[slots].tolist(), v, strict=True):
+        keypoints += [round(x, DIGITS), round(y, DIGITS), flag] if flag else [0.0, 0.0, 0]
+    x1, y1, x2, y2 = garment.box
+    score = garment.score[slots]
+    here = np.array(v, bool)
+    return {
+        "category_id": code,
+        "iscrowd": 0,
+        "bbox": [round(value, DIGITS) for value in (x1, y1, x2 - x1, y2 - y1)],
+        "area": round((x2 - x1) * (y2 - y1), DIGITS),
+        "num_keypoints": int(here.sum()),
+        "keypoints": keypoints,
+        "score": round(float(score[here].mean()), DIGITS) if here.any() else 0.0,
+        "keypoint_scores": [round(value, DIGITS) for value in np.where(here, score, 0).tolist()],
+    }
+
+
+def _label(garment: Prediction) -> str:
+    if garment.garment_type is None or garment.garment_type_score is None:
+        return ""
+    return f"{garment.garment_type} {garment.garment_type_score:.2f}"
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device("cuda" if device == "gpu" else device)
+    except RuntimeError as error:
+        words = str(error).partition("\n")[0]
+        raise UserError(f"device {device!r}: {words}: give auto, cpu, gpu or one of PyTorch's") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device}: this machine has {torch.cuda.device_count()} GPUs; cpu uses CPUs")
+    return chosen
+
+
+def _request(photo: Any, boxes: Boxes, number: int) -> Request:
+    """Check what kind of photo and boxes these are; UserError if it is none."""
+    if isinstance(photo, str | os.PathLike):
+        name = public_url(os.fspath(photo))
+    else:
+        name = f"photo {number + 1}"
+        if isinstance(photo, np.ndarray | Tensor):
+            _require_pixels(photo)
+        elif not isinstance(photo, bytes | Image.Image):
+            raise UserError(
+                f"{name} is of type {type(photo).__name__}: give a path, a URL, bytes, a picture of Pillow's, or "
+                "pixels of NumPy's or PyTorch's"
+            )
+    if boxes is None:
+        return Request(photo, name=name)
+    entries = boxes.tolist() if isinstance(boxes, np.ndarray | Tensor) else list(boxes)
+    if len(entries) == 4 and all(isinstance(value, float | int | np.number) for value in entries):
+        entries = [entries]
+    for box in entries:
+        if box is not None and (isinstance(box, float | int) or len(box) != 4):
+            raise UserError(f"{name}: a box is x1 y1 x2 y2, not {box}")
+    return Request(photo, entries, name)
+
+
+def _require_pixels(pixels: np.ndarray | Tensor) -> None:
+    """UserError unless these are [H, W, 3] uint8 of NumPy's or [3, H, W] uint8 of PyTorch's, with a pixel at least."""
+    numpys = isinstance(pixels, np.ndarray)
+    shape, kind = (
+        tuple(pixels.shape),
+        "uint8" if pixels.dtype in (np.uint8, torch.uint8) else str(pixels.dtype),
+    )
+    channels = shape[-1 if numpys else 0] if len(shape) == 3 else None
+    if channels != 3 or kind != "uint8" or 0 in shape:
+        wanted = "[height, width, 3]" if numpys else "[3, height, width]"
+        several = ": give several photos as a list of them" if len(shape) == 4 else ""
+        raise UserError(
+            f"pixels of {'NumPy' if numpys else 'PyTorch'}'s must be {wanted} of uint8, RGB from 0 to 255, not "
+            f"{list(shape)} of {kind}{several}"
+        )
+
+
+def _pixels(pixels: np.ndarray | Tensor) -> np.ndarray:
+    """Return [H, W, 3] uint8."""
+    return pixels if isinstance(pixels, np.ndarray) else pixels.permute(1, 2, 0).cpu().numpy()
+
+
+def _open(request: Request) -> tuple[Request, Photo | BadPhoto]:
+    photo = request.photo
+    try:
+        if isinstance(photo, Image.Image):
+            return request, open_pixels(np.asarray(upright_rgb(photo)))
+        if isinstance(photo, np.ndarray | Tensor):
+            return request, open_pixels(_pixels(photo))
+        return request, open_upright(_read(photo))
+    except BadPhoto as bad:
+        return request, bad
+
+
+def _read(photo: str | os.PathLike[str] | bytes) -> bytes:
+    """Return a photo's file; BadPhoto if it cannot be read."""
+    if isinstance(photo, bytes):
+        return photo
+    try:
+        return storage.read_bytes(storage.absolute(os.fspath(photo)))
+    except FileNotFoundError as error:
+        raise BadPhoto("missing_photo", "there is no such file") from error
+    except (OSError, BotoCoreError, ClientError, UserError) as error:
+        detail = redacted(" ".join(str(error).split())) or type(error).__name__
+        raise BadPhoto("unreadable_photo", detail) from error
+
+
+def _size(photo: Photo | BadPhoto) -> tuple[int, int] | None:
+    """Return the upright photo's width and height."""
+    if isinstance(photo, BadPhoto):
+        return None
+    left, top, right, bottom = photo.bounds
+    return round(right - left), round(bottom - top)
+
+
+def _crop(photo: Photo | BadPhoto, box: Sequence[float] | None, size: int) -> Crop | Bad:
+    if isinstance(photo, BadPhoto):
+        return photo
+    try:
+        return photo.crop(box, size)
+    except BadBox as bad:
+        return bad
