@@ -40,10 +40,6 @@ BATCH_PIXELS = 128_000_000
 Bad = BadPhoto | BadBox | NoGarment | BadAnswer
 Damaged = Literal["error", "answer"]
 
-#: What a detected box's score is.
-BOX_SCORE = (
-    "probability that the box is an annotated garment's, as on the val split; null where there is none"
-)
 #: What a predictor and the inference job take unless they are told: garments at a time, and how they are computed.
 BATCH_SIZE = 32
 PRECISION: Precision = "fp32"
