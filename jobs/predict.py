@@ -35,6 +35,7 @@ Format = Literal["json", "csv", "coco", "parquet"]
 ENDINGS: dict[str, Format] = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 STDIN = "-"
 WHOLE = "whole"
+DETECT = "detect"
 #: Columns of CSV: a row for each landmark of each garment, or for what is wrong with it.
 COLUMNS = (
     *("photo", "garment", "garment_type", "garment_type_score"),
@@ -59,8 +60,12 @@ class Options:
     """Folder of a checkpoint, or of a run (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID).
     Default: $GLEFLD_CHECKPOINT, else the newest run below --root."""
     boxes: str = WHOLE
-    """whole: each photo is one garment. Or a CSV or Parquet file with one row per garment: uri (the photo as given,
-    or its path within a given folder) and x1, y1, x2, y2 in pixels of the upright photo."""
+    """whole: each photo is one garment. detect: a detector finds them. Or a CSV or Parquet file with one row per
+    garment: uri (the photo as given, or its path within a given folder) and x1, y1, x2, y2 in pixels of the upright
+    photo."""
+    detector: str | None = None
+    """Detector for --boxes detect: checkpoint or run, path, URL or MLflow model. Default: $GLEFLD_DETECTOR, else the
+    newest run of a detector below --root."""
     format: Format | None = None
     """json: an array with an object for each garment. csv: a row for each landmark. coco: COCO keypoints. parquet: the
     columns of infer. Default: by the ending of --output, else json."""
@@ -87,7 +92,9 @@ def run(options: Options) -> None:
     if options.show:
         storage.require_writable(storage.absolute(options.show), "--show", folder=True)
     found = list(find_photos(options.photos))
-    boxes = read_boxes(options.boxes, found) if options.boxes != WHOLE else None
+    boxes = read_boxes(options.boxes, found) if options.boxes not in (WHOLE, DETECT) else None
+    if options.detector is not None and options.boxes != DETECT:
+        raise UserError(f"--detector is for detected boxes: add --boxes {DETECT}, or leave it out")
 
     # Before PyTorch, which takes seconds to import, come all mistakes that can be told without it.
     from glefld.landmarks import CHECKPOINT, Landmarks, default_checkpoint, find_checkpoint
@@ -98,7 +105,8 @@ def run(options: Options) -> None:
         url = find_checkpoint(given, root)
     if why:
         print(f"checkpoint {public_url(url)}, {why}", file=sys.stderr)
-    model = Landmarks.load(url, root=root, device=options.device)
+    finder = choose_detector(options.detector, root) if options.boxes == DETECT else None
+    model = Landmarks.load(url, root=root, device=options.device, detector=finder)
     count = Count(len(found))
     results = count.counted(model.stream(requests(found, boxes)))
     results = (above(result, options.min_score) for result in results)
@@ -109,6 +117,24 @@ def run(options: Options) -> None:
     print(count.summary(), file=sys.stderr)
     if not count.answered:
         raise SystemExit(1)
+
+
+def choose_detector(given: str | None, root: str) -> str:
+    """Return the URL of the detector's checkpoint, and tell which it is if --detector does not."""
+    from glefld.detect import default_detector, require_detector
+    from glefld.landmarks import find_checkpoint
+    from glefld.models import checkpoint
+
+    why = ""
+    if given is None:
+        with naming(f"--boxes {DETECT}"):
+            given, why = default_detector(root)
+    with naming("--detector"):
+        url = find_checkpoint(given, root)
+        require_detector(url, checkpoint.read_card(url))
+    if why:
+        print(f"detector {public_url(url)}, {why}", file=sys.stderr)
+    return url
 
 
 class Found:
@@ -296,6 +322,7 @@ def json_rows(result: "Result") -> Iterator[dict[str, Any]]:
         yield {
             "photo": result.name,
             "box": _rounded(answer.box),
+            **({"box_score": _rounded([answer.box_score])[0]} if answer.box_score is not None else {}),
             "garment_type": answer.garment_type,
             "garment_type_score": _rounded([answer.garment_type_score])[0],
             "landmarks": dict(landmarks(result, answer)),

@@ -15,6 +15,7 @@ from glefld.data.garments import PhotoBoxes
 from glefld.data.loader import BatchLoader
 from glefld.detect import Detected, Detector
 from glefld.errors import BadAnswer, BadPhoto, UserError
+from glefld.landmarks import Landmarks
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.system import Found, Model
@@ -92,6 +93,38 @@ def test_landmarks_in_found_boxes_are_those_in_the_photo(finder: Detector, tmp_p
                 prediction = found[place]
                 assert isinstance(prediction, Prediction)
                 np.testing.assert_allclose(prediction.landmarks, card.points, atol=3)
+
+
+def test_a_landmark_model_with_a_detector(detector: tuple[str, str], tmp_path: Path) -> None:
+    """Photos without boxes get those that are found, with their scores; boxes that are given are taken as they are."""
+    model = Landmarks.load(
+        dots.write_checkpoint(str(tmp_path / "landmarks")), detector=detector[1], device="cpu", threads=1
+    )
+    finder = model.detector
+    assert finder is not None
+    photos = [photo for photo, _ in examples(5)]
+    empty, _ = boxed.make_photo(np.random.default_rng(0), garments=0)
+    box = (10.0, 10.0, 60.0, 60.0)
+    sources = [photos[0], b"no picture", photos[1], empty, photos[2], encode(photos[3], 6), photos[4]]
+    results = model(sources, [None, None, box, None, None, None, []])
+    assert [len(result.answers) for result in (results[1], results[3], results[6])] == [1, 1, 0]
+    assert str(results[1].errors[0]).startswith("unreadable_photo")
+    assert str(results[3].errors[0]).startswith("no_garment")
+    assert results[3].size == (boxed.WIDTH, boxed.HEIGHT)
+    assert results[2].garment.box == box
+    assert results[2].garment.box_score is None
+    crops = [open_upright(dots.encoded(photo, "PNG")).whole(boxed.SIZE) for photo in (photos[0], photos[2])]
+    for result, found in zip((results[0], results[4]), finder.detect(crops), strict=True):
+        assert isinstance(found, Detected)
+        assert len(found.boxes) == len(result.garments) > 0
+        for garment, expected, score in zip(result.garments, found.boxes, found.score, strict=True):
+            np.testing.assert_allclose(garment.box, expected, atol=1e-3)
+            assert garment.box_score == pytest.approx(float(score), abs=1e-4)
+    annotations = results[0].to_coco()["annotations"]
+    assert [a["box_score"] for a in annotations] == [
+        pytest.approx(g.box_score, abs=1e-4) for g in results[0].garments
+    ]
+    assert results[5].garments
 
 
 def test_it_sees_what_it_was_trained_on(finder: Detector, detector: tuple[str, str]) -> None:

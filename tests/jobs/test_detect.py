@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from glefld import storage
 from glefld.detect import DETECTOR
-from jobs import evaluate, infer, train
+from jobs import evaluate, infer, predict, train
 from tests import boxed, dots
 from tests.in_process import predict_here, train_here
 from tests.mistakes import forbid_ray, one_line
@@ -145,6 +145,27 @@ def test_photos_without_boxes(
     infer.run(dataclasses.replace(chosen, output=str(root / "again")))
     assert f"detector   {older} ($GLEFLD_DETECTOR)" in capsys.readouterr().out
     shutil.rmtree(older)
+
+
+def test_a_few_photos(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """predict has an object for each garment that was found, with the box's score, and an error for each other photo."""
+    with zipfile.ZipFile(root / "photos.zip") as archive:
+        archive.extractall(root / "folder")
+    output = str(root / "found.json")
+    predict.run(
+        predict.Options(
+            (str(root / "folder"),), str(root / "landmarks"), boxes="detect", output=output, root=str(root)
+        )
+    )
+    told = capsys.readouterr().err
+    assert f"detector {root}/runs/finder" in told
+    found = json.loads(Path(output).read_text())
+    garments = [row for row in found if "box" in row]
+    assert len(garments) >= 5
+    assert all(0 < row["box_score"] <= 1 for row in garments)
+    errors = [row["error"].partition(":")[0] for row in found if "error" in row]
+    assert set(errors) == {"no_garment"}
+    assert len({row["photo"] for row in found}) == 6
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
