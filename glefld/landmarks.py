@@ -304,7 +304,7 @@ class Landmarks:
     def _detect(
         self, opened: Iterable[tuple[Request, Photo | BadPhoto]]
     ) -> Iterator[tuple[Request, Photo | BadPhoto, Detected | Bad | None]]:
-        """Yield each photo and what the detector says of it: its garments, or what is wrong; None if it is not asked."""
+        """Yield each photo and what the detector says of it: its garments, or what is wrong; None if not asked."""
         if self.detector is None:
             yield from ((*pair, None) for pair in opened)
             return
@@ -386,8 +386,8 @@ def to_coco(results: Iterable[Result], landmark_set: LandmarkSet) -> dict[str, A
     Each garment type is a category with the landmarks that it has; of models that do not tell the type, and only then,
     there is a category ``garment`` with all of them. v is 2 for visible landmarks, 1 for occluded and 0 for absent
     ones, which are at (0, 0). Besides COCO's fields, an annotation has a ``score``, the mean of its landmarks',
-    ``keypoint_scores``, and the ``box_score`` of a detected box. Coordinates are continuous, not pixels' numbers. ``info`` lists the errors, with their photos;
-    one that cannot be read is no image.
+    ``keypoint_scores``, and the ``box_score`` of a detected box. Coordinates are continuous, not pixels' numbers.
+    ``info`` lists the errors, with their photos; one that cannot be read is no image.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []

@@ -148,7 +148,7 @@ def test_photos_without_boxes(
 
 
 def test_a_few_photos(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """predict has an object for each garment that was found, with the box's score, and an error for each other photo."""
+    """predict has an object for each garment that was found, with the box's score, and an error for other photos."""
     with zipfile.ZipFile(root / "photos.zip") as archive:
         archive.extractall(root / "folder")
     output = str(root / "found.json")
