@@ -248,7 +248,7 @@ def test_a_detector_needs_whole_photos(
     """In one line, before Ray starts, that says how to ingest them."""
     forbid_ray(monkeypatch, "train")
     told = one_line(lambda: train.run(options(root, f"--data {root}/crops")), capsys)
-    assert told.endswith("a detector needs whole photos: ingest it with --margin full")
+    assert told.strip().endswith("a detector needs whole photos: ingest it with --margin full")
     assert "--task detect does not fit --model fpn: choose one of fcos" in one_line(
         lambda: train.run(dataclasses.replace(options(root), system="fpn")), capsys
     )
