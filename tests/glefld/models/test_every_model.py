@@ -70,7 +70,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet-attributes": ("resnet", {"backbone": "test_efficientnet", "label": "attributes"}),
     "sanl-resnet": ("sanl-resnet", {"label": "garment_type"}),
     "sanl-resnet-nonlocal": ("sanl-resnet", {"block": "nonlocal", "label": "category"}),
-    "fcos": ("fcos", {"backbone": "test_resnet", "width": 32, "layers": 1}),
+    "fcos": ("fcos", {"backbone": "test_resnet", "width": 64, "layers": 1}),
 }
 each_model = pytest.mark.parametrize("case", CASES)
 #: The first case of each system, where all of them would take minutes.

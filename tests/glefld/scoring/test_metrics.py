@@ -254,6 +254,7 @@ def test_scores_do_not_depend_on_the_split(seed, ranks):
 def flat(report: Report) -> dict[str, float]:
     fields = dataclasses.asdict(report)
     assert fields.pop("oks") is None, "only DeepFashion2's landmarks have it"
+    assert fields.pop("boxes") is None, "only a detector has them"
     fields |= {f"recall.{at}": by_type for at, by_type in fields.pop("recall").items()}
     nested = {f"{a}.{b}": v for a, d in fields.items() if isinstance(d, dict) for b, v in d.items()}
     for name in ("reliability", "sparsified"):
