@@ -5,11 +5,13 @@ import contextlib
 import dataclasses
 import logging
 import os
+import select
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -22,6 +24,9 @@ from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
 from glefld.redaction import public_url, redacted
 from glefld.schema import Manifest
+from jobs import tyro_private
+from jobs.commands import caller
+from jobs.nearest import nearest
 
 # Ray, PyTorch and MLflow take seconds to import, so functions import them when they need them: a user is told of a
 # mistake before that.
@@ -37,8 +42,10 @@ Root = Annotated[
 #: Errors reported in one line: mistakes that the user can fix, and failures of disks, networks and object storage.
 #: Any other error is a bug and keeps its traceback.
 ONE_LINE = (UserError, OSError, BotoCoreError, ClientError)
-#: Environment variable; 1 shows the traceback of every error.
+#: Environment variable; 1 shows the traceback of every error, and what Ray says of itself.
 DEBUG = "GLEFLD_DEBUG"
+#: How often a log that is no terminal gets a line of progress.
+LINE_SECONDS = 30.0
 Device = Annotated[
     Literal["auto", "cpu", "gpu"], tyro.conf.arg(help="Device to compute on. auto: GPUs if there are any.")
 ]
@@ -48,25 +55,67 @@ def main(options_type: type[Options], run: Callable[[Options], None]) -> None:
     """Parse the command line (exit status 2 if it is wrong) and run the job."""
     module = sys.modules[options_type.__module__]
     # Parse inside the guard: options may check their values when they are constructed.
-    guard(lambda: run(tyro.cli(options_type, prog=program(module.__file__), description=module.__doc__)))
+    guard(lambda: run(parse_options(options_type, sys.argv[1:], module)))
+
+
+def run_command(module: ModuleType, argv: list[str]) -> None:
+    """Run the job in a module with these arguments, as ``python -m`` would."""
+    guard(lambda: module.run(parse_command(module, argv)))
+
+
+def parse_command(module: ModuleType, argv: list[str]) -> Any:
+    """Return a job's options. Exits with 2 if they are wrong, and with 0 after ``--help``."""
+    if hasattr(module, "parse"):  # a job whose defaults depend on other options
+        return module.parse(argv)
+    return parse_options(module.Options, argv, module)
+
+
+def parse_options(
+    options_type: type[Options], argv: list[str], module: ModuleType, default: Any = tyro.MISSING_NONPROP
+) -> Options:
+    """Parse arguments to the options of the job in a module; with exit status 2, a line says what may have been meant.
+
+    default: the options where no arguments are given.
+    """
+    hints: list[str] = []
+    try:
+        with tyro_private.hints(hints.append):
+            return tyro.cli(
+                options_type,
+                args=argv,
+                prog=program(module.__file__),
+                description=module.__doc__,
+                default=default,
+            )
+    except SystemExit:
+        for hint in hints:
+            print(f"did you mean {hint}?", file=sys.stderr)
+        raise
 
 
 def program(file: str | None) -> str:
-    """Return how a user calls the job in a file, for the parser's messages."""
+    """Return how a user calls the job in a file, for messages: as the one that runs was called."""
     assert file is not None
-    return f"python -m jobs.{Path(file).stem}"
+    name = Path(file).stem
+    called = caller()
+    return f"{called} {name.replace('_', '-')}" if called else f"python -m jobs.{name}"
 
 
 def guard(action: Callable[[], None]) -> None:
     """Run ``action``, printing errors of ``ONE_LINE`` as one line on stderr.
 
     The exit status is 1 for such an error and 130 for Ctrl-C. With GLEFLD_DEBUG=1 every error keeps its traceback.
+    Nothing is printed when the reader of stdout has left, as ``head`` does: the exit status is then 1.
     """
     try:
         action()
+        sys.stdout.flush()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_left():
+            _discard_output()
+            raise SystemExit(1) from None
         cause = user_error(error)
-        if cause is None or os.environ.get(DEBUG, "0") not in ("", "0"):
+        if cause is None or debugging():
             raise
         message = redacted(" ".join(str(cause).split())) or type(cause).__name__
         # The message of an error from a library may not be enough to find the cause.
@@ -79,6 +128,24 @@ def guard(action: Callable[[], None]) -> None:
     atexit.register(_leave)  # it comes before Ray's handler, which was registered earlier
 
 
+def reader_left() -> bool:
+    """Return whether stdout is a pipe that nobody reads any more."""
+    try:
+        stdout = sys.stdout.fileno()
+    except (OSError, ValueError):  # captured, as in tests
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard_output() -> None:
+    """Let what is still in stdout's buffer go nowhere, so that Python does not fail again at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def _leave() -> None:
     """Stop Ray, and end a job's process without taking Python apart.
 
@@ -88,7 +155,7 @@ def _leave() -> None:
     if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
         ray.shutdown()
     main = getattr(sys.modules["__main__"], "__spec__", None)
-    if main is None or not main.name.startswith("jobs."):
+    if caller() is None and (main is None or not main.name.startswith("jobs.")):
         return  # a test, or a script that uses this module: its exit is its own
     atexit.unregister(_leave)
     atexit._run_exitfuncs()
@@ -96,8 +163,15 @@ def _leave() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError:
-        return  # Python tries again, and makes it the exit status
+        if not reader_left():
+            return  # Python tries again, and makes it the exit status
+        os._exit(1)
     os._exit(0)
+
+
+def debugging() -> bool:
+    """Return whether the user wants to see all: tracebacks, and what Ray says of itself."""
+    return os.environ.get(DEBUG, "0") not in ("", "0")
 
 
 def user_error(error: BaseException) -> BaseException | None:
@@ -177,7 +251,10 @@ def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
 
     if not given.startswith(("models:/", "runs:/")):
         url = resolve_url(given, option)
-        with naming(option):
+        with (
+            naming(option),
+            suggesting(url, None if "/" in given else storage.join(chosen_root(root), "runs")),
+        ):
             return checkpoint.resolve(url)
     place = resolve_root(root)
     uri = tracking.tracking_uri(place, on_cluster())
@@ -202,6 +279,25 @@ def resolve_detector(given: str | None, root: str | None) -> str:
     return resolve_checkpoint(found, "--detector", root)
 
 
+@contextlib.contextmanager
+def suggesting(url: str, folder: str | None = None) -> Iterator[None]:
+    """Append the place that was probably meant to the message of a UserError: what is named alike beside the URL.
+
+    folder: where it may be instead, under this name or one like it.
+    """
+    try:
+        yield
+    except UserError as error:
+        above, _, name = url.rstrip("/").rpartition("/")
+        for place in (above, folder):
+            if place and not storage.is_http(place):
+                names = [entry.name for entry in storage.entries(place) if entry.is_folder]
+                found = nearest(name, names)
+                if found is not None and storage.join(place, found) != url.rstrip("/"):
+                    raise UserError(f"{error}; did you mean {storage.join(place, found)}?") from error
+        raise
+
+
 def require_name(name: str | None) -> None:
     """Raise UserError unless a run's name is that of a folder in ``<root>/runs``."""
     if name is not None and (name in ("", ".", "..") or "/" in name or "\0" in name):
@@ -219,7 +315,7 @@ def open_data(data: str | None, root: str, dataset: str) -> tuple[str, Manifest]
     Raises UserError if it is not finished, or is not ``dataset``.
     """
     url = resolve_url(data, "--data") if data else storage.join(root, "data", dataset)
-    with naming("--data"):
+    with naming("--data"), suggesting(url):
         manifest = open_dataset(url)
     if manifest.dataset != dataset:
         raise UserError(
@@ -247,8 +343,22 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with contextlib.nullcontext() if debugging() else ray_private.quiet_driver():
+        _start_ray(dashboard, local)
+    if not debugging():
+        ray_private.take_worker_lines(ray_private.is_noise)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+
+
+def _start_ray(dashboard: bool, local: dict[str, Any]) -> None:
+    import ray
+
+    from pipelines import ray_private
+
+    level = logging.INFO if debugging() else logging.WARNING
     if on_cluster():
-        ray.init()
+        ray.init(logging_level=level)
         return
     ray_private.listen_on_loopback()
     # Parts of Ray Train find their cluster by its address, which fails if a second cluster runs on this machine.
@@ -262,7 +372,7 @@ def start_ray(*, dashboard: bool = False, **local: Any) -> None:
         variables(RAY_ADDRESS=address, **ray_private.waiting_threads(), **ray_private.one_machine()),
         ray_private.without_autoscaler(),
     ):
-        ray.init(address="local", include_dashboard=dashboard, **local)
+        ray.init(address="local", include_dashboard=dashboard, logging_level=level, **local)
 
 
 @contextlib.contextmanager
@@ -332,27 +442,44 @@ def use_gpu(device: Device, gpus: float) -> bool:
 
 
 class RowBar(contextlib.AbstractContextManager["RowBar"]):
-    """Progress bar of rows, and their rate. The rate excludes rows that an earlier, stopped run had finished."""
+    """Progress of rows, and their rate, which excludes rows that an earlier, stopped run had finished.
+
+    A bar on a terminal; elsewhere a plain line at the start, at the end and every ``LINE_SECONDS`` in between.
+    """
 
     def __init__(self, console: Console, name: str) -> None:
-        self._bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console)
+        self._console, self._name = console, name
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task(name, total=None)
-        self._start = time.monotonic()
+        self._start = self._line = time.monotonic()
         self._first: int | None = None
         self._done = 0
+        self._total: int | None = None
 
     def __enter__(self) -> "RowBar":
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._bar.stop()
+        if self._total is not None and kind is None:
+            self._tell(f", {self.rows_per_second():,.0f} a second")
 
     def __call__(self, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` rows are finished."""
+        first = self._first is None
         self._first = done if self._first is None else self._first
-        self._done = done
+        self._done, self._total = done, total
         self._bar.update(self._task, completed=done, total=total)
+        if first or (time.monotonic() - self._line >= LINE_SECONDS and done < total):
+            self._tell("")
+
+    def _tell(self, more: str) -> None:
+        if self._bar.disable:
+            text = f"{self._name}  {self._done:,} of {self._total:,}{more}"
+            self._console.print(text, soft_wrap=True, highlight=False)
+            self._line = time.monotonic()
 
     def rows_per_second(self) -> float:
         """Return the mean rate since the bar was made."""

@@ -31,6 +31,7 @@ from jobs.cli import (
     start_ray,
     use_gpu,
 )
+from jobs.progress import TrainingProgress
 from pipelines.compare import ComparedSystem, Comparison, check, compare, find_guides, measure, slug
 from pipelines.train.workers import WorkerGroup, require_rows
 
@@ -125,6 +126,7 @@ def run(options: Options) -> None:
     workers = choose_workers(options)
     guided_by = check(comparison, entries, classifier, options.recipe)
 
+    from pipelines import ray_private
     from pipelines.evaluate import baselines
     from pipelines.lease import hold
 
@@ -151,10 +153,22 @@ def run(options: Options) -> None:
         )
         storage.write_json(record, {"run_id": parent.run_id})
         with tracking.logged_run(parent, folder) as log:
-            guides = find_guides(
-                comparison, guided_by, seeds, classifier, options.recipe, parent, lease, workers, print_result
-            )
-            results = compare(comparison, entries, seeds, parent, lease, guides, workers, print_result)
+            with (
+                TrainingProgress(console, workers, several=True) as progress,
+                ray_private.worker_lines(progress.take),
+            ):
+                guides = find_guides(
+                    comparison,
+                    guided_by,
+                    seeds,
+                    classifier,
+                    options.recipe,
+                    parent,
+                    lease,
+                    workers,
+                    print_result,
+                )
+                results = compare(comparison, entries, seeds, parent, lease, guides, workers, print_result)
             baseline = baselines(data, options.split, "category")
             costs = measure(results, workers)
             compared = rows(results, costs)

@@ -16,17 +16,17 @@ from typing import NoReturn
 
 import aiohttp
 import ray.exceptions
-import tyro
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from glefld import tracking
 from glefld.errors import UserError
 from glefld.redaction import public_url, redacted
 from glefld.temporary import temporary_folder
-from jobs.cli import guard, program
+from jobs.cli import guard, parse_command, program
+from jobs.commands import COMMANDS, SUBMITTED
+from jobs.nearest import did_you_mean
 from pipelines import ray_private
 
-JOBS = ("synthesize", "ingest", "train", "compare", "evaluate", "infer", "benchmark")
 PACKAGES = ("glefld", "pipelines", "jobs")
 
 #: Environment variables that are passed on to the job. Everyone with access to the cluster's dashboard can read them,
@@ -68,7 +68,9 @@ def run(options: Options) -> None:
         pack(Path(folder))
         try:
             job_id = client.submit_job(
-                entrypoint=shlex.join(["python", "-m", f"jobs.{options.job}", *options.arguments]),
+                entrypoint=shlex.join(
+                    ["python", "-m", f"jobs.{COMMANDS[options.job].module}", *options.arguments]
+                ),
                 runtime_env={"working_dir": folder, "env_vars": environment},
             )
         except RuntimeError as error:  # what Ray's SDK raises if, for example, no agent has started yet
@@ -86,17 +88,18 @@ def run(options: Options) -> None:
 
 def parse(argv: list[str]) -> Options:
     """Parse the command line (exit status 2 if it is wrong). Options that are not ours are the job's."""
+    called = program(__file__)
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.submit",
+        prog=called,
         description=__doc__,
-        epilog="All other options are the job's own: see `python -m jobs.submit JOB --help`. "
+        epilog=f"All other options are the job's own: see `{called} JOB --help`. "
         f"Environment variables passed to the job: {PASSED.pattern.replace('|', ', ')}. Secrets are never passed: "
         "set them in the cluster's own environment. List, follow and stop jobs with `ray job list`, "
         "`ray job logs --follow ID` and `ray job stop ID`.",
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("job", nargs="?", choices=JOBS, help="Job to run.")
+    parser.add_argument("job", nargs="?", metavar="JOB", help=f"Job to run: {', '.join(SUBMITTED)}.")
     parser.add_argument(
         "--address",
         metavar="URL",
@@ -112,17 +115,16 @@ def parse(argv: list[str]) -> Options:
         if {"-h", "--help"} & set(others):
             parser.print_help()
             raise SystemExit(0)
-        parser.error(f"name the job to run: {', '.join(JOBS)}")
+        parser.error(f"name the job to run: {', '.join(SUBMITTED)}")
+    if ours.job not in SUBMITTED:
+        meant = did_you_mean(ours.job, SUBMITTED)
+        parser.error(f"there is no job {ours.job!r} among {', '.join(SUBMITTED)}{meant}")
     return Options(ours.job, others, ours.address, ours.stop_on_interrupt)
 
 
 def check(job: str, arguments: list[str]) -> None:
     """Parse a job's options before submitting it. Exits with 2 if they are wrong, and with 0 after ``--help``."""
-    module = importlib.import_module(f"jobs.{job}")
-    if hasattr(module, "parse"):  # a job whose defaults depend on other options
-        module.parse(arguments)
-    else:
-        tyro.cli(module.Options, args=arguments, prog=program(module.__file__), description=module.__doc__)
+    parse_command(importlib.import_module(f"jobs.{COMMANDS[job].module}"), arguments)
 
 
 def job_environment() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Render a synthetic raw data set in a benchmark's layout, to try the jobs without real photos."""
 
 import dataclasses
+import itertools
 import os
 import time
 from functools import partial
@@ -8,7 +9,6 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from glefld import storage
@@ -45,15 +45,15 @@ def run(options: Options) -> None:
     if options.layout == "deepfashion2" and options.irregularities:
         raise UserError("--irregularities needs a layout with lists: omit it for deepfashion2")
     start = time.perf_counter()
-    with Progress() as progress:
-        task = progress.add_task("rendering", total=options.count)
+    done = itertools.count(1)
+    with cli.RowBar(Console(), "rendering") as bar:
         write = partial(
             deepfashion2.write_dataset
             if options.layout == "deepfashion2"
             else partial(write_dataset, layout=options.layout, irregularities=options.irregularities),
             seed=options.seed,
             processes=options.processes,
-            on_photo=lambda: progress.advance(task),
+            on_photo=lambda: bar(next(done), options.count),
         )
         summary = write(output, count=options.count)
     show(summary, output, time.perf_counter() - start)

@@ -6,10 +6,11 @@ import datetime
 import logging
 import re
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import tyro
 from rich.console import Console
+from tyro.extras import literal_type_from_choices
 
 from glefld import storage, tracking
 from glefld.data.garments import require_whole_photos
@@ -32,18 +33,24 @@ from jobs.cli import (
     naming,
     on_cluster,
     open_data,
-    program,
+    parse_options,
     require_name,
     resolve_checkpoint,
     resolve_root,
     resolve_url,
     start_ray,
+    suggesting,
     use_gpu,
 )
+from jobs.progress import TrainingProgress
 from pipelines.train.workers import WorkerGroup, parse_workers, require_rows
 
 if TYPE_CHECKING:
     from glefld.tracking import RunHandle
+
+    System = str
+else:
+    System = literal_type_from_choices(MODELS)
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +82,7 @@ class Options(Generic[Config]):
     """Data set to train on."""
     config: Annotated[Config, tyro.conf.arg(name="model")]
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    system: Annotated[str, tyro.conf.arg(name="model", help=f"System to train: {', '.join(MODELS)}.")] = "fpn"
+    system: Annotated[System, tyro.conf.arg(name="model", help="System to train.")] = "fpn"
     task: Task = "landmarks"
     """landmarks; classify: the classifiers resnet and sanl-resnet, for their own use or to guide SANL; detect: fcos,
     which finds garments in photos that were ingested with --margin full."""
@@ -143,8 +150,11 @@ def run(options: Options[Any]) -> None:
     if started is None:
         check_model(options, job, manifest.labels)
 
+    from pipelines import ray_private
     from pipelines.lease import hold
     from pipelines.train.run import train_and_score
+
+    console = Console()
 
     with hold(folder) as lease:
         started = resumed(options, folder)  # again: another process may have begun or ended since
@@ -165,10 +175,10 @@ def run(options: Options[Any]) -> None:
             "begun": (started or {}).get("begun") or datetime.datetime.now(datetime.UTC).isoformat(),
         }
         storage.write_json(storage.join(folder, "run.json"), record)
-        best, report, baselines = train_and_score(job, workers, handle, lease, registration)
+        with TrainingProgress(console, workers) as progress, ray_private.worker_lines(progress.take):
+            best, report, baselines = train_and_score(job, workers, handle, lease, registration)
     if registration is not None:
         copy_model(handle, root)
-    console = Console()
     console.print(score_tables(options.dataset, report, baselines))
     console.print(f"run        {folder}", soft_wrap=True)
     console.print(f"checkpoint {best}", soft_wrap=True)
@@ -306,9 +316,10 @@ def resumed(options: Options[Any], folder: str) -> dict[str, Any] | None:
     record = storage.join(folder, "run.json")
     if not storage.exists(record):
         if options.resume:
-            raise UserError(
-                f"--resume: {folder} is not a run (it has no run.json): check --name and --output"
-            )
+            with suggesting(folder):
+                raise UserError(
+                    f"--resume: {folder} is not a run (it has no run.json): check --name and --output"
+                )
         return None
     if not options.resume:
         raise UserError(
@@ -355,19 +366,25 @@ def choose_workers(options: Options[Any]) -> WorkerGroup:
 
 def parse(argv: list[str]) -> Options[Any]:
     """Parse the command line (exit status 2 if it is wrong). Defaults depend on the preset, model and data set."""
+    # A value that there is not is refused by the second parser, which knows all options.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--dataset", default="fld")
-    first.add_argument("--task", choices=get_args(Task), default="landmarks")
-    first.add_argument("--model", choices=MODELS)
-    first.add_argument("--preset", choices=get_args(Preset), default="best")
+    for option in ("--dataset", "--task", "--model", "--preset"):
+        first.add_argument(option, nargs="?")
     named, _ = first.parse_known_args(argv)
-    name = named.model or USUAL[named.task]
-    config, recipe = MODELS[name].preset(named.preset, named.dataset)
+    task: Task = next((task for task in USUAL if task == named.task), "landmarks")
+    preset: Preset = "paper" if named.preset == "paper" else "best"
+    name = named.model if named.model in MODELS else USUAL[task]
+    of_this_system, default = defaults(name, task, preset, named.dataset or "fld")
+    return parse_options(of_this_system, argv, sys.modules[__name__], default)
+
+
+def defaults(system: str, task: Task, preset: Preset, dataset: str) -> tuple[Any, Options[Any]]:
+    """Return the type of a system's options, and their defaults with this preset and data set."""
+    config, recipe = MODELS[system].preset(preset, dataset)
     default = Options(
-        dataset=tyro.MISSING, config=config, recipe=recipe, system=name, task=named.task, preset=named.preset
+        dataset=tyro.MISSING, config=config, recipe=recipe, system=system, task=task, preset=preset
     )
-    of_this_system: Any = Options[type(config)]  # type: ignore[misc]
-    return tyro.cli(of_this_system, default=default, args=argv, prog=program(__file__), description=__doc__)
+    return Options[type(config)], default  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -7,13 +7,17 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
+import ray._private.log
 import ray._private.node
 import ray._private.ray_constants
+import ray._private.ray_logging
 import ray._private.state
 import ray._private.utils
+import ray._private.worker
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 if TYPE_CHECKING:
@@ -31,6 +35,15 @@ SPINNING, SPINS, WAIT_POLICY = "GOMP_SPINCOUNT", "1000", "OMP_WAIT_POLICY"
 #: Loggers of Ray Data's progress bars and of its messages about each execution.
 DATA_PROGRESS_LOGGER = "ray.data._internal.progress"
 DATA_EXECUTION_LOGGER = "ray.data._internal.execution.streaming_executor"
+
+#: The logger of a local Ray's token, which says each time that there is one.
+TOKEN_LOGGER = logging.getLogger("ray._private.authentication.authentication_token_setup")
+#: Environment variable: the least severe messages that Ray's C++ part logs.
+BACKEND_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+#: Name by which a driver registers what prints the lines of its workers' logs.
+_PRINT_LOGS = "ray_print_logs"
+#: Matches a line by the part of Ray's C++ code that is in each worker.
+_CORE_WORKER = re.compile(r"\[\d{4}-[\d-]+ [\d:,.]+ [IWE] \d+ \d+\] (\(\S+\) )?core_worker\w*\.cc:\d+: ")
 
 
 def listen_on_loopback() -> None:
@@ -115,11 +128,85 @@ def leave_process_group(destroy: bool) -> None:
     config._shutdown_torch(destroy_process_group=destroy)
 
 
-def silence_train_reports() -> None:
-    """Suppress the line that Ray Train logs for every report of every worker."""
-    from ray.train.v2._internal.execution import context
+def hide_worker_tracebacks() -> None:
+    """In a training worker, keep the traceback of what failed off the driver's terminal; Ray's log files have it.
 
-    context.logger.setLevel(logging.WARNING)
+    Of all workers that lose a neighbour, each would show one. The failure is told in one line each, and if it ends the
+    training, the driver shows the traceback.
+    """
+    from ray.train.v2._internal import util
+
+    for handler in logging.getLogger("ray.train").handlers:
+        if isinstance(handler, ray._private.log.PlainRayHandler):
+            handler.addFilter(lambda record: record.name != util.logger.name)
+
+
+@contextlib.contextmanager
+def quiet_driver() -> Iterator[None]:
+    """Let ``ray.init`` start a driver whose C++ part prints no errors of its own.
+
+    They are about Ray's internals, such as arguments of actors that may be restarted. What befalls a job comes as an
+    exception or by the raylet. Ray's processes on this machine start before and keep their logs.
+    """
+    connect = ray._private.worker.connect
+
+    def quietly(*arguments: Any, **named: Any) -> Any:
+        before = os.environ.get(BACKEND_LOG_LEVEL)
+        os.environ.setdefault(BACKEND_LOG_LEVEL, "fatal")
+        try:
+            return connect(*arguments, **named)
+        finally:
+            if before is None:
+                del os.environ[BACKEND_LOG_LEVEL]
+
+    ray._private.worker.connect = quietly
+    TOKEN_LOGGER.addFilter(_is_worth_telling)
+    try:
+        yield
+    finally:
+        ray._private.worker.connect = connect
+        TOKEN_LOGGER.removeFilter(_is_worth_telling)
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """Whether it says more than that all is as it should be, with a token."""
+    return not record.getMessage().startswith("Token authentication is enabled")
+
+
+def is_noise(line: str) -> bool:
+    """Return whether a line of a worker's log is of Ray's C++ part and about its internals alone."""
+    return _CORE_WORKER.match(line) is not None
+
+
+@contextlib.contextmanager
+def worker_lines(take: Callable[[str], bool]) -> Iterator[None]:
+    """Pass each line of the workers' logs to ``take``, and show only those that it does not take (False)."""
+    undo = take_worker_lines(take)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def take_worker_lines(take: Callable[[str], bool]) -> Callable[[], None]:
+    """Like ``worker_lines``, until the returned function is called, or until Ray is shut down."""
+    dispatcher = ray._private.ray_logging.global_worker_stdstream_dispatcher
+    show = dict(dispatcher.handlers).get(_PRINT_LOGS)
+    if show is None:  # the user wants none: RAY_LOG_TO_DRIVER=0
+        return lambda: None
+
+    def handle(data: dict[str, Any]) -> None:
+        lines = [line for line in data["lines"] if not take(line)]
+        if lines:
+            show({**data, "lines": lines})
+
+    def replace(before: Any, after: Any) -> None:
+        if dict(dispatcher.handlers).get(_PRINT_LOGS) is before:
+            dispatcher.remove_handler(_PRINT_LOGS)
+            dispatcher.add_handler(_PRINT_LOGS, after)
+
+    replace(show, handle)
+    return lambda: replace(handle, show)
 
 
 def declared_gpus() -> int:

@@ -48,26 +48,37 @@ class EpochReport:
     metrics: dict[str, float]
 
 
+class Began(NamedTuple):
+    """What is known before the first step."""
+
+    precision: Choice
+    """Precision of the forward pass."""
+    steps: int
+    """Steps of an epoch."""
+    done: int
+    """Steps that an earlier start of the run has done."""
+
+
 def train(
     job: Job,
     device: torch.device,
     log: Callable[[dict[str, float], int], None],
     report: Callable[[EpochReport], None],
     store_log: Callable[[], None] = lambda: None,
-    announce: Callable[[Choice], None] = lambda choice: None,
+    announce: Callable[[Began], None] = lambda began: None,
     loading_threads: int | None = None,
 ) -> None:
     """Train to the end, starting from the run's last checkpoint if it has one.
 
     log: gets metrics by step, on every rank. report: called on every rank once an epoch, before its checkpoint.
-    store_log: called before a checkpoint within an epoch. announce: gets the precision of the forward pass, before the
-    first step. loading_threads: CPU threads that load batches; by default as many as PyTorch computes with. Uses
+    store_log: called before a checkpoint within an epoch. announce: called on every rank before the first step.
+    loading_threads: CPU threads that load batches; by default as many as PyTorch computes with. Uses
     torch.distributed's default group if there is one.
     Mistake for a data set or a number of workers that cannot be trained with, and once a logged loss or a prediction on
     the val split is not finite.
     """
     training, position = Training.begin(job, device, loading_threads)
-    announce(training.precision)
+    announce(Began(training.precision, training.steps, position.epoch * training.steps + position.step))
     while position.epoch < job.recipe.epochs:
         training.epoch(position, log, store_log)
         scored = training.validate()

@@ -73,6 +73,8 @@ class _NodeAddressBackend(Backend):
             ray.get(left, timeout=LEAVE_SECONDS)
         except ray.exceptions.GetTimeoutError:
             logger.warning("the workers' process group did not end within %d s", LEAVE_SECONDS)
+        except ray.exceptions.RayActorError:
+            pass  # a worker that died has left the group too; TellFailures tells of it
 
 
 def _serve() -> tuple[str, int]:

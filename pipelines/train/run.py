@@ -22,6 +22,7 @@ from glefld.scoring.metrics import Report
 from glefld.training.start import Job
 from pipelines import evaluate, ray_private
 from pipelines.lease import Lease
+from pipelines.train.failures import TellFailures
 from pipelines.train.process_group import NodeAddressConfig
 from pipelines.train.worker import Ended, Pictures, best_checkpoint, work
 from pipelines.train.workers import WorkerGroup
@@ -86,6 +87,9 @@ def train(job: Job, workers: WorkerGroup, handle: "RunHandle", lease: Lease) -> 
             failure_config=ray.train.FailureConfig(
                 max_failures=workers.max_failures, controller_failure_limit=START_TRIES
             ),
+            callbacks=[TellFailures(job.run.rsplit("/", 1)[-1], workers.max_failures)],
+            # Each step of the controller is told at INFO; what matters of it we tell in our own words.
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     with _interruptible():

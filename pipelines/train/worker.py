@@ -3,18 +3,20 @@
 Ray Train's controller imports this module too, and workers wait for it: so the function imports what it needs itself.
 """
 
-import logging
+import statistics
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glefld import storage
+from pipelines.train.events import Began, EpochEnded, Stepped, tell
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from glefld.models.precision import Choice
-    from glefld.training.loop import EpochReport
+    from glefld.training import loop
 
-logger = logging.getLogger(__name__)
+#: How often a worker tells the driver of its steps, at most.
+TELL_SECONDS = 1.0
 
 #: Drawn rows, with captions.
 Pictures = list[tuple["Image.Image", str]]
@@ -58,18 +60,29 @@ def work(config: dict[str, Any]) -> Ended:
     node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     loading = loading_threads(device.type == "cuda", threads, node)
     first = ray.train.get_context().get_world_rank() == 0
-    ray_private.silence_train_reports()
+    ray_private.hide_worker_tracebacks()
     log = tracking.RunLog(tracking.RunHandle(**config["handle"]), job.run) if first else None
     lease = Lease(**config["lease"])
 
-    def announce(choice: "Choice") -> None:
+    run = job.run.rsplit("/", 1)[-1]
+    rates: list[float] = []  # of the epoch: images per second, each over as many steps
+    told = 0.0
+
+    def announce(began: "loop.Began") -> None:
         if log is not None:
-            log.set_tag("precision", choice.precision)
-            logger.info("precision %s: %s", choice.precision, choice.why)
+            chosen = began.precision
+            log.set_tag("precision", chosen.precision)
+            size = (job.recipe.epochs, began.steps, began.done, ray.train.get_context().get_world_size())
+            tell(Began(run, chosen.precision, chosen.why, *size))
 
     def log_step(metrics: dict[str, float], step: int) -> None:
+        nonlocal told
         if log is not None:
             log.log(metrics, step)
+            rates.append(metrics["images_per_second"])
+            if time.monotonic() - told >= TELL_SECONDS:
+                tell(Stepped(run, step + 1, rates[-1]))
+                told = time.monotonic()
 
     def store_log() -> None:
         """Called before each checkpoint, which a worker must not write to a run that another driver has taken over."""
@@ -77,14 +90,16 @@ def work(config: dict[str, Any]) -> Ended:
             lease.require()
             log.flush()
 
-    def report(epoch: "EpochReport") -> None:
-        log_step(epoch.metrics, epoch.step)
+    def report(epoch: "loop.EpochReport") -> None:
+        if log is not None:
+            log.log(epoch.metrics, epoch.step)
         store_log()
         if log is not None:
             names = {"val_ne": "NE", "val_box_ap": "1 - AP"}
-            name = next((name for score, name in names.items() if score in epoch.metrics), "error")
-            # Not print(): Ray Train would show the line twice.
-            logger.info("epoch %d: %s %.4f on val, best %.4f", epoch.epoch, name, epoch.error, epoch.best)
+            measure = next((name for score, name in names.items() if score in epoch.metrics), "error")
+            rate = statistics.harmonic_mean(rates) if rates else 0.0
+            tell(EpochEnded(run, epoch.epoch, epoch.step, rate, measure, epoch.error, epoch.best))
+            rates.clear()
         ray.train.report({"error": epoch.error, "epoch": epoch.epoch})
 
     try:

@@ -21,6 +21,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 from glefld.data.dataset import open_dataset
 from glefld.tracking import log
 from jobs import submit
+from jobs.commands import COMMANDS, SUBMITTED
 from tests.cluster.forks import Forks
 from tests.cluster.hosts import Host, alive, clean_environment, secured, short_folder
 from tests.cluster.servers import command_lines, free_port, wait_until
@@ -85,17 +86,12 @@ def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
         submit.parse(["--help"])
     assert end.value.code == 0
     printed = capsys.readouterr().out
-    assert all(job in printed for job in submit.JOBS)
+    assert all(job in printed for job in SUBMITTED)
 
 
 def test_all_jobs_can_be_submitted() -> None:
-    """What has a command line of its own in jobs/ is listed, but for submit itself."""
-    scripts = {
-        path.stem
-        for path in Path(submit.__file__).parent.glob("*.py")
-        if 'if __name__ == "__main__"' in path.read_text()
-    }
-    assert scripts == {*submit.JOBS, "submit"}
+    """All commands but submit itself, and doctor, which examines the machine that it is called on."""
+    assert {*COMMANDS} - {*SUBMITTED} == {"submit", "doctor"}
 
 
 def test_our_options_may_stand_anywhere() -> None:
@@ -262,7 +258,7 @@ import jobs
 print("packed", jobs.__file__)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, *submit.JOBS],
+        [sys.executable, "-c", script, *SUBMITTED],
         cwd=packed,
         env=clean_environment(),
         capture_output=True,
@@ -271,7 +267,7 @@ print("packed", jobs.__file__)
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("usage: ") == len(submit.JOBS)
+    assert done.stdout.count("usage: ") == len(SUBMITTED)
     assert done.stdout.splitlines()[-1] == f"packed {packed}/jobs/__init__.py"
 
 

@@ -31,6 +31,10 @@ NOT_LOADED = {
     # Ray Train's controller imports these, while the workers wait for it.
     "pipelines.train.process_group": {"torch", "mlflow", "matplotlib"},
     "pipelines.train.worker": {"ray", "torch", "mlflow", "matplotlib"},
+    "pipelines.train.events": {"ray", "torch", "mlflow", "matplotlib"},
+    "pipelines.train.failures": {"torch", "mlflow", "matplotlib"},
+    # Help and mistyped commands are answered at once.
+    "jobs.__main__": {"ray", "torch", "mlflow", "matplotlib", "tyro", "rich", "numpy", "pyarrow", "botocore"},
     # A user is told of a mistake before what takes seconds is loaded.
     "jobs.cli": {"ray", "torch", "mlflow", "matplotlib"},
     "jobs.ingest": {"torch", "mlflow", "matplotlib", "cv2", "nvidia", "pylibjxl"},
@@ -38,6 +42,7 @@ NOT_LOADED = {
     "jobs.compare": {"mlflow", "matplotlib", "torchvision"},
     "jobs.evaluate": {"ray", "mlflow", "matplotlib", "torchvision"},
     "jobs.infer": {"mlflow", "matplotlib", "torchvision"},
+    "jobs.doctor": {"ray", "torch", "mlflow", "matplotlib"},
     "jobs.predict": {"ray", "torch", "mlflow", "matplotlib", "cv2", "nvidia"},
     "jobs.benchmark": {"ray", "mlflow", "matplotlib", "torchvision"},
 }
@@ -203,6 +208,7 @@ def test_the_library_never_imports_ray() -> None:
 PRIVATE = {
     "pipelines/ray_private.py": "ray",
     "glefld/tracking/mlflow_private.py": "mlflow",
+    "jobs/tyro_private.py": "tyro",
     # These two test what Ray's private names do: ours, and how `ray up` reads a cluster file.
     "tests/pipelines/test_ray_private.py": "ray",
     "tests/infra/test_compose.py": "ray",
@@ -229,7 +235,7 @@ def private_names(source: str) -> set[str]:
     return {
         name
         for name in names
-        if name.partition(".")[0] in ("ray", "mlflow", "torch")
+        if name.partition(".")[0] in ("ray", "mlflow", "torch", "tyro")
         and any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
     }
 

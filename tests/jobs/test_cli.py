@@ -1,6 +1,8 @@
 """What ends a job: one line for what a user can mend, a traceback for a bug of ours."""
 
+import io
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -8,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
+from rich.console import Console
 
 from glefld.errors import UserError
-from jobs.cli import guard
+from jobs.cli import RowBar, guard, open_data, resolve_checkpoint
 
 
 def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str]:
@@ -75,6 +78,60 @@ def test_a_wrong_option_names_the_command_that_explains_them(
     printed = capsys.readouterr().err
     assert f"python -m jobs.{job} --help" in printed
     assert ".py" not in printed
+
+
+def test_a_connection_that_breaks_is_no_reader_that_left(capsys: pytest.CaptureFixture[str]) -> None:
+    status, line = ended(BrokenPipeError(32, "Broken pipe"), capsys)
+    assert status == 1
+    assert line.startswith("error: [Errno 32] Broken pipe")
+
+
+def test_progress_in_a_log_is_a_few_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One at the start, one at the end, and in between not one for each step."""
+    log = io.StringIO()
+    with RowBar(Console(file=log), "infer") as bar:
+        for done in range(0, 1001, 100):
+            bar(done, 1000)
+    first, last = log.getvalue().splitlines()
+    assert first == "infer  0 of 1,000"
+    assert re.fullmatch(r"infer  1,000 of 1,000, [\d,]+ a second", last)
+
+    monkeypatch.setattr("jobs.cli.LINE_SECONDS", 0.0)
+    log = io.StringIO()
+    with RowBar(Console(file=log), "infer") as bar:
+        for done in (500, 750, 1000):
+            bar(done, 1000)
+    assert [line.split()[1] for line in log.getvalue().splitlines()] == ["500", "750", "1,000"]
+
+
+def test_progress_on_a_terminal_is_a_bar() -> None:
+    terminal = io.StringIO()
+    with RowBar(Console(file=terminal, force_terminal=True, width=80), "infer") as bar:
+        bar(1000, 1000)
+    assert "1000/1000" in terminal.getvalue()
+    assert "━" in terminal.getvalue()
+    assert "a second" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("{root}/runs/frist", "/runs/first"), ("first", "/runs/first"), ("fisrt", "/runs/first"), ("xyz", None)],
+)
+def test_a_mistyped_run_gets_the_right_one(given: str, meant: str | None, tmp_path: Path) -> None:
+    """Beside what was named or, of a name alone, among the runs of the root."""
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        resolve_checkpoint(given.format(root=tmp_path), "--checkpoint", str(tmp_path))
+    assert str(error.value).startswith("--checkpoint: ")
+    assert ("did you mean" in str(error.value)) is (meant is not None)
+    if meant is not None:
+        assert str(error.value).endswith(f"; did you mean {tmp_path}{meant}?")
+
+
+def test_a_mistyped_data_set_gets_the_right_one(tmp_path: Path) -> None:
+    (tmp_path / "data" / "deepfashion").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"did you mean {tmp_path}/data/deepfashion\\?"):
+        open_data(f"{tmp_path}/data/deepfasion", str(tmp_path), "deepfashion")
 
 
 def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -33,7 +36,7 @@ from pipelines.train.workers import WorkerGroup
 from tests.dots import write_checkpoint
 from tests.in_process import train_here, without_workers
 from tests.ingested import write_dataset
-from tests.killing import MOMENTS, kill_job, start_job
+from tests.killing import MOMENTS, SET_BY_RAY, kill_job, start_job
 from tests.meanwhile import meanwhile
 from tests.mistakes import NO_SERVER, everything, forbid_ray, one_line, write_wrong_files
 from tests.ports import is_loopback, listening
@@ -99,6 +102,7 @@ class Disturbed:
     killed: list[int]
     listened: dict[str, set[str]]
     run: Run
+    printed: str
 
     @property
     def folder(self) -> Path:
@@ -118,12 +122,18 @@ def disturbed(ray_cluster: None, empty_store: Path, tmp_path_factory: pytest.Tem
 
     begun = root / "runs" / "killed" / "last.json"
     watcher = threading.Thread(target=kill_a_worker, args=(begun.exists, killed))
-    with pytest.MonkeyPatch.context() as patch, meanwhile(look, pause=1):
+    printed = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        meanwhile(look, pause=1),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         watcher.start()
         train.run(options(root, f"{TINY} --name killed --num-workers 2"))
     watcher.join()
-    return Disturbed(root, killed, listened, only_run(root))
+    return Disturbed(root, killed, listened, only_run(root), printed.getvalue())
 
 
 def test_a_killed_worker_costs_neither_the_run_nor_a_step(disturbed: Disturbed) -> None:
@@ -146,6 +156,41 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(disturbed: Disturbed) 
     }
     (model,) = client.search_logged_models([run.info.experiment_id])
     assert model.name == "fpn"
+
+
+def test_a_user_sees_epochs_and_the_loss_of_a_worker_and_nothing_of_rays_own(disturbed: Disturbed) -> None:
+    """In a log: a plain line an epoch, one on the lost worker, one on the restart, and then the scores."""
+    lines = disturbed.printed.splitlines()
+    assert lines[0] == "precision  fp32: as asked for"
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert [line[: len("epoch 1/3")] for line in epochs] == [f"epoch {epoch}/3" for epoch in (1, 2, 3)]
+    assert all(re.search(r"  NE \d\.\d{4}, best \d\.\d{4}, [\d,]+ images/s", line) for line in epochs)
+    (lost,) = (line for line in lines if "starting the workers again from the last checkpoint" in line)
+    assert re.match(r"worker [01]: its process died", lost)
+    assert any(re.fullmatch(r"goes on in epoch \d of 3 with 2 workers", line) for line in lines)
+    assert "(" not in "".join(lines[: lines.index(epochs[-1])])  # as in (TrainController pid=1)
+    assert "\x1b" not in disturbed.printed
+    assert "Traceback" not in disturbed.printed
+
+
+@pytest.mark.slow
+def test_all_that_a_whole_training_prints(root: Path) -> None:
+    """As a user starts it, from the first line to the scores: nothing of Ray's and nothing of MLflow's."""
+    line = f"--dataset fld --root {root} {TINY} --epochs 2 --name whole --num-workers 1".split()
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", "train", *line],
+        env={name: value for name, value in os.environ.items() if name not in SET_BY_RAY},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "precision  fp32: as asked for"
+    assert lines[1].startswith("epoch 1/2  NE ")
+    assert lines[2].startswith("epoch 2/2  NE ")
+    assert lines[3].split()[:2] == ["normalised", "error"]
+    assert "\x1b" not in done.stdout
 
 
 def test_training_on_this_machine_listens_on_loopback_only(disturbed: Disturbed) -> None:

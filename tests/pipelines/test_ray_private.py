@@ -6,19 +6,22 @@ import logging
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import psutil
 import pytest
 import ray
+from ray._private.log import PlainRayHandler
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY
 from ray.experimental import internal_kv
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal import util
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution import context
 
 from jobs.cli import use_gpu
 from pipelines import ray_private
@@ -108,13 +111,107 @@ def test_a_submitted_job_knows_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ray_private.submitted_job() == "raysubmit_x"
 
 
-def test_reports_of_workers_are_silenced() -> None:
-    before = context.logger.level
+def test_tracebacks_of_training_workers_are_kept_off_the_terminal() -> None:
+    """But not what else Ray Train says there."""
+    handler = PlainRayHandler()
+    logger = logging.getLogger("ray.train")
+    logger.addHandler(handler)
     try:
-        ray_private.silence_train_reports()
-        assert not context.logger.isEnabledFor(logging.INFO)
+        ray_private.hide_worker_tracebacks()
+        names = (util.logger.name, "ray.train.v2._internal.execution.preemption")
+        records = [logging.LogRecord(name, logging.ERROR, "", 0, "text", (), None) for name in names]
+        assert [bool(handler.filter(record)) for record in records] == [False, True]
     finally:
-        context.logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_lines_of_workers_are_taken_or_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that are not taken, as Ray shows them; and all again afterwards."""
+    taken: list[str] = []
+
+    def take(line: str) -> bool:
+        if line.startswith("ours"):
+            taken.append(line)
+        return line.startswith("ours")
+
+    def shown(wanted: str) -> str:
+        seen, until = "", time.monotonic() + 30
+        while wanted not in seen and time.monotonic() < until:
+            time.sleep(0.05)
+            seen += "".join(capsys.readouterr())
+        return seen
+
+    say = ray.remote(lambda *lines: [print(line, flush=True) for line in lines])
+    with ray_private.worker_lines(take):
+        ray.get(say.remote("ours, first", "theirs, first", "ours, second"))
+        printed = shown("theirs, first")
+        until = time.monotonic() + 30
+        while len(taken) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+    assert "theirs, first" in printed
+    assert "ours" not in printed
+    assert taken == ["ours, first", "ours, second"]
+    ray.get(say.remote("ours, third"))
+    assert "ours, third" in shown("ours, third")
+
+
+@pytest.mark.parametrize(
+    ("line", "noise"),
+    [
+        (
+            "[2026-11-28 18:37:49,562 E 26119 26119] core_worker.cc:2465: Actor with class name: 'MapWorker'",
+            True,
+        ),
+        ("[2026-11-28 18:37:49,562 W 26119 26119] (python) core_worker_process.cc:2: no metrics agent", True),
+        (
+            "[2026-11-28 18:37:49,562 E 26119 26119] (raylet) node_manager.cc:3: 2 workers killed: memory",
+            False,
+        ),
+        ("core_worker.cc:2465: said by a program", False),
+        ("Workers (tasks / actors) killed due to memory pressure (OOM)", False),
+    ],
+)
+def test_only_what_rays_own_code_says_of_itself_is_noise(line: str, noise: bool) -> None:
+    assert ray_private.is_noise(line) is noise
+
+
+def test_a_driver_says_nothing_of_rays_inside_but_of_what_matters(tmp_path: Path) -> None:
+    """Beside the exceptions: of actors that may be restarted nothing, of a worker that was killed a line."""
+    code = """
+import os, signal, sys, time
+import ray
+from jobs.cli import start_ray
+start_ray(num_cpus=1)
+print("told", file=sys.stderr)
+
+@ray.remote(max_restarts=1, max_task_retries=1)
+class Restarted:
+    def __init__(self, value):
+        pass
+    def pid(self):
+        return os.getpid()
+
+actor = Restarted.remote(ray.put(bytes(1000)))
+ray.get(actor.pid.remote())
+ray.get(ray.remote(lambda: print("shown", flush=True)).remote())
+time.sleep(2)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        env={
+            name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_MODE")
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "told\n"
+    (line,) = done.stdout.splitlines()
+    assert line.endswith(" shown")
+    assert "\x1b" not in line
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,12 @@ from glefld.data.picture import IMAGENET
 from glefld.data.reader import SplitReader
 from glefld.errors import Mistake
 from glefld.models import build_model, checkpoint
-from glefld.models.precision import Choice
 from glefld.recipe import Recipe
 from glefld.scoring import evaluation
 from glefld.scoring.evaluation import evaluate
 from glefld.scoring.metrics import Counters
 from glefld.training.loop import (
+    Began,
     EpochReport,
     Training,
     train,
@@ -180,14 +180,15 @@ def auto(data: str, folder: Path, seconds: dict[str, float] | None, epochs: int 
         assert seconds is not None
         return seconds
 
-    chosen: list[Choice] = []
+    announced: list[Began] = []
     recipe = dataclasses.replace(RECIPE, precision="auto", epochs=epochs)
     job = Job("fld", data, str(folder), "gle", CONFIG, recipe)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("glefld.models.precision.measure", measure)
-        train(job, torch.device("cpu"), lambda *_: None, lambda _: None, announce=chosen.append)
-    (choice,) = chosen
-    return choice.precision
+        train(job, torch.device("cpu"), lambda *_: None, lambda _: None, announce=announced.append)
+    (began,) = announced
+    assert began.done == (epochs - 1) * began.steps
+    return began.precision.precision
 
 
 def attributes() -> tuple[torch.Tensor, torch.Tensor]:
