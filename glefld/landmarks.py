@@ -423,7 +423,9 @@ def _device(device: str | torch.device) -> torch.device:
         words = str(error).partition("\n")[0]
         raise UserError(f"device {device!r}: {words}: give auto, cpu, gpu or one of PyTorch's") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {device}: this machine has {torch.cuda.device_count()} GPUs; cpu uses CPUs")
+        raise UserError(
+            f"device {device}: this machine has {torch.cuda.device_count() or 'no'} GPU: choose cpu"
+        )
     return chosen
 
 

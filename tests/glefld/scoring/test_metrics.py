@@ -74,12 +74,13 @@ def add(counters: Counters, predicted: Tensor, truth: Truth) -> None:
 
 
 def add_all(counters: Counters, predicted: Tensor, truth: Truth) -> None:
-    """Visibility too, of which any numbers are as good as logits."""
+    """Visibility and garment types too, of which any numbers are as good as logits."""
     add(counters, predicted, truth)
     logits = torch.stack(
         [predicted[..., 0], predicted[..., 1], predicted.mean(dim=-1).roll(1, dims=1)], dim=-1
     )
     counters.add_visibility(logits, truth)
+    counters.add_garment_types(predicted[:, :3, 1].nan_to_num(), truth.label("garment_type", LABELS))
 
 
 def random_rows(seed: int, rows: int) -> tuple[Tensor, Truth]:
