@@ -145,11 +145,12 @@ class Result:
         return to_coco([self], self.landmark_set)
 
     def to_supervision(self) -> Any:
-        """Return the garments as ``supervision.KeyPoints``: xy [N, K, 2], confidence [N, K] and class_id [N].
+        """Return the garments as ``supervision.KeyPoints``.
 
-        Landmarks that are absent are at (0, 0) with a confidence of 0, which supervision does not draw. ``class_id`` is
-        an index into ``landmark_set.garment_types``, None unless the model tells all types; ``data`` has their names.
-        UserError if the package supervision is not installed.
+        xy [N, K, 2], keypoint_confidence [N, K], visible [N, K], class_id [N] and ``data["class_name"]``. Absent
+        landmarks are at (0, 0), not visible and of confidence 0. ``class_id`` is an index into
+        ``landmark_set.garment_types``; without it and the names if the model does not tell types.
+        UserError if the package supervision is not installed, or is older than 0.29.
         """
         try:
             from supervision import KeyPoints
@@ -158,20 +159,22 @@ class Result:
                 "to_supervision needs the package supervision, which is not installed: pip install supervision"
             ) from error
         k, found = len(self.landmark_set), self.garments
-        xy, confidence = np.zeros((len(found), k, 2), np.float32), np.zeros((len(found), k), np.float32)
-        for i, garment in enumerate(found):
-            here = present(garment)
-            xy[i, here], confidence[i, here] = garment.landmarks[here], garment.score[here]
+        visible = np.array([present(garment) for garment in found], bool).reshape(-1, k)
+        xy = np.array([garment.landmarks for garment in found], np.float32).reshape(-1, k, 2)
+        score = np.array([garment.score for garment in found], np.float32).reshape(-1, k)
         numbers = {garment.name: i for i, garment in enumerate(self.landmark_set.garment_types)}
-        types = [garment.garment_type for garment in found]
-        told = [numbers[name] for name in types if name is not None]
-        whole = len(told) == len(types)
-        return KeyPoints(
-            xy=xy,
-            confidence=confidence,
-            class_id=np.array(told, int) if whole else None,
-            data={"class_name": np.array(types, dtype=str)} if whole else {},
-        )
+        types = [garment.garment_type for garment in found if garment.garment_type is not None]
+        told = len(types) == len(found)
+        try:
+            return KeyPoints(
+                xy=np.where(visible[..., None], xy, np.float32(0)),
+                keypoint_confidence=np.where(visible, score, np.float32(0)),
+                visible=visible,
+                class_id=np.array([numbers[name] for name in types], int) if told else None,
+                data={"class_name": np.array(types, str)} if told else {},
+            )
+        except TypeError as error:
+            raise UserError("to_supervision needs supervision 0.29 or newer: update the package") from error
 
 
 class Landmarks:

@@ -252,12 +252,13 @@ def test_supervision_gets_the_landmarks(tmp_path: Path) -> None:
     model = Landmarks.load(typed.write_checkpoint(str(tmp_path / "model"), "left"), device="cpu")
     result = model(example(8)[1], [(0, 0, 99, 99), (9, 9, 200, 100)])
     found = result.to_supervision()
-    assert (found.xy.shape, found.confidence.shape) == ((2, 2, 2), (2, 2))
+    assert (found.xy.shape, found.visible.tolist()) == ((2, 2, 2), [[True, False]] * 2)
     for i, garment in enumerate(result.garments):
         np.testing.assert_array_equal(found.xy[i], [garment.landmarks[0], (0, 0)])
-        np.testing.assert_array_equal(found.confidence[i], [garment.score[0], 0])
+        np.testing.assert_array_equal(found.keypoint_confidence[i], [garment.score[0], 0])
     assert found.class_id.tolist() == [1, 1]
     assert found.data["class_name"].tolist() == ["left", "left"]
+    assert len(model(b"no picture").to_supervision()) == 0
 
 
 def write_run(root: Path, name: str, begun: str, write: Callable[[str], str] = dots.write_checkpoint) -> str:
