@@ -448,12 +448,19 @@ def _request(photo: Any, boxes: Boxes, number: int) -> Request:
     if boxes is None:
         return Request(photo, name=name)
     entries = boxes.tolist() if isinstance(boxes, np.ndarray | Tensor) else list(boxes)
-    if len(entries) == 4 and all(isinstance(value, float | int | np.number) for value in entries):
+    if _is_box(entries):
         entries = [entries]
     for box in entries:
-        if box is not None and (isinstance(box, float | int) or len(box) != 4):
+        if box is not None and not _is_box(box):
             raise UserError(f"{name}: a box is x1 y1 x2 y2, not {box}")
     return Request(photo, entries, name)
+
+
+def _is_box(value: Any) -> bool:
+    """Whether these are four numbers."""
+    if isinstance(value, float | int | np.number | str) or len(value) != 4:
+        return False
+    return all(isinstance(corner, float | int | np.number) for corner in value)
 
 
 def _require_pixels(pixels: np.ndarray | Tensor) -> None:
