@@ -447,7 +447,7 @@ def _request(photo: Any, boxes: Boxes, number: int) -> Request:
             )
     if boxes is None:
         return Request(photo, name=name)
-    entries = boxes.tolist() if isinstance(boxes, np.ndarray | Tensor) else list(boxes)
+    entries: list[Any] = boxes.tolist() if isinstance(boxes, np.ndarray | Tensor) else list(boxes)
     if _is_box(entries):
         entries = [entries]
     for box in entries:

@@ -310,7 +310,7 @@ def landmarks(result: "Result", garment: "Prediction") -> Iterator[tuple[str, di
         if math.isnan(garment.landmarks[i, 0]):
             continue
         x, y, score = _rounded([*garment.landmarks[i].tolist(), garment.score[i].item()])
-        values = {"x": x, "y": y, "score": score}
+        values: dict[str, Any] = {"x": x, "y": y, "score": score}
         if garment.visibility is not None:
             values["visibility"] = Visibility(garment.visibility[i]).name.lower()
         yield name, values
