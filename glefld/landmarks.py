@@ -12,6 +12,7 @@ applied), continuous: pixel i covers [i, i + 1).
 import dataclasses
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias, cast, overload
@@ -53,6 +54,8 @@ CHECKPOINT = "GLEFLD_CHECKPOINT"
 COCO_V = {Visibility.VISIBLE: 2, Visibility.OCCLUDED: 1, Visibility.CUT_OFF: 0, Visibility.ABSENT: 0}
 #: Digits that COCO's JSON keeps of pixels and scores.
 DIGITS = 4
+#: One thread at a time decodes what callers have opened: they may give a picture twice, and Pillow reads it when asked.
+_PILLOW = threading.Lock()
 
 
 class Request(NamedTuple):
@@ -489,7 +492,8 @@ def _open(request: Request) -> tuple[Request, Photo | BadPhoto]:
     photo = request.photo
     try:
         if isinstance(photo, Image.Image):
-            return request, open_pixels(np.asarray(upright_rgb(photo)))
+            with _PILLOW:
+                return request, open_pixels(np.asarray(upright_rgb(photo)))
         if isinstance(photo, np.ndarray | Tensor):
             return request, open_pixels(_pixels(photo))
         return request, open_upright(_read(photo))
