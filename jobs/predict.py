@@ -52,7 +52,7 @@ ROW_GROUP = 1024
 class Options:
     """Options of the prediction."""
 
-    photos: tyro.conf.Positional[tuple[str, ...]]
+    photos: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PHOTO ...")]
     """Photos, folders of photos at any depth, or patterns such as 'photos/*.jpg': paths or URLs. - reads one photo
     from stdin."""
     checkpoint: str | None = None
