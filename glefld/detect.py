@@ -74,12 +74,13 @@ class Detector:
         require_between("most", most, 1)
         model, self.card = checkpoint.load(url)
         require_detector(url, self.card)
-        if model.least_score is None and least_score is None:
+        chosen = model.least_score if least_score is None else least_score
+        if chosen is None:
             raise UserError(f"{url} was saved before its first epoch ended: give a later checkpoint")
         self.device = device
         self.batch_size = batch_size
         self.most = most
-        self.least_score = model.least_score if least_score is None else least_score
+        self.least_score = chosen
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.dtype = choose_precision(
             precision, self.model, self.card.input_size, batch_size, training=False

@@ -12,6 +12,7 @@ applied), continuous: pixel i covers [i, i + 1).
 import dataclasses
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias, cast, overload
@@ -55,6 +56,8 @@ CHECKPOINT = "GLEFLD_CHECKPOINT"
 COCO_V = {Visibility.VISIBLE: 2, Visibility.OCCLUDED: 1, Visibility.CUT_OFF: 0, Visibility.ABSENT: 0}
 #: Digits that COCO's JSON keeps of pixels and scores.
 DIGITS = 4
+#: One thread at a time decodes what callers have opened: they may give a picture twice, and Pillow reads it when asked.
+_PILLOW = threading.Lock()
 
 
 class Request(NamedTuple):
@@ -503,13 +506,20 @@ def _request(photo: Any, boxes: Boxes, number: int) -> Request:
             )
     if boxes is None:
         return Request(photo, name=name)
-    entries = boxes.tolist() if isinstance(boxes, np.ndarray | Tensor) else list(boxes)
-    if len(entries) == 4 and all(isinstance(value, float | int | np.number) for value in entries):
+    entries: list[Any] = boxes.tolist() if isinstance(boxes, np.ndarray | Tensor) else list(boxes)
+    if _is_box(entries):
         entries = [entries]
     for box in entries:
-        if box is not None and (isinstance(box, float | int) or len(box) != 4):
+        if box is not None and not _is_box(box):
             raise UserError(f"{name}: a box is x1 y1 x2 y2, not {box}")
     return Request(photo, entries, name)
+
+
+def _is_box(value: Any) -> bool:
+    """Whether these are four numbers."""
+    if isinstance(value, float | int | np.number | str) or len(value) != 4:
+        return False
+    return all(isinstance(corner, float | int | np.number) for corner in value)
 
 
 def _require_pixels(pixels: np.ndarray | Tensor) -> None:
@@ -538,7 +548,8 @@ def _open(request: Request) -> tuple[Request, Photo | BadPhoto]:
     photo = request.photo
     try:
         if isinstance(photo, Image.Image):
-            return request, open_pixels(np.asarray(upright_rgb(photo)))
+            with _PILLOW:
+                return request, open_pixels(np.asarray(upright_rgb(photo)))
         if isinstance(photo, np.ndarray | Tensor):
             return request, open_pixels(_pixels(photo))
         return request, open_upright(_read(photo))

@@ -25,7 +25,7 @@ from glefld.data.photos import decode_special, is_plain_jpeg, open_photo, orient
 from glefld.data.picture import Decoding, Picture
 from glefld.data.prefetch import ahead
 from glefld.data.truth import SEEN_CODES
-from glefld.errors import BadAnswer, BadBox, BadPhoto, NoGarment, UserError
+from glefld.errors import BadAnswer, BadBox, BadInput, BadPhoto, NoGarment, UserError
 from glefld.models import MODELS, checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
@@ -360,7 +360,7 @@ def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
     )
 
 
-def answer_columns(answer: Prediction | Bad, box: Sequence[float] | None) -> dict[str, Any]:
+def answer_columns(answer: Prediction | BadInput, box: Sequence[float] | None) -> dict[str, Any]:
     """Return what a row of ``prediction_schema`` says of an answer: all but uri, garment and model.
 
     box: the one that was asked for, which an error keeps.

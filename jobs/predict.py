@@ -53,7 +53,7 @@ ROW_GROUP = 1024
 class Options:
     """Options of the prediction."""
 
-    photos: tyro.conf.Positional[tuple[str, ...]]
+    photos: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PHOTO ...")]
     """Photos, folders of photos at any depth, or patterns such as 'photos/*.jpg': paths or URLs. - reads one photo
     from stdin."""
     checkpoint: str | None = None
@@ -154,16 +154,16 @@ def find_photos(given: Sequence[str]) -> Iterator[Found]:
             yield Found(STDIN)
             continue
         place = storage.absolute(name)
-        if _is_pattern(name) and not storage.exists(place):
+        if storage.is_http(place):  # which has no folders
+            yield Found(name)
+            continue
+        storage.require_access(place)
+        if any(sign in name for sign in "*?[") and not storage.exists(place):
             yield from _matches(name, place)
         elif storage.is_folder(place):
             yield from _inside(name, place)
         else:  # if it is not there, that is an error of this photo alone
             yield Found(name)
-
-
-def _is_pattern(name: str) -> bool:
-    return any(sign in name for sign in "*?[") and not storage.is_http(name)
 
 
 def _matches(name: str, place: str) -> Iterator[Found]:
@@ -172,8 +172,10 @@ def _matches(name: str, place: str) -> Iterator[Found]:
     if not paths:
         raise UserError(f"{public_url(name)} matches no picture")
     for found in paths:
-        url = fs.unstrip_protocol(found) if not storage.is_local(place) else found
-        yield Found(url)
+        if not storage.is_local(place):
+            yield Found(fs.unstrip_protocol(found))
+        else:  # as the shell would have expanded it
+            yield Found(found if name.startswith(("/", "~", "file:")) else os.path.relpath(found))
 
 
 def _inside(name: str, place: str) -> Iterator[Found]:
@@ -335,7 +337,7 @@ def landmarks(result: "Result", garment: "Prediction") -> Iterator[tuple[str, di
         if math.isnan(garment.landmarks[i, 0]):
             continue
         x, y, score = _rounded([*garment.landmarks[i].tolist(), garment.score[i].item()])
-        values = {"x": x, "y": y, "score": score}
+        values: dict[str, Any] = {"x": x, "y": y, "score": score}
         if garment.visibility is not None:
             values["visibility"] = Visibility(garment.visibility[i]).name.lower()
         yield name, values

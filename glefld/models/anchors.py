@@ -72,7 +72,7 @@ class Detector(FCOS):
         )
         self.strides = tuple(strides)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features at each stride -> [B, A, 6]: logits of garment and of centredness, four distances in strides"""
         levels = self.backbone({str(level): x for level, x in enumerate(features)})
         found = self.head(list(levels.values()))

@@ -1,6 +1,7 @@
 """Example pictures with predictions and ground truth."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def examples(
     return tiles
 
 
-def _boxed(model: Model, boxes: Tensor, batch: Batch, pictures: list[Image.Image]) -> list[Image.Image]:
+def _boxed(model: Model, boxes: Tensor, batch: Batch, pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Draw each photo's boxes of at least the score that garments have, and the true ones."""
     assert batch.garments is not None
     assert model.least_score is not None

@@ -87,6 +87,17 @@ def test_pictures_of_pillow_are_turned_upright(model: Landmarks) -> None:
         np.testing.assert_allclose(result.garment.landmarks, points, atol=WIDTH / dots.SIZE)
 
 
+def test_one_opened_picture_may_be_given_many_times(model: Landmarks, tmp_path: Path) -> None:
+    """Pillow reads its file in the first thread that asks, and no other one at that time."""
+    example(3)[1].resize((1200, 800)).save(tmp_path / "photo.png")
+    several = Landmarks.load(model.checkpoint, device="cpu", threads=4)
+    expected = model(tmp_path / "photo.png").garment.landmarks
+    for _ in range(3):
+        picture = Image.open(tmp_path / "photo.png")
+        for result in several([picture] * 6):
+            np.testing.assert_allclose(result.garment.landmarks, expected, atol=1e-2)
+
+
 def test_pixels_may_be_changed_once_they_are_given(model: Landmarks) -> None:
     """What the caller does to an array later changes no answer; nor does the model write to it."""
     pixels = np.asarray(example(2)[1]).copy()

@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 from glefld.predict import prediction_schema
 from jobs.predict import Options, run
 from tests import dots, typed
-from tests.mistakes import everything, one_line, write_wrong_files
+from tests.mistakes import answering, everything, one_line, write_wrong_files
 
 WIDTH, HEIGHT = 240, 160
 NAMES = ("a.jpg", "b.PNG", "more/c.jpg")
@@ -103,12 +103,19 @@ def test_photos_patterns_urls_and_stdin(
     url = f"file://{place}/photos/b.PNG"
     out, _ = predict(capfdbinary, place, "-", "photos/*/*.jpg", url, "photos/[b-z].PNG", "nothing.jpg")
     rows = json.loads(out)
-    assert [row["photo"] for row in rows] == [
-        *("-", str(place / "photos/more/c.jpg"), url, str(place / "photos/b.PNG"), "nothing.jpg")
-    ]
+    assert [row["photo"] for row in rows] == [*("-", "photos/more/c.jpg", url, "photos/b.PNG", "nothing.jpg")]
     assert rows.pop()["error"] == "missing_photo: there is no such file"
     for number, row in zip((0, 2, 1, 1), rows, strict=True):
         check(row, number)
+
+
+def test_a_photo_on_a_web_server(place: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """It is asked for as it is named, whatever links there may be in it; one that is not there is an error row."""
+    with answering(200, (place / "photos" / "a.jpg").read_bytes()) as server, answering(404) as other:
+        out, _ = predict(capfdbinary, place, f"{server}/a.jpg?size=1", f"{other}/a.jpg")
+    found, missing = json.loads(out)
+    check(found, 0)
+    assert missing["error"].startswith("missing_photo")
 
 
 def test_csv_has_a_row_for_each_landmark(place: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -386,7 +386,7 @@ def test_the_garment_type_learns_without_touching_the_landmarks() -> None:
     assert output.garment_type is not None
     torch.nn.functional.cross_entropy(output.garment_type, torch.tensor([0, 1])).backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert moved == {"garment_type.weight", "garment_type.bias"}
+    assert moved == {f"garment_type.{layer}.{what}" for layer in (0, 2) for what in ("weight", "bias")}
     (full,) = (garment for garment in FASHION8.garment_types if garment.name == "full")
     one_type = dataclasses.replace(FASHION8, garment_types=(full,))
     untold = build("fpn", dataclasses.replace(LABELS, landmark_set=one_type)).eval()
