@@ -37,6 +37,10 @@ class BadAnswer(BadInput):
     """A garment for which the model answers with what is no number: ``not_finite``."""
 
 
+class NoGarment(BadInput):
+    """A photo in which a detector finds no garment: ``no_garment``."""
+
+
 class BadRow(BadInput):
     """An annotation that cannot be used; ``reason`` is one of the rejects' reasons."""
 

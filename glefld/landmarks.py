@@ -12,6 +12,7 @@ applied), continuous: pixel i covers [i, i + 1).
 import dataclasses
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias, cast, overload
@@ -25,9 +26,11 @@ from torch import Tensor
 from glefld import storage
 from glefld.data.photos import open_photo, upright_rgb
 from glefld.data.prefetch import in_threads
-from glefld.errors import BadAnswer, BadBox, BadInput, BadPhoto, UserError
+from glefld.detect import Detected, Detector
+from glefld.errors import BadBox, BadInput, BadPhoto, NoGarment, UserError
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
+from glefld.models.system import MOST_GARMENTS
 from glefld.predict import (
     BATCH_SIZE,
     PRECISION,
@@ -53,6 +56,8 @@ CHECKPOINT = "GLEFLD_CHECKPOINT"
 COCO_V = {Visibility.VISIBLE: 2, Visibility.OCCLUDED: 1, Visibility.CUT_OFF: 0, Visibility.ABSENT: 0}
 #: Digits that COCO's JSON keeps of pixels and scores.
 DIGITS = 4
+#: One thread at a time decodes what callers have opened: they may give a picture twice, and Pillow reads it when asked.
+_PILLOW = threading.Lock()
 
 
 class Request(NamedTuple):
@@ -60,13 +65,13 @@ class Request(NamedTuple):
 
     photo: Source
     boxes: Sequence[Sequence[float] | None] = (None,)
-    """x1 y1 x2 y2 of each garment; None for the whole photo."""
+    """x1 y1 x2 y2 of each garment; None for the whole photo, or for the garments that the model's detector finds."""
     name: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """What the model says of one photo: an answer for each box that was asked for, or the one for the whole photo."""
+    """What the model says of one photo: an answer for each box that was asked for or found, or for the whole photo."""
 
     name: str
     """The photo's path or URL as given, or its number among those that were given."""
@@ -77,7 +82,7 @@ class Result:
     landmark_set: LandmarkSet
     """Names of the K landmarks and of the garment types."""
     boxes: Sequence[Sequence[float] | None]
-    """The boxes that were asked for, one for each answer."""
+    """The boxes that were asked for or found, one for each answer; None for the whole photo."""
     photo: Source = dataclasses.field(repr=False)
     """The photo as given."""
 
@@ -145,11 +150,12 @@ class Result:
         return to_coco([self], self.landmark_set)
 
     def to_supervision(self) -> Any:
-        """Return the garments as ``supervision.KeyPoints``: xy [N, K, 2], confidence [N, K] and class_id [N].
+        """Return the garments as ``supervision.KeyPoints``.
 
-        Landmarks that are absent are at (0, 0) with a confidence of 0, which supervision does not draw. ``class_id`` is
-        an index into ``landmark_set.garment_types``, None unless the model tells all types; ``data`` has their names.
-        UserError if the package supervision is not installed.
+        xy [N, K, 2], keypoint_confidence [N, K], visible [N, K], class_id [N] and ``data["class_name"]``. Absent
+        landmarks are at (0, 0), not visible and of confidence 0. ``class_id`` is an index into
+        ``landmark_set.garment_types``; without it and the names if the model does not tell types.
+        UserError if the package supervision is not installed, or is older than 0.29.
         """
         try:
             from supervision import KeyPoints
@@ -158,30 +164,34 @@ class Result:
                 "to_supervision needs the package supervision, which is not installed: pip install supervision"
             ) from error
         k, found = len(self.landmark_set), self.garments
-        xy, confidence = np.zeros((len(found), k, 2), np.float32), np.zeros((len(found), k), np.float32)
-        for i, garment in enumerate(found):
-            here = present(garment)
-            xy[i, here], confidence[i, here] = garment.landmarks[here], garment.score[here]
+        visible = np.array([present(garment) for garment in found], bool).reshape(-1, k)
+        xy = np.array([garment.landmarks for garment in found], np.float32).reshape(-1, k, 2)
+        score = np.array([garment.score for garment in found], np.float32).reshape(-1, k)
         numbers = {garment.name: i for i, garment in enumerate(self.landmark_set.garment_types)}
-        types = [garment.garment_type for garment in found]
-        told = [numbers[name] for name in types if name is not None]
-        whole = len(told) == len(types)
-        return KeyPoints(
-            xy=xy,
-            confidence=confidence,
-            class_id=np.array(told, int) if whole else None,
-            data={"class_name": np.array(types, dtype=str)} if whole else {},
-        )
+        types = [garment.garment_type for garment in found if garment.garment_type is not None]
+        told = len(types) == len(found)
+        try:
+            return KeyPoints(
+                xy=np.where(visible[..., None], xy, np.float32(0)),
+                keypoint_confidence=np.where(visible, score, np.float32(0)),
+                visible=visible,
+                class_id=np.array([numbers[name] for name in types], int) if told else None,
+                data={"class_name": np.array(types, str)} if told else {},
+            )
+        except TypeError as error:
+            raise UserError("to_supervision needs supervision 0.29 or newer: update the package") from error
 
 
 class Landmarks:
     """A trained landmark model: photos in, ``Result`` out."""
 
-    def __init__(self, predictor: Predictor, checkpoint: str) -> None:
+    def __init__(self, predictor: Predictor, checkpoint: str, detector: Detector | None = None) -> None:
         """Use ``load``; this is for those who have a ``Predictor`` of the checkpoint at this URL."""
         self.predictor = predictor
         self.checkpoint = checkpoint
         """URL of the checkpoint."""
+        self.detector = detector
+        """Finds the garments of photos that are given without boxes; None takes these whole."""
 
     @classmethod
     def load(
@@ -194,6 +204,9 @@ class Landmarks:
         threads: int | None = None,
         precision: Precision = PRECISION,
         mirror: bool = False,
+        detector: str | os.PathLike[str] | None = None,
+        most_garments: int = MOST_GARMENTS,
+        least_score: float | None = None,
     ) -> Self:
         """Load a model.
 
@@ -202,7 +215,10 @@ class Landmarks:
         the newest run below the root. root: the folder of runs and of copies of MLflow's models. Default: $GLEFLD_ROOT,
         else ./glefld-data. device: ``auto`` (a GPU if there is one), ``cpu``, ``gpu`` or one of PyTorch's. batch_size:
         garments at a time. threads: that decode; by default as many as PyTorch computes with. precision: of the forward
-        pass. mirror: average with the answers for mirror images, a little better at twice the time.
+        pass. mirror: average with the answers for mirror images, a little better at twice the time. detector: a run or
+        checkpoint of a detector, named as ``checkpoint`` is, which finds the garments of photos that are given without
+        boxes, at most so many of at least this score (by default what its training has chosen); None takes photos
+        whole.
         UserError if there is no such checkpoint, it is not a landmark model's or there is no such device.
         """
         place = storage.absolute(root or os.environ.get("GLEFLD_ROOT") or "./glefld-data")
@@ -210,7 +226,11 @@ class Landmarks:
         chosen = _device(device)
         url = find_checkpoint(given, place)
         threads = threads or torch.get_num_threads()
-        return cls(Predictor(url, chosen, batch_size, threads, precision, mirror), url)
+        finder = None
+        if detector is not None:
+            found = find_checkpoint(os.fspath(detector), place)
+            finder = Detector(found, chosen, batch_size, threads, precision, most_garments, least_score)
+        return cls(Predictor(url, chosen, batch_size, threads, precision, mirror), url, finder)
 
     @property
     def card(self) -> ModelCard:
@@ -237,7 +257,8 @@ class Landmarks:
         """Predict one photo, or each of several.
 
         images: one ``Source``, or an iterable of them, which gives a list. boxes: for one photo x1 y1 x2 y2 or several
-        of these, in pixels of the upright photo; for several photos one such entry each. None takes the whole photo.
+        of these, in pixels of the upright photo; for several photos one such entry each. None takes the whole photo or,
+        with a detector, the garments in it; a photo without any has the answer ``NoGarment``.
         A photo or box that cannot be used is an answer of its ``Result``, and raises nothing here. UserError for what
         is no photo at all, such as pixels of another shape or type, before anything is predicted.
         """
@@ -260,27 +281,62 @@ class Landmarks:
         asked: deque[_Asked] = deque()
 
         def crops() -> Iterator[Crop | Bad]:
-            for request, opened in in_threads(_open, requests, threads):
-                found = [_crop(opened, box, size) for box in request.boxes]
-                asked.append(_Asked(request, _size(opened), len(found)))
+            for request, opened, detected in self._detect(in_threads(_open, requests, threads)):
+                boxes: Sequence[Sequence[float] | None] = request.boxes
+                scores: Sequence[float | None] = [None] * len(boxes)
+                if isinstance(detected, Detected):
+                    boxes, scores = detected.boxes.tolist(), detected.score.tolist()
+                    found = [_crop(opened, box, size) for box in boxes]
+                elif detected is not None:
+                    found = [detected]
+                else:
+                    found = [_crop(opened, box, size) for box in boxes]
+                asked.append(_Asked(request, _size(opened), boxes, scores))
                 yield from found
 
         answers = self.predictor.predict(crops())
         while (first := next(answers, None)) is not None:
             yield from self._without_garments(asked)
             photo = asked.popleft()
-            rest = itertools.islice(answers, photo.garments - 1)
+            rest = itertools.islice(answers, len(photo.boxes) - 1)
             yield self._result(photo, (first, *rest))
         yield from self._without_garments(asked)
         assert not asked
 
     def _without_garments(self, asked: "deque[_Asked]") -> Iterator[Result]:
-        while asked and not asked[0].garments:
+        while asked and not asked[0].boxes:
             yield self._result(asked.popleft(), ())
 
-    def _result(self, asked: "_Asked", answers: tuple[Prediction | Bad | BadAnswer, ...]) -> Result:
+    def _detect(
+        self, opened: Iterable[tuple[Request, Photo | BadPhoto]]
+    ) -> Iterator[tuple[Request, Photo | BadPhoto, Detected | Bad | None]]:
+        """Yield each photo and what the detector says of it: its garments, or what is wrong; None if not asked."""
+        if self.detector is None:
+            yield from ((*pair, None) for pair in opened)
+            return
+        size = self.detector.card.input_size
+        waiting: deque[tuple[Request, Photo | BadPhoto]] = deque()
+
+        def wholes() -> Iterator[Crop | Bad]:
+            for request, photo in opened:
+                waiting.append((request, photo))
+                if len(request.boxes) != 1 or request.boxes[0] is not None:
+                    yield _GIVEN  # passes through the detector, so that all stay in order
+                else:
+                    yield photo.whole(size) if isinstance(photo, Photo) else photo
+
+        for answer in self.detector.detect(wholes()):
+            nothing = isinstance(answer, Detected) and not len(answer.boxes)
+            told = self.detector.nothing() if nothing else answer
+            yield (*waiting.popleft(), None if answer is _GIVEN else told)
+
+    def _result(self, asked: "_Asked", answers: tuple[Prediction | Bad, ...]) -> Result:
         request = asked.request
-        return Result(request.name, asked.size, answers, self.landmark_set, request.boxes, request.photo)
+        scored = tuple(
+            dataclasses.replace(answer, box_score=score) if isinstance(answer, Prediction) else answer
+            for answer, score in zip(answers, asked.scores, strict=True)
+        )
+        return Result(request.name, asked.size, scored, self.landmark_set, asked.boxes, request.photo)
 
 
 class _Asked(NamedTuple):
@@ -288,7 +344,12 @@ class _Asked(NamedTuple):
 
     request: Request
     size: tuple[int, int] | None
-    garments: int
+    boxes: Sequence[Sequence[float] | None]
+    scores: Sequence[float | None]
+
+
+#: In a detector's input, in place of a photo that it need not look at.
+_GIVEN = NoGarment("not_asked", "the photo was given with boxes")
 
 
 def default_checkpoint(root: str) -> tuple[str, str]:
@@ -330,9 +391,9 @@ def to_coco(results: Iterable[Result], landmark_set: LandmarkSet) -> dict[str, A
 
     Each garment type is a category with the landmarks that it has; of models that do not tell the type, and only then,
     there is a category ``garment`` with all of them. v is 2 for visible landmarks, 1 for occluded and 0 for absent
-    ones, which are at (0, 0). Besides COCO's fields, an annotation has a ``score``, the mean of its landmarks', and
-    ``keypoint_scores``. Coordinates are continuous, not pixels' numbers. ``info`` lists the errors, with their photos;
-    one that cannot be read is no image.
+    ones, which are at (0, 0). Besides COCO's fields, an annotation has a ``score``, the mean of its landmarks',
+    ``keypoint_scores``, and the ``box_score`` of a detected box. Coordinates are continuous, not pixels' numbers.
+    ``info`` lists the errors, with their photos; one that cannot be read is no image.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -405,6 +466,7 @@ def _annotation(garment: Prediction, landmark_set: LandmarkSet) -> dict[str, Any
         "keypoints": keypoints,
         "score": round(float(score[here].mean()), DIGITS) if here.any() else 0.0,
         "keypoint_scores": [round(value, DIGITS) for value in np.where(here, score, 0).tolist()],
+        **({"box_score": round(garment.box_score, DIGITS)} if garment.box_score is not None else {}),
     }
 
 
@@ -423,7 +485,9 @@ def _device(device: str | torch.device) -> torch.device:
         words = str(error).partition("\n")[0]
         raise UserError(f"device {device!r}: {words}: give auto, cpu, gpu or one of PyTorch's") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {device}: this machine has {torch.cuda.device_count()} GPUs; cpu uses CPUs")
+        raise UserError(
+            f"device {device}: this machine has {torch.cuda.device_count() or 'no'} GPU: choose cpu"
+        )
     return chosen
 
 
@@ -442,13 +506,20 @@ def _request(photo: Any, boxes: Boxes, number: int) -> Request:
             )
     if boxes is None:
         return Request(photo, name=name)
-    entries = boxes.tolist() if isinstance(boxes, np.ndarray | Tensor) else list(boxes)
-    if len(entries) == 4 and all(isinstance(value, float | int | np.number) for value in entries):
+    entries: list[Any] = boxes.tolist() if isinstance(boxes, np.ndarray | Tensor) else list(boxes)
+    if _is_box(entries):
         entries = [entries]
     for box in entries:
-        if box is not None and (isinstance(box, float | int) or len(box) != 4):
+        if box is not None and not _is_box(box):
             raise UserError(f"{name}: a box is x1 y1 x2 y2, not {box}")
     return Request(photo, entries, name)
+
+
+def _is_box(value: Any) -> bool:
+    """Whether these are four numbers."""
+    if isinstance(value, float | int | np.number | str) or len(value) != 4:
+        return False
+    return all(isinstance(corner, float | int | np.number) for corner in value)
 
 
 def _require_pixels(pixels: np.ndarray | Tensor) -> None:
@@ -477,7 +548,8 @@ def _open(request: Request) -> tuple[Request, Photo | BadPhoto]:
     photo = request.photo
     try:
         if isinstance(photo, Image.Image):
-            return request, open_pixels(np.asarray(upright_rgb(photo)))
+            with _PILLOW:
+                return request, open_pixels(np.asarray(upright_rgb(photo)))
         if isinstance(photo, np.ndarray | Tensor):
             return request, open_pixels(_pixels(photo))
         return request, open_upright(_read(photo))

@@ -19,25 +19,25 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from glefld.data.augmentation import box_to_input, compose, invert
+from glefld.data.augmentation import box_to_input, compose, invert, square_around
 from glefld.data.loader import InputPipeline, to_photo
 from glefld.data.photos import decode_special, is_plain_jpeg, open_photo, orient, orientation
 from glefld.data.picture import Decoding, Picture
 from glefld.data.prefetch import ahead
 from glefld.data.truth import SEEN_CODES
-from glefld.errors import BadAnswer, BadBox, BadPhoto, UserError
+from glefld.errors import BadAnswer, BadBox, BadInput, BadPhoto, NoGarment, UserError
 from glefld.models import MODELS, checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
-from glefld.models.system import Output
+from glefld.models.system import Model, Output
 from glefld.recipe import Precision
 from glefld.redaction import public_url
 from glefld.schema import GarmentType, LandmarkSet, Visibility
 
 #: Upper bound on the pixels decoded at once: a batch of large photos is split into smaller batches.
 BATCH_PIXELS = 128_000_000
-#: What can be wrong with a crop before the model sees it.
-Bad = BadPhoto | BadBox
+#: What can be wrong with a crop before the landmark model sees it.
+Bad = BadPhoto | BadBox | NoGarment | BadAnswer
 Damaged = Literal["error", "answer"]
 
 #: What a predictor and the inference job take unless they are told: garments at a time, and how they are computed.
@@ -66,7 +66,16 @@ class Photo:
         if not (clipped[2] > clipped[0] and clipped[3] > clipped[1]):
             low, high = np.array(self.bounds).reshape(2, 2)
             raise BadBox("box_outside_photo", f"box {x1} {y1} {x2} {y2}, photo {low} to {high}")
-        to_input = box_to_input(np.array(clipped), size)
+        return self._input(clipped, np.array(clipped), size)
+
+    def whole(self, size: int) -> "Crop":
+        """Return the whole picture in its own shape, in the middle of a detector's input."""
+        left, top, right, bottom = self.bounds
+        square = square_around(right - left, bottom - top) + np.array([left, top, left, top])
+        return self._input(self.bounds, square, size)
+
+    def _input(self, box: Sequence[float], region: np.ndarray, size: int) -> "Crop":
+        to_input = box_to_input(region, size)
         return Crop(
             picture=Picture(
                 encoded=self.encoded,
@@ -75,18 +84,20 @@ class Photo:
                 to_input=compose(to_input, self.to_upright),
                 decoding=self.decoding,
             ),
-            box=tuple(float(v) for v in clipped),
+            box=tuple(float(v) for v in box),
             to_photo=invert(to_input),
+            photo=self,
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """One garment's crop of a photo, ready for the model."""
+    """A garment's crop of a photo, or a whole photo, ready for the model."""
 
     picture: Picture
     box: tuple[float, ...]  # x1 y1 x2 y2, upright photo
     to_photo: np.ndarray  # [2, 3], affine, from the input to the upright photo
+    photo: Photo  # what it was cut from
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,6 +119,8 @@ class Prediction:
     """Name of the garment type; None if the model does not tell."""
     garment_type_score: float | None = None
     """Probability of the garment type among the T that the model knows, from 0 to 1; None without a type."""
+    box_score: float | None = None
+    """Probability that the box is an annotated garment's, as on the detector's val split; None if it was given."""
 
     def without(self, which: np.ndarray) -> "Prediction":
         """Return the answer without the places and scores of some landmarks, [K] bool."""
@@ -181,9 +194,10 @@ def model_name(url: str) -> str:
 
 
 def require_landmarks(url: str, card: ModelCard) -> None:
-    """Raise UserError if the checkpoint's model is a classifier."""
-    if MODELS[card.model].task != "landmarks":
-        raise UserError(f"{url} is a classifier ({card.model}): give a checkpoint of a landmark model")
+    """Raise UserError if the checkpoint's model is a classifier or a detector."""
+    if (task := MODELS[card.model].task) != "landmarks":
+        kind = {"classify": "classifier", "detect": "detector"}[task]
+        raise UserError(f"{url} is a {kind} ({card.model}): give a checkpoint of a landmark model")
 
 
 class Predictor:
@@ -217,27 +231,20 @@ class Predictor:
             self.card.input_size, model.normalisation, batch_size, device_id, threads
         )
 
-    def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad | BadAnswer]:
-        """Yield one prediction per crop, in order. A BadPhoto or BadBox in place of a crop is passed through.
+    def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad]:
+        """Yield one prediction per crop, in order. What is bad in place of a crop is passed through.
 
         A thread reads ``crops``, and others decode them, ahead of the model. A picture that cannot be decoded becomes a
         BadPhoto, a crop for which a heatmap is not finite a BadAnswer.
         """
-        for batch, images in ahead(self._load(crops), 2):
+        for batch, images in ahead(load_crops(self.pipeline, crops, self.batch_size), 2):
             good = [crop for crop in batch if isinstance(crop, Crop)]
             answers = self._infer(images, good) if good else iter(())
             for crop in batch:
                 yield next(answers) if isinstance(crop, Crop) else crop
 
     def _infer(self, images: Tensor, crops: list[Crop]) -> Iterator[Prediction | BadAnswer]:
-        with (
-            torch.no_grad(),  # not inference_mode: Grad-CAM attention needs gradients
-            torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
-            # By default cuDNN's convolutions round fp32 to TF32.
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-        ):
-            images = images.contiguous(memory_format=torch.channels_last)
-            output = self.model.both_ways(images) if self.mirror else self.model(images)
+        output = run_model(self.model, images, self.dtype, self.mirror)
         assert output.heatmaps is not None
         landmarks, score = self.model.codec.decode(output.heatmaps)
         score = self.model.calibration(score)
@@ -273,18 +280,33 @@ class Predictor:
             return [(types[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
         return [(types[0], 1.0) if len(types) == 1 else (None, math.nan)] * count
 
-    def _load(self, crops: Iterable[Crop | Bad]) -> Iterator[tuple[list[Crop | Bad], Tensor]]:
-        """Yield batches, each with the images [b, 3, S, S] of its crops that could be decoded."""
-        batches = (
-            (batch, [crop.picture for crop in batch if isinstance(crop, Crop)])
-            for batch in _batches(crops, self.batch_size)
-        )
-        for batch, loaded in self.pipeline.load(batches):
-            if loaded.bad:
-                good = [i for i, crop in enumerate(batch) if isinstance(crop, Crop)]
-                for position, bad in loaded.bad.items():
-                    batch[good[position]] = bad
-            yield batch, loaded.images
+
+def run_model(model: Model, images: Tensor, dtype: torch.dtype, mirror: bool = False) -> Output:
+    """Run a model on images [b, 3, S, S] without gradients, in fp32 or autocast to ``dtype``."""
+    with (
+        torch.no_grad(),  # not inference_mode: Grad-CAM attention needs gradients
+        torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32),
+        # By default cuDNN's convolutions round fp32 to TF32.
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        images = images.contiguous(memory_format=torch.channels_last)
+        return model.both_ways(images) if mirror else model(images)
+
+
+def load_crops(
+    pipeline: InputPipeline, crops: Iterable[Crop | Bad], batch_size: int
+) -> Iterator[tuple[list[Crop | Bad], Tensor]]:
+    """Yield batches, each with the images [b, 3, S, S] of its crops that could be decoded."""
+    batches = (
+        (batch, [crop.picture for crop in batch if isinstance(crop, Crop)])
+        for batch in _batches(crops, batch_size)
+    )
+    for batch, loaded in pipeline.load(batches):
+        if loaded.bad:
+            good = [i for i, crop in enumerate(batch) if isinstance(crop, Crop)]
+            for position, bad in loaded.bad.items():
+                batch[good[position]] = bad
+        yield batch, loaded.images
 
 
 def _batches(crops: Iterable[Crop | Bad], batch_size: int) -> Iterator[list[Crop | Bad]]:
@@ -314,6 +336,9 @@ def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
             field("garment", pa.int32(), "0-based number of the garment in the photo", nullable=False),
             # NaN for an unreadable photo: some Parquet readers cannot handle null fixed-size lists.
             field("box", pa.list_(pa.float32(), 4), "x1 y1 x2 y2, upright photo's pixels", nullable=False),
+            field(
+                "box_score", pa.float32(), "probability that it is a garment's; null unless it was detected"
+            ),
             field("garment_type", pa.string(), "its name; null if the model does not tell"),
             field("garment_type_score", pa.float32(), "probability of the garment type"),
             field(
@@ -335,7 +360,7 @@ def prediction_schema(landmark_set: LandmarkSet) -> pa.Schema:
     )
 
 
-def answer_columns(answer: Prediction | Bad | BadAnswer, box: Sequence[float] | None) -> dict[str, Any]:
+def answer_columns(answer: Prediction | BadInput, box: Sequence[float] | None) -> dict[str, Any]:
     """Return what a row of ``prediction_schema`` says of an answer: all but uri, garment and model.
 
     box: the one that was asked for, which an error keeps.

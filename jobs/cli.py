@@ -22,7 +22,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from glefld import storage
 from glefld.data.dataset import open_dataset
 from glefld.errors import UserError
-from glefld.redaction import redacted
+from glefld.redaction import public_url, redacted
 from glefld.schema import Manifest
 from jobs import tyro_private
 from jobs.commands import caller
@@ -261,6 +261,22 @@ def resolve_checkpoint(given: str, option: str, root: str | None) -> str:
     tracking.require_answer(uri)
     with naming(option):
         return tracking.fetch(given, uri, models_folder(place))
+
+
+def resolve_detector(given: str | None, root: str | None) -> str:
+    """Return the URL of the detector's checkpoint for --boxes detect, and say which it is if --detector does not.
+
+    Without --detector it is $GLEFLD_DETECTOR, else the newest run of a detector below the root. Raises UserError if
+    there is none.
+    """
+    from glefld.detect import default_detector
+
+    if given:
+        return resolve_checkpoint(given, "--detector", root)
+    with naming("--boxes detect"):
+        found, why = default_detector(resolve_root(root))
+    print(f"detector   {public_url(found)} ({why})")
+    return resolve_checkpoint(found, "--detector", root)
 
 
 @contextlib.contextmanager

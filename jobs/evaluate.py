@@ -5,15 +5,18 @@ The scores are printed as tables, logged to an MLflow run and optionally written
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 
 from glefld import storage, tracking
+from glefld.data.garments import require_whole_photos
 from glefld.datasets import Dataset
+from glefld.detect import require_detector
 from glefld.errors import UserError, require_between
-from glefld.schema import Split
+from glefld.models import MODELS, checkpoint
+from glefld.schema import Labels, Manifest, Split
 from glefld.scoring import evaluation
 from glefld.scoring.baselines import Baselines
 from glefld.scoring.metrics import Report
@@ -27,6 +30,7 @@ from jobs.cli import (
     on_cluster,
     open_data,
     resolve_checkpoint,
+    resolve_detector,
     resolve_root,
     resolve_url,
     start_ray,
@@ -56,6 +60,12 @@ class Options:
     """Number of tasks that share the split. The scores do not depend on it."""
     cpus_per_worker: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """CPUs per task. Default: on one machine all CPUs, divided among the tasks; on a cluster 1."""
+    boxes: Literal["true", "detect"] = "true"
+    """true: landmarks in the annotated boxes. detect: also in those that a detector finds in the whole photos, of a
+    data set that was ingested with --margin full."""
+    detector: str | None = None
+    """Detector for --boxes detect: checkpoint or run, path, URL or MLflow model. Default: $GLEFLD_DETECTOR, else the
+    newest run of a detector below the root."""
     device: Device = "auto"
     mirror: bool = False
     """Average each prediction with that for the mirror image: a little more accurate, at twice the time."""
@@ -84,8 +94,17 @@ def run(options: Options) -> None:
     tasks = choose_tasks(options)
     with naming("--checkpoint"):
         shared = evaluate.shared_labels(url, data)
-    if shared != manifest.labels:
+    card = checkpoint.read_card(url)
+    if MODELS[card.model].task == "detect":
+        if options.mirror:
+            raise UserError("--mirror is for landmarks and classes: leave it out with a detector")
+        if options.boxes == "detect":
+            raise UserError(f"--boxes detect is for landmarks: --checkpoint {url} is a detector itself")
+        with naming("--data" if options.data else "--dataset"):
+            require_whole_photos(data, manifest)
+    elif shared != manifest.labels:
         print(f"scored: {shared.summary()}. The checkpoint was not trained for the data set's other labels.")
+    detector = choose_detector(options, data, manifest, shared)
     with tracking.connecting(uri):
         start_ray()
     handle = tracking.start_run(
@@ -100,6 +119,9 @@ def run(options: Options) -> None:
         start = time.monotonic()
         report = evaluate.evaluate_checkpoint(url, data, options.split, tasks, options.mirror)
         seconds = time.monotonic() - start
+        detected = None
+        if detector is not None:
+            detected = evaluate.evaluate_detected(url, detector, data, options.split, tasks, options.mirror)
         baseline = evaluate.baselines(data, options.split, report.label)
         scores = evaluation.evaluation_json(
             report,
@@ -108,16 +130,37 @@ def run(options: Options) -> None:
             checkpoint=url,
             baseline=baseline,
             mirror=options.mirror,
+            detected=detected,
         )
         # Print and write the scores before logging, which can fail with the MLflow server.
-        print_scores(manifest.title, report, baseline, seconds)
+        print_scores(manifest.title, report, baseline, seconds, detected)
         if output is not None:
             storage.write_json(output, scores)
             print(f"written to {output}")
-        log.log({f"{options.split}_{name}": value for name, value in report.numbers().items()}, step=0)
+        numbers = report.numbers()
+        if detected is not None:
+            numbers |= {"detected_recall": detected.recall}
+            numbers |= {f"detected_{name}": value for name, value in detected.report.numbers().items()}
+        log.log({f"{options.split}_{name}": value for name, value in numbers.items()}, step=0)
         pictures = evaluate.draw_examples(url, data, options.split, tasks, options.mirror)
-        evaluate.log_scores(log, scores, report, baseline, data, pictures)
+        evaluate.log_scores(log, scores, report, baseline, data, pictures, detected)
     Console().print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
+
+
+def choose_detector(options: Options, data: str, manifest: Manifest, shared: Labels) -> str | None:
+    """Return the URL of the detector's checkpoint, None without --boxes detect. UserError if it cannot be used."""
+    if options.boxes != "detect":
+        if options.detector is not None:
+            raise UserError("--detector is for detected boxes: add --boxes detect, or leave it out")
+        return None
+    with naming("--boxes detect"):
+        require_whole_photos(data, manifest)
+        if not len(shared.landmark_set):
+            raise UserError("the checkpoint finds no landmarks of this data set: leave it out")
+    found = resolve_detector(options.detector, options.root)
+    with naming("--detector"):
+        require_detector(found, checkpoint.read_card(found))
+    return found
 
 
 def choose_tasks(options: Options) -> "Tasks":
@@ -133,10 +176,16 @@ def choose_tasks(options: Options) -> "Tasks":
     return Tasks(options.num_workers, each, gpu)
 
 
-def print_scores(dataset: str, report: Report, baseline: Baselines, seconds: float) -> None:
+def print_scores(
+    dataset: str,
+    report: Report,
+    baseline: Baselines,
+    seconds: float,
+    detected: evaluation.EndToEnd | None = None,
+) -> None:
     """Print the scores."""
     console = Console()
-    console.print(score_tables(dataset, report, baseline))
+    console.print(score_tables(dataset, report, baseline, detected))
     if report.oks is not None:
         console.print(oks_table(report.oks))
     for name, (low, high) in report.ne_intervals.items():

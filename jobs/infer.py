@@ -23,6 +23,7 @@ from jobs.cli import (
     main,
     on_cluster,
     resolve_checkpoint,
+    resolve_detector,
     resolve_output,
     resolve_url,
     show_own_progress,
@@ -56,6 +57,11 @@ class Options(InferOptions):
     def check(self) -> None:
         super().check()
         require_between("--overlays", self.overlays, 0)
+        if self.retry_errors and self.detects:
+            raise UserError(
+                "--retry-errors does not go with --boxes detect: a photo that is read at last may have any number of "
+                "garments. Predict the photos with errors to another --output"
+            )
         if self.retry_errors and self.overlays:
             raise UserError(
                 "--overlays does not go with --retry-errors: draw them by a run without it afterwards"
@@ -79,9 +85,12 @@ def run(options: Options) -> None:
         InferOptions,
         checkpoint=resolve_checkpoint(options.checkpoint, "--checkpoint", options.root),
         input=source,
-        boxes=resolve_url(options.boxes, "--boxes") if options.boxes else None,
+        boxes=resolve_url(options.boxes, "--boxes")
+        if options.boxes and not options.detects
+        else options.boxes,
+        detector=resolve_detector(options.detector, options.root) if options.detects else None,
     )
-    if chosen.boxes and not storage.is_file(chosen.boxes):
+    if chosen.boxes and not chosen.detects and not storage.is_file(chosen.boxes):
         raise UserError(f"--boxes {public_url(chosen.boxes)}: there is no such file")
     console = Console()
     rate: float | None = None
@@ -102,7 +111,7 @@ def run(options: Options) -> None:
         if plan.whole_photos:
             console.print(
                 "without --boxes each photo is taken whole; the model was trained on garments in their boxes "
-                f"({plan.card.dataset}): expect less where a photo shows more than one garment",
+                f"({plan.card.dataset}): expect less where a photo shows more than one garment, or see --boxes detect",
                 soft_wrap=True,
             )
         start_ray()
@@ -151,7 +160,8 @@ def summary(manifest: dict[str, Any], rows_per_second: float | None) -> Table:
     """Return a table of the photos, garments, errors and skipped files."""
     table = Table("", Column("number", justify="right"), title=f"model {manifest['model']}")
     table.add_row("photos", f"{manifest['photos']:,}")
-    table.add_row("garments", f"{manifest['rows']:,}", end_section=True)
+    nothing = manifest["errors"].get("no_garment", 0)
+    table.add_row("garments", f"{manifest['rows'] - nothing:,}", end_section=True)
     table.add_row("ok", f"{manifest['ok']:,}")
     for reason, rows in manifest["errors"].items():
         table.add_row(f"error: {reason}", f"{rows:,}")

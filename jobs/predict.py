@@ -35,6 +35,7 @@ Format = Literal["json", "csv", "coco", "parquet"]
 ENDINGS: dict[str, Format] = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 STDIN = "-"
 WHOLE = "whole"
+DETECT = "detect"
 #: Columns of CSV: a row for each landmark of each garment, or for what is wrong with it.
 COLUMNS = (
     *("photo", "garment", "garment_type", "garment_type_score"),
@@ -52,15 +53,19 @@ ROW_GROUP = 1024
 class Options:
     """Options of the prediction."""
 
-    photos: tyro.conf.Positional[tuple[str, ...]]
+    photos: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PHOTO ...")]
     """Photos, folders of photos at any depth, or patterns such as 'photos/*.jpg': paths or URLs. - reads one photo
     from stdin."""
     checkpoint: str | None = None
     """Folder of a checkpoint, or of a run (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID).
     Default: $GLEFLD_CHECKPOINT, else the newest run below --root."""
     boxes: str = WHOLE
-    """whole: each photo is one garment. Or a CSV or Parquet file with one row per garment: uri (the photo as given,
-    or its path within a given folder) and x1, y1, x2, y2 in pixels of the upright photo."""
+    """whole: each photo is one garment. detect: a detector finds them. Or a CSV or Parquet file with one row per
+    garment: uri (the photo as given, or its path within a given folder) and x1, y1, x2, y2 in pixels of the upright
+    photo."""
+    detector: str | None = None
+    """Detector for --boxes detect: checkpoint or run, path, URL or MLflow model. Default: $GLEFLD_DETECTOR, else the
+    newest run of a detector below --root."""
     format: Format | None = None
     """json: an array with an object for each garment. csv: a row for each landmark. coco: COCO keypoints. parquet: the
     columns of infer. Default: by the ending of --output, else json."""
@@ -87,7 +92,9 @@ def run(options: Options) -> None:
     if options.show:
         storage.require_writable(storage.absolute(options.show), "--show", folder=True)
     found = list(find_photos(options.photos))
-    boxes = read_boxes(options.boxes, found) if options.boxes != WHOLE else None
+    boxes = read_boxes(options.boxes, found) if options.boxes not in (WHOLE, DETECT) else None
+    if options.detector is not None and options.boxes != DETECT:
+        raise UserError(f"--detector is for detected boxes: add --boxes {DETECT}, or leave it out")
 
     # Before PyTorch, which takes seconds to import, come all mistakes that can be told without it.
     from glefld.landmarks import CHECKPOINT, Landmarks, default_checkpoint, find_checkpoint
@@ -98,7 +105,8 @@ def run(options: Options) -> None:
         url = find_checkpoint(given, root)
     if why:
         print(f"checkpoint {public_url(url)}, {why}", file=sys.stderr)
-    model = Landmarks.load(url, root=root, device=options.device)
+    finder = choose_detector(options.detector, root) if options.boxes == DETECT else None
+    model = Landmarks.load(url, root=root, device=options.device, detector=finder)
     count = Count(len(found))
     results = count.counted(model.stream(requests(found, boxes)))
     results = (above(result, options.min_score) for result in results)
@@ -109,6 +117,24 @@ def run(options: Options) -> None:
     print(count.summary(), file=sys.stderr)
     if not count.answered:
         raise SystemExit(1)
+
+
+def choose_detector(given: str | None, root: str) -> str:
+    """Return the URL of the detector's checkpoint, and tell which it is if --detector does not."""
+    from glefld.detect import default_detector, require_detector
+    from glefld.landmarks import find_checkpoint
+    from glefld.models import checkpoint
+
+    why = ""
+    if given is None:
+        with naming(f"--boxes {DETECT}"):
+            given, why = default_detector(root)
+    with naming("--detector"):
+        url = find_checkpoint(given, root)
+        require_detector(url, checkpoint.read_card(url))
+    if why:
+        print(f"detector {public_url(url)}, {why}", file=sys.stderr)
+    return url
 
 
 class Found:
@@ -128,16 +154,16 @@ def find_photos(given: Sequence[str]) -> Iterator[Found]:
             yield Found(STDIN)
             continue
         place = storage.absolute(name)
-        if _is_pattern(name) and not storage.exists(place):
+        if storage.is_http(place):  # which has no folders
+            yield Found(name)
+            continue
+        storage.require_access(place)
+        if any(sign in name for sign in "*?[") and not storage.exists(place):
             yield from _matches(name, place)
         elif storage.is_folder(place):
             yield from _inside(name, place)
         else:  # if it is not there, that is an error of this photo alone
             yield Found(name)
-
-
-def _is_pattern(name: str) -> bool:
-    return any(sign in name for sign in "*?[") and not storage.is_http(name)
 
 
 def _matches(name: str, place: str) -> Iterator[Found]:
@@ -146,8 +172,10 @@ def _matches(name: str, place: str) -> Iterator[Found]:
     if not paths:
         raise UserError(f"{public_url(name)} matches no picture")
     for found in paths:
-        url = fs.unstrip_protocol(found) if not storage.is_local(place) else found
-        yield Found(url)
+        if not storage.is_local(place):
+            yield Found(fs.unstrip_protocol(found))
+        else:  # as the shell would have expanded it
+            yield Found(found if name.startswith(("/", "~", "file:")) else os.path.relpath(found))
 
 
 def _inside(name: str, place: str) -> Iterator[Found]:
@@ -296,6 +324,7 @@ def json_rows(result: "Result") -> Iterator[dict[str, Any]]:
         yield {
             "photo": result.name,
             "box": _rounded(answer.box),
+            **({"box_score": _rounded([answer.box_score])[0]} if answer.box_score is not None else {}),
             "garment_type": answer.garment_type,
             "garment_type_score": _rounded([answer.garment_type_score])[0],
             "landmarks": dict(landmarks(result, answer)),
@@ -308,7 +337,7 @@ def landmarks(result: "Result", garment: "Prediction") -> Iterator[tuple[str, di
         if math.isnan(garment.landmarks[i, 0]):
             continue
         x, y, score = _rounded([*garment.landmarks[i].tolist(), garment.score[i].item()])
-        values = {"x": x, "y": y, "score": score}
+        values: dict[str, Any] = {"x": x, "y": y, "score": score}
         if garment.visibility is not None:
             values["visibility"] = Visibility(garment.visibility[i]).name.lower()
         yield name, values

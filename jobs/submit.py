@@ -32,7 +32,7 @@ PACKAGES = ("glefld", "pipelines", "jobs")
 #: Environment variables that are passed on to the job. Everyone with access to the cluster's dashboard can read them,
 #: so keys, passwords and tokens are not among them: those belong in the environment that the cluster is started with.
 PASSED = re.compile(
-    "GLEFLD_ROOT|GLEFLD_DEBUG|MLFLOW_TRACKING_URI|AWS_ENDPOINT_URL(_S3)?|AWS_REGION|AWS_DEFAULT_REGION|AWS_RETRY_MODE"
+    "GLEFLD_ROOT|GLEFLD_DEBUG|GLEFLD_DETECTOR|MLFLOW_TRACKING_URI|AWS_ENDPOINT_URL(_S3)?|AWS_REGION|AWS_DEFAULT_REGION|AWS_RETRY_MODE"
     "|AWS_MAX_ATTEMPTS|AWS_REQUEST_CHECKSUM_CALCULATION|GLOO_SOCKET_IFNAME|NCCL_.*"
 )
 #: Stop jobs with SIGINT rather than SIGTERM, and give them time to end their MLflow run: they may wait up to

@@ -13,6 +13,7 @@ from rich.console import Console
 from tyro.extras import literal_type_from_choices
 
 from glefld import storage, tracking
+from glefld.data.garments import require_whole_photos
 from glefld.datasets import Dataset
 from glefld.errors import UserError, require_between
 from glefld.models import MODELS, checkpoint, weights
@@ -55,6 +56,8 @@ logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
+#: The system of each task.
+USUAL: dict[Task, str] = {"landmarks": "fpn", "classify": "resnet", "detect": "fcos"}
 #: Options that may change when a run is resumed. All others must be the same as at its start.
 FREE_ON_RESUME = {
     "resume",
@@ -81,7 +84,8 @@ class Options(Generic[Config]):
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     system: Annotated[System, tyro.conf.arg(name="model", help="System to train.")] = "fpn"
     task: Task = "landmarks"
-    """landmarks, or classify: the classifiers resnet and sanl-resnet, for their own use or to guide SANL."""
+    """landmarks; classify: the classifiers resnet and sanl-resnet, for their own use or to guide SANL; detect: fcos,
+    which finds garments in photos that were ingested with --margin full."""
     preset: Preset = "best"
     """best: this project's, for half an hour on two CPU cores, from ImageNet weights that are on board. paper: the
     paper's network, and its or its released code's recipe, at 224 pixels."""
@@ -131,6 +135,9 @@ def run(options: Options[Any]) -> None:
     check(options)
     root = resolve_root(options.root)
     data, manifest = open_data(options.data, root, options.dataset)
+    if options.task == "detect":
+        with naming("--data" if options.data else "--dataset"):
+            require_whole_photos(data, manifest)
     workers = choose_workers(options)
     require_rows(data, manifest, workers.most, options.recipe.batch_size, options.rows)
     uri = tracking.tracking_uri(root, on_cluster())
@@ -364,9 +371,9 @@ def parse(argv: list[str]) -> Options[Any]:
     for option in ("--dataset", "--task", "--model", "--preset"):
         first.add_argument(option, nargs="?")
     named, _ = first.parse_known_args(argv)
-    task: Task = "classify" if named.task == "classify" else "landmarks"
+    task: Task = next((task for task in USUAL if task == named.task), "landmarks")
     preset: Preset = "paper" if named.preset == "paper" else "best"
-    name = named.model if named.model in MODELS else "fpn" if task == "landmarks" else "resnet"
+    name = named.model if named.model in MODELS else USUAL[task]
     of_this_system, default = defaults(name, task, preset, named.dataset or "fld")
     return parse_options(of_this_system, argv, sys.modules[__name__], default)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from glefld.data.dataset import open_dataset
+from glefld.data.garments import PhotoBoxes
 from glefld.data.loader import Batch, BatchLoader, InputPipeline
 from glefld.data.reader import SplitReader
 from glefld.data.truth import Truth
@@ -25,7 +26,7 @@ from glefld.schema import ClassLabel, Labels, Split
 from glefld.scoring import draw, oks
 from glefld.scoring.baselines import Baselines, fit_and_score
 from glefld.scoring.bootstrap import REPLICATES
-from glefld.scoring.evaluation import EVAL_BATCH, evaluate
+from glefld.scoring.evaluation import EVAL_BATCH, EndToEnd, detect_rows, evaluate
 from glefld.scoring.examples import examples
 from glefld.scoring.metrics import Counters, Report
 from glefld.scoring.tables import as_text, score_tables
@@ -68,10 +69,10 @@ def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks, mirror:
     model, _ = checkpoint.load(url)
     labels = shared_labels(url, data)
     task = _task(_count_share, tasks)
-    counters = Counters(labels, model.label, REPLICATES)
+    counters = Counters(labels, model.label, REPLICATES, model.detects)
     shares = ray.get([task.remote(url, data, split, rank, tasks, mirror) for rank in range(tasks.number)])
     for vector, _ in shares:
-        share = Counters(labels, model.label, REPLICATES)
+        share = Counters(labels, model.label, REPLICATES, model.detects)
         share.load_vector(vector)
         counters += share
     report = counters.report()
@@ -85,15 +86,35 @@ def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks, mirror:
     return dataclasses.replace(report, oks=oks.score(found, truth))
 
 
+def evaluate_detected(
+    url: str, detector: str, data: str, split: Split, tasks: Tasks, mirror: bool = False
+) -> EndToEnd:
+    """Score a landmark checkpoint in the boxes that a detector finds in whole photos, as ``evaluate_checkpoint`` does.
+
+    Landmarks are measured in the true boxes' units. Garments that are not found are left out, and told by the recall.
+    """
+    manifest = open_dataset(data)
+    model, _ = checkpoint.load(url)
+    counters = Counters(shared_labels(url, data), model.label, REPLICATES)
+    task = _task(_count_detected, tasks)
+    for vector in ray.get(
+        [task.remote(url, detector, data, split, rank, tasks, mirror) for rank in range(tasks.number)]
+    ):
+        share = Counters(counters.labels, model.label, REPLICATES)
+        share.load_vector(vector)
+        counters += share
+    return EndToEnd(detector, manifest.splits[split], counters.report())
+
+
 def trained_report(url: str, data: str, tasks: Tasks) -> Report:
     """Return the scores on val of a checkpoint of a training's epoch, which has counted them already.
 
     Only where OKS applies are they evaluated: it needs all predictions, which a training does not keep.
     """
     model, card = checkpoint.load(url)
-    if oks.applies(card.labels.landmark_set):
+    if oks.applies(card.labels.landmark_set) and not model.detects:
         return evaluate_checkpoint(url, data, "val", tasks)
-    counters = Counters(card.labels, model.label)
+    counters = Counters(card.labels, model.label, detects=model.detects)
     counters.load_vector(checkpoint.load_training(url)["val"])
     return counters.report()
 
@@ -106,6 +127,8 @@ def shared_labels(url: str, data: str) -> Labels:
     model, card = checkpoint.load(url)
     labels = open_dataset(data).labels
     shared = card.labels.shared(labels)
+    if model.detects:
+        return shared  # boxes are there in any data set
     if MODELS[card.model].task == "landmarks":
         scored = bool(shared.landmark_set.landmarks)
     else:
@@ -131,13 +154,19 @@ def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
 
 
 def log_scores(
-    log: "RunLog", scores: dict[str, Any], report: Report, baseline: Baselines, data: str, pictures: Pictures
+    log: "RunLog",
+    scores: dict[str, Any],
+    report: Report,
+    baseline: Baselines,
+    data: str,
+    pictures: Pictures,
+    detected: EndToEnd | None = None,
 ) -> None:
     """Log an evaluation to a run: the JSON from ``evaluation_json``, a table, charts and example pictures."""
     split = scores["split"]
     title = open_dataset(data).title
     log.log_dict(scores, f"{split}/evaluation.json")
-    log.log_text(as_text(score_tables(title, report, baseline)), f"{split}/table.txt")
+    log.log_text(as_text(score_tables(title, report, baseline, detected)), f"{split}/table.txt")
     if report.ne is not None:
         log.log_figure(draw.ne_chart(title, report, baseline), f"{split}/ne_by_landmark.png")
     if report.confidence is not None:
@@ -165,7 +194,7 @@ def _count_share(
     url: str, data: str, split: Split, rank: int, tasks: Tasks, mirror: bool
 ) -> tuple[Tensor, list[oks.Found]]:
     """Evaluate one rank's share: its counters and, if OKS applies, the predictions of each of its batches."""
-    model, loader = _open(url, data, tasks)
+    model, loader = _open(url, data, split, tasks)
     rows = SplitReader(data, open_dataset(data), split)
     batches: list[oks.Found] = []
 
@@ -180,18 +209,32 @@ def _count_share(
     return counters.vector(), batches
 
 
+def _count_detected(
+    url: str, detector: str, data: str, split: Split, rank: int, tasks: Tasks, mirror: bool
+) -> Tensor:
+    """Detect the garments of one rank's share, then evaluate their landmarks; returns the counters."""
+    rows = SplitReader(data, open_dataset(data), split)
+    finder, photos = _open(detector, data, split, tasks)
+    boxes = detect_rows(finder, rows, photos, rank, tasks.number)
+    model, loader = _open(url, data, split, tasks)
+    labels = shared_labels(url, data)
+    return evaluate(model, rows, loader, rank, tasks.number, labels, mirror, REPLICATES, boxes=boxes).vector()
+
+
 def draw_here(url: str, data: str, split: Split, tasks: Tasks, mirror: bool = False) -> Pictures:
     """Draw them in this process, on the resources of one task."""
-    model, loader = _open(url, data, tasks)
+    model, loader = _open(url, data, split, tasks)
     return examples(model, SplitReader(data, open_dataset(data), split), loader, EXAMPLES, mirror)
 
 
-def _open(url: str, data: str, tasks: Tasks) -> tuple[Model, BatchLoader]:
-    """Load a checkpoint's model onto the task's device, and make the data set's loader for it."""
+def _open(url: str, data: str, split: Split, tasks: Tasks) -> tuple[Model, BatchLoader]:
+    """Load a checkpoint's model onto the task's device, and make the split's loader for it."""
     torch.set_num_threads(tasks.cpus)
     model, card = checkpoint.load(url)
     pipeline = InputPipeline(
         card.input_size, model.normalisation, EVAL_BATCH, 0 if tasks.gpu else None, tasks.cpus
     )
     model = model.to("cuda:0" if tasks.gpu else "cpu").to(memory_format=torch.channels_last)
-    return model, BatchLoader(open_dataset(data).labels, pipeline)
+    manifest = open_dataset(data)
+    photos = PhotoBoxes.read(data, manifest, split) if model.detects else None
+    return model, BatchLoader(manifest.labels, pipeline, photos)

@@ -40,6 +40,17 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A data set of ``boxed`` photos, and the run of a small detector that was trained on it."""
+    from tests import boxed
+
+    root = tmp_path_factory.mktemp("detector")
+    data = boxed.write_dataset(root / "data", {"train": 64, "val": 24})
+    boxed.train_detector(data, str(root / "run"))
+    return data, str(root / "run")
+
+
+@pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new MLflow SQLite file, to be copied: making one runs all of MLflow's migrations, some ten seconds."""
     from mlflow import MlflowClient

@@ -24,10 +24,11 @@ def network(told: str, labels: Labels = LABELS) -> Model:
     names = [garment.name for garment in labels.landmark_set.garment_types]
     if len(names) > 1:
         with torch.no_grad():
-            model.garment_type.weight.zero_()
+            last = model.garment_type[-1]
+            last.weight.zero_()
             chances = torch.full((len(names),), 0.1 / (len(names) - 1))
             chances[names.index(told)] = 0.9
-            model.garment_type.bias.copy_(chances.log())
+            last.bias.copy_(chances.log())
             # Both dots are to be seen, whatever is in the photo.
             model.visibility.whole.weight.zero_()
             model.visibility.whole.bias.copy_(torch.tensor([9.0, 0, 0]).repeat(model.landmarks))

@@ -97,3 +97,11 @@ def box_to_input(box: np.ndarray, size: int) -> np.ndarray:
     affine = translation(-box[..., :2] * scale)
     affine[..., 0, 0], affine[..., 1, 1] = scale[..., 0], scale[..., 1]
     return affine
+
+
+def square_around(width: np.ndarray | float, height: np.ndarray | float) -> np.ndarray:
+    """Return the square x1 y1 x2 y2 around a whole photo, [..., 4] for sides [...]: its shape stays what it is."""
+    width, height = np.asarray(width, np.float64), np.asarray(height, np.float64)
+    side = np.maximum(width, height)
+    x, y = (width - side) / 2, (height - side) / 2
+    return np.stack([x, y, x + side, y + side], axis=-1)

@@ -23,9 +23,11 @@ from glefld.data.augmentation import (
     compose,
     draw_augmentation,
     invert,
+    square_around,
     transform,
     translation,
 )
+from glefld.data.garments import Garments, PhotoBoxes
 from glefld.data.host import HostEngine, Loaded
 from glefld.data.picture import Normalisation, Picture
 from glefld.data.prefetch import ahead
@@ -47,6 +49,7 @@ class Batch:
     visibility: Tensor  # [b, K], swapped like the landmarks where mirrored
     to_photo: Tensor  # [b, 2, 3], affine, from the input to the photo
     truth: Truth  # ground truth, not augmented
+    garments: Garments | None = None  # of the whole photos, if these are what the images show
 
     def weight(self, which: Literal["visible", "annotated"]) -> Tensor:
         """Return loss weights [b, K]: 1 for visible (or all annotated) landmarks inside the input, else 0."""
@@ -119,10 +122,12 @@ def _whole(loaded: Loaded) -> Tensor:
 class BatchLoader:
     """Turns tables of samples into batches: computes the geometry on the host and runs the DALI pipeline."""
 
-    def __init__(self, labels: Labels, pipeline: InputPipeline) -> None:
+    def __init__(self, labels: Labels, pipeline: InputPipeline, photos: PhotoBoxes | None = None) -> None:
+        """photos: of a split whose whole photos are to be loaded, for a detector; None loads its garments' boxes."""
         self.labels = labels
         self.mirror = np.array(labels.landmark_set.mirror, np.int64)
         self.pipeline = pipeline
+        self.photos = photos
 
     def run(
         self, tables: Iterable[pa.Table], augmentation: Augmentation, seeds: Iterable[tuple[int, ...]] = ()
@@ -153,8 +158,13 @@ class BatchLoader:
 
     def _prepare(self, table: pa.Table, draws: list[Draw]) -> tuple[Batch, list[Picture]]:
         truth = Truth.from_arrow(table, self.labels)
+        size = self.pipeline.size
+        region = truth.box.numpy()
+        if self.photos is not None:
+            sides = (table[f"source_{side}"].to_numpy() for side in ("width", "height"))
+            region = square_around(*sides)
         to_input = compose(
-            np.stack([d.affine for d in draws]), box_to_input(truth.box.numpy(), self.pipeline.size)
+            np.stack([d.affine for d in draws]), box_to_input(region, size)
         )  # from the photo, [b, 2, 3]
         mirrored = np.array([d.mirrored for d in draws])[:, None]
         names = np.where(
@@ -167,6 +177,7 @@ class BatchLoader:
             visibility=torch.from_numpy(np.take_along_axis(truth.visibility.numpy(), names, axis=1)),
             to_photo=torch.from_numpy(invert(to_input)),
             truth=truth,
+            garments=self.photos.of(table, to_input, size) if self.photos is not None else None,
         )
         crop = table["crop_box"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
         image = table["image"].combine_chunks()

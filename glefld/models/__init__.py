@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from glefld.errors import UserError
-from glefld.models import baseline, classifier, dafe, fpn, gle, liu2018, local, sanl
+from glefld.models import baseline, classifier, dafe, fcos, fpn, gle, liu2018, local, sanl
 from glefld.models.system import Model, System
 from glefld.schema import Labels
 
@@ -27,6 +27,7 @@ MODELS: dict[str, System] = {
     "local": local.SYSTEM,
     "resnet": classifier.RESNET,
     "sanl-resnet": classifier.SANL_RESNET,
+    "fcos": fcos.SYSTEM,
 }
 
 

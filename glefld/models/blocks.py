@@ -174,11 +174,14 @@ class VisibilityHead(nn.Module):
         return torch.einsum("bkc,kcs->bks", pooled, self.where) + whole
 
 
-class GarmentTypeHead(nn.Linear):
-    """The garment's type, from the deepest features of the whole garment.
+class GarmentTypeHead(nn.Sequential):
+    """The garment's type, from the deepest features of the whole garment by way of one hidden layer.
 
-    It learns from them without changing them: landmarks alone decide what the features are.
+    It learns from them without changing them: the landmarks' losses alone decide what the features are.
     """
+
+    def __init__(self, channels: int, types: int, hidden: int = 128) -> None:
+        super().__init__(nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, types))
 
     def forward(self, deep: Tensor) -> Tensor:
         """The deepest features [B, D, h, w] -> [B, T] logits"""

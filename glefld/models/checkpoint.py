@@ -61,6 +61,8 @@ class ModelCard:
     step: int
     val: dict[str, float]
     """Scores on the val split (``Report.numbers``); empty for a checkpoint saved within an epoch."""
+    least_score: float | None = None
+    """Boxes of a lower score are no garments; None if the model is not a detector."""
     version: int = CARD_VERSION
 
     def __post_init__(self) -> None:
@@ -180,6 +182,7 @@ def load(url: str) -> tuple[Model, ModelCard]:
     model = build_model(card.model, card.config, card.labels)
     model.load_state_dict(state)
     model.normalisation, model.calibration = card.normalisation, card.calibration
+    model.least_score = card.least_score
     return model.eval(), card
 
 

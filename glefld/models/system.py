@@ -1,7 +1,7 @@
 """The interface of a system: its module, output, heatmap targets, loss weights and presets."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,13 +17,13 @@ from glefld.recipe import Recipe
 from glefld.schema import ClassLabel, Labels
 
 Preset = Literal["paper", "best"]
-Task = Literal["landmarks", "classify"]
+Task = Literal["landmarks", "classify", "detect"]
 
 
 class Output(NamedTuple):
     """A system's output for B inputs, None for heads it does not have.
 
-    K landmarks, T garment types of the landmark set, C classes, A attributes.
+    K landmarks, T garment types of the landmark set, C classes, A attributes, P places where boxes may be.
     """
 
     heatmaps: Tensor | None = None  # [B, K, H, W]
@@ -32,6 +32,34 @@ class Output(NamedTuple):
     classes: Tensor | None = None  # [B, C] logits
     attributes: Tensor | None = None  # [B, A, 2] logits of no and yes
     garment_type: Tensor | None = None  # [B, T] logits, of a system that also has heatmaps
+    boxes: Tensor | None = None  # [B, P, ...], which ``Model.find_boxes`` decodes
+
+
+#: Most garments of a photo, unless told.
+MOST_GARMENTS = 10
+
+
+class Found(NamedTuple):
+    """The n boxes that were found in one photo, best first."""
+
+    boxes: Tensor  # [n, 4] x1 y1 x2 y2
+    score: Tensor  # [n]
+
+    def in_photo(self, affine: Tensor, bounds: Sequence[float]) -> "Found":
+        """Move boxes of the input to the photo by an affine map [2, 3] that does not turn, on the host, in float64.
+
+        They are clipped to bounds, x1 y1 x2 y2; what is all outside is left out.
+        """
+        corners = self.boxes.cpu().double().view(-1, 2, 2) @ affine[:, :2].T + affine[:, 2]
+        low, high = torch.tensor(bounds, dtype=torch.float64).view(2, 2)
+        corners = corners.clamp(low, high)
+        kept = (corners[:, 1] > corners[:, 0]).all(dim=1)
+        return Found(corners.flatten(1)[kept], self.score.cpu()[kept])
+
+    def best(self, least_score: float, most: int = MOST_GARMENTS) -> "Found":
+        """Return those with at least this score, and of these the best ones, so many at most."""
+        kept = (self.score >= least_score).nonzero()[:most, 0]
+        return Found(self.boxes[kept], self.score[kept])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +72,7 @@ class Objective:
     classes: float = 1.0
     attributes: float = 1.0
     garment_type: float = 1.0
+    boxes: float = 1.0
 
 
 class Guidance(NamedTuple):
@@ -63,6 +92,8 @@ class Model(nn.Module):
     objective: Objective = Objective()
     label: ClassLabel = "category"
     """The label that ``Output.classes`` predicts."""
+    detects: bool = False
+    """Whether it sees whole photos and finds the garments in them."""
 
     def __init__(self, labels: Labels, features: Backbone | None = None) -> None:
         super().__init__()
@@ -71,7 +102,9 @@ class Model(nn.Module):
         self.normalisation: Normalisation = IMAGENET if features is None else features.normalisation
         """What the images are normalised with."""
         self.calibration = Calibration()
-        """What makes the landmarks' scores probabilities; training fits it on the val split."""
+        """What makes the scores of landmarks or boxes probabilities; training fits it on the val split."""
+        self.least_score: float | None = None
+        """Boxes of a lower score are no garments; training chooses it on the val split. None: not a detector."""
 
     @property
     def landmarks(self) -> int:
@@ -81,6 +114,7 @@ class Model(nn.Module):
     def both_ways(self, images: Tensor) -> Output:
         """[B, 3, S, S] -> the mean of the outputs for the images and for their mirror images, mirrored back"""
         mirror = list(self.labels.landmark_set.mirror)
+        assert not self.detects, "places of mirror images are not those of the images"
         own, other = self(images), self(images.flip(-1).contiguous(memory_format=torch.channels_last))
 
         def mean(name: str, value: Tensor | None) -> Tensor | None:
@@ -93,6 +127,17 @@ class Model(nn.Module):
             return (value + (turned[:, mirror] if by_landmark else turned)) / 2
 
         return Output(**{name: mean(name, value) for name, value in own._asdict().items()})
+
+    def box_loss(self, output: Tensor, boxes: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
+        """Return the loss of ``Output.boxes`` as a sum, and the number that it is to be divided by, two scalars.
+
+        boxes: of each image, the garments [G, 4] x1 y1 x2 y2 in input pixels; size: side of the input.
+        """
+        raise AssertionError("this system finds no boxes")
+
+    def find_boxes(self, output: Tensor, size: int) -> list[Found]:
+        """Return the boxes of each image in input pixels, with calibrated scores, from ``Output.boxes``."""
+        raise AssertionError("this system finds no boxes")
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Load the backbone's weights, as ``Backbone.load`` does; UserError if they do not fit."""

@@ -129,6 +129,35 @@ def overlay(
     return picture
 
 
+def boxes(
+    image: Image.Image | np.ndarray,
+    found: np.ndarray,
+    score: np.ndarray,
+    truth: np.ndarray | None = None,
+    *,
+    long_side: int = 512,
+) -> Image.Image:
+    """Draw boxes x1 y1 x2 y2 in pixels of the given picture, which is scaled to ``long_side`` pixels.
+
+    found: [n, 4] with scores [n], in yellow with the score as text. truth: [m, 4], in white.
+    """
+    picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
+    scale = long_side / max(picture.size)
+    picture = ImageOps.contain(picture, (long_side, long_side), Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(picture)
+    line = max(2, long_side // 128)
+    font = _font(max(10, long_side // 24))
+    for box in () if truth is None else truth * scale:
+        draw.rectangle([*box], outline=RIM, width=line + 2)
+        draw.rectangle([*box], outline=PAPER, width=line)
+    for box, value in zip(found * scale, score, strict=True):
+        draw.rectangle([*box], outline=RIM, width=line + 2)
+        draw.rectangle([*box], outline=COLOURS["left"], width=line)
+        place = (box[0] + 2 * line, box[1] + 2 * line)
+        draw.text(place, f"{value:.2f}", COLOURS["left"], font, "la", stroke_width=2, stroke_fill=RIM)
+    return picture
+
+
 def contact_sheet(
     tiles: Sequence[tuple[Image.Image, str]],
     columns: int,

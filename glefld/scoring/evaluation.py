@@ -1,10 +1,12 @@
 """Evaluating a model on a split, in fp32."""
 
 import dataclasses
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -12,13 +14,49 @@ from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.data.loader import Batch, BatchLoader, to_photo
 from glefld.data.order import share
 from glefld.data.reader import SplitReader
-from glefld.models.system import Model, Output
+from glefld.models.system import Found, Model, Output
 from glefld.schema import Labels
 from glefld.scoring.baselines import Baselines
 from glefld.scoring.metrics import Counters, Report
 
 #: Batch size. It is fixed, so that the same rows share a batch on any number of workers.
 EVAL_BATCH = 32
+#: A detected box is a garment's if they overlap by this much, as intersection over union.
+MATCHING = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class EndToEnd:
+    """The scores of landmarks in detected boxes: of the garments that were found, in their true boxes' units."""
+
+    detector: str
+    garments: int
+    """Those to be found."""
+    report: Report
+    """Of those that were."""
+
+    @property
+    def recall(self) -> float:
+        """The share of the garments that was found."""
+        return self.report.rows / self.garments
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the JSON of an evaluation has of it."""
+        report = self.report
+        return {
+            "detector": self.detector,
+            "garments": self.garments,
+            "found": report.rows,
+            "recall": self.recall,
+            "ne": {
+                "average": report.ne,
+                "by_landmark": report.ne_by_landmark,
+                "by_type": report.ne_by_type,
+                "intervals": {name: list(ends) for name, ends in report.ne_intervals.items()},
+            },
+            "counted": report.counted,
+            "pck": report.pck,
+        }
 
 
 @torch.no_grad()
@@ -32,6 +70,7 @@ def evaluate(
     mirror: bool = False,
     replicates: int = 0,
     on_landmarks: Callable[[Batch, Tensor, Tensor], object] = lambda batch, points, scores: None,
+    boxes: np.ndarray | None = None,
 ) -> Counters:
     """Evaluate a rank's share of the split; the counters of all ranks add up to those of the split.
 
@@ -39,13 +78,19 @@ def evaluate(
     their order the ranks' batches are the split. labels: those to score, which the model and the data set share.
     mirror: average with the mirror images. replicates: of the bootstrap (``Counters``).
     ``on_landmarks`` is called with each batch, its predicted points [b, K, 2] in photo pixels and their scores [b, K].
+    boxes: of the rank's rows [n, 4], in which the model looks instead of the true ones; rows without one, NaN, are left
+    out.
     """
     was_training = model.training
     model.eval()
-    counters = Counters(labels, model.label, replicates)
-    batches = [np.arange(i, min(i + EVAL_BATCH, rows.rows)) for i in range(0, rows.rows, EVAL_BATCH)]
-    first, end = share(0, len(batches), rank, world)
-    for batch in loader.run(rows.read(batches[first:end]), NO_AUGMENTATION):
+    counters = Counters(labels, model.label, replicates, model.detects)
+    true: deque[Tensor] = deque()
+    tables = rows.read(shared(rows, rank, world))
+    if boxes is not None:
+        tables = _in_boxes(tables, boxes, true)
+    for batch in loader.run(tables, NO_AUGMENTATION):
+        if boxes is not None:
+            batch.truth = batch.truth._replace(box=true.popleft())
         output = run_model(model, batch, mirror)
         counters.add_rows(len(batch.images))
         if output.heatmaps is not None and len(labels.landmark_set):
@@ -59,8 +104,68 @@ def evaluate(
                     output.garment_type.float().cpu(), batch.truth.label("garment_type", model.labels)
                 )
         count_labels(counters, model, output, batch)
+        count_boxes(counters, model, output, batch)
     model.train(was_training)
     return counters
+
+
+def shared(rows: SplitReader, rank: int, world: int) -> list[np.ndarray]:
+    """Return a rank's run of the split's whole batches, as row numbers."""
+    batches = [np.arange(i, min(i + EVAL_BATCH, rows.rows)) for i in range(0, rows.rows, EVAL_BATCH)]
+    first, end = share(0, len(batches), rank, world)
+    return batches[first:end]
+
+
+def _in_boxes(tables: Iterator[pa.Table], boxes: np.ndarray, true: deque[Tensor]) -> Iterator[pa.Table]:
+    """Yield the tables with other boxes [n, 4], without the rows whose box is NaN; ``true`` gets their own [b, 4]."""
+    start = 0
+    for table in tables:
+        own = boxes[start : start + len(table)]
+        start += len(table)
+        kept = ~np.isnan(own).any(axis=1)
+        if not kept.any():
+            continue
+        found = table.filter(pa.array(kept))
+        true.append(torch.tensor(found["box"].to_pylist(), dtype=torch.float64))
+        column = found.column_names.index("box")
+        other = pa.FixedSizeListArray.from_arrays(pa.array(own[kept].astype(np.float32).ravel()), 4)
+        yield found.set_column(column, "box", other)
+    assert start == len(boxes)
+
+
+@torch.no_grad()
+def detect_rows(model: Model, rows: SplitReader, loader: BatchLoader, rank: int, world: int) -> np.ndarray:
+    """Detect the garments of a rank's rows: the box found for each, [n, 4] in photo pixels, NaN where there is none.
+
+    Boxes and garments of a photo are matched one to one, largest overlaps first, if they overlap by ``MATCHING``.
+    """
+    assert model.least_score is not None
+    result = [np.empty((0, 4))]
+    model.eval()
+    for batch in loader.run(rows.read(shared(rows, rank, world)), NO_AUGMENTATION):
+        output = run_model(model, batch)
+        assert output.boxes is not None
+        assert batch.garments is not None
+        for found, garments, own in zip(
+            found_boxes(model, output.boxes, batch), batch.garments.in_photo, batch.garments.own, strict=True
+        ):
+            boxes = found.best(model.least_score).boxes
+            place = pair(boxes, garments)[own]
+            result.append(boxes[place : place + 1].numpy() if place >= 0 else np.full((1, 4), np.nan))
+    return np.concatenate(result)
+
+
+def pair(boxes: Tensor, garments: Tensor) -> list[int]:
+    """Return the number of the box [n, 4] that is each garment's [G, 4], -1 where there is none."""
+    from torchvision.ops import box_iou  # torchvision is slow to import
+
+    overlap = box_iou(boxes, garments)
+    answer = [-1] * len(garments)
+    while overlap.numel() and overlap.max() >= MATCHING:
+        box, garment = divmod(int(overlap.argmax()), len(garments))
+        answer[garment] = box
+        overlap[box], overlap[:, garment] = 0, 0
+    return answer
 
 
 def count_labels(counters: Counters, model: Model, output: Output, batch: Batch) -> None:
@@ -71,6 +176,26 @@ def count_labels(counters: Counters, model: Model, output: Output, batch: Batch)
     if output.attributes is not None and counters.labels.attributes:
         # Rank by the logit of yes, as Liu & Lu's released code does. A softmax over no and yes would rank differently.
         counters.add_attributes(output.attributes[..., 1].float().cpu(), batch.truth.attributes)
+
+
+def count_boxes(counters: Counters, model: Model, output: Output, batch: Batch) -> None:
+    """Add the scores of a batch's detected boxes to the counters: of photos whose first row is in it."""
+    if output.boxes is None:
+        return
+    assert batch.garments is not None
+    found = found_boxes(model, output.boxes, batch)
+    photos = [i for i, first in enumerate(batch.garments.first) if first]
+    counters.add_boxes(output.boxes, [found[i] for i in photos], [batch.garments.in_photo[i] for i in photos])
+
+
+def found_boxes(model: Model, boxes: Tensor, batch: Batch) -> list[Found]:
+    """Decode a batch's boxes: of each row's photo in photo pixels, with calibrated scores, on the host."""
+    assert batch.garments is not None
+    found = model.find_boxes(boxes, batch.images.shape[-1])
+    return [
+        one.in_photo(affine, (0, 0, *sides))
+        for one, affine, sides in zip(found, batch.to_photo, batch.garments.sides, strict=True)
+    ]
 
 
 def run_model(model: Model, batch: Batch, mirror: bool = False) -> Output:
@@ -95,10 +220,12 @@ def evaluation_json(
     checkpoint: str,
     baseline: Baselines | None,
     mirror: bool = False,
+    detected: EndToEnd | None = None,
 ) -> dict[str, Any]:
     """Return the JSON value that ``jobs.evaluate`` writes; None where nothing was counted or without a baseline.
 
-    ``oks_ap`` is present only if that score is defined for the data set.
+    ``oks_ap`` is present only if that score is defined for the data set, ``boxes`` only of a detector, and
+    ``detected`` only with one.
     """
     return {
         "dataset": dataset,
@@ -125,7 +252,9 @@ def evaluation_json(
         "label": report.label,
         "accuracy": report.accuracy,
         "attribute_recall": report.recall,
+        **({"boxes": dataclasses.asdict(report.boxes)} if report.boxes else {}),
         **({"oks_ap": report.oks.to_json()} if report.oks else {}),
+        **({"detected": detected.to_json()} if detected else {}),
         "baseline": {
             "mean_position": baseline.mean_position.ne if baseline else None,
             "mean_position_by_type": baseline.mean_position_by_type.ne if baseline else None,

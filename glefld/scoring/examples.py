@@ -1,10 +1,12 @@
 """Example pictures with predictions and ground truth."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.data.loader import Batch, BatchLoader
@@ -12,7 +14,7 @@ from glefld.data.reader import SplitReader
 from glefld.data.truth import Truth
 from glefld.models.system import Model, Output
 from glefld.scoring import draw
-from glefld.scoring.evaluation import EVAL_BATCH, predicted_points, run_model
+from glefld.scoring.evaluation import EVAL_BATCH, found_boxes, predicted_points, run_model
 from glefld.scoring.metrics import Counters
 
 
@@ -30,6 +32,8 @@ def examples(
     output = run_model(model.eval(), batch, mirror)
     pictures = [Image.open(io.BytesIO(data)) for data in table["image"].to_pylist()]
     names = [name.rsplit("/", 1)[-1] for name in table["sample_id"].to_pylist()]
+    if output.boxes is not None:
+        return list(zip(_boxed(model, output.boxes, batch, pictures), names, strict=True))
     if output.heatmaps is None:
         return [
             (picture.convert("RGB"), f"{name}  {words}")
@@ -53,6 +57,19 @@ def examples(
         )
         tiles.append((overlay, f"{name}  NE {ne:.3f}" if ne is not None else name))
     return tiles
+
+
+def _boxed(model: Model, boxes: Tensor, batch: Batch, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Draw each photo's boxes of at least the score that garments have, and the true ones."""
+    assert batch.garments is not None
+    assert model.least_score is not None
+    result = []
+    for picture, found, truth in zip(
+        pictures, found_boxes(model, boxes, batch), batch.garments.in_photo, strict=True
+    ):
+        best = found.best(model.least_score)
+        result.append(draw.boxes(picture, best.boxes.numpy(), best.score.numpy(), truth.numpy()))
+    return result
 
 
 def _classified(model: Model, output: Output, batch: Batch) -> list[str]:

@@ -17,6 +17,7 @@ Letters in shapes: B rows, K landmarks, T garment types of the landmark set, V v
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -25,8 +26,10 @@ from torch import Tensor
 from glefld.data.truth import SEEN, Truth, type_slot, visibility_class
 from glefld.errors import UserError
 from glefld.models.calibration import RIGHT_WITHIN, Calibration, fit
+from glefld.models.system import Found
 from glefld.schema import VIEWS, ClassLabel, Labels, Visibility
 from glefld.scoring import bootstrap
+from glefld.scoring.boxes import THRESHOLDS, BoxScores, box_scores, match
 from glefld.scoring.confidence import BINS, Confidence, bins, centres, confidence
 
 if TYPE_CHECKING:
@@ -70,13 +73,19 @@ class Report:
     accuracy: dict[str, float | None]  # classification accuracy: "top1", "top3", "top5"
     recall: dict[str, dict[str, float | None]]  # attribute recall "at3" and "at5", by type and their "mean"
     attributes_by_type: dict[str, int]  # attributes per type; recall at k >= this number is always 1
+    boxes: BoxScores | None = None  # of a detector
     oks: "OksScores | None" = None  # if defined; it is not a sum over rows, so counters leave it None
 
     @property
     def error(self) -> float | None:
-        """What selects the best checkpoint, the lower the better: NE, else 1 - top-1 accuracy, else 1 - recall at 3."""
+        """What selects the best checkpoint, the lower the better.
+
+        NE, or of a detector 1 - AP, or of a classifier 1 - top-1 accuracy, else 1 - recall at 3.
+        """
         if self.ne is not None:
             return self.ne
+        if self.boxes is not None:
+            return 1 - self.boxes.ap
         for score in (self.accuracy["top1"], self.recall["at3"]["mean"]):
             if score is not None:
                 return 1 - score
@@ -103,6 +112,7 @@ class Report:
         flat |= {f"visibility_f1/{name}": value for name, value in self.visibility_f1.items()}
         flat |= {f"accuracy_{top}": value for top, value in self.accuracy.items()}
         flat |= {f"{kind}/{name}": value for kind, values in named.items() for name, value in values.items()}
+        flat |= self.boxes.numbers() if self.boxes else {}
         flat |= self.oks.numbers() if self.oks else {}
         return {name: value for name, value in flat.items() if value is not None}
 
@@ -131,8 +141,13 @@ class Sums:
 class Counters(Sums):
     """The sums from which the scores of a data set's labels are computed, on the CPU."""
 
-    def __init__(self, labels: Labels, label: ClassLabel = "category", replicates: int = 0) -> None:
-        """label: what the classes given to ``add_classes`` are. replicates: of the bootstrap of NE (``bootstrap``)."""
+    def __init__(
+        self, labels: Labels, label: ClassLabel = "category", replicates: int = 0, detects: bool = False
+    ) -> None:
+        """label: what the classes given to ``add_classes`` are. replicates: of the bootstrap of NE (``bootstrap``).
+
+        detects: whether boxes are counted.
+        """
         self.labels = labels
         self.label = label
         landmark_set = labels.landmark_set
@@ -170,6 +185,9 @@ class Counters(Sums):
             "top": (len(TOP),),
             "true_attributes": (types,),
             "recalled": (len(RECALL_AT), types),
+            "garments": (1,),
+            "boxes_given": (BINS if detects else 0,),
+            "boxes_right": (len(THRESHOLDS), BINS if detects else 0),
         }
         self.sums = {name: torch.zeros(s, dtype=torch.float64) for name, s in shapes.items()}
 
@@ -232,12 +250,28 @@ class Counters(Sums):
                 self.sums[name].index_add_(0, told, value.double())
 
     def calibrate(self) -> Calibration:
-        """Fit a calibration to the scores counted so far, and count them as if it had been applied before."""
+        """Fit a calibration to the scores counted so far, and count them as if it had been applied before.
+
+        The scores are those of landmarks, or of a detector's boxes, which are right at an IoU of .5.
+        """
+        names: tuple[str, ...] = ("given", "right", "error")
         found = fit(centres(), self.sums["given"], self.sums["right"])
+        if len(self.sums["boxes_given"]):
+            names = ("boxes_given", "boxes_right")
+            found = fit(centres(), self.sums["boxes_given"], self.sums["boxes_right"][0])
         moved = bins(found(centres()))
-        for name in ("given", "right", "error"):
-            self.sums[name] = torch.zeros_like(self.sums[name]).index_add_(0, moved, self.sums[name])
+        for name in names:
+            self.sums[name] = torch.zeros_like(self.sums[name]).index_add_(-1, moved, self.sums[name])
         return found
+
+    def add_boxes(self, output: Tensor, found: Sequence[Found], garments: Sequence[Tensor]) -> None:
+        """Score the boxes of photos, each once. output: what they were decoded from. garments: of each photo [G, 4]."""
+        self.sums["not_finite"] += (~output.isfinite()).any(dim=-1).sum().cpu()
+        score, right = match(found, garments)
+        told = bins(score)
+        self.sums["garments"] += sum(map(len, garments))
+        self.sums["boxes_given"].index_add_(0, told, torch.ones(len(told), dtype=torch.float64))
+        self.sums["boxes_right"].index_add_(1, told, right.T.double())
 
     def add_visibility(self, logits: Tensor, truth: Truth) -> None:
         """Score the visibility of B rows' landmarks: logits [B, K, 3] of ``SEEN``."""
@@ -317,6 +351,7 @@ class Counters(Sums):
                 for k, found in zip(RECALL_AT, s["recalled"], strict=True)
             },
             attributes_by_type={n: int((self._attribute_type == t).sum()) for t, n in enumerate(types)},
+            boxes=box_scores(s["boxes_given"], s["boxes_right"], s["garments"]),
         )
 
     def _intervals(self) -> dict[str, tuple[float, float]]:

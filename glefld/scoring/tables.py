@@ -10,6 +10,8 @@ import rich.table
 from glefld.datasets.deepfashion2_landmarks import DEEPFASHION2
 from glefld.schema import RENDERED
 from glefld.scoring.baselines import Baselines
+from glefld.scoring.boxes import BoxScores
+from glefld.scoring.evaluation import EndToEnd
 from glefld.scoring.metrics import RECALL_AT, TOP, Report
 from glefld.scoring.oks import OksScores
 from glefld.scoring.published import LABELS, POSE, note, published
@@ -19,15 +21,24 @@ MOST_COLUMNS = 16
 OKS_NOTE = "with ground truth boxes and categories: not comparable to entries that detect garments"
 
 
-def score_tables(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.console.Group:
-    """Return the tables of what was scored: NE, labels or both."""
+def score_tables(
+    dataset: str, report: Report, baseline: Baselines | None = None, detected: EndToEnd | None = None
+) -> rich.console.Group:
+    """Return the tables of what was scored: NE, labels or both, or a detector's boxes."""
+    if report.boxes is not None:
+        return rich.console.Group(box_table(dataset, report.boxes))
     labels = _label_columns(report)
-    tables = [ne_table(dataset, report, baseline)] if report.ne is not None or not labels else []
+    tables = [ne_table(dataset, report, baseline, detected)] if report.ne is not None or not labels else []
     return rich.console.Group(*tables, *([label_table(dataset, report, baseline)] if labels else []))
 
 
-def ne_table(dataset: str, report: Report, baseline: Baselines | None = None) -> rich.table.Table:
-    """Return the table of NE by landmark: published systems, mean-position baselines and this run. Fits 80 columns."""
+def ne_table(
+    dataset: str, report: Report, baseline: Baselines | None = None, detected: EndToEnd | None = None
+) -> rich.table.Table:
+    """Return the table of NE by landmark: published systems, mean-position baselines and this run. Fits 80 columns.
+
+    detected: this run in detected boxes, of the garments that were found.
+    """
     names = tuple(report.ne_by_landmark)
     columns = names if len(names) <= MOST_COLUMNS else ()
     result = _table(f"normalised error on {dataset}, {report.rows:,} garments (lower is better)")
@@ -49,10 +60,29 @@ def ne_table(dataset: str, report: Report, baseline: Baselines | None = None) ->
     if baseline is not None:
         means = {"  mean position": baseline.mean_position, "  mean by type": baseline.mean_position_by_type}
         measured = means | measured
+    if detected is not None:
+        measured["  detected"] = detected.report
+        found = f"{detected.report.rows:,} of {detected.garments:,} garments (recall {detected.recall:.3f})"
+        told = f"detected: this run in the boxes of a detector, which finds {found}"
+        result.caption = "\n".join(filter(None, (str(result.caption or ""), told)))
     for label, scores in measured.items():
         cells = [cell(scores.ne_by_landmark[name]) for name in columns]
         result.add_row(label, *cells, cell(scores.ne), style="bold" if scores is report else "")
     result.add_row("  visible", *[f"{report.counted[name]}" for name in columns], "", style="dim")
+    return result
+
+
+def box_table(dataset: str, scores: BoxScores) -> rich.table.Table:
+    """Return the table of a detector's scores."""
+    result = _table(f"boxes on {dataset}, {scores.garments:,} garments (higher is better)")
+    columns = {"AP": scores.ap, "AP50": scores.ap50, "AP75": scores.ap75, "AR": scores.ar}
+    columns |= {"F1": scores.f1, "precision": scores.precision, "recall": scores.recall}
+    for name in columns:
+        result.add_column(name, justify="right")
+    result.add_row("this run", *map(cell, columns.values()), style="bold")
+    result.caption = (
+        f"F1, precision and recall: of boxes with a score of {scores.least_score:.3f} or more, at IoU .5"
+    )
     return result
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from glefld.data.dataset import open_dataset
+from glefld.data.garments import PhotoBoxes
 from glefld.data.loader import Batch, BatchLoader, InputPipeline
 from glefld.data.order import global_batch, steps_per_epoch
 from glefld.data.reader import SplitReader
@@ -24,7 +25,7 @@ from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import Choice, Named, choose_precision
 from glefld.models.system import Model
 from glefld.recipe import Recipe
-from glefld.schema import Manifest
+from glefld.schema import Manifest, Split
 from glefld.scoring.evaluation import EVAL_BATCH, evaluate
 from glefld.scoring.metrics import Counters, Report
 from glefld.training.losses import total_loss
@@ -112,6 +113,7 @@ class Training:
     """The model, or DDP around it."""
     optimizer: torch.optim.Optimizer
     loader: BatchLoader
+    val_loader: BatchLoader
     device: torch.device
     precision: Choice
     """Precision of the forward pass."""
@@ -147,6 +149,11 @@ class Training:
             device.index if device.type == "cuda" else None,
             loading_threads or torch.get_num_threads(),
         )
+
+        def loader(split: Split) -> BatchLoader:
+            photos = PhotoBoxes.read(job.data, manifest, split) if model.detects else None
+            return BatchLoader(manifest.labels, pipeline, photos)
+
         training = cls(
             job=job,
             manifest=manifest,
@@ -155,7 +162,8 @@ class Training:
             model=model,
             parallel=_distributed(model) if world > 1 else model,
             optimizer=optimizer,
-            loader=BatchLoader(manifest.labels, pipeline),
+            loader=loader("train"),
+            val_loader=loader("val"),
             device=device,
             precision=precision,
             rank=rank,
@@ -228,7 +236,7 @@ class Training:
         """Score the model on the val split."""
         self.model.calibration = Calibration()
         counters = evaluate(
-            self.model, self.val_rows, self.loader, self.rank, self.world, self.manifest.labels
+            self.model, self.val_rows, self.val_loader, self.rank, self.world, self.manifest.labels
         )
         if self.world > 1:
             total = counters.vector().to(self.device)
@@ -247,6 +255,8 @@ class Training:
                 f"the val split of {self.job.data} has no labels for what {self.job.model} predicts: without a "
                 "score, no checkpoint can be the best"
             )
+        if result.boxes is not None:
+            self.model.least_score = result.boxes.least_score
         return Scored(counters, result, result.error)
 
     def summary(self, position: Position, scored: Scored) -> EpochReport:
@@ -270,6 +280,7 @@ class Training:
                 input_size=self.job.recipe.input_size,
                 normalisation=self.model.normalisation,
                 calibration=self.model.calibration,
+                least_score=self.model.least_score,
                 weights=self.origin,
                 dataset=self.job.dataset,
                 data_hash=self.manifest.content_hash,

@@ -17,8 +17,8 @@ def total_loss(model: Model, output: Output, batch: Batch, recipe: Recipe, rows:
     """This rank's part of the loss of a global batch of ``rows``, a scalar. The sum over the ranks is the loss.
 
     Heatmaps: the codecs' own. Visibility: cross entropy, mean over rows and landmarks. Classes and garment types: cross
-    entropy, zero for unknown ones, mean over the rows. Attributes: ``attribute_loss``. The system's ``objective``
-    weights them.
+    entropy, zero for unknown ones, mean over the rows. Attributes: ``attribute_loss``. Boxes: ``box_loss``. The
+    system's ``objective`` weights them.
     """
     device = batch.images.device
     parts = []
@@ -46,7 +46,19 @@ def total_loss(model: Model, output: Output, batch: Batch, recipe: Recipe, rows:
     if output.attributes is not None:
         attributes = batch.truth.attributes.to(device, non_blocking=True)
         parts.append(model.objective.attributes * attribute_loss(output.attributes, attributes, world))
+    if output.boxes is not None:
+        assert batch.garments is not None
+        parts.append(model.objective.boxes * box_loss(model, output.boxes, batch, world))
     return torch.stack(parts).sum()
+
+
+def box_loss(model: Model, output: Tensor, batch: Batch, world: int) -> Tensor:
+    """A detector's loss: this rank's part of the mean over the places on garments of all ranks' photos."""
+    assert batch.garments is not None
+    total, count = model.box_loss(output, batch.garments.boxes, batch.images.shape[-1])
+    if world > 1:
+        dist.all_reduce(count)
+    return total / count.clamp(min=1)
 
 
 def attribute_loss(logits: Tensor, target: Tensor, world: int) -> Tensor:

@@ -151,7 +151,7 @@ def _copy_weights(url: str, model: Model, name: str, config: dict[str, Any]) -> 
     """Give a model, of this system and options, the weights of a checkpoint; UserError if they do not fit."""
     other, card = checkpoint.load(url)
     known, wanted = card.labels.landmark_set, model.labels.landmark_set
-    if known != wanted:
+    if known != wanted and not model.detects:
         differ = "of other names or order than " if known.name == wanted.name else "not "
         raise UserError(
             f"--start-from: {url} knows the landmarks {known.name}, {differ}{wanted.name}, which this data set has"

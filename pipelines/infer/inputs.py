@@ -56,6 +56,9 @@ GROUP_ROWS = 2048
 #: Archives of a folder whose directories are read at the same time.
 INDEXERS = 4
 
+#: In place of a file of boxes: a detector finds them, in photos that are listed whole.
+DETECT = "detect"
+
 _NO_PICTURE = "not a picture's name"
 _REPLACED = "replaced by a later file of the same name"
 #: As ``glefld.data.photos.is_picture``.
@@ -110,8 +113,8 @@ def open_input(
 ) -> Input:
     """List the garments at a URL: archives, a folder, a list of photos, one photo, or an ingested data set.
 
-    boxes: a Parquet or CSV file with one row per garment; None takes each photo whole. split: only this split of a data
-    set. staging: where a compressed tar is unpacked. group_rows: rows in a group of ``Input.rows``.
+    boxes: a Parquet or CSV file with one row per garment; None and ``DETECT`` take each photo whole. split: only this
+    split of a data set. staging: where a compressed tar is unpacked. group_rows: rows in a group of ``Input.rows``.
     Raises UserError if the input cannot be used or holds nothing to predict.
     """
     if "landmark_set" in (read_manifest(url) or {}):
@@ -122,6 +125,7 @@ def open_input(
         raise UserError(
             f"--split is for ingested data sets, but {public_url(url)} is not one (it has no {MANIFEST}): omit --split"
         )
+    boxes = None if boxes == DETECT else boxes
     single = storage.is_file(url)
     if not single and not storage.exists(url):
         raise UserError(

@@ -72,7 +72,11 @@ def _predicted(plan: InferencePlan, output: str) -> Iterator[tuple[dict[str, Any
         with storage.open(storage.join(output, path)) as file:
             predictions = pq.read_table(file)
         ok = pc.equal(predictions["status"], "ok")
-        found = planned.filter(ok)
+        if plan.options.detects:
+            places = pc.index_in(predictions.filter(ok)["uri"], value_set=planned["uri"])
+            found = planned.take(places)
+        else:
+            found = planned.filter(ok)
         rows = predictions.filter(ok).to_pylist()
         if "garment_type" in found.column_names:
             types = found["garment_type"].to_pylist()

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,18 +18,23 @@ import torch
 
 from glefld import storage
 from glefld.data.prefetch import ahead, in_threads
+from glefld.detect import Detected, Detector, require_detector
 from glefld.errors import BadBox, BadPhoto, UserError, require_between
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
+from glefld.models.system import MOST_GARMENTS
 from glefld.predict import (
     PRECISION,
     Bad,
     Crop,
     Damaged,
+    Photo,
+    Prediction,
     Predictor,
     answer_columns,
     model_name,
+    open_upright,
     prediction_schema,
     prepare,
     require_landmarks,
@@ -37,7 +42,7 @@ from glefld.predict import (
 from glefld.recipe import Precision
 from glefld.redaction import public_url
 from glefld.schema import Split
-from pipelines.infer.inputs import GARMENTS, Input, InputPhoto, Photos, file_hash, open_input
+from pipelines.infer.inputs import DETECT, GARMENTS, Input, InputPhoto, Photos, file_hash, open_input
 from pipelines.resumable import (
     KILLER,
     ROW_GROUP,
@@ -59,6 +64,8 @@ PIXELS = ("pillow", "simplejpeg", "opencv-python-headless", "nvidia-dali-cuda120
 AHEAD_BYTES = 16 << 20
 #: The same in photos, for what is not read at all.
 MAX_AHEAD = 4096
+#: Options that say how boxes are detected.
+OF_A_DETECTOR = ("detector", "most_garments", "least_score")
 #: In the output while its errors are retried: the retry's number, and the manifest from before.
 RETRY = "_retry.json"
 MODULUS = 1 << 128
@@ -75,7 +82,15 @@ class InferOptions:
     .parquet with a column uri, or the manifest.json of an S3 Inventory. Path or URL."""
     boxes: str | None = None
     """Parquet or CSV file with one row per garment: uri (path within --input) and x1, y1, x2, y2 (or box, a list of
-    them) in pixels of the upright photo. Default: predict each photo as a whole."""
+    them) in pixels of the upright photo; or detect, to have a detector find them. Default: predict each photo as a
+    whole."""
+    detector: str | None = None
+    """Detector for --boxes detect: checkpoint or run, path, URL or MLflow model. Default: $GLEFLD_DETECTOR, else the
+    newest run of a detector below the root."""
+    most_garments: int = MOST_GARMENTS
+    """With --boxes detect: most garments of a photo, those with the best scores."""
+    least_score: float | None = None
+    """With --boxes detect: least score of a box. Default: what the detector's training has chosen on its val split."""
     split: Split | None = None
     """Predict only this split of a data set. Default: all splits."""
     shard_rows: int = 2048
@@ -91,15 +106,30 @@ class InferOptions:
     def check(self) -> None:
         """Raise UserError for a value out of range."""
         require_between("--shard-rows", self.shard_rows, 1)
+        require_between("--most-garments", self.most_garments, 1)
+        if self.least_score is not None:
+            require_between("--least-score", self.least_score, 0, 1)
+        if not self.detects:
+            given = {"detector": self.detector, "least-score": self.least_score}
+            for name in (name for name, value in given.items() if value is not None):
+                raise UserError(f"--{name} is for detected boxes: add --boxes {DETECT}, or leave it out")
+
+    @property
+    def detects(self) -> bool:
+        """Whether a detector finds the boxes."""
+        return self.boxes == DETECT
 
     def public(self) -> dict[str, Any]:
         """Return the options for the manifest: without credentials, with hashes of the files that they name."""
-        return {
-            **dataclasses.asdict(self),
-            "checkpoint": model_name(self.checkpoint),
-            "input": public_url(self.input),
-            "boxes": f"{public_url(self.boxes)}@{file_hash(self.boxes)}" if self.boxes else None,
-        }
+        options = dataclasses.asdict(self)
+        options |= {"checkpoint": model_name(self.checkpoint), "input": public_url(self.input)}
+        if self.detects:
+            assert self.detector is not None
+            return options | {"detector": model_name(self.detector)}
+        if self.boxes:
+            options |= {"boxes": f"{public_url(self.boxes)}@{file_hash(self.boxes)}"}
+        # They determine nothing without a detector.
+        return {name: value for name, value in options.items() if name not in OF_A_DETECTOR}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +180,10 @@ class WriterSettings:
     threads: int
     gpu: bool
     batch_size: int
+    detector: str | None = None
+    """Finds the boxes in the photos, which then are the rows; None: the rows are garments."""
+    most_garments: int = MOST_GARMENTS
+    least_score: float | None = None
 
 
 def output_at(url: str) -> ShardedOutput:
@@ -204,6 +238,8 @@ def make_plan(options: InferOptions, output: str) -> InferencePlan:
     require_landmarks(options.checkpoint, checkpoint.read_card(options.checkpoint))
     place = output_at(output)
     with place.claimed():
+        if options.detector is not None:
+            require_detector(options.detector, checkpoint.read_card(options.detector))
         found = open_input(options.input, options.boxes, options.split, place.staging, options.shard_rows)
         # After what is told sooner: to build a model takes seconds.
         _, card = checkpoint.load(options.checkpoint)
@@ -228,7 +264,7 @@ def infer(
     place = output_at(output)
     finished = place.begin(plan.paths(), plan.key)
     total = len(plan.input.rows)
-    done = sum(report["rows"] for report in finished.values())
+    done = sum(planned_rows(report) for report in finished.values())
     progress(done, total)
     todo = [Task(path, group) for group, path in enumerate(plan.paths()) if path not in finished]
     settings = writer_settings(plan, place, workers)
@@ -238,6 +274,11 @@ def infer(
     manifest = _manifest(plan, place.complete(plan.paths(), plan.key))
     place.finish(manifest)
     return manifest
+
+
+def planned_rows(report: dict[str, Any]) -> int:
+    """Return how many of the plan's rows a finished shard answers: its photos if their garments were detected."""
+    return report.get("photos", report["rows"])
 
 
 class Task(NamedTuple):
@@ -325,6 +366,9 @@ def writer_settings(plan: InferencePlan, output: ShardedOutput, workers: Inferen
         threads=workers.threads,
         gpu=workers.gpu,
         batch_size=workers.batch_size,
+        detector=plan.options.detector,
+        most_garments=plan.options.most_garments,
+        least_score=plan.options.least_score,
     )
 
 
@@ -332,7 +376,8 @@ def _manifest(plan: InferencePlan, reports: list[dict[str, Any]]) -> dict[str, A
     """Build the manifest, and check that the shards hold every planned row."""
     found = outcome(reports)
     rows = found["ok"] + sum(found["errors"].values())
-    assert rows == len(plan.input.rows) == sum(report["rows"] for report in reports), (rows, found)
+    assert rows == sum(report["rows"] for report in reports), (rows, found)
+    assert len(plan.input.rows) == sum(map(planned_rows, reports)), (len(plan.input.rows), found)
     return {
         "predictions_version": PREDICTIONS_VERSION,
         "packages": packages(),
@@ -378,13 +423,24 @@ class ShardWriter:
             settings.precision,
             settings.mirror,
         )
+        self.detector: Detector | None = None
+        if settings.detector is not None:
+            self.detector = Detector(
+                settings.detector,
+                device,
+                settings.batch_size,
+                settings.threads,
+                settings.precision,
+                settings.most_garments,
+                settings.least_score,
+            )
         self.schema = prediction_schema(self.predictor.card.labels.landmark_set)
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         return counted(task, lambda: self.write(task))
 
     def write(self, task: dict[str, Any]) -> int:
-        """Predict a task's garments and write its shard. Returns the number of these garments.
+        """Predict a task's rows, garments or photos, and write its shard. Returns the number of these rows.
 
         ``killers`` are the uris of photos that must not be decoded.
         """
@@ -401,6 +457,12 @@ class ShardWriter:
         def merged() -> Iterator[dict[str, Any]]:
             """Yield the shard's rows: those predicted now and, around them, those that earlier runs have answered."""
             nonlocal answered
+            if self.detector is not None:
+                photos = dict(zip(rows["uri"].to_pylist(), identities(rows), strict=True))
+                for found in predictions:
+                    answered += photos[found["uri"]] * (found["status"] == "ok")
+                    yield found
+                return
             garments = zip(predictions, identities(rows), strict=True)
             for row in before:
                 if row["status"] == "ok":
@@ -424,8 +486,9 @@ class ShardWriter:
                 yield pa.RecordBatch.from_pylist(batch, self.schema)
 
         def report() -> dict[str, Any]:
-            assert count == (len(before) or len(rows)), (count, len(before), len(rows))
+            assert self.detector or count == (len(before) or len(rows)), (count, len(before), len(rows))
             return {
+                **({"photos": len(rows)} if self.detector else {}),
                 "rows": count,
                 "ok": count - errors.total(),
                 "errors": dict(errors),
@@ -445,7 +508,10 @@ class ShardWriter:
             return pq.ParquetFile(file).read().to_pylist()
 
     def predict(self, rows: pa.Table, killers: frozenset[str]) -> Iterator[dict[str, Any]]:
-        """Yield a row of predictions for each garment of ``Input.rows``."""
+        """Yield a row of predictions for each garment of ``Input.rows``, or for each that is found in its photos."""
+        if self.detector is not None:
+            yield from self._detect(self.detector, rows, killers)
+            return
         size = self.predictor.card.input_size
         damaged = self.settings.damaged
         # Reading waits for the network, opening and decoding for the CPU, the model for both: each in its own threads.
@@ -460,6 +526,44 @@ class ShardWriter:
         answers = self.predictor.predict(crops)
         for garment, answer in zip(rows.select(GARMENTS.names).to_pylist(), answers, strict=True):
             yield {**garment, "model": self.settings.model, **answer_columns(answer, garment["box"])}
+
+    def _detect(
+        self, detector: Detector, rows: pa.Table, killers: frozenset[str]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a row of predictions for each garment that is found in the photos of ``Input.rows``, best boxes first.
+
+        A photo in which none is found has one row, with the error ``no_garment``.
+        """
+        photos = ahead(self.settings.photos.read(rows), MAX_AHEAD, AHEAD_BYTES, _bytes)
+        uris = rows["uri"].to_pylist()
+        input_size = detector.card.input_size
+        damaged = self.settings.damaged
+
+        def whole(place: tuple[InputPhoto, str]) -> Crop | Bad:
+            photo, uri = place
+            return BadPhoto(*KILLER) if uri in killers else _whole(photo, input_size, damaged)
+
+        found = detector.detect(in_threads(whole, zip(photos, uris, strict=True), self.settings.threads))
+        garments: deque[dict[str, Any]] = deque()  # whose answers are still to come
+
+        def crops() -> Iterator[Crop | Bad]:
+            for uri, answer in zip(uris, found, strict=True):
+                nobody = {"uri": uri, "garment": 0, "box": None, "box_score": None}
+                if not isinstance(answer, Detected) or not len(answer.boxes):
+                    garments.append(nobody)
+                    yield detector.nothing() if isinstance(answer, Detected) else answer
+                    continue
+                scored = zip(answer.boxes.tolist(), answer.score.tolist(), strict=True)
+                for number, (box, score) in enumerate(scored):
+                    garments.append(nobody | {"garment": number, "box": box, "box_score": score})
+                    yield _part(answer.photo, box, self.predictor.card.input_size)
+
+        for answer in self.predictor.predict(crops()):
+            garment = garments.popleft()
+            if isinstance(answer, Prediction):
+                answer = dataclasses.replace(answer, box_score=garment["box_score"])  # noqa: PLW2901
+            yield {**garment, "model": self.settings.model, **answer_columns(answer, garment["box"])}
+        assert not garments
 
 
 def identities(rows: pa.Table) -> Iterator[int]:
@@ -480,6 +584,22 @@ def read_rows(rows: bytes, settings: WriterSettings) -> None:
     """Predict an Arrow stream of rows and write nothing: to see whether the worker survives."""
     for _ in ShardWriter(settings).predict(from_bytes(rows), frozenset()):
         pass
+
+
+def _whole(photo: InputPhoto, size: int, damaged: Damaged) -> Crop | Bad:
+    if isinstance(photo.data, BadPhoto):
+        return photo.data
+    try:
+        return open_upright(photo.data, photo.origin, damaged).whole(size)
+    except BadPhoto as bad:
+        return bad
+
+
+def _part(photo: Photo, box: list[float], size: int) -> Crop | Bad:
+    try:
+        return photo.crop(box, size)
+    except BadBox as bad:  # so small that rounding has left nothing of it
+        return bad
 
 
 def _crop(photo: InputPhoto, box: list[float] | None, size: int, damaged: Damaged) -> Crop | Bad:

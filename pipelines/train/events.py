@@ -49,7 +49,7 @@ class EpochEnded:
     step: int
     images_per_second: float
     measure: str
-    """What the error is: NE, or error for a classifier."""
+    """What the error is: NE, 1 - AP of a detector, or error of a classifier."""
     error: float
     best: float
     """The lowest error so far."""

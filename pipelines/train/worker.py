@@ -95,7 +95,8 @@ def work(config: dict[str, Any]) -> Ended:
             log.log(epoch.metrics, epoch.step)
         store_log()
         if log is not None:
-            measure = "NE" if "val_ne" in epoch.metrics else "error"
+            names = {"val_ne": "NE", "val_box_ap": "1 - AP"}
+            measure = next((name for score, name in names.items() if score in epoch.metrics), "error")
             rate = statistics.harmonic_mean(rates) if rates else 0.0
             tell(EpochEnded(run, epoch.epoch, epoch.step, rate, measure, epoch.error, epoch.best))
             rates.clear()

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 NOT_LOADED = {
     "glefld": {"torch", "numpy", "ray", "mlflow", "matplotlib", "PIL"},
     "glefld.predict": {"ray", "mlflow", "matplotlib", "rich", "pycocotools"},
+    "glefld.detect": {"ray", "mlflow", "matplotlib", "rich", "pycocotools", "torchvision"},
     "glefld.landmarks": {
         "ray",
         "mlflow",
@@ -75,7 +76,19 @@ BELOW = {
     "tracking": {"models", "schema", "storage", "redaction", "temporary", "errors"},
     "synthetic": {"datasets", "schema", "storage", "redaction", "temporary", "errors"},
     "predict": {"models", "data", "schema", "storage", "redaction", "temporary", "errors", "recipe"},
+    "detect": {
+        "predict",
+        "models",
+        "data",
+        "schema",
+        "storage",
+        "redaction",
+        "temporary",
+        "errors",
+        "recipe",
+    },
     "landmarks": {
+        "detect",
         "predict",
         "scoring",
         "tracking",

@@ -1,5 +1,6 @@
 """Prediction: the answer is in the upright photo whatever the file's format, and a bad file is told from the rest."""
 
+import dataclasses
 import functools
 import io
 import random
@@ -15,14 +16,18 @@ from PIL import Image, ImageOps
 
 from glefld import predict
 from glefld.data.augmentation import NO_AUGMENTATION
+from glefld.data.dataset import open_dataset
 from glefld.data.loader import BatchLoader, InputPipeline
 from glefld.data.photos import to_rgb
 from glefld.data.picture import IMAGENET
+from glefld.data.reader import SplitReader
 from glefld.errors import BadAnswer, BadBox, BadPhoto
 from glefld.models.calibration import Calibration
 from glefld.predict import Crop, Prediction, Predictor, prepare
 from glefld.schema import sample_schema
-from tests import dots
+from glefld.scoring.evaluation import evaluate
+from tests import dots, typed
+from tests.ingested import write_dataset
 
 WIDTH, HEIGHT = 240, 160
 CPU = torch.device("cpu")
@@ -281,6 +286,38 @@ def test_scores_are_as_the_checkpoint_was_calibrated(predictor: Predictor, tmp_p
     assert isinstance(calibrated, Prediction)
     torch.testing.assert_close(torch.from_numpy(calibrated.score), calibration(torch.from_numpy(plain.score)))
     np.testing.assert_array_equal(calibrated.landmarks, plain.landmarks)
+
+
+def test_several_crops_of_a_photo_that_is_opened_once(predictor: Predictor) -> None:
+    """Each is what ``prepare`` makes of the file, also where pixels are given in its place."""
+    image = example(9)[1]
+    data = stored(image, 7, "PNG")
+    opened, pixels = predict.open_upright(data), predict.open_pixels(np.asarray(image))
+    assert opened.bounds == pixels.bounds == (0, 0, WIDTH, HEIGHT)
+    for box in (None, (8.0, 16.0, 104.0, 144.0)):
+        expected = prepare(data, dots.SIZE, box)
+        (seen,) = predictor.pipeline.run([expected.picture])
+        for photo in (opened, pixels):
+            crop = photo.crop(box, dots.SIZE)
+            assert crop.box == expected.box
+            np.testing.assert_array_equal(crop.to_photo, expected.to_photo)
+            assert (predictor.pipeline.run([crop.picture])[0] - seen).abs().max() < 2.1 / 57
+
+
+def test_evaluation_scores_what_the_told_type_lacks(tmp_path: Path) -> None:
+    """NE is the same whatever type a model tells: all annotated landmarks count."""
+    data = write_dataset(tmp_path / "data", {"val": 6})
+    manifest = dataclasses.replace(open_dataset(data), landmark_set=typed.PAIR)
+    reports = []
+    for told in ("both", "left"):
+        model = typed.network(told)
+        loader = BatchLoader(typed.LABELS, InputPipeline(dots.SIZE, model.normalisation, 32))
+        counters = evaluate(model, SplitReader(data, manifest, "val"), loader, 0, 1, typed.LABELS)
+        reports.append(counters.report())
+    assert [report.garment_type_accuracy for report in reports] == [1, 0]
+    both, left = (dataclasses.replace(report, garment_type_accuracy=None) for report in reports)
+    assert both == left
+    assert both.counted == {"left_dot": 6, "right_dot": 6}
 
 
 def test_with_mirror_images_a_photo_and_its_mirror_image_have_one_answer(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from pycocotools.coco import COCO
 from glefld.predict import prediction_schema
 from jobs.predict import Options, run
 from tests import dots, typed
-from tests.mistakes import everything, one_line, write_wrong_files
+from tests.mistakes import answering, everything, one_line, write_wrong_files
 
 WIDTH, HEIGHT = 240, 160
 NAMES = ("a.jpg", "b.PNG", "more/c.jpg")
@@ -102,12 +103,19 @@ def test_photos_patterns_urls_and_stdin(
     url = f"file://{place}/photos/b.PNG"
     out, _ = predict(capfdbinary, place, "-", "photos/*/*.jpg", url, "photos/[b-z].PNG", "nothing.jpg")
     rows = json.loads(out)
-    assert [row["photo"] for row in rows] == [
-        *("-", str(place / "photos/more/c.jpg"), url, str(place / "photos/b.PNG"), "nothing.jpg")
-    ]
+    assert [row["photo"] for row in rows] == [*("-", "photos/more/c.jpg", url, "photos/b.PNG", "nothing.jpg")]
     assert rows.pop()["error"] == "missing_photo: there is no such file"
     for number, row in zip((0, 2, 1, 1), rows, strict=True):
         check(row, number)
+
+
+def test_a_photo_on_a_web_server(place: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """It is asked for as it is named, whatever links there may be in it; one that is not there is an error row."""
+    with answering(200, (place / "photos" / "a.jpg").read_bytes()) as server, answering(404) as other:
+        out, _ = predict(capfdbinary, place, f"{server}/a.jpg?size=1", f"{other}/a.jpg")
+    found, missing = json.loads(out)
+    check(found, 0)
+    assert missing["error"].startswith("missing_photo")
 
 
 def test_csv_has_a_row_for_each_landmark(place: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -152,7 +160,9 @@ def test_parquet_has_the_columns_of_infer(
     out, _ = predict(capfdbinary, place, str(place / "photos"), *given, model="typed")
     assert bool(out) == (where == "stdout")
     table = pq.read_table(file if where == "file" else io.BytesIO(out))
-    assert table.schema.equals(prediction_schema(typed.PAIR), check_metadata=True)
+    expected = prediction_schema(typed.PAIR)
+    assert table.schema.equals(expected)
+    assert table.schema.metadata == expected.metadata
     rows = table.to_pylist()
     assert [row["status"] for row in rows] == ["ok", "ok", "error", "ok"]
     assert rows[0]["model"].startswith(f"{place}/typed@")
@@ -266,24 +276,21 @@ def test_a_mistake_is_one_line(
 
 
 def test_as_a_user_calls_it(place: Path) -> None:
-    """A process of its own, with only JSON on stdout, which loads neither Ray nor MLflow; the run is found."""
-    code = """
-import sys
-sys.argv = ["predict", *sys.argv[1:]]
-import runpy
-try:
-    runpy.run_module("jobs.predict", run_name="__main__")
-finally:
-    loaded = {"ray", "mlflow", "matplotlib", "torchvision", "nvidia"} & {n.partition(".")[0] for n in sys.modules}
-    print("loaded:", sorted(loaded), file=sys.stderr)
-"""
+    """A process of its own, with only JSON on stdout, which loads neither Ray nor MLflow; stderr names the model."""
+    url = str(place / "dots")
     done = subprocess.run(
-        [sys.executable, "-c", code, "-", "--checkpoint", str(place / "dots")],
+        [sys.executable, "-X", "importtime", "-m", "jobs.predict", "-"],
         cwd=Path(__file__).parents[2],
+        env={**os.environ, "GLEFLD_CHECKPOINT": url},
         input=(place / "photos" / "a.jpg").read_bytes(),
         capture_output=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    told = done.stderr.decode().splitlines()
+    loaded = {line.rpartition("|")[2].strip() for line in told if line.startswith("import time:")}
+    assert done.returncode == 0, told[-5:]
     check(json.loads(done.stdout)[0], 0)
-    assert "loaded: []" in done.stderr.decode()
+    assert "torch" in loaded
+    assert not {"ray", "mlflow", "matplotlib", "torchvision", "nvidia.dali", "pycocotools"} & loaded
+    assert f"checkpoint {url}, $GLEFLD_CHECKPOINT" in told
+    assert "1 photo, 1 garment, 0 errors" in told

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from glefld.data.garments import Garments
 from glefld.data.loader import Batch
 from glefld.data.truth import Truth
 from glefld.errors import UserError
@@ -24,7 +25,7 @@ from glefld.models.sanl import SANL
 from glefld.models.system import Model, Output
 from glefld.recipe import Recipe
 from glefld.schema import FASHION8, Attribute, GarmentType, Labels, LandmarkSet
-from glefld.scoring.evaluation import count_labels, predicted_points, run_model
+from glefld.scoring.evaluation import count_boxes, count_labels, predicted_points, run_model
 from glefld.scoring.metrics import Counters
 from glefld.training.loop import train_step
 from glefld.training.losses import total_loss
@@ -69,6 +70,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet-attributes": ("resnet", {"backbone": "test_efficientnet", "label": "attributes"}),
     "sanl-resnet": ("sanl-resnet", {"label": "garment_type"}),
     "sanl-resnet-nonlocal": ("sanl-resnet", {"block": "nonlocal", "label": "category"}),
+    "fcos": ("fcos", {"backbone": "test_resnet", "width": 64, "layers": 1}),
 }
 each_model = pytest.mark.parametrize("case", CASES)
 #: The first case of each system, where all of them would take minutes.
@@ -126,7 +128,13 @@ def make_batch(rows: int, seed: int = 0, k: int = K, size: int = SIZE) -> Batch:
         category=torch.arange(rows) % 3,
         attributes=torch.randint(0, 2, (rows, 4), generator=generator).float(),
     )
-    return Batch(images, landmarks, visible, torch.zeros(rows, 2, 3).double(), truth)
+    # One garment a picture, around its landmarks.
+    boxes = list(torch.cat([landmarks.amin(dim=1) - 3, landmarks.amax(dim=1) + 3], dim=1)[:, None])
+    garments = Garments(
+        boxes, [box.double() for box in boxes], [True] * rows, [0] * rows, [(size, size)] * rows
+    )
+    identity = torch.eye(2, 3).double().expand(rows, -1, -1)
+    return Batch(images, landmarks, visible, identity, truth, garments)
 
 
 def loss_of(model: Model, batch: Batch) -> torch.Tensor:
@@ -149,7 +157,11 @@ def test_outputs_have_their_shapes(case: str, size: int) -> None:
         assert output.heatmaps.shape == (2, K, side, side)
     else:
         assert output.heatmaps is None
-        assert output.classes is not None or output.attributes is not None
+        assert output.classes is not None or output.attributes is not None or output.boxes is not None
+    if output.boxes is not None:
+        assert model.detects
+        found = model.find_boxes(output.boxes, size)
+        assert [f.boxes.shape[1:] for f in found] == [(4,)] * 2
     if output.coarse is not None:
         assert output.coarse.shape == output.heatmaps.shape
     if output.classes is not None:
@@ -195,7 +207,8 @@ def test_every_parameter_learns(case: str) -> None:
 
 @pytest.mark.parametrize("case", [*EACH_SYSTEM, "dafe-elementwise"])
 def test_it_overfits_eight_samples(case: str) -> None:
-    """Steps on one batch: both landmarks come within .3 of the mean position's error, or all eight classes are right.
+    """Steps on one batch: both landmarks come within .3 of the mean position's error, or all eight classes are right,
+    or AP at an overlap of .5 is above .7.
 
     It ends as soon as they do, after 5 to 60 steps on one machine; the limit leaves room for other roundings.
     """
@@ -223,9 +236,15 @@ def test_it_overfits_eight_samples(case: str) -> None:
 
 
 def wrong_part(model: Model, batch: Batch, labels: Labels) -> float:
-    """Mean distance of the landmarks, of the mean position's; or, of a classifier, how many classes are wrong."""
+    """Mean distance of the landmarks, of the mean position's; how many classes are wrong; or what AP lacks."""
     with torch.no_grad():
         output = model(batch.images)
+    if output.boxes is not None:
+        counters = Counters(labels, detects=True)
+        count_boxes(counters, model, output, batch)
+        scores = counters.report().boxes
+        assert scores is not None
+        return 1 - scores.ap50
     if output.heatmaps is None:
         assert output.classes is not None
         return (output.classes.argmax(dim=1) != batch.truth.label(model.label, labels)).sum().item()
@@ -257,7 +276,7 @@ def test_bf16_runs_forward_and_back(case: str) -> None:
 def test_a_diverged_network_has_no_score(case: str) -> None:
     """With weights that are no numbers, scoring ends in an error: whatever the shape of its peaks."""
     model = build(case).eval()
-    counters = Counters(LABELS, model.label)
+    counters = Counters(LABELS, model.label, detects=model.detects)
     batch = make_batch(3)
 
     @torch.no_grad()
@@ -266,6 +285,7 @@ def test_a_diverged_network_has_no_score(case: str) -> None:
         if output.heatmaps is not None:
             counters.add_landmarks(predicted_points(model, output.heatmaps, batch)[0], batch.truth)
         count_labels(counters, model, output, batch)
+        count_boxes(counters, model, output, batch)
         counters.report()
 
     score()
@@ -366,7 +386,7 @@ def test_the_garment_type_learns_without_touching_the_landmarks() -> None:
     assert output.garment_type is not None
     torch.nn.functional.cross_entropy(output.garment_type, torch.tensor([0, 1])).backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert moved == {"garment_type.weight", "garment_type.bias"}
+    assert moved == {f"garment_type.{layer}.{what}" for layer in (0, 2) for what in ("weight", "bias")}
     (full,) = (garment for garment in FASHION8.garment_types if garment.name == "full")
     one_type = dataclasses.replace(FASHION8, garment_types=(full,))
     untold = build("fpn", dataclasses.replace(LABELS, landmark_set=one_type)).eval()

@@ -57,6 +57,21 @@ def test_marks_stand_on_their_points(background, name, side, kind):
         assert np.array_equal(centre, original), "a ring is open: what it marks stays visible"
 
 
+@pytest.mark.parametrize("box", [(20.0, 30.0, 50.0, 90.0), (-9.0, -9.0, 50.0, 90.0), None])
+def test_a_label_stands_in_the_corner_of_its_box(box):
+    """Or of the picture, where the box juts out or is missing."""
+    plain, labelled = (
+        np.asarray(overlay(PICTURES["black"], FASHION8, box=box, label=label, long_side=400)).astype(int)
+        for label in ("", "upper 0.98")
+    )
+    rows, columns = np.nonzero(np.abs(labelled - plain).sum(axis=2) > 60)
+    x, y = (0, 0) if box is None else (max(0, 4 * box[0]), max(0, 4 * box[1]))
+    assert len(rows) > 50
+    assert x <= columns.min() < x + 16
+    assert y <= rows.min() < y + 16
+    assert rows.max() < y + 40
+
+
 @pytest.mark.parametrize("state", list(Visibility))
 def test_only_annotated_landmarks_are_drawn(state):
     """Cut-off and absent slots leave the picture as it was, predictions too; occluded rings are broken."""

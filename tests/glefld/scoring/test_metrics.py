@@ -74,12 +74,13 @@ def add(counters: Counters, predicted: Tensor, truth: Truth) -> None:
 
 
 def add_all(counters: Counters, predicted: Tensor, truth: Truth) -> None:
-    """Visibility too, of which any numbers are as good as logits."""
+    """Visibility and garment types too, of which any numbers are as good as logits."""
     add(counters, predicted, truth)
     logits = torch.stack(
         [predicted[..., 0], predicted[..., 1], predicted.mean(dim=-1).roll(1, dims=1)], dim=-1
     )
     counters.add_visibility(logits, truth)
+    counters.add_garment_types(predicted[:, :3, 1].nan_to_num(), truth.label("garment_type", LABELS))
 
 
 def random_rows(seed: int, rows: int) -> tuple[Tensor, Truth]:
@@ -253,6 +254,7 @@ def test_scores_do_not_depend_on_the_split(seed, ranks):
 def flat(report: Report) -> dict[str, float]:
     fields = dataclasses.asdict(report)
     assert fields.pop("oks") is None, "only DeepFashion2's landmarks have it"
+    assert fields.pop("boxes") is None, "only a detector has them"
     fields |= {f"recall.{at}": by_type for at, by_type in fields.pop("recall").items()}
     nested = {f"{a}.{b}": v for a, d in fields.items() if isinstance(d, dict) for b, v in d.items()}
     for name in ("reliability", "sparsified"):

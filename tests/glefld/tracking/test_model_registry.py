@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 
-from glefld import storage, tracking
+from glefld import Landmarks, storage, tracking
 from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.tracking import Registration, RunHandle, logged_run, model_registry
@@ -257,3 +257,15 @@ def test_a_name_that_mlflow_would_refuse_is_an_error_before_the_training(
 ) -> None:
     with pytest.raises(UserError, match="cannot be registered under this name"):
         Registration(name, alias)
+
+
+def test_the_python_api_loads_a_registered_model(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By any name that MLflow has for it, copied below the root; a wrong one is one clear error."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", logged.handle.tracking_uri)
+    root = str(Path(logged.folder).parent)
+    for name in ("models:/fld-gle@champion", f"runs:/{logged.handle.run_id}"):
+        model = Landmarks.load(name, root=root, device="cpu")
+        assert model.checkpoint == str(logged.copy)
+        assert model.names == dots.DOTS.landmarks
+    with pytest.raises(UserError, match="there is no models:/fld-gle@nobody in MLflow"):
+        Landmarks.load("models:/fld-gle@nobody", root=root)

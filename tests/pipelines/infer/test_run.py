@@ -29,7 +29,7 @@ from glefld.data.dataset import MANIFEST
 from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.predict import prediction_schema
-from glefld.schema import GarmentType, Labels
+from glefld.schema import GarmentType, Labels, Visibility
 from pipelines.infer.overlays import write_overlays
 from pipelines.infer.run import (
     InferenceWorkers,
@@ -46,7 +46,7 @@ from pipelines.infer.run import (
 from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import ingest, prepare
 from pipelines.resumable import MARKER
-from tests import dots
+from tests import dots, typed
 from tests.ingested import write_dataset
 from tests.pipelines.outputs import planned
 from tests.raw_layouts import Row, write_fld
@@ -476,8 +476,10 @@ def test_overlays_are_drawn_on_the_upright_photo(model: str, tmp_path: Path) -> 
 def test_overlays_leave_out_what_the_garments_type_lacks(
     own: tuple[int, ...], yellow: bool, tmp_path: Path
 ) -> None:
-    """An ingested data set knows the types: the model answers for all landmarks, and the type's own are drawn."""
-    landmark_set = dataclasses.replace(dots.DOTS, garment_types=(GarmentType(1, "dots", own),))
+    """An ingested data set knows the types: a model that does not tell them answers for all landmarks, and the type's
+    own are drawn."""
+    types = (GarmentType(1, "dots", own), GarmentType(2, "others", (0, 1)))
+    landmark_set = dataclasses.replace(dots.DOTS, garment_types=types)
     data = write_dataset(tmp_path / "data", {"test": 2})
     manifest = storage.read_json(f"{data}/{MANIFEST}")
     storage.write_json(f"{data}/{MANIFEST}", {**manifest, "landmark_set": landmark_set.to_json()})
@@ -489,6 +491,35 @@ def test_overlays_leave_out_what_the_garments_type_lacks(
     red, green, blue = np.moveaxis(np.asarray(Image.open(drawn), int), 2, 0)
     # The left dot's mark is the only yellow in these pictures.
     assert ((red > 200) & (green > 150) & (blue < 100)).any() == yellow
+
+
+@pytest.mark.parametrize(("told", "red"), [("both", True), ("left", False)])
+def test_landmarks_that_the_told_type_lacks_have_no_place(told: str, red: bool, tmp_path: Path) -> None:
+    """The type has its columns; what it lacks is NaN and absent, and is not drawn."""
+    url = typed.write_checkpoint(str(tmp_path / "checkpoint"), told)
+    grey = dots.encoded(Image.new("RGB", (WIDTH, HEIGHT), "grey"), "PNG")
+    files = {"a.png": grey, "b.png": grey, "c.jpg": b"no picture"}
+    options = InferOptions(url, str(write_folder(tmp_path / "input", files)))
+    output = tmp_path / "output"
+    plan = make_plan(options, str(output))
+    writer = ShardWriter(writer_settings(plan, output_at(str(output)), WORKERS))
+    for task in planned(plan, str(output)):
+        assert not writer(task)["error"]
+    assert infer(plan, str(output), WORKERS, lambda *_: None)["ok"] == 2
+    table = read(output)
+    assert table.schema.equals(prediction_schema(typed.PAIR))
+    *rows, bad = table.to_pylist()
+    assert bad["garment_type"] is bad["garment_type_score"] is bad["landmarks"] is None
+    for row in rows:
+        assert row["garment_type"] == told
+        assert row["garment_type_score"] == pytest.approx(0.9)
+        assert np.isnan(row["landmarks"]).tolist() == [False, False, not red, not red]
+        assert np.isnan(row["score"]).tolist() == [False, not red]
+        assert row["visibility"] == [Visibility.VISIBLE, Visibility.VISIBLE if red else Visibility.ABSENT]
+    write_overlays(options, str(output), 1)
+    (drawn,) = (output / "_overlays").glob("00000-*.jpg")
+    picture = np.asarray(Image.open(drawn), int)
+    assert (picture[..., 0] > picture[..., 1:].max(axis=2) + 60).any() == red  # the photo is grey
 
 
 def test_a_photo_that_kills_its_worker_is_an_error_row(model: str, tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""Detection: photos in any common format to the boxes of their garments, in pixels of the upright photo.
+
+Letters in shapes: n boxes of a photo, S the square input's size.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glefld import storage
+from glefld.data.loader import InputPipeline
+from glefld.data.prefetch import ahead
+from glefld.errors import BadAnswer, NoGarment, UserError, require_between
+from glefld.models import MODELS, checkpoint
+from glefld.models.checkpoint import ModelCard
+from glefld.models.precision import choose_precision
+from glefld.models.system import MOST_GARMENTS
+from glefld.predict import BATCH_SIZE, PRECISION, Bad, Crop, Photo, load_crops, run_model
+from glefld.recipe import Precision
+from glefld.redaction import public_url
+
+#: Environment variable: the detector of those who name none.
+DETECTOR = "GLEFLD_DETECTOR"
+
+
+class Detected(NamedTuple):
+    """The garments found in one photo, best first."""
+
+    photo: Photo
+    boxes: np.ndarray  # [n, 4] float32 x1 y1 x2 y2, upright photo's pixels
+    score: np.ndarray  # [n] float32, the probability that it is an annotated garment's, as on the val split
+
+
+def default_detector(root: str) -> tuple[str, str]:
+    """Return the detector of those who name none, and why it is that one, in words; UserError if there is none."""
+    if named := os.environ.get(DETECTOR):
+        return named, f"${DETECTOR}"
+    if (run := checkpoint.newest_run(root, "detect")) is not None:
+        return run, "the newest one"
+    raise UserError(
+        f"there is no run of a detector in {storage.join(public_url(root), 'runs')}: name one, set {DETECTOR}, or "
+        "train one with glefld train --task detect"
+    )
+
+
+def require_detector(url: str, card: ModelCard) -> None:
+    """Raise UserError if the checkpoint's model is not a detector."""
+    if MODELS[card.model].task != "detect":
+        raise UserError(f"{url} is no detector ({card.model}): give a checkpoint of --task detect")
+
+
+class Detector:
+    """Runs a detector on one device: photos in, boxes out, in order and in constant memory."""
+
+    def __init__(
+        self,
+        url: str,
+        device: torch.device,
+        batch_size: int = BATCH_SIZE,
+        threads: int = 1,
+        precision: Precision = PRECISION,
+        most: int = MOST_GARMENTS,
+        least_score: float | None = None,
+    ) -> None:
+        """Load the checkpoint at ``url``; ``threads`` is the number of threads that decode.
+
+        most: so many boxes of a photo at most. least_score: of each; by default what training chose on the val split.
+        UserError if the checkpoint is incomplete or its model is not a detector.
+        """
+        require_between("most", most, 1)
+        model, self.card = checkpoint.load(url)
+        require_detector(url, self.card)
+        chosen = model.least_score if least_score is None else least_score
+        if chosen is None:
+            raise UserError(f"{url} was saved before its first epoch ended: give a later checkpoint")
+        self.device = device
+        self.batch_size = batch_size
+        self.most = most
+        self.least_score = chosen
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.dtype = choose_precision(
+            precision, self.model, self.card.input_size, batch_size, training=False
+        ).dtype
+        device_id = (device.index or 0) if device.type == "cuda" else None
+        self.pipeline = InputPipeline(
+            self.card.input_size, model.normalisation, batch_size, device_id, threads
+        )
+
+    def detect(self, photos: Iterable[Crop | Bad]) -> Iterator[Detected | Bad]:
+        """Yield the boxes of each photo, in order; there may be none. What is bad is passed through in its place.
+
+        photos: ``glefld.predict.open_upright(data).whole(detector.card.input_size)``. A thread reads them, and others
+        decode them, ahead of the model. A picture that cannot be decoded becomes a BadPhoto, one for which an output is
+        not finite a BadAnswer.
+        """
+        for batch, images in ahead(load_crops(self.pipeline, photos, self.batch_size), 2):
+            good = [crop for crop in batch if isinstance(crop, Crop)]
+            answers = self._infer(images, good) if good else iter(())
+            for crop in batch:
+                yield next(answers) if isinstance(crop, Crop) else crop
+
+    def _infer(self, images: Tensor, crops: list[Crop]) -> Iterator[Detected | BadAnswer]:
+        output = run_model(self.model, images, self.dtype).boxes
+        assert output is not None
+        lost = (~output.isfinite()).any(dim=-1).sum(dim=1).tolist()
+        found = self.model.find_boxes(output, images.shape[-1])
+        for crop, one, places in zip(crops, found, lost, strict=True):
+            if places:
+                words = f"{places} of {output.shape[1]} places, so the model has diverged"
+                yield BadAnswer("not_finite", words)
+                continue
+            moved = one.in_photo(torch.from_numpy(crop.to_photo), crop.photo.bounds)
+            best = moved.best(self.least_score, self.most)
+            yield Detected(crop.photo, best.boxes.float().numpy(), best.score.float().numpy())
+
+    def nothing(self) -> NoGarment:
+        """Return what is to be said of a photo without boxes."""
+        return NoGarment("no_garment", f"no box has a score of {self.least_score:.3f} or more")
