@@ -20,8 +20,9 @@ Dataset = Literal[
 ]
 #: Where a layout keeps its photos. img: an ``img`` archive or folder, or several archives. splits: one folder per
 #: split. split-images: ``image`` inside each split's folder, next to ``annos`` with one JSON file per photo. table: as
-#: img, beside Parquet files of annotations, or wherever the uris in these say.
-PhotoPlace = Literal["img", "splits", "split-images", "table"]
+#: img, beside Parquet files of annotations, or wherever the uris in these say. around: anywhere below the source, in
+#: folders or archives, as the annotation files name them.
+PhotoPlace = Literal["img", "splits", "split-images", "table", "around"]
 
 
 class Layout(NamedTuple):

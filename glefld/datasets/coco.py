@@ -191,9 +191,9 @@ def _add_image(file: File, value: Any) -> None:
     name = image.get("file_name")
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise UserError(f"{file.path}: image {key} has no file_name")
-    sides = image.get("width"), image.get("height")
-    whole = all(_is_number(side) and 0 < side <= LARGEST and side == int(side) for side in sides)
-    file.images[key] = Image(name, (int(sides[0]), int(sides[1])) if whole else None)
+    sides: list[Any] = [image.get("width"), image.get("height")]
+    whole = [int(side) for side in sides if _is_number(side) and 0 < side <= LARGEST and side == int(side)]
+    file.images[key] = Image(name, (whole[0], whole[1]) if len(whole) == 2 else None)
 
 
 def _add_category(file: File, value: Any) -> None:

@@ -55,7 +55,9 @@ def write(data: str, output: str, on_row: Callable[[], object] = lambda: None) -
         raise UserError(f"{there[0]} already exists: choose another --output, or delete it")
     for split in splits:
         _write_split(data, manifest, split, output, files[split], on_row)
-    return Written({split: manifest.splits[split] for split in splits}, dict(files))
+    return Written(
+        {split: manifest.splits[split] for split in splits}, {split: files[split] for split in splits}
+    )
 
 
 def categories(landmark_set: LandmarkSet) -> list[dict[str, Any]]:
@@ -144,7 +146,7 @@ def _row(
     keypoints = np.where((v > 0)[:, None], np.column_stack([points, v]), 0.0)
     x1, y1, x2, y2 = (np.array(row["box"], np.float64) - np.tile(row["crop_box"][:2], 2)).tolist()
     flat = [round(value, DIGITS) for value in keypoints.ravel().tolist()]
-    flat[2::3] = v.tolist()  # type: ignore[call-overload]
+    flat[2::3] = v.tolist()
     image = {
         "id": number,
         "file_name": name,

@@ -8,7 +8,8 @@ Columns, found by their names in the first line, in any order:
 - ``garment``, optional: which garment of the photo it is, a number or a name.
 - ``x1``, ``y1``, ``x2``, ``y2``, optional: the garment's box. It may stand in one of the garment's rows only. Without
   any it is made from the landmarks (``own.made_box``).
-- ``split``, optional: train, val or test. ``garment_type``, optional: its name. The same in all rows of a garment.
+- ``split``, optional: train, val or test. ``garment_type``, optional: its name, for all garments or none; without any
+  all are of one type. The same in all rows of a garment.
 
 Values are divided by commas, semicolons or tabs. Coordinates are read as those of ``coco``: whole numbers name pixels.
 """
@@ -29,11 +30,13 @@ from glefld.schema import SPLITS, GarmentType, Labels, LandmarkSet, Visibility
 REQUIRED = ("photo", "name", "x", "y")
 BOX = ("x1", "y1", "x2", "y2")
 OPTIONAL = (*BOX, "visibility", "garment", "split", "garment_type")
-CODES = {
+CODES: dict[str, Visibility] = {
     **{"2": Visibility.VISIBLE, "1": Visibility.OCCLUDED, "0": Visibility.ABSENT},
     **{"visible": Visibility.VISIBLE, "occluded": Visibility.OCCLUDED, "absent": Visibility.ABSENT},
 }
-SPLIT_NAMES = {**{name: name for name in SPLITS}, "valid": "val", "validation": "val"}
+#: The garment type of all, where the files name none.
+ONE_TYPE = "garment"
+SPLIT_NAMES: dict[str, str] = {**{name: name for name in SPLITS}, "valid": "val", "validation": "val"}
 MOST_TYPES = 127
 
 
@@ -75,7 +78,9 @@ def read(lists: ListFiles) -> Annotations:
         raise UserError(
             f"{path}: a garment of {shown(photo)} has no garment_type, but others do: give it to all or to none"
         )
-    types.pop("", None)
+    for garment in found.values():
+        garment.said["garment_type"] = garment.said["garment_type"] or ONE_TYPE
+    types = dict.fromkeys(garment.said["garment_type"] for garment in found.values())
     if len(types) > MOST_TYPES:
         raise UserError(f"{len(types)} garment types are more than {MOST_TYPES}")
     landmarks = tuple(names)
@@ -99,7 +104,7 @@ def read(lists: ListFiles) -> Annotations:
     done = annotations("csv", rows, lists.photos, lists.source, lists.own)
     how = "whole numbers, which name pixels: their centres" if pixels else "continuous"
     first = [f"landmarks: {len(landmarks)}: {some(landmarks)}"]
-    if types:
+    if len(types) > 1:
         first.insert(0, f"garment types: {some(list(types))}")
     if ignored:
         first.insert(0, f"columns not used: {some(list(ignored))}")
@@ -219,7 +224,7 @@ def _row(
         split=SPLIT_NAMES[split] if split else None,
         name=f"garment {number or 0} of {photo} in {path}",
         box=garment.box,
-        garment_type=codes.get(garment.said["garment_type"]),
+        garment_type=codes[garment.said["garment_type"]],
         points=points,
         visibility=visibility,
     )

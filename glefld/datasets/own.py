@@ -130,7 +130,8 @@ def _sided(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     keys = {name: _key(name) for name in names}
     for name in names:
         by_key[keys[name]].append(name)
-    pairs, paired = [], set()
+    pairs: list[tuple[str, str]] = []
+    paired: set[str] = set()
 
     def join(a: str, b: str) -> None:
         pairs.append((a, b))
@@ -145,8 +146,8 @@ def _sided(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     # Without anything between: lshoulder and rshoulder. Names without a partner may begin with an l for other reasons.
     lower = {name.lower(): name for name in names if name not in paired}
     for small, name in lower.items():
-        if small.startswith("l") and len(small) > 3 and (other := lower.get(f"r{small[1:]}")) is not None:
-            join(name, other)
+        if small.startswith("l") and len(small) > 3 and (right := lower.get(f"r{small[1:]}")) is not None:
+            join(name, right)
     lonely = [name for name in names if name not in paired and _SIDES.keys() & _words(name)]
     return pairs, lonely
 
@@ -209,7 +210,7 @@ def made_box(points: NDArray[np.float32]) -> tuple[float, float, float, float]:
         return WHOLE_PHOTO
     half = np.maximum(size, THINNEST * size.max()) * (0.5 + np.array(MARGINS))
     middle = (low + high) / 2
-    return tuple(np.concatenate([middle - half, middle + half]).tolist())  # type: ignore[return-value]
+    return tuple(np.concatenate([middle - half, middle + half]).tolist())
 
 
 def split_of(path: str) -> str | None:

@@ -28,7 +28,7 @@ from tests.raw_layouts import (
     write_fld,
 )
 
-DATASETS = ("fld", "deepfashion2", "coco 0", "coco 1", "coco 2", "no types")
+DATASETS = ("fld", "deepfashion2", "coco 0", "coco 1", "coco 2", "csv 0")
 
 
 def random_coco(seed: int) -> dict[str, str | bytes]:
@@ -66,7 +66,7 @@ def ingested(name: str, root: Path) -> str:
             f"{split}/{i:06d}": items[: 1 + i % 3] for split in ("train", "validation") for i in range(6)
         }
         write_files(source, deepfashion2_files(files))
-    elif name == "no types":
+    elif layout == "csv":
         layout = "csv"
         lines = [
             f"{i}.jpg,{n},{10.25 + i},{30.5 + k}"

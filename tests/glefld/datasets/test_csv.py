@@ -39,16 +39,17 @@ def read(files: dict[str, str | bytes] | str | bytes, **options: Any) -> Annotat
 
 
 def test_four_columns_will_do() -> None:
-    """Landmarks in the order in which they first appear; no types; boxes around the landmarks."""
+    """Landmarks in the order in which they first appear; one type; boxes around the landmarks."""
     found = read(PLAIN)
     landmark_set = found.labels.landmark_set
     assert (landmark_set.landmarks, landmark_set.mirror) == (("left_hem", "right_hem"), (1, 0))
-    assert (landmark_set.garment_types, found.labels.categories) == ((), ())
+    assert landmark_set.garment_types == (GarmentType(1, "garment", (0, 1)),)
+    assert found.labels.categories == ("garment",)
     assert landmark_set.sigmas == (0.04, 0.04)
     first, second = found.table.to_pylist()
     assert (first["sample_id"], second["sample_id"]) == ("csv/a.jpg#0", "csv/b.jpg#0")
     assert (first["landmarks"], second["landmarks"]) == ([10.5, 20, 30, 20], [11, 21, 31, 21])
-    assert (first["visibility"], first["garment_type"]) == ([VISIBLE, VISIBLE], None)
+    assert (first["visibility"], first["garment_type"]) == ([VISIBLE, VISIBLE], 1)
     # 19.5 wide, so 9.75 high at least; .2 and .1 of that around.
     np.testing.assert_allclose(first["box"], [10.5 - 3.9, 20 - 5.85, 30 + 3.9, 20 + 5.85], rtol=1e-6)
     assert {first["split"], second["split"]} == {"train", "val"}
