@@ -18,7 +18,7 @@ A file that ``coco_export`` has written names the landmarks' order, the mirror p
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,7 +59,7 @@ class Image:
     size: tuple[int, int] | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Annotation:
     """An annotation before its image and category are known, which may follow in the file."""
 
@@ -124,11 +124,11 @@ def read(lists: ListFiles) -> Annotations:
             )
     space = _Space(files)
     labels, notes = space.labels(lists)
+    empty = sum(len(file.images.keys() - {a.image for a in file.annotations}) for file in files)
     rows = [row for file in files for row in space.rows(file)]
     if not rows:
         raise UserError(f"{some([file.path for file in files], 3)}: no annotations")
     found = annotations("coco", rows, lists.photos, lists.source, lists.own)
-    empty = sum(len(file.images.keys() - {a.image for a in file.annotations}) for file in files)
     if left_out:
         notes.append(f"files left out, as they have no keypoints: {some(left_out, 5)}")
     if empty:
@@ -394,15 +394,21 @@ class _Space:
     def _slots(self, name: str) -> list[int]:
         return [self._place[k] for k in self._names[name]]
 
-    def rows(self, file: File) -> list[Row]:
-        """Return the rows of a file, each with those landmarks of its type that belong to it, in the set's order."""
+    def rows(self, file: File) -> Iterator[Row]:
+        """Yield the rows of a file, each with those landmarks of its type that belong to it, in the set's order.
+
+        The file's annotations are used up, so that memory holds one of the two.
+        """
         order = {}
         for name in self._types:
             slots = np.array(self._slots(name))
             own = np.flatnonzero(self._own[name])
             order[name] = own[np.argsort(slots[own], kind="stable")]
         default = [key for key, category in file.categories.items() if category is not None]
-        return [self._row(file, item, order, default) for item in file.annotations]
+        left = file.annotations[::-1]
+        file.annotations.clear()
+        while left:
+            yield self._row(file, left.pop(), order, default)
 
     def _row(
         self, file: File, item: Annotation, order: Mapping[str, NDArray[np.intp]], default: list[str]

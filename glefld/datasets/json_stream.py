@@ -13,6 +13,7 @@ from glefld.errors import UserError
 #: Characters that are read at a time, and those that one element may have.
 CHUNK = 1 << 20
 MOST = 64 << 20
+_NUMBER = re.compile(r"[-+.eE\d]*", re.ASCII)
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -136,7 +137,8 @@ class _Parser:
                 if self._more():
                     continue
                 raise ValueError(f"{error.msg} at character {self._before + error.pos}") from error
-            if end == len(self._text) and self._more():  # a number may go on
+            rest = _NUMBER.match(self._text, end)
+            if rest is not None and rest.end() == len(self._text) and self._more():  # a number may go on
                 continue
             self._at = end
             return value

@@ -522,3 +522,24 @@ def test_a_large_file_is_read_in_pieces() -> None:
     assert len(rows) == 1200
     print("peak", peak)
     assert peak < 12_000_000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_bytes_are_told_or_survived(seed: int) -> None:
+    """Whatever is changed, there are rows or one line; nothing is lost without being counted."""
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    whole = json.dumps(coco([annotation(i, i % 3) for i in range(4)])).encode()
+    told = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for at in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[at] = rng.choice(bytearray(b'0123456789eE+-.,:"[]{} NIat\\\xff'))
+        try:
+            rows = read_coco({"a.json": bytes(data)}, [f"{i}.jpg" for i in range(3)]).table
+        except UserError as error:
+            told += "\n" not in str(error)
+            continue
+        assert len(rows) == 4
+        assert all(row["fault"] is not None or row["visibility"] is not None for row in rows.to_pylist())
+    assert 20 < told < 150
