@@ -4,14 +4,14 @@ Other programs read it (annotation tools, pycocotools, mmpose), and `glefld inge
 """
 
 import dataclasses
+import itertools
 import time
 
 from rich.console import Console
-from rich.progress import Progress
 
 from glefld import storage
 from glefld.datasets import Dataset
-from jobs.cli import Root, main, open_data, resolve_output, resolve_root
+from jobs.cli import Root, RowBar, main, open_data, resolve_output, resolve_root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,11 @@ def run(options: Options) -> None:
     from glefld.datasets import coco_export
 
     start = time.monotonic()
-    with Progress() as progress:
-        task = progress.add_task("export", total=sum(manifest.splits.values()))
-        written = coco_export.write(data, output, lambda: progress.advance(task))
     console = Console()
+    counter, total = itertools.count(1), sum(manifest.splits.values())
+    with RowBar(console, "export") as bar:
+        bar(0, total)
+        written = coco_export.write(data, output, lambda: bar(next(counter), total))
     for split, url in written.files.items():
         console.print(f"{split:6s} {written.rows[split]:7,} garments  {url}", soft_wrap=True, highlight=False)
     rate = sum(written.rows.values()) / (time.monotonic() - start)
