@@ -106,9 +106,9 @@ def test_a_photo_is_read_once_for_its_garments(tmp_path: Path, monkeypatch: pyte
     opened: list[int] = []
     crops = module.Crops.__init__
 
-    def count(self: module.Crops, data: bytes, lossless: bool) -> None:
+    def count(self: module.Crops, data: bytes, lossless: bool, **more: Any) -> None:
         opened.append(len(data))
-        crops(self, data, lossless)
+        crops(self, data, lossless, **more)
 
     monkeypatch.setattr(module.Crops, "__init__", count)
     rows, rejects = shards(source, tmp_path / "output")
