@@ -48,13 +48,17 @@ class LandmarkSet:
     """K landmarks: their names, the index each one swaps with when mirrored, and the landmarks of each garment type.
 
     The manifest stores the set with the data. Nothing else fixes K, so a custom set is just another instance.
-    UserError if the names are not unique, the mirror is not a pairing, or a garment type names an unknown landmark.
+    ``sigmas`` [K], for object keypoint similarity, are empty where none are known. They are for scores alone: sets
+    that differ in nothing else are equal.
+    UserError if the names are not unique, the mirror is not a pairing, a garment type names an unknown landmark, or
+    there are not as many sigmas as landmarks.
     """
 
     name: str
     landmarks: tuple[str, ...]
     mirror: tuple[int, ...]
     garment_types: tuple[GarmentType, ...]
+    sigmas: tuple[float, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         k = len(self.landmarks)
@@ -66,6 +70,8 @@ class LandmarkSet:
             raise UserError(
                 f"landmark set {self.name!r}: mirror must pair each of the {k} landmarks with one of them"
             )
+        if len(self.sigmas) not in (0, k):
+            raise UserError(f"landmark set {self.name!r}: {len(self.sigmas)} sigmas for {k} landmarks")
         for garment in self.garment_types:
             if not set(garment.landmarks) <= set(range(k)):
                 raise UserError(
@@ -83,8 +89,9 @@ class LandmarkSet:
         raise KeyError(code)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the set as JSON-serialisable values."""
-        return dataclasses.asdict(self)
+        """Return the set as JSON-serialisable values; without sigmas there is no such key."""
+        value = dataclasses.asdict(self)
+        return value if self.sigmas else {name: v for name, v in value.items() if name != "sigmas"}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "LandmarkSet":
@@ -96,6 +103,7 @@ class LandmarkSet:
             garment_types=tuple(
                 GarmentType(g["code"], g["name"], tuple(g["landmarks"])) for g in value["garment_types"]
             ),
+            sigmas=tuple(value.get("sigmas", ())),
         )
 
 

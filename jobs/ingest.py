@@ -42,6 +42,8 @@ def run(options: Options) -> None:
         return
     storage.require_writable(output, named, folder=True)
     plan = prepare(chosen, output, start_ray)
+    for note in plan.source.get("notes", ()):
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
     start_ray()
     show_own_progress()
     with RowBar(console, "ingest") as bar:

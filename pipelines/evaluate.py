@@ -82,8 +82,10 @@ def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks, mirror:
     batches = [batch for _, found in shares for batch in found]
     found = oks.Found(*(np.concatenate(part) for part in zip(*batches, strict=True)))
     reader = SplitReader(data, manifest, split)
-    truth = oks.Annotated.from_arrow(pa.concat_tables(reader.tables(oks.COLUMNS)))
-    return dataclasses.replace(report, oks=oks.score(found, truth))
+    # The data set's set, not the checkpoint's: sigmas are for scores alone and may be newer there.
+    landmark_set = manifest.landmark_set
+    truth = oks.Annotated.from_arrow(pa.concat_tables(reader.tables(oks.COLUMNS)), landmark_set)
+    return dataclasses.replace(report, oks=oks.score(found, truth, landmark_set))
 
 
 def evaluate_detected(
@@ -112,7 +114,8 @@ def trained_report(url: str, data: str, tasks: Tasks) -> Report:
     Only where OKS applies are they evaluated: it needs all predictions, which a training does not keep.
     """
     model, card = checkpoint.load(url)
-    if oks.applies(card.labels.landmark_set) and not model.detects:
+    of_landmarks = len(card.labels.landmark_set) and not model.detects
+    if of_landmarks and oks.applies(open_dataset(data).landmark_set):
         return evaluate_checkpoint(url, data, "val", tasks)
     counters = Counters(card.labels, model.label, detects=model.detects)
     counters.load_vector(checkpoint.load_training(url)["val"])
@@ -195,16 +198,18 @@ def _count_share(
 ) -> tuple[Tensor, list[oks.Found]]:
     """Evaluate one rank's share: its counters and, if OKS applies, the predictions of each of its batches."""
     model, loader = _open(url, data, split, tasks)
-    rows = SplitReader(data, open_dataset(data), split)
+    manifest = open_dataset(data)
+    rows = SplitReader(data, manifest, split)
+    labels = shared_labels(url, data)
+    landmark_set = manifest.landmark_set
     batches: list[oks.Found] = []
 
     def keep(batch: Batch, points: Tensor, scores: Tensor) -> None:
-        if oks.applies(model.labels.landmark_set):
-            own = oks.own_slots(batch.truth.garment_type.numpy())
+        if len(labels.landmark_set) and oks.applies(landmark_set):
+            own = oks.own_slots(batch.truth.garment_type.numpy(), landmark_set)
             score = np.nanmean(oks.take_own(scores.double().numpy(), own), axis=1)
             batches.append(oks.Found(oks.take_own(points.numpy(), own), score))
 
-    labels = shared_labels(url, data)
     counters = evaluate(model, rows, loader, rank, tasks.number, labels, mirror, REPLICATES, keep)
     return counters.vector(), batches
 

@@ -3,23 +3,43 @@
 from PIL import Image
 
 from glefld.data.lossless import crop, grid, on_grid
-from glefld.data.photos import decode_rgb, encode_jpeg, is_decodable_jpeg, is_plain_jpeg, open_photo
+from glefld.data.photos import (
+    decode_rgb,
+    encode_jpeg,
+    is_decodable_jpeg,
+    is_plain_jpeg,
+    open_photo,
+    orientation,
+    turned,
+)
 
 
 class Crops:
-    """One photo, to cut crops from. EXIF orientation is ignored, as annotations are in stored pixels.
+    """One photo, to cut crops from.
 
     data: the photo's file. lossless: cut without decoding where that is possible.
+    upright: the photo is turned by its EXIF orientation, as annotation tools show it; the benchmarks' annotations are
+    in stored pixels. It is left as stored if only that fits the size (width, height) of the annotated photo, where
+    that is known. What is turned is decoded.
     Raises BadPhoto if the photo cannot be opened. Damage may be found only in ``cut`` or ``check``.
     """
 
-    def __init__(self, data: bytes, lossless: bool) -> None:
+    def __init__(
+        self, data: bytes, lossless: bool, *, upright: bool = False, size: tuple[int, int] | None = None
+    ) -> None:
         self._data = data
         self._pixels: Image.Image | None = None
         self._grid: tuple[int, int] | None = None
         with open_photo(data) as image:
             self.width, self.height = image.size
-            if lossless and is_plain_jpeg(image, data):
+            # Pillow itself turns TIFFs.
+            self._turn = orientation(image) if upright and image.format != "TIFF" else 1
+            if self._turn >= 5:
+                if size == image.size and size != image.size[::-1]:
+                    self._turn = 1
+                else:
+                    self.width, self.height = image.size[::-1]
+            if lossless and self._turn == 1 and is_plain_jpeg(image, data):
                 self._grid = grid(data)
             # A progressive photo was made to be small: with the standard tables its crops would be a sixth larger.
             self._optimize = bool(image.info.get("progressive"))
@@ -48,6 +68,6 @@ class Crops:
 
     def _decode(self) -> Image.Image:
         if self._pixels is None:
-            self._pixels = decode_rgb(self._data)
+            self._pixels = turned(decode_rgb(self._data), self._turn)
             self._checked = True
         return self._pixels

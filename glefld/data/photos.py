@@ -251,6 +251,18 @@ def orient(upright: int, width: int, height: int) -> np.ndarray:
     return compose(flip, affine)
 
 
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Return a picture as it is stored, of this EXIF orientation, upright."""
+    swap, flip_x, flip_y = ORIENTATIONS[orientation]
+    for done, method in (
+        (swap, Image.Transpose.TRANSPOSE),
+        (flip_x, Image.Transpose.FLIP_LEFT_RIGHT),
+        (flip_y, Image.Transpose.FLIP_TOP_BOTTOM),
+    ):
+        image = image.transpose(method) if done else image
+    return image
+
+
 def upright(image: Image.Image) -> Image.Image:
     """Rotate a picture upright by its EXIF orientation; unchanged if that is unreadable."""
     # ImageOps.exif_transpose alone would raise on damaged EXIF.

@@ -23,7 +23,6 @@ import itertools
 import json
 import re
 import reprlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from glefld.datasets.deepfashion2_landmarks import CATEGORIES, DEEPFASHION2
+from glefld.datasets.json_stream import unique
 from glefld.datasets.lists import (
     ANNOTATIONS,
     LARGEST,
@@ -94,7 +94,7 @@ def read_photo(name: str, data: bytes) -> Iterator[Garment]:
         raise UserError(f"{name}: expected train/annos/NAME.json or validation/annos/NAME.json")
     folder, stem = place[1].lower(), place[2]
     try:
-        content = json.loads(data, object_pairs_hook=_unique)
+        content = json.loads(data, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or nesting too deep
         raise UserError(f"{name} is not JSON ({error}): download it again") from error
     if not isinstance(content, dict):
@@ -111,15 +111,6 @@ def read_photo(name: str, data: bytes) -> Iterator[Garment]:
             raise UserError(f"{name}, {key}: {error} is missing") from error
         except UserError as error:
             raise UserError(f"{name}, {key}: {error}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; ValueError if a key is there twice, since the first would be lost without a word."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {shown(twice)} is there twice")
-    return found
 
 
 def _garment(item: Any, photo: str, split: str, number: int) -> Garment:

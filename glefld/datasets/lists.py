@@ -43,6 +43,10 @@ ANNOTATIONS = pa.schema(
         ("area", pa.float32()),
         ("landmarks", pa.list_(pa.float32())),
         ("visibility", pa.list_(pa.int8())),
+        ("photo_width", pa.int32()),  # of the photo that was annotated, if the layout says so
+        ("photo_height", pa.int32()),
+        ("fault", pa.string()),  # why the row is to be rejected, one of the rejects' reasons, and in words
+        ("fault_detail", pa.string()),
     ]
 )
 
@@ -52,11 +56,23 @@ class Annotations:
     """A data set's annotations: ``table`` has the schema ``ANNOTATIONS``; names that no list gives are empty.
 
     ``table`` is a reader, to be read once, where the rows need not fit into memory. Then ``duplicate`` is not known
-    yet: it is false everywhere.
+    yet: it is false everywhere. ``notes``: lines for the user about what the reader has chosen.
     """
 
     table: pa.Table | pa.RecordBatchReader
     labels: Labels
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnOptions:
+    """What the layouts for annotations of one's own are told beside their files; None for the default."""
+
+    pairs: str | None = None
+    sigmas: str | None = None
+    val_fraction: float | None = None
+    test_fraction: float | None = None
+    split_seed: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +87,12 @@ class ListFiles:
     files: Mapping[str, Callable[[], BinaryIO]]
     photos: Sequence[str] = ()
     documents: Callable[[], Iterable[tuple[str, bytes]]] = tuple
-    #: Parquet files of annotations by name, in order, for the layout that has them.
+    #: Annotation files by name, in order, for layouts that take all of a kind: Parquet, JSON or CSV. The names of the
+    #: latter are paths relative to the source.
     tables: Mapping[str, Callable[[], BinaryIO]] = dataclasses.field(default_factory=dict)
     #: Names that ``find`` did not find, for the report to the user.
     absent: list[str] = dataclasses.field(default_factory=list, compare=False)
+    own: OwnOptions = OwnOptions()
 
     def find(self, name: str, folders: Sequence[str]) -> "ListFile | None":
         """Return the file from the first of these folders that has it, or None. Releases differ in their folders."""
@@ -100,6 +118,17 @@ LARGEST = 1_000_000_000
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _NUMBERS = re.compile(rf"{_NUMBER}(?: {_NUMBER})*", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+
+
+#: What reading a text file may raise besides the storage's errors: it is not UTF-8, or damaged where it is packed.
+DAMAGED = (
+    UnicodeDecodeError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    RuntimeError,  # zipfile's error for an encrypted member or an unknown compression
+)
 
 
 class Header(NamedTuple):
@@ -131,14 +160,7 @@ class ListFile:
                         )
                     if line.strip():
                         yield number, line
-        except (
-            UnicodeDecodeError,
-            EOFError,
-            zlib.error,
-            lzma.LZMAError,
-            zipfile.BadZipFile,
-            RuntimeError,  # zipfile's error for an encrypted member or an unknown compression
-        ) as error:
+        except DAMAGED as error:
             raise UserError(f"{self.path} cannot be read ({error}): download the list again") from error
 
     def table(self) -> tuple[Header, Iterator[tuple[int, list[str]]]]:

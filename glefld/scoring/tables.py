@@ -7,7 +7,6 @@ import rich.box
 import rich.console
 import rich.table
 
-from glefld.datasets.deepfashion2_landmarks import DEEPFASHION2
 from glefld.schema import RENDERED
 from glefld.scoring.baselines import Baselines
 from glefld.scoring.boxes import BoxScores
@@ -166,8 +165,8 @@ def oks_table(scores: OksScores) -> rich.table.Table:
     result.add_column("category", no_wrap=True)
     for name in readings:
         result.add_column(name, justify="right")
-    for garment in DEEPFASHION2.garment_types:
-        result.add_row(garment.name, *(cell(r.by_category[garment.name]) for r in readings.values()))
+    for name in scores.mask_area.by_category:
+        result.add_row(name, *(cell(r.by_category[name]) for r in readings.values()))
     for label, field in (
         ("all, AP", "ap"),
         ("all, AP at .50", "ap50"),

@@ -22,8 +22,8 @@ import simplejpeg
 
 from glefld import storage
 from glefld.data import lossless
-from glefld.datasets import Dataset
-from glefld.datasets.lists import ANNOTATIONS, Annotations
+from glefld.datasets import LAYOUTS, Dataset
+from glefld.datasets.lists import ANNOTATIONS, Annotations, OwnOptions
 from glefld.errors import UserError, require_between
 from glefld.listing import regrouped
 from glefld.redaction import public_url
@@ -38,7 +38,7 @@ from pipelines.resumable import ROW_GROUP
 from pipelines.rowfile import hash_values
 
 #: Raise this when the same photos and lists would give other rows, so that shards of two releases are not mixed.
-INGEST_VERSION = 4
+INGEST_VERSION = 5
 #: Even a small split gets this many shards (of at least one row group each), so that several readers can share it.
 MIN_SHARDS = 8
 #: Bytes stored per byte of the source photos, to size shards. Measured on 6,000 photos of DeepFashion at margin 0.25:
@@ -65,7 +65,8 @@ class IngestOptions:
     in img/; or img.parquet, a table of uris), or one archive of everything; path or URL. deepfashion2: folder with
     train and validation, unpacked or one zip each. image-folder: folder or archive with train/, val/ and optionally
     test/, each with one folder per class, or a folder of such archives. table: folder with labels.json, Parquet files
-    of annotations, and photos as above or wherever the uris in these files say."""
+    of annotations, and photos as above or wherever the uris in these files say. coco, csv: a JSON or CSV file, or a
+    folder or archive with such files; the photos lie beside them, in images/ or elsewhere in there."""
     margin: float | Literal["full"] = 0.25
     """Margin to store around the bounding box, as a fraction of its size on each side. full: store the whole photo."""
     landmark_tolerance: float = 0.1
@@ -74,6 +75,25 @@ class IngestOptions:
     """Target size of a Parquet file in MiB."""
     dedupe: bool = False
     """Drop photos from train whose exact bytes are also in val or test."""
+    pairs: str | None = None
+    """coco, csv: landmarks that change places in a mirror image, LEFT:RIGHT,LEFT:RIGHT,... or none. Default: found by
+    left and right, or l and r, in their names."""
+    sigmas: str | None = None
+    """coco, csv: sigma of each landmark for AP over OKS, with commas between them, or one for all. Default: those in
+    the file, else 0.04."""
+    val_fraction: float | None = None
+    """coco, csv: share of the photos for the split val, if no file is it (default 0.2)."""
+    test_fraction: float | None = None
+    """coco, csv: share of the photos for the split test, if no file is it (default 0)."""
+    split_seed: int | None = None
+    """coco, csv: seed of the choice of these photos (default 0)."""
+
+    @property
+    def own(self) -> OwnOptions:
+        """What the reader of annotations of one's own is told."""
+        return OwnOptions(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(OwnOptions)}
+        )
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
@@ -81,6 +101,14 @@ class IngestOptions:
             require_between("--margin", self.margin, 0, 10)
         require_between("--landmark-tolerance", self.landmark_tolerance, 0)
         require_between("--shard-mib", self.shard_mib, 1)
+        if not LAYOUTS[self.dataset].own:
+            for name, value in vars(self.own).items():
+                if value is not None:
+                    raise UserError(f"--{name.replace('_', '-')} is for --dataset coco and csv: leave it out")
+        val, test = self.val_fraction or 0, self.test_fraction or 0
+        require_between("--val-fraction", val, 0, 0.9)
+        require_between("--test-fraction", test, 0, 0.9)
+        require_between("--val-fraction and --test-fraction together", val + test, 0, 0.95)
 
     def public(self) -> dict[str, Any]:
         """Return the options for the manifest, without credentials."""
@@ -193,6 +221,7 @@ def make_plan(
             "files_not_used": files - used,
             "files_replaced": sum(found.replaced for found in indexes),
             "photos_found_by_other_capitals": capitals,
+            **({"notes": list(annotations.notes)} if annotations.notes else {}),
         },
         source_state=source_state,
         folder=folder,
@@ -207,6 +236,7 @@ def _named(names: Sequence[str]) -> str:
 _MEMBER = ", ".join(["archive", *MEMBERS.names])
 #: Why a row is rejected without a look at its photo; null if it is not.
 _REASON = """CASE WHEN duplicate OR position <> kept THEN 'duplicate_id'
+    WHEN fault IS NOT NULL THEN fault
     WHEN split IS NULL OR box IS NULL OR visibility IS NULL THEN 'missing_annotation'
     WHEN name IS NULL THEN 'missing_photo' END"""
 
@@ -429,8 +459,9 @@ def _write_rejects(
     db.register("reasons", pa.table({"word": list(REASONS), "detail": list(REASONS.values())}))
     query = (
         f"SELECT sample_id, coalesce(split, '') AS split, prefix || coalesce(name, {listed}) AS source_uri, reason, "
-        "detail, NULL::BLOB AS photo_hash FROM rows JOIN archives ON coalesce(archive, -1) = number "
-        "JOIN reasons ON reason = word ORDER BY sample_id, reason, source_uri, split"
+        "coalesce(fault_detail, detail) AS detail, NULL::BLOB AS photo_hash "
+        "FROM rows JOIN archives ON coalesce(archive, -1) = number JOIN reasons ON reason = word "
+        "ORDER BY sample_id, reason, source_uri, split"
     )
     url = storage.join(folder, "rejects.parquet")
     with temporary_file() as file:

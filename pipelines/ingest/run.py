@@ -52,7 +52,7 @@ def find_finished(options: IngestOptions, output: str) -> Manifest | None:
         finally:
             storage.remove_tree(place.staging)
 
-    found = place.finished(options.public(), source_state([options.source]), key)
+    found = place.finished(options.public(), _state(options, output), key)
     return Manifest.from_json(found) if found is not None else None
 
 
@@ -63,7 +63,19 @@ def find(options: IngestOptions, output: str) -> Source:
     """
     options.check()
     require_outside(output, options.source, "--source")
-    return find_source(options.source, LAYOUTS[options.dataset].photos)
+    layout = LAYOUTS[options.dataset]
+    source = find_source(options.source, layout.photos, layout.files)
+    for url in source.photos:
+        require_outside(output, url, "the folder of --source")
+    return source
+
+
+def _state(options: IngestOptions, output: str) -> str:
+    """Return the state of all that is read: what --source names and, if that is one annotation file, the photos."""
+    urls = [options.source]
+    if LAYOUTS[options.dataset].own and storage.is_file(options.source):
+        urls += [url for url in find(options, output).photos if url != options.source]
+    return source_state(urls)
 
 
 def prepare(options: IngestOptions, output: str, start_ray: Callable[[], None] = lambda: None) -> IngestPlan:
@@ -75,10 +87,10 @@ def prepare(options: IngestOptions, output: str, start_ray: Callable[[], None] =
     source = find(options, output)
     place = output_at(output)
     with place.claimed():
-        state = source_state([options.source])
+        state = _state(options, output)
         # Each run has its own: another one, of the same options or not, may be reading its plan.
         folder = storage.join(place.staging, f"plan-{uuid.uuid4().hex}")
-        lists = list_files(source, ())
+        lists = list_files(source, (), options.own)
         # What is wrong with the lists is told before anything is started, if they can be read without the indexes.
         annotations = read_annotations(options.dataset, lists) if source.lists_alone else None
         if len(source.photos) > 1:
@@ -86,7 +98,7 @@ def prepare(options: IngestOptions, output: str, start_ray: Callable[[], None] =
         try:
             indexes = index(source, place.staging, folder)
             if annotations is None:
-                lists = list_files(source, indexes)
+                lists = list_files(source, indexes, options.own)
                 annotations = read_annotations(options.dataset, lists)
             plan = make_plan(options, source.name, indexes, annotations, lists.absent, folder, state)
             for found in indexes:
@@ -125,6 +137,7 @@ def shard_settings(plan: IngestPlan, output: str) -> ShardSettings:
         key=plan.key,
         group_rows=plan.group_rows,
         lossless=lossless.library() is not None,
+        upright=LAYOUTS[plan.options.dataset].upright,
     )
 
 

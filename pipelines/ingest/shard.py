@@ -24,14 +24,24 @@ from pipelines.resumable import KILLER, ShardedOutput, from_bytes
 #: A planned row: what the sample is made of, and where its photo is. ``archive`` is the number of its archive.
 PLANNED = pa.schema(
     [
-        *(field for field in ANNOTATIONS if field.name not in ("photo", "duplicate")),
+        *(
+            field
+            for field in ANNOTATIONS
+            if field.name not in ("photo", "duplicate", "fault", "fault_detail")
+        ),
         ("archive", pa.int32()),
         *MEMBERS,
     ]
 )
 #: Reasons to reject a row. If several apply, the first one in this order counts.
 REASONS = {
-    "duplicate_id": "the photo was listed before",
+    "duplicate_id": "the photo or annotation was listed before",
+    "crowd": "a group of garments, not one (COCO's iscrowd)",
+    "unknown_image": "the annotation is of an image that its file does not list",
+    "unknown_category": "the annotation is of a category that its file does not list",
+    "no_keypoints": "the annotation's category has no keypoints",
+    "wrong_annotation": "the annotation has values that cannot be right",
+    "ambiguous_photo": "several photos have the name that the annotations give",
     "missing_annotation": "the photo is not in every one of the landmark, box and partition lists",
     "missing_photo": "the photo is not in the archive",
     "picture_too_large": "more than 100 million pixels or 256 MiB",
@@ -41,6 +51,7 @@ REASONS = {
     KILLER[0]: KILLER[1],
     "unreadable_photo": "the file is not a picture, or is damaged so that nothing can be decoded",
     "duplicate_photo": "with --dedupe: a train photo whose exact bytes are also in val or test",
+    "other_size": "the photo does not have the size of the one that was annotated",
     "empty_box": "the box has no area",
     "box_outside_photo": "the box and the photo share no pixel",
     "no_landmarks": "no landmark of the garment has a position",
@@ -62,6 +73,8 @@ class ShardSettings:
     """Rows of a row group."""
     lossless: bool
     """Whether crops of plain JPEGs are cut without decoding them: the driver's choice for all workers."""
+    upright: bool
+    """Whether annotations are in the upright photo (``Layout``)."""
 
 
 def shard_path(split: str, index: int) -> str:
@@ -185,7 +198,7 @@ def _batches(
                 photo = (
                     _Photo(BadPhoto(*KILLER), None)
                     if name in killers
-                    else _open(data, held_out, settings.lossless)
+                    else _open(data, held_out, settings, _size(row))
                 )
             uri = settings.archives[row["archive"]].uri(row["name"])
             try:
@@ -221,14 +234,24 @@ class _Photo(NamedTuple):
     hash: bytes | None
 
 
-def _open(data: bytes | BadPhoto, held_out: frozenset[bytes], lossless: bool) -> _Photo:
+def _size(row: dict[str, Any]) -> tuple[int, int] | None:
+    """Return width and height of the photo that was annotated; None if the annotations do not say them."""
+    return None if row["photo_width"] is None else (row["photo_width"], row["photo_height"])
+
+
+def _open(
+    data: bytes | BadPhoto,
+    held_out: frozenset[bytes],
+    settings: ShardSettings,
+    size: tuple[int, int] | None,
+) -> _Photo:
     if isinstance(data, BadPhoto):
         return _Photo(data, None)
     photo_hash = hashlib.blake2b(data, digest_size=16).digest()
     if photo_hash in held_out:
         return _Photo(BadRow("duplicate_photo", "the same bytes are in val or test"), photo_hash)
     try:
-        return _Photo(Crops(data, lossless), photo_hash)
+        return _Photo(Crops(data, settings.lossless, upright=settings.upright, size=size), photo_hash)
     except BadPhoto as bad:
         return _Photo(bad, photo_hash)
 
@@ -265,6 +288,11 @@ def _annotation(
     row: dict[str, Any], width: int, height: int, settings: ShardSettings
 ) -> tuple[tuple[float, float, float, float], np.ndarray, np.ndarray]:
     """Return the box clipped to the photo, landmarks [K, 2] and visibility [K]; BadRow if they cannot be used."""
+    if (size := _size(row)) is not None and size != (width, height):
+        raise BadRow(
+            "other_size",
+            f"the photo has {width} x {height} pixels, its annotations are for {size[0]} x {size[1]}",
+        )
     x1, y1, x2, y2 = row["box"]
     if x2 <= x1 or y2 <= y1:
         raise BadRow("empty_box", f"box {row['box']}")

@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError
 from glefld import storage
 from glefld.data.prefetch import ahead
 from glefld.datasets import PhotoPlace
-from glefld.datasets.lists import ListFiles
+from glefld.datasets.lists import ListFiles, OwnOptions
 from glefld.errors import BadPhoto, UserError
 from glefld.listing import regrouped
 from glefld.redaction import public_url
@@ -47,6 +47,7 @@ LISTED: dict[PhotoPlace, str] = {
     "img": r"(?i)^(?:.*/)?img/(?P<listed>.*)$",  # after the last img/, as downloads have Img/img/
     "splits": r"^(?:.*?/)??(?P<listed>(?:train|val|test)/.*)$",  # from the first one: a class may be named ``test``
     "table": r"^(?P<listed>.*)$",
+    "around": r"^(?P<listed>.*)$",
     "split-images": rf"(?i)^(?:.*/)?(?P<listed>(?:{'|'.join(SPLIT_FOLDERS)})/image/[^/]*)$",
 }
 #: What photos may lie in: archives, and tables of those that lie by themselves.
@@ -70,7 +71,11 @@ class Source:
     place: PhotoPlace
     lists: dict[str, Callable[[], BinaryIO]] | None
     tables: dict[str, Callable[[], BinaryIO]] = dataclasses.field(default_factory=dict)
-    """Parquet files of annotations."""
+    """Parquet files of annotations, or the one file of annotations of one's own."""
+    below: tuple[str, ...] = ()
+    """For ``around``: what precedes the names in each of ``photos`` to make paths relative to ``name``."""
+    files: str | None = None
+    """Extension of the annotation files, where they lie among the photos."""
 
     @property
     def lists_alone(self) -> bool:
@@ -91,10 +96,11 @@ class Indexed(NamedTuple):
     """Files that a later one of the same name replaces."""
 
 
-def find_source(url: str, place: PhotoPlace) -> Source:
+def find_source(url: str, place: PhotoPlace, files: str | None = None) -> Source:
     """Find what a folder holds, or take a single archive that holds everything. Only folders are listed.
 
-    place: where the layout has its photos. Raises UserError if the source cannot be read or holds no photos.
+    place: where the layout has its photos. files: the extension of its annotation files, for ``around``.
+    Raises UserError if the source cannot be read or holds no photos.
     """
     if url.lower().endswith(ARCHIVES) and storage.is_file(url):
         if place == "table":
@@ -102,15 +108,19 @@ def find_source(url: str, place: PhotoPlace) -> Source:
                 f"{public_url(url)} is an archive, but --dataset table needs a folder with labels.json and Parquet "
                 "files: name the folder in which they lie beside the archive"
             )
-        return Source(public_url(url), (url,), place, None)
+        return Source(public_url(url), (url,), place, None, below=("",), files=files)
+    if files is not None and url.lower().endswith(files) and storage.is_file(url):
+        return _around_file(url, place)
     if not storage.is_folder(url):
-        raise UserError(
-            f"{public_url(url)} is neither a folder nor an archive ({', '.join(ARCHIVES)}): check --source"
-        )
+        kinds = "neither a folder nor" if files is None else f"no folder, no {files} file and not"
+        raise UserError(f"{public_url(url)} is {kinds} an archive ({', '.join(ARCHIVES)}): check --source")
     entries = _entries(url)
     lists = _lists_beside(entries)
     if place == "table":
         return _table_source(url, entries, lists)
+    if place == "around":
+        found = [url, *_archives_around(entries)]
+        return Source(public_url(url), tuple(found), place, None, below=_below_names(url, found), files=files)
     photos = _photos(url, entries) if place == "img" else _splits(url, entries, place)
     return Source(public_url(url), photos, place, lists)
 
@@ -121,7 +131,10 @@ def index(source: Source, staging: str, folder: str) -> list[Indexed]:
     staging: where compressed tars are unpacked. Raises UserError for an archive that cannot be read.
     """
     calls = [
-        (number, url, source.place, staging, storage.join(folder, f"index-{number:05d}.parquet"))
+        (
+            *(number, url, source.place, staging, storage.join(folder, f"index-{number:05d}.parquet")),
+            source.below[number] if source.below else "",
+        )
         for number, url in enumerate(source.photos)
     ]
     if len(calls) == 1 or not ray.is_initialized():
@@ -153,9 +166,12 @@ def _told(*call: Any) -> Indexed | UserError | OSError:
         return OSError(f"{type(error).__name__}: {error}")
 
 
-def write_index(number: int, url: str, place: PhotoPlace, staging: str, target: str) -> Indexed:
+def write_index(
+    number: int, url: str, place: PhotoPlace, staging: str, target: str, below: str = ""
+) -> Indexed:
     """Read an archive's or a folder's index and write it as a Parquet file.
 
+    below: what precedes the names in it when lists refer to them.
     Raises UserError if the archive is damaged, or holds a JSON file that is too large.
     """
     archive = open_archive(url, staging)
@@ -163,6 +179,8 @@ def write_index(number: int, url: str, place: PhotoPlace, staging: str, target: 
         return _write_table_index(number, archive, target)
     members, replaced = read_index(archive)
     listed = listed_names(members["name"], place)
+    if below:
+        listed = pc.binary_join_element_wise(below, listed, "")
     documents = 0
     if place == "split-images":
         is_document = pc.match_substring_regex(members["name"], _DOCUMENT)
@@ -224,10 +242,17 @@ def _first(listed: pa.ChunkedArray) -> pa.Array:
     return pa.array(first)
 
 
-def list_files(source: Source, indexes: Sequence[Indexed]) -> ListFiles:
+def list_files(
+    source: Source,
+    indexes: Sequence[Indexed],
+    own: OwnOptions = OwnOptions(),  # noqa: B008
+) -> ListFiles:
     """Return the annotation files of a source whose archives have been indexed, or of one that needs no index."""
     files = source.lists or {}
-    if source.lists is None and indexes:
+    tables = source.tables
+    if source.place == "around" and not tables:
+        tables = _files_around(source, indexes)
+    elif source.lists is None and indexes:
         files = _lists_inside(indexes[0])
 
     def documents() -> Iterator[tuple[str, bytes]]:
@@ -243,10 +268,13 @@ def list_files(source: Source, indexes: Sequence[Indexed]) -> ListFiles:
                 yield found.archive.uri(member), data
 
     photos: list[str] = []
-    if source.place == "splits":  # whose folders stand for lists
+    if source.place in (
+        "splits",
+        "around",
+    ):  # whose folders stand for lists, or where names may mean many a place
         for found in indexes:
             photos += select(found.file, pc.is_valid, "listed")["listed"].to_pylist()
-    return ListFiles(source.name, files, photos, documents, source.tables)
+    return ListFiles(source.name, files, photos, documents, tables, own=own)
 
 
 def select(url: str, wanted: Callable[[pa.ChunkedArray], pa.ChunkedArray], column: str = "name") -> pa.Table:
@@ -308,6 +336,62 @@ def _table_source(
     if (labels := entries.get("labels.json")) is not None:
         lists = {**lists, "/labels.json": partial(storage.open, labels.url)}
     return Source(public_url(url), photos, "table", lists, tables)
+
+
+def _around_file(url: str, place: PhotoPlace) -> Source:
+    """Return the source of one annotation file: the photos are in ``images/`` beside it if there is one, or around it.
+
+    In a folder ``annotations`` beside it means beside that folder.
+    """
+    folder = posixpath.dirname(url)
+    root = posixpath.dirname(folder) if posixpath.basename(folder).lower() == "annotations" else folder
+    entries = _entries(root)
+    images = entries.get("images")
+    photos = [images.url if images is not None and images.is_folder else root, *_archives_around(entries)]
+    path = url[len(root) :].lstrip("/")
+    return Source(
+        public_url(root),
+        tuple(photos),
+        place,
+        {},
+        {path: partial(storage.open, url)},
+        below=_below_names(root, photos),
+    )
+
+
+def _archives_around(entries: dict[str, storage.Entry]) -> list[str]:
+    """Return the archives of a folder, and those in the folders where photos are usually kept."""
+    found = [entries]
+    found += [_below(entries, name) for name in ("images", "train", "val", "valid", "test")]
+    return [
+        entry.url
+        for below in found
+        for name, entry in sorted(below.items())
+        if name.endswith(ARCHIVES) and not entry.is_folder
+    ]
+
+
+def _below_names(root: str, urls: Sequence[str]) -> tuple[str, ...]:
+    """Return the paths of folders and archives relative to the root, each with a slash; empty for the root itself."""
+    paths = [url[len(root) :].strip("/") for url in urls]
+    return tuple(f"{path}/" if path else "" for path in paths)
+
+
+def _files_around(source: Source, indexes: Sequence[Indexed]) -> dict[str, Callable[[], BinaryIO]]:
+    """Return the annotation files that lie among the photos, by their path relative to the source."""
+    suffix = source.files
+    assert suffix is not None
+    files: dict[str, Callable[[], BinaryIO]] = {}
+    for found in indexes:
+        rows = select(found.file, lambda names: pc.ends_with(pc.utf8_lower(names), suffix))
+        for row in rows.to_pylist():
+            if any(part.startswith(".") or part == "__MACOSX" for part in row["name"].split("/")):
+                continue
+            opener = partial(open_member, found.archive, row)
+            if found.archive.kind == "folder":
+                opener = partial(storage.open, found.archive.file(row["name"]))
+            files[row["listed"]] = opener
+    return dict(sorted(files.items()))
 
 
 def _splits(url: str, entries: dict[str, storage.Entry], place: PhotoPlace) -> tuple[str, ...]:

@@ -395,3 +395,51 @@ def test_the_garment_type_learns_without_touching_the_landmarks() -> None:
     for name, value in untold.state_dict().items():
         assert torch.equal(told.pop(name), value), name
     assert told.keys() == moved
+
+
+def own_set(k: int, *, pairs: bool, types: int) -> LandmarkSet:
+    mirror = [i ^ 1 if pairs and i ^ 1 < k else i for i in range(k)]
+    codes = range(1, types + 1)
+    return LandmarkSet(
+        "coco",
+        tuple(f"kp{i}" for i in range(k)),
+        tuple(mirror),
+        tuple(GarmentType(c, f"type {c}", tuple(range(k))) for c in codes),
+    )
+
+
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize(("pairs", "types"), [(True, 1), (False, 0), (True, 3)])
+@pytest.mark.parametrize("case", [c for c in EACH_SYSTEM if MODELS[CASES[c][0]].task == "landmarks"])
+def test_landmarks_of_ones_own(case: str, k: int, pairs: bool, types: int) -> None:
+    """Any number, with and without mirror pairs and garment types: loss, gradients, mirrored answer, scores."""
+    landmark_set = own_set(k, pairs=pairs, types=types)
+    labels = Labels(landmark_set, tuple(t.name for t in landmark_set.garment_types))
+    if case == "liu2018-full":
+        labels = dataclasses.replace(labels, categories=("a",), attributes=LABELS.attributes)
+    if case == "sanl" and not types:
+        with pytest.raises(
+            UserError, match="no garment type to classify"
+        ):  # its guide has nothing to attend to
+            build(case, labels)
+        return
+    model = build(case, labels)
+    batch = make_batch(3, k=k)
+    code = torch.arange(3) % types + 1 if types else torch.full((3,), -1)
+    truth = batch.truth._replace(garment_type=code, category=(code > 0).long() - 1)
+    batch = dataclasses.replace(batch, truth=truth)
+    loss = loss_of(model, batch)
+    loss.backward()
+    assert loss.isfinite()
+    with torch.no_grad():
+        output = model.eval().both_ways(batch.images)
+    assert output.heatmaps is not None
+    assert output.heatmaps.shape[:2] == (3, k)
+    points, scores = predicted_points(model, output.heatmaps, batch)
+    counters = Counters(labels)
+    counters.add_rows(3)
+    counters.add_landmarks(points, batch.truth, scores)
+    report = counters.report()
+    assert report.ne is not None
+    assert (report.left_right_confusion is None) == (not pairs or k == 1)
+    assert len(report.ne_by_type) == types

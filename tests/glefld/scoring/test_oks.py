@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from glefld.datasets.deepfashion2_landmarks import DEEPFASHION2, SIGMAS
 from glefld.schema import Visibility
 from glefld.scoring import oks
-from glefld.scoring.oks import MOST, Annotated, Found
+from glefld.scoring.oks import Annotated, Found
 
 SKIRT = 9  # 8 landmarks
 AREA = 10_000.0
@@ -22,8 +22,8 @@ CODES = {garment.name: garment.code for garment in DEEPFASHION2.garment_types}
 def garments(categories: list[int], photos: list[int]) -> Annotated:
     """One garment each, all landmarks visible, in boxes of 200 x 100 whose masks cover half of it."""
     n = len(categories)
-    own = oks.own_slots(np.array(categories))
-    points = np.random.default_rng(1).uniform(0, 100, (n, MOST, 2))
+    own = oks.own_slots(np.array(categories), DEEPFASHION2)
+    points = np.random.default_rng(1).uniform(0, 100, (*own.shape, 2))
     return Annotated(
         photo=np.array(photos),
         category=np.array(categories),
@@ -58,16 +58,18 @@ def test_similarity_by_hand() -> None:
     assert (first, second) == (0.0253, 0.0195)
     points[0, 0, 1] -= 4.0
     labelled = truth.visibility <= Visibility.OCCLUDED
-    (found,) = oks.oks(Found(points, np.ones(1)), truth, truth.area, labelled)
+    (found,) = oks.oks(Found(points, np.ones(1)), truth, truth.area, labelled, DEEPFASHION2)
     expected = math.exp(-16 / (8 * first**2 * AREA)) + math.exp(-9 / (8 * second**2 * AREA))
     assert found == pytest.approx(expected / 2, rel=1e-12)
-    assert np.isnan(oks.oks(Found(points, np.ones(1)), truth, truth.area, np.zeros_like(labelled)))
+    assert np.isnan(
+        oks.oks(Found(points, np.ones(1)), truth, truth.area, np.zeros_like(labelled), DEEPFASHION2)
+    )
 
 
 def test_perfect_predictions() -> None:
     """Every garment found at every threshold: AP 1 in each reading, two skirts of one photo among them."""
     truth = garments([SKIRT, SKIRT, 1, 4], [0, 0, 0, 1])
-    scores = oks.score(Found(truth.points, np.array([0.1, 0.9, 0.5, 0.5])), truth)
+    scores = oks.score(Found(truth.points, np.array([0.1, 0.9, 0.5, 0.5])), truth, DEEPFASHION2)
     for reading in (scores.mask_area, scores.box_area, scores.box_area_visible):
         assert (reading.ap, reading.ap50, reading.ap75, reading.oks) == (1, 1, 1, 1)
         given = {name for name, value in reading.by_category.items() if value is not None}
@@ -90,7 +92,7 @@ CASES = {
 def test_average_precision_by_hand(case: str) -> None:
     similarities, scores, (ap, ap50, ap75) = CASES[case]
     truth = garments([SKIRT] * len(scores), list(range(len(scores))))
-    found = oks.score(moved(truth, similarities, scores), truth).mask_area
+    found = oks.score(moved(truth, similarities, scores), truth, DEEPFASHION2).mask_area
     assert (found.ap, found.ap50, found.ap75) == (
         pytest.approx(ap),
         pytest.approx(ap50),
@@ -105,7 +107,7 @@ def test_categories_weigh_the_same() -> None:
     truth = garments([SKIRT, SKIRT, SKIRT, 1], [0, 1, 2, 3])
     points = truth.points.copy()
     points[3] += 500
-    found = oks.score(Found(points, np.ones(4)), truth).mask_area
+    found = oks.score(Found(points, np.ones(4)), truth, DEEPFASHION2).mask_area
     assert found.ap == pytest.approx(0.5)
     assert (found.by_category["skirt"], found.by_category["short sleeve top"]) == (1, 0)
 
@@ -113,22 +115,25 @@ def test_categories_weigh_the_same() -> None:
 def test_a_garment_is_matched_within_its_photo() -> None:
     """Two skirts of a photo, each found in the other's place, are both found: COCO matches by similarity."""
     truth = garments([SKIRT, SKIRT], [7, 7])
-    swapped = oks.score(Found(truth.points[::-1].copy(), np.array([0.9, 0.8])), truth).mask_area
+    swapped = oks.score(Found(truth.points[::-1].copy(), np.array([0.9, 0.8])), truth, DEEPFASHION2).mask_area
     assert swapped.ap == 1
     apart = truth._replace(photo=np.array([7, 8]))
-    assert oks.score(Found(truth.points[::-1].copy(), np.array([0.9, 0.8])), apart).mask_area.ap == 0
+    assert (
+        oks.score(Found(truth.points[::-1].copy(), np.array([0.9, 0.8])), apart, DEEPFASHION2).mask_area.ap
+        == 0
+    )
 
 
 def test_the_readings_differ_where_they_should() -> None:
     """The box is twice the mask, so more lenient; an occluded landmark far off harms only where it is counted."""
     truth = garments([SKIRT], [0])
     found = moved(truth, [0.72], [1.0])
-    scores = oks.score(found, truth)
+    scores = oks.score(found, truth, DEEPFASHION2)
     assert scores.box_area.oks == pytest.approx(math.sqrt(0.72))
     assert scores.box_area.ap == pytest.approx(0.7)
     truth.visibility[0, 0] = Visibility.OCCLUDED
     found.points[0, 0] += 1000
-    scores = oks.score(found, truth)
+    scores = oks.score(found, truth, DEEPFASHION2)
     assert scores.box_area.oks == pytest.approx(math.sqrt(0.72) * 7 / 8)
     assert scores.box_area_visible.oks == pytest.approx(math.sqrt(0.72))
     value = scores.to_json()
@@ -141,7 +146,7 @@ def test_nothing_labelled_is_null() -> None:
     """A category of which no landmark is labelled has no AP; it does not count as 0."""
     truth = garments([SKIRT, 1], [0, 1])
     truth.visibility[0, :8] = Visibility.CUT_OFF
-    found = oks.score(Found(truth.points, np.ones(2)), truth).mask_area
+    found = oks.score(Found(truth.points, np.ones(2)), truth, DEEPFASHION2).mask_area
     assert (found.ap, found.by_category["skirt"]) == (pytest.approx(1), None)
 
 
@@ -157,7 +162,7 @@ def test_as_pycocotools_says(seed: int) -> None:
     truth = truth._replace(area=rng.uniform(500, 20_000, n))
     spread = rng.uniform(0, 8, (n, 1, 1))
     found = Found(truth.points + rng.normal(0, 1, truth.points.shape) * spread, rng.random(n).round(1))
-    got = oks.score(found, truth)
+    got = oks.score(found, truth, DEEPFASHION2)
     box = np.full(n, 20_000.0)
     visible = truth.visibility == Visibility.VISIBLE
     labelled = truth.visibility <= Visibility.OCCLUDED

@@ -13,6 +13,7 @@ import pytest
 
 from glefld.data.dataset import open_dataset
 from glefld.datasets.deepfashion2 import LABELS
+from glefld.datasets.deepfashion2_landmarks import DEEPFASHION2
 from glefld.errors import UserError
 from glefld.models import build_model, checkpoint
 from glefld.schema import Manifest
@@ -105,9 +106,9 @@ def test_a_photo_is_read_once_for_its_garments(tmp_path: Path, monkeypatch: pyte
     opened: list[int] = []
     crops = module.Crops.__init__
 
-    def count(self: module.Crops, data: bytes, lossless: bool) -> None:
+    def count(self: module.Crops, data: bytes, lossless: bool, **more: Any) -> None:
         opened.append(len(data))
-        crops(self, data, lossless)
+        crops(self, data, lossless, **more)
 
     monkeypatch.setattr(module.Crops, "__init__", count)
     rows, rejects = shards(source, tmp_path / "output")
@@ -206,12 +207,15 @@ def test_the_same_score_on_any_number_of_workers(
 def test_perfect_and_shifted_predictions_on_synthesised_garments(synthesised: str) -> None:
     """The truth itself scores 1; a shift of 5 pixels much less, and less the further."""
     paths = sorted(Path(synthesised).glob("split=train/*.parquet"))
-    truth = oks.Annotated.from_arrow(pq.ParquetFile(paths[0]).read(columns=oks.COLUMNS))
+    truth = oks.Annotated.from_arrow(pq.ParquetFile(paths[0]).read(columns=oks.COLUMNS), DEEPFASHION2)
     assert len(np.unique(truth.photo)) < len(truth.photo)
     # Cut-off landmarks have no truth; a model says something all the same.
     points = np.where(np.isnan(truth.points), 50.0, truth.points)
     ones = np.ones(len(points))
-    values = [oks.score(oks.Found(points + shift, ones), truth).mask_area.ap for shift in (0, 2, 5, 10)]
+    values = [
+        oks.score(oks.Found(points + shift, ones), truth, DEEPFASHION2).mask_area.ap
+        for shift in (0, 2, 5, 10)
+    ]
     print("AP of a shift by 0, 2, 5, 10 pixels in x and y:", values)
     assert values[0] == pytest.approx(1)
     assert values[0] > values[1] > values[2] > values[3]
