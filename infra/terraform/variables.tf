@@ -29,7 +29,7 @@ variable "namespace" {
 variable "datasets" {
   description = "Data sets whose rejected rows (data/<dataset>/_rejects) expire; a lifecycle rule knows prefixes, no patterns."
   type        = set(string)
-  default     = ["fld", "deepfashion", "deepfashion-fine", "deepfashion2", "image-folder", "table"]
+  default     = ["fld", "deepfashion", "deepfashion-fine", "deepfashion2", "image-folder", "table", "coco", "csv"]
 }
 
 variable "rejects_days" {

@@ -543,3 +543,16 @@ def test_damaged_bytes_are_told_or_survived(seed: int) -> None:
         assert len(rows) == 4
         assert all(row["fault"] is not None or row["visibility"] is not None for row in rows.to_pylist())
     assert 20 < told < 150
+
+
+def test_sigmas_travel_and_make_no_other_set() -> None:
+    """A manifest keeps them; a checkpoint from before they were changed still fits the data."""
+    file = coco([annotation(1)])
+    one, other = (read_coco(file, sigmas=s).labels.landmark_set for s in ("0.05", "0.1"))
+    assert one == other
+    assert hash(one) == hash(other)
+    back = LandmarkSet.from_json(json.loads(json.dumps(one.to_json())))
+    assert (back, back.sigmas) == (one, (0.05,) * 5)
+    assert "sigmas" not in FASHION8.to_json()
+    with pytest.raises(UserError, match="1 sigmas for 8 landmarks"):
+        LandmarkSet("x", FASHION8.landmarks, FASHION8.mirror, (), (0.1,))
