@@ -89,7 +89,7 @@ CANCELLED = {
     ".local.0.bias": "before a batch norm",
     ".local.3.bias": "before a batch norm",
 } | {
-    f"detector.backbone.layer_blocks.{level}.0.{name}": "of garments over 128 pixels: here it learns that there are none"
+    f"detector.backbone.layer_blocks.{level}.0.{name}": "of garments over 128 pixels: it learns that there are none"
     for level in (1, 2)
     for name in ("weight", "bias")
 }
