@@ -57,11 +57,6 @@ class Options(InferOptions):
     def check(self) -> None:
         super().check()
         require_between("--overlays", self.overlays, 0)
-        if self.retry_errors and self.detects:
-            raise UserError(
-                "--retry-errors does not go with --boxes detect: a photo that is read at last may have any number of "
-                "garments. Predict the photos with errors to another --output"
-            )
         if self.retry_errors and self.overlays:
             raise UserError(
                 "--overlays does not go with --retry-errors: draw them by a run without it afterwards"

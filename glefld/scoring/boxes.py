@@ -11,8 +11,7 @@ Letters in shapes: T thresholds, N bins of the score, D boxes of a list of photo
 
 import contextlib
 import dataclasses
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -72,7 +71,7 @@ def _matches(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+    with _silenced():
         annotated, predicted = COCO(), COCO()
         images = [{"id": i + 1} for i in range(len(truth))]
         category = [{"id": 1, "name": "garment"}]
@@ -125,6 +124,20 @@ def _matches(
         for photo in evaluation.evalImgs
         if photo is not None and len(photo["dtIds"])
     ]
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Let pycocotools not print its progress. Ray Train's workers have a ``print`` of their own, not to sys.stdout."""
+    from pycocotools import coco, cocoeval
+
+    for module in (coco, cocoeval):
+        module.print = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        for module in (coco, cocoeval):
+            del module.print
 
 
 def box_scores(given: Tensor, right: Tensor, garments: Tensor) -> BoxScores | None:

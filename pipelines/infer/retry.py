@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from glefld import storage
 from glefld.data.dataset import MANIFEST
 from glefld.errors import UserError
-from pipelines.infer.inputs import GARMENTS
+from pipelines.infer.inputs import GARMENTS, occurrences
 from pipelines.infer.run import (
     MODULUS,
     PREDICTIONS_VERSION,
@@ -47,7 +48,9 @@ _KEYS = ["uri", "garment", "box", "status"]
 
 @dataclasses.dataclass(frozen=True)
 class RetryPlan:
-    """The garments to predict again. ``rows`` has a group for each of ``tasks``.
+    """The garments to predict again, or the photos if a detector finds the garments.
+
+    ``rows`` has a group for each of ``tasks``.
 
     manifest: that of the output before, or None if it was not finished. state: the manifest's ``source_state`` to be.
     """
@@ -131,9 +134,12 @@ def _by_place(plan: InferencePlan, output: str, chosen: list[str]) -> RowFile:
     """Return the plan's rows where the shards have errors: the input is what it was."""
     rows = RowFile(plan.input.rows.schema)
     groups = {path: group for group, path in enumerate(plan.paths())}
-    for path, shard in _shards(output, chosen, ["status"]):
+    for path, shard in _shards(output, chosen, ["uri", "status"]):
         planned = plan.input.rows.read(groups[path])
-        rows.add(planned.filter(pc.equal(shard["status"], "error")))
+        failed = pc.equal(shard["status"], "error")
+        if plan.options.detects:
+            failed = pc.is_in(planned["uri"], value_set=shard["uri"].filter(failed))
+        rows.add(planned.filter(failed))
     return rows
 
 
@@ -146,7 +152,7 @@ def _by_name(
 ) -> tuple[RowFile, int]:
     """Return the rows of the chosen shards' errors in an input that has changed, and how many garments of it are new.
 
-    The input is looked up by uri and garment, for which it has to fit in memory.
+    The input is looked up by uri and garment, or by uri if a detector finds the garments; it has to fit in memory.
     Raises UserError if a photo that was predicted has changed or is gone.
     """
     if plan.input.photos.dataset is not None:
@@ -156,7 +162,9 @@ def _by_name(
     listed = pa.concat_tables(plan.input.rows)
     shards = dict(_shards(output, paths, _KEYS))
     garments = pa.concat_tables(shards.values())
-    places = pc.index_in(_named(garments), value_set=_named(listed)).combine_chunks()
+    detects = plan.options.detects
+    names, known = (table["uri"] if detects else _named(table) for table in (garments, listed))
+    places = pc.index_in(names, value_set=known).combine_chunks()
     rows = RowFile(listed.schema)
     start, wanted = 0, set(chosen)
     for path, shard in shards.items():
@@ -170,12 +178,27 @@ def _by_name(
                 "made: choose another --output"
             )
         if path in wanted:
-            rows.add(_located(shard.filter(failed), listed.take(there.filter(failed))))
-    return rows, len(listed) - (len(places) - places.null_count)
+            # Of a photo with several errors one row.
+            first = pc.equal(occurrences(shard["uri"].filter(failed)), 0) if detects else None
+            errors, photos = shard.filter(failed), listed.take(there.filter(failed))
+            if first is not None:
+                errors, photos = _as_planned(errors.filter(first)), photos.filter(first)
+            rows.add(_located(errors, photos))
+    return rows, len(listed) - pc.count_distinct(places).as_py()
 
 
 def _named(garments: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(garments["uri"], garments["garment"].cast(pa.string()), "\n")
+
+
+def _as_planned(errors: pa.Table) -> pa.Table:
+    """Return rows of photos as a plan has them: garment 0, without a box."""
+    n = len(errors)
+    garment = pa.array(np.zeros(n, np.int32))
+    box = pa.array([[math.nan] * 4] * n, GARMENTS.field("box").type)
+    for name, column in (("garment", garment), ("box", box)):
+        errors = errors.set_column(errors.column_names.index(name), name, column)
+    return errors
 
 
 def _located(errors: pa.Table, listed: pa.Table) -> pa.Table:

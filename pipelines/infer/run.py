@@ -284,7 +284,8 @@ def planned_rows(report: dict[str, Any]) -> int:
 class Task(NamedTuple):
     """A shard to write, and the group of a RowFile with the garments to predict.
 
-    retry: 0, or the number of the retry: of the shard that is there, the rows with errors are these garments.
+    retry: 0, or the number of the retry: of the shard that is there, the rows with errors are these garments, or of
+    these photos if a detector finds the garments.
     answered: of the rows that it has without errors, as ``answered`` of its footer.
     """
 
@@ -459,9 +460,20 @@ class ShardWriter:
             nonlocal answered
             if self.detector is not None:
                 photos = dict(zip(rows["uri"].to_pylist(), identities(rows), strict=True))
-                for found in predictions:
-                    answered += photos[found["uri"]] * (found["status"] == "ok")
-                    yield found
+                new = itertools.groupby(predictions, lambda row: row["uri"])
+                kept = itertools.groupby(before, lambda row: row["uri"])
+                for uri, group in kept if before else new:
+                    if uri not in photos:
+                        yield from group
+                        continue
+                    if before:
+                        answered -= photos[uri] * sum(row["status"] == "ok" for row in group)
+                        found_uri, group = next(new)  # noqa: PLW2901
+                        assert found_uri == uri
+                    for found in group:
+                        answered += photos[uri] * (found["status"] == "ok")
+                        yield found
+                assert next(new, None) is None
                 return
             garments = zip(predictions, identities(rows), strict=True)
             for row in before:
@@ -488,7 +500,7 @@ class ShardWriter:
         def report() -> dict[str, Any]:
             assert self.detector or count == (len(before) or len(rows)), (count, len(before), len(rows))
             return {
-                **({"photos": len(rows)} if self.detector else {}),
+                **({"photos": len({row["uri"] for row in before}) or len(rows)} if self.detector else {}),
                 "rows": count,
                 "ok": count - errors.total(),
                 "errors": dict(errors),

@@ -179,7 +179,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"boxes": None, "detector": "{root}/runs/finder"},
         "--detector is for detected boxes: add --boxes detect, or leave it out",
     ),
-    "errors again": ({"retry_errors": True}, "--retry-errors does not go with --boxes detect"),
     "a detector for landmarks": (
         {"checkpoint": "{root}/runs/finder"},
         "is a detector (fcos): give a checkpoint of a landmark model",

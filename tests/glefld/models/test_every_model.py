@@ -88,6 +88,10 @@ CANCELLED = {
     ".g.bias": "attention adds up to 1, so it is a constant before a batch norm",
     ".local.0.bias": "before a batch norm",
     ".local.3.bias": "before a batch norm",
+} | {
+    f"detector.backbone.layer_blocks.{level}.0.{name}": "of garments over 128 pixels: it learns that there are none"
+    for level in (1, 2)
+    for name in ("weight", "bias")
 }
 #: The last norms of timm's linear bottlenecks: no activation is between them and the next convolution's batch norm.
 BOTTLENECKS = {"DepthwiseSeparableConv": "bn2", "EdgeResidual": "bn2", "InvertedResidual": "bn3"}

@@ -139,6 +139,16 @@ def test_a_box_is_right_up_to_its_overlap(overlap: float, thresholds: int) -> No
     assert right.sum() == thresholds == sum(overlap >= t for t in THRESHOLDS)
 
 
+def test_nothing_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train puts its own function in place of print, which does not write to sys.stdout; afterwards it is back."""
+    said: list[object] = []
+    monkeypatch.setattr("builtins.print", lambda *words, **_: said.append(words))
+    match([found((0, 0, 10, 10, 0.4))], [garments((0, 0, 10, 10))])
+    assert not said
+    COCO().createIndex()
+    assert said
+
+
 def test_a_second_box_of_a_garment_is_wrong() -> None:
     _, right = match([found((0, 0, 10, 10, 0.4), (0, 0, 10, 9, 0.8))], [garments((0, 0, 10, 10))])
     assert right[:, 0].tolist() == [False, True]

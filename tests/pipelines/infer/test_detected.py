@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.predict import open_upright, prediction_schema
 from pipelines.infer.overlays import write_overlays
+from pipelines.infer.retry import begin, plan_retry, retry
 from pipelines.infer.run import (
     InferenceWorkers,
     InferOptions,
@@ -26,10 +28,12 @@ from pipelines.infer.run import (
     infer,
     make_plan,
     output_at,
+    write_shards,
     writer_settings,
 )
 from pipelines.resumable import KILLER
 from tests import boxed, dots
+from tests.in_process import predict_here
 from tests.pipelines.outputs import INFER, files, planned
 
 PHOTOS = 14
@@ -131,6 +135,69 @@ def test_shards_are_the_same_bytes_for_any_number_of_workers(options: InferOptio
     infer(make_plan(options, output), output, workers, lambda *done: seen.append(done))
     assert files(tmp_path / "alone") == files(tmp_path / "two")
     assert seen[-1] == (PHOTOS + 1, PHOTOS + 1)
+
+
+def test_errors_are_detected_again(
+    options: InferOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A photo that has been replaced gets as many rows as it has garments, the others stay; as in a run of its own.
+
+    Nothing is lost if it is killed between two shards; with another number of workers the bytes are the same.
+    """
+    monkeypatch.setattr("pipelines.infer.run.run_tasks", predict_here)
+    rng = np.random.default_rng(8)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    good = {}
+    for i in range(9):
+        photo, _ = boxed.make_photo(rng, 2 if i % 3 == 0 else 1)
+        good[f"{i}.jpg"] = dots.encoded(photo, "JPEG", quality=95)
+        (folder / f"{i}.jpg").write_bytes(good[f"{i}.jpg"] if i % 3 else b"no picture")
+    chosen = dataclasses.replace(options, input=str(folder))
+    output = tmp_path / "output"
+    before = INFER.finish(chosen, str(output))
+    assert before["errors"] == {"unreadable_photo": 3}
+    workers = InferenceWorkers(number=1, threads=1, gpu=False, batch_size=4)
+
+    def again(where: Path) -> dict[str, Any]:
+        manifest = retry(plan_retry(chosen, str(where)), str(where), workers, lambda *_: None)
+        assert manifest is not None
+        return manifest
+
+    # Nothing has changed: the same errors.
+    shutil.copytree(output, tmp_path / "same")
+    same = again(tmp_path / "same")
+    assert read(tmp_path / "same") == read(output)
+    assert (same["rows"], same["errors"], same["retries"]) == (before["rows"], before["errors"], 1)
+    for name in ("0.jpg", "3.jpg"):
+        (folder / name).write_bytes(good[name])
+    shutil.copytree(output, tmp_path / "killed")
+    after = again(output)
+    assert after["errors"] == {"unreadable_photo": 1}
+    assert after["photos"] == 9
+    assert [shard["photos"] for shard in after["shards"]] == [4, 4, 1]
+    INFER.finish(chosen, str(tmp_path / "fresh"))
+    assert read(output) == read(tmp_path / "fresh")
+    fresh = {shard["path"]: shard["answered"] for shard in manifest_of(tmp_path / "fresh")["shards"]}
+    assert {shard["path"]: shard["answered"] for shard in after["shards"]} == fresh
+    # Killed after its first shard, and run again.
+    planned_again = plan_retry(chosen, str(tmp_path / "killed"))
+    begin(planned_again, str(tmp_path / "killed"))
+    some = dataclasses.replace(planned_again, tasks=planned_again.tasks[:1])
+    settings = dataclasses.replace(
+        writer_settings(some.plan, output_at(str(tmp_path / "killed")), workers), key=some.key
+    )
+    assert list(write_shards(some.tasks, some.rows, settings, some.finished, workers))
+    again(tmp_path / "killed")
+    assert files(tmp_path / "killed") == files(output)
+    # A photo that was answered may not change.
+    (folder / "1.jpg").write_bytes(good["2.jpg"])
+    with pytest.raises(UserError, match="have changed or are gone"):
+        plan_retry(chosen, str(output))
+
+
+def manifest_of(output: Path) -> dict[str, Any]:
+    return json.loads((output / "_manifest.json").read_text())
 
 
 def test_a_photo_that_kills_its_worker_is_one_row(options: InferOptions, tmp_path: Path) -> None:
