@@ -52,6 +52,8 @@ Boxes: TypeAlias = Sequence[float] | Sequence[Sequence[float] | None] | np.ndarr
 CHECKPOINT = "GLEFLD_CHECKPOINT"
 #: COCO's v of each code of ``schema.Visibility``.
 COCO_V = {Visibility.VISIBLE: 2, Visibility.OCCLUDED: 1, Visibility.CUT_OFF: 0, Visibility.ABSENT: 0}
+#: COCO's category of garments whose type is not known.
+UNTYPED = "garment"
 #: Digits that COCO's JSON keeps of pixels and scores.
 DIGITS = 4
 #: One thread at a time decodes what callers have opened: they may give a picture twice, and Pillow reads it when asked.
@@ -373,10 +375,6 @@ def to_coco(results: Iterable[Result], landmark_set: LandmarkSet) -> dict[str, A
         if name != UNTYPED or code in used or not landmark_set.garment_types
     ]
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
-
-
-#: COCO's category of garments whose type is not known.
-UNTYPED = "garment"
 
 
 def _categories(landmark_set: LandmarkSet) -> list[tuple[int, str, Sequence[int]]]:
