@@ -362,7 +362,9 @@ def to_coco(results: Iterable[Result], landmark_set: LandmarkSet) -> dict[str, A
         "glefld_mirror_pairs": [[names[i], names[m]] for i, m in enumerate(landmark_set.mirror) if i < m],
         "glefld_coordinates": "continuous",
     }
-    used = {annotation["category_id"] for annotation in annotations}
+    *types, untyped = _categories(landmark_set)
+    if not types or any(annotation["category_id"] == untyped[0] for annotation in annotations):
+        types.append(untyped)
     categories = [
         {
             "id": code,
@@ -371,8 +373,7 @@ def to_coco(results: Iterable[Result], landmark_set: LandmarkSet) -> dict[str, A
             "keypoints": [names[i] for i in landmarks],
             "skeleton": [],
         }
-        for code, name, landmarks in _categories(landmark_set)
-        if name != UNTYPED or code in used or not landmark_set.garment_types
+        for code, name, landmarks in types
     ]
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
 
@@ -385,11 +386,8 @@ def _categories(landmark_set: LandmarkSet) -> list[tuple[int, str, Sequence[int]
 
 
 def _annotation(garment: Prediction, landmark_set: LandmarkSet) -> dict[str, Any]:
-    code, _, landmarks = next(
-        category
-        for category in _categories(landmark_set)
-        if category[1] == (UNTYPED if garment.garment_type is None else garment.garment_type)
-    )
+    *types, untyped = _categories(landmark_set)
+    code, _, landmarks = next((type_ for type_ in types if type_[1] == garment.garment_type), untyped)
     slots = list(landmarks)
     seen = garment.visibility if garment.visibility is not None else np.zeros(len(landmark_set), np.int8)
     codes = np.where(np.isnan(garment.score), Visibility.ABSENT, seen)
