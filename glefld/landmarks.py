@@ -54,6 +54,8 @@ Boxes: TypeAlias = Sequence[float] | Sequence[Sequence[float] | None] | np.ndarr
 CHECKPOINT = "GLEFLD_CHECKPOINT"
 #: COCO's v of each code of ``schema.Visibility``.
 COCO_V = {Visibility.VISIBLE: 2, Visibility.OCCLUDED: 1, Visibility.CUT_OFF: 0, Visibility.ABSENT: 0}
+#: COCO's category of garments whose type is not known.
+UNTYPED = "garment"
 #: Digits that COCO's JSON keeps of pixels and scores.
 DIGITS = 4
 #: One thread at a time decodes what callers have opened: they may give a picture twice, and Pillow reads it when asked.
@@ -415,7 +417,9 @@ def to_coco(results: Iterable[Result], landmark_set: LandmarkSet) -> dict[str, A
         "glefld_mirror_pairs": [[names[i], names[m]] for i, m in enumerate(landmark_set.mirror) if i < m],
         "glefld_coordinates": "continuous",
     }
-    used = {annotation["category_id"] for annotation in annotations}
+    *types, untyped = _categories(landmark_set)
+    if not types or any(annotation["category_id"] == untyped[0] for annotation in annotations):
+        types.append(untyped)
     categories = [
         {
             "id": code,
@@ -424,14 +428,9 @@ def to_coco(results: Iterable[Result], landmark_set: LandmarkSet) -> dict[str, A
             "keypoints": [names[i] for i in landmarks],
             "skeleton": [],
         }
-        for code, name, landmarks in _categories(landmark_set)
-        if name != UNTYPED or code in used or not landmark_set.garment_types
+        for code, name, landmarks in types
     ]
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
-
-
-#: COCO's category of garments whose type is not known.
-UNTYPED = "garment"
 
 
 def _categories(landmark_set: LandmarkSet) -> list[tuple[int, str, Sequence[int]]]:
@@ -442,11 +441,8 @@ def _categories(landmark_set: LandmarkSet) -> list[tuple[int, str, Sequence[int]
 
 
 def _annotation(garment: Prediction, landmark_set: LandmarkSet) -> dict[str, Any]:
-    code, _, landmarks = next(
-        category
-        for category in _categories(landmark_set)
-        if category[1] == (UNTYPED if garment.garment_type is None else garment.garment_type)
-    )
+    *types, untyped = _categories(landmark_set)
+    code, _, landmarks = next((type_ for type_ in types if type_[1] == garment.garment_type), untyped)
     slots = list(landmarks)
     seen = garment.visibility if garment.visibility is not None else np.zeros(len(landmark_set), np.int8)
     codes = np.where(np.isnan(garment.score), Visibility.ABSENT, seen)
