@@ -7,12 +7,12 @@ import importlib
 import sys
 from collections.abc import Iterable
 from itertools import groupby
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from glefld import __version__
-from jobs.commands import COMMANDS, caller
+from jobs.commands import COMMANDS, Shell, caller
 
-SHELLS = ("bash", "zsh", "fish")
+SHELLS: tuple[Shell, ...] = get_args(Shell)
 
 
 def main() -> None:
@@ -53,9 +53,10 @@ def help_text() -> str:
 
 def print_completion(arguments: list[str]) -> None:
     """Print a script by which a shell completes commands and their options."""
-    shell = arguments[0] if arguments else ""
-    if shell not in SHELLS:
-        refuse(f"--print-completion {shell}: name a shell, one of {', '.join(SHELLS)}", shell, SHELLS)
+    given = arguments[0] if arguments else ""
+    shell = next((known for known in SHELLS if known == given), None)
+    if shell is None:
+        refuse(f"--print-completion {given}: name a shell, one of {', '.join(SHELLS)}", given, SHELLS)
     from jobs.cli import guard
     from jobs.completion import script
 

@@ -2,7 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+#: The shells that complete commands with the tab key.
+Shell = Literal["bash", "zsh", "fish"]
 
 
 class Command(NamedTuple):

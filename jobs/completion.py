@@ -5,11 +5,11 @@ import dataclasses
 import importlib
 import io
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Union
 
 import tyro
 
-from jobs.commands import COMMANDS, SUBMITTED
+from jobs.commands import COMMANDS, SUBMITTED, Shell
 
 #: What is added to tyro's script for bash: where it knows nothing, as of a file's name, bash completes by itself.
 BASH = """
@@ -21,7 +21,7 @@ complete -o bashdefault -o default -F _glefld glefld
 """
 
 
-def script(shell: Literal["bash", "zsh", "fish"]) -> str:
+def script(shell: Shell) -> str:
     """Return the script for a shell. Imports every job, which takes seconds."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
