@@ -26,7 +26,12 @@ def script(shell: Literal["bash", "zsh", "fish"]) -> str:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         tyro.cli(_choice(COMMANDS), prog="glefld", args=["--tyro-write-completion", shell, "-"])
-    return printed.getvalue() + (BASH if shell == "bash" else "")
+    # tyro offers each further line of an option's help as a completion of its own.
+    lines = [
+        line.replace("\\n", " ") if line.startswith("COMPLETION_SPEC = ") else line
+        for line in printed.getvalue().splitlines(keepends=True)
+    ]
+    return "".join(lines) + (BASH if shell == "bash" else "")
 
 
 def _choice(names: Iterable[str]) -> Any:

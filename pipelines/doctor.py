@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import importlib.metadata
+import logging
 import os
 import platform
 import shutil
@@ -18,7 +19,6 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import psutil
-import requests
 from packaging.requirements import Requirement
 
 from glefld import storage, tracking
@@ -220,25 +220,27 @@ def ray_version(on_cluster: bool) -> Finding:
                 "unset it to use this machine",
             )
     if host.scheme in ("http", "https"):
-        answer = requests.get(f"{address.rstrip('/')}/api/version", timeout=WAIT)
-        if answer.status_code in (401, 403):
-            raise UserError(
-                f"the dashboard at {shown} refuses us: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-            )
-        return _same_version(answer.json()["ray_version"], shown)
+        return _ask_dashboard(shown)
     return _join(shown)
 
 
-def _same_version(theirs: str, shown: str) -> Finding:
+def _ask_dashboard(shown: str) -> Finding:
+    """Connect to the cluster's dashboard as ``glefld submit`` does."""
     import ray
+    from ray.job_submission import JobSubmissionClient
 
-    if theirs != ray.__version__:
-        return Finding(
-            "problem",
-            "Ray",
-            f"the cluster at {shown} runs {theirs}, this environment {ray.__version__}: install the same",
-        )
-    return Finding("ok", "Ray", f"{theirs}, cluster at {shown} answers")
+    from pipelines import ray_private
+
+    for name in ray_private.SUBMISSION_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        JobSubmissionClient(os.environ["RAY_ADDRESS"])
+    except ray.exceptions.AuthenticationError:
+        raise UserError(
+            f"the cluster at {shown} does not accept our token: set RAY_AUTH_MODE=token and the cluster's token in "
+            "RAY_AUTH_TOKEN, or its file's path in RAY_AUTH_TOKEN_PATH"
+        ) from None
+    return Finding("ok", "Ray", f"{ray.__version__}, dashboard at {shown} answers")
 
 
 def _join(shown: str) -> Finding:

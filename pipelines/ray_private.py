@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,8 @@ DATA_EXECUTION_LOGGER = "ray.data._internal.execution.streaming_executor"
 TOKEN_LOGGER = logging.getLogger("ray._private.authentication.authentication_token_setup")
 #: Environment variable: the least severe messages that Ray's C++ part logs.
 BACKEND_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+#: Matches the line that says so.
+_LOG_LEVEL_SET = re.compile(rb"\[\d{4}-[^]]*\] logging\.cc:\d+: Set ray log level")
 #: Name by which a driver registers what prints the lines of its workers' logs.
 _PRINT_LOGS = "ray_print_logs"
 #: Matches a line by the part of Ray's C++ code that is in each worker.
@@ -154,7 +158,8 @@ def quiet_driver() -> Iterator[None]:
         before = os.environ.get(BACKEND_LOG_LEVEL)
         os.environ.setdefault(BACKEND_LOG_LEVEL, "fatal")
         try:
-            return connect(*arguments, **named)
+            with _without_lines(_LOG_LEVEL_SET):
+                return connect(*arguments, **named)
         finally:
             if before is None:
                 del os.environ[BACKEND_LOG_LEVEL]
@@ -166,6 +171,24 @@ def quiet_driver() -> Iterator[None]:
     finally:
         ray._private.worker.connect = connect
         TOKEN_LOGGER.removeFilter(_is_worth_telling)
+
+
+@contextlib.contextmanager
+def _without_lines(noise: re.Pattern[bytes]) -> Iterator[None]:
+    """Hold back what this process writes to stderr, also from C++, and pass on all lines but those that match."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            if told := b"".join(line for line in held if not noise.match(line)):
+                os.write(2, told)
 
 
 def _is_worth_telling(record: logging.LogRecord) -> bool:

@@ -160,7 +160,7 @@ def wait_for(terminal: int, wanted: str) -> bool:
     """Read from a terminal until the wanted text is there."""
     seen = ""
     until = time.monotonic() + 60
-    while wanted not in seen.replace("\r", ""):
+    while wanted not in seen.replace("\r", "").replace("\a", ""):  # bash beeps where it is not certain
         assert time.monotonic() < until, f"{wanted!r} is not in {seen!r}"
         if select.select([terminal], [], [], 1)[0]:
             seen += os.read(terminal, 4096).decode()
