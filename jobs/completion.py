@@ -5,7 +5,7 @@ import dataclasses
 import importlib
 import io
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Union
 
 import tyro
 
@@ -21,8 +21,8 @@ complete -o bashdefault -o default -F _glefld glefld
 """
 
 
-def script(shell: Literal["bash", "zsh", "fish"]) -> str:
-    """Return the script for a shell. Imports every job, which takes seconds."""
+def script(shell: str) -> str:
+    """Return the script for a shell: bash, zsh or fish. Imports every job, which takes seconds."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         tyro.cli(_choice(COMMANDS), prog="glefld", args=["--tyro-write-completion", shell, "-"])
