@@ -132,14 +132,16 @@ def leave_process_group(destroy: bool) -> None:
     config._shutdown_torch(destroy_process_group=destroy)
 
 
-def hide_worker_tracebacks() -> None:
-    """In a training worker, keep the traceback of what failed off the driver's terminal; Ray's log files have it.
+def quiet_train_worker() -> None:
+    """Keep off the driver's terminal the line on each report of a training worker, and the traceback of what failed.
 
-    Of all workers that lose a neighbour, each would show one. The failure is told in one line each, and if it ends the
-    training, the driver shows the traceback.
+    Of all workers that lose a neighbour, each would show one, which Ray's log files have too. The failure is told in
+    one line each, and if it ends the training, the driver shows the traceback.
     """
     from ray.train.v2._internal import util
+    from ray.train.v2._internal.execution import context
 
+    context.logger.setLevel(logging.WARNING)
     for handler in logging.getLogger("ray.train").handlers:
         if isinstance(handler, ray._private.log.PlainRayHandler):
             handler.addFilter(lambda record: record.name != util.logger.name)

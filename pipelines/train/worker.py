@@ -60,7 +60,7 @@ def work(config: dict[str, Any]) -> Ended:
     node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     loading = loading_threads(device.type == "cuda", threads, node)
     first = ray.train.get_context().get_world_rank() == 0
-    ray_private.hide_worker_tracebacks()
+    ray_private.quiet_train_worker()
     log = tracking.RunLog(tracking.RunHandle(**config["handle"]), job.run) if first else None
     lease = Lease(**config["lease"])
 

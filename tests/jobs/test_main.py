@@ -170,7 +170,7 @@ def wait_for(terminal: int, wanted: str) -> bool:
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_other_shells_have_scripts(shell: str) -> None:
     """They are not installed here, so only what the scripts know is looked at."""
-    text = completion.script(shell)  # type: ignore[arg-type]
+    text = completion.script(shell)
     assert "--dataset" in text
     assert all(name in text for name in commands.COMMANDS)
 

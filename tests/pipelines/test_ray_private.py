@@ -22,6 +22,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import util
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution import context
 
 from jobs.cli import use_gpu
 from pipelines import ray_private
@@ -111,17 +112,20 @@ def test_a_submitted_job_knows_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ray_private.submitted_job() == "raysubmit_x"
 
 
-def test_tracebacks_of_training_workers_are_kept_off_the_terminal() -> None:
+def test_tracebacks_and_reports_of_training_workers_are_kept_off_the_terminal() -> None:
     """But not what else Ray Train says there."""
+    before = context.logger.level
     handler = PlainRayHandler()
     logger = logging.getLogger("ray.train")
     logger.addHandler(handler)
     try:
-        ray_private.hide_worker_tracebacks()
+        ray_private.quiet_train_worker()
         names = (util.logger.name, "ray.train.v2._internal.execution.preemption")
         records = [logging.LogRecord(name, logging.ERROR, "", 0, "text", (), None) for name in names]
         assert [bool(handler.filter(record)) for record in records] == [False, True]
+        assert not context.logger.isEnabledFor(logging.INFO)
     finally:
+        context.logger.setLevel(before)
         logger.removeHandler(handler)
 
 
