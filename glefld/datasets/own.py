@@ -214,10 +214,12 @@ def made_box(points: NDArray[np.float32]) -> tuple[float, float, float, float]:
 
 
 def split_of(path: str) -> str | None:
-    """Return the split that a file's name says it holds, or else the innermost folder's name that says so."""
+    """Return the split that a word of a file's name says, or else the innermost folder that has a split's name."""
     *folders, name = path.split("/")
-    for part in (name.partition(".")[0], name, *reversed(folders)):
-        words = re.split(r"[\W_]+", part.lower())
+    words_of = [re.split(r"[\W_]+", part.lower()) for part in (name.partition(".")[0], name)]
+    # Folders with more words are projects, such as ``shirts-test-2``, or archives.
+    words_of += [[folder.lower().removesuffix(".zip")] for folder in reversed(folders)]
+    for words in words_of:
         found = {_SPLIT_WORDS[w] for word in words if (w := re.sub(r"\d+$", "", word)) in _SPLIT_WORDS}
         if len(found) == 1:
             return found.pop()
@@ -274,6 +276,9 @@ def divide(rows: Sequence[tuple[str, str, str | None]], options: OwnOptions) -> 
     ]
     words = [f"{value:g} of the photos for {name}" for name, value in (("val", val), ("test", test)) if value]
     note = "splits: as the files say" if given else "splits: by photo"
+    if given and "train" not in given:
+        file, split = rows[0][1], said[0]
+        note = f"warning: no photo is for training: {file} is {split}, as its name says, or its column split"
     return Splits(splits, note + (f", {' and '.join(words)}" if words else ""))
 
 

@@ -339,6 +339,17 @@ def test_splits_by_the_files_names() -> None:
         read_coco(files)
 
 
+def test_a_name_that_says_a_split_by_chance() -> None:
+    """A project's folder is none, and files without train are told."""
+    project = {"shirts-test-2/annotations/instances_default.json": coco([annotation(i, i) for i in range(9)])}
+    assert {row["split"] for row in read_coco(project).table.to_pylist()} == {"train", "val"}
+    found = read_coco({"my_test.json": coco([annotation(1)])})
+    assert {row["split"] for row in found.table.to_pylist()} == {"test"}
+    assert any(
+        note.startswith("warning: no photo is for training: my_test.json is test") for note in found.notes
+    )
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_photos_are_divided_by_their_names(seed: int) -> None:
     """Garments of a photo stay together; a photo keeps its split when others come; fractions come out."""
