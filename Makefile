@@ -11,12 +11,12 @@ DEMO := demo-data
 
 demo: setup  ## raw archive -> Parquet -> training -> NE -> predictions, on this machine
 	rm -rf $(DEMO)
-	$(BIN)/python -m jobs.synthesize --layout fld --count 4000 --output $(DEMO)/raw/fld
-	$(BIN)/python -m jobs.ingest --dataset fld --source $(DEMO)/raw/fld --root $(DEMO)
-	$(BIN)/python -m jobs.train --dataset fld --root $(DEMO) --name demo --input-size 64 --epochs 8
-	$(BIN)/python -m jobs.infer --checkpoint $(DEMO)/runs/demo --input $(DEMO)/data/fld --split test \
+	$(BIN)/glefld synthesize --layout fld --count 4000 --output $(DEMO)/raw/fld
+	$(BIN)/glefld ingest --dataset fld --source $(DEMO)/raw/fld --root $(DEMO)
+	$(BIN)/glefld train --dataset fld --root $(DEMO) --name demo --input-size 64 --epochs 8
+	$(BIN)/glefld infer --checkpoint $(DEMO)/runs/demo --input $(DEMO)/data/fld --split test \
 		--output $(DEMO)/predictions --overlays 12
-	$(BIN)/python -m jobs.evaluate --dataset fld --root $(DEMO) --checkpoint $(DEMO)/runs/demo --split test \
+	$(BIN)/glefld evaluate --dataset fld --root $(DEMO) --checkpoint $(DEMO)/runs/demo --split test \
 		--output $(DEMO)/evaluation.json
 	@echo
 	@echo "pictures   $(DEMO)/predictions/_overlays"

@@ -255,7 +255,7 @@ def check_model(options: Options[Any], job: Job, labels: Labels) -> None:
     alone = job.classifier is None and job.start_from is None
     if model.guided_by is not None and alone and not options.random_weights:
         raise UserError(
-            f"{options.system} is guided by a classifier: give --classifier RUN (train one with python -m jobs.train "
+            f"{options.system} is guided by a classifier: give --classifier RUN (train one with glefld train "
             f"--task classify --dataset {options.dataset} --model.backbone {model.guided_by.backbone}), or "
             "--random-weights to train without one"
         )
@@ -328,7 +328,7 @@ def resumed(options: Options[Any], folder: str) -> dict[str, Any] | None:
     started = storage.read_json(record)
     if "options" not in started:
         raise UserError(
-            f"--resume: {folder} belongs to a comparison: continue it with python -m jobs.compare and its --name"
+            f"--resume: {folder} belongs to a comparison: continue it with glefld compare and its --name"
         )
     wanted = _comparable(options)
     changed = [name for name in wanted if wanted[name] != started["options"].get(name)]

@@ -38,7 +38,5 @@ def open_dataset(url: str) -> Manifest:
     """
     value = read_manifest(url)
     if value is None or "landmark_set" not in value:
-        raise UserError(
-            f"{url} is not a finished data set: it has no {MANIFEST}. Run `python -m jobs.ingest` first"
-        )
+        raise UserError(f"{url} is not a finished data set: it has no {MANIFEST}. Run `glefld ingest` first")
     return Manifest.from_json(value)

@@ -200,10 +200,10 @@ def test_a_job_runs_with_its_own_role_only(job: str) -> None:
 
 
 def job_commands() -> Iterator[tuple[str, list[str]]]:
-    """(job, its arguments) of each `python -m jobs.NAME` in infra/."""
+    """(job, its arguments) of each `glefld NAME` and `python -m jobs.NAME` in infra/."""
     lines = [*readme_commands(), *(job["spec"]["entrypoint"] for job in of_kind("RayJob"))]
     for line in lines:
-        if (found := re.search(r"python -m jobs\.(\w+) (.*)", line)) is not None:
+        if (found := re.search(r"(?:glefld |python -m jobs\.)(\w+) (.*)", line)) is not None:
             job, arguments = found[1], shlex.split(found[2])
             if job == "submit":
                 assert arguments[-2] == "--address"

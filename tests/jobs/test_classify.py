@@ -97,10 +97,8 @@ def test_a_block_guided_by_a_classifier(
 def test_the_documented_classifier_guides_the_documented_block() -> None:
     """As docs/training.md has the commands: the guide's backbone and what the block expects are the same."""
     text = Path("docs/training.md").read_text().replace("\\\n", " ")
-    lines = [
-        line for line in text.splitlines() if line.startswith("python -m jobs.train --dataset image-folder")
-    ]
-    guide, block = (train.parse(line.split()[3:]) for line in lines)
+    lines = [line for line in text.splitlines() if line.startswith("glefld train --dataset image-folder")]
+    guide, block = (train.parse(line.split()[2:]) for line in lines)
     assert (guide.system, block.system) == ("resnet", "sanl-resnet")
     labels = Labels(NO_LANDMARKS, categories=("a", "b"))
     model = build_model("sanl-resnet", block.config, labels)

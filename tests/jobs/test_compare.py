@@ -160,9 +160,9 @@ def test_the_documented_comparison_needs_no_weights_but_those_on_board() -> None
     (line,) = (
         line
         for line in Path("docs/training.md").read_text().splitlines()
-        if line.startswith("python -m jobs.compare --dataset fld")
+        if line.startswith("glefld compare --dataset fld")
     )
-    options = tyro.cli(Options, args=line.split()[3:])
+    options = tyro.cli(Options, args=line.split()[2:])
     for text in options.models:
         entry = parse_entry(text, options)
         comparison = Comparison("fld", "", "", "val", None, {}, False, False, 1, None)

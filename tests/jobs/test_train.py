@@ -509,7 +509,7 @@ WRONG = {
     "another task": ("--model resnet", "--task landmarks does not fit --model resnet"),
     "an output that is a file": ("--output {root}/notes.txt", "--output {root}/notes.txt is a file"),
     "an output where nothing can be made": ("--output /proc/run", "--output /proc/run cannot be written"),
-    "a run of a comparison": ("--resume --name compared", "continue it with python -m jobs.compare"),
+    "a run of a comparison": ("--resume --name compared", "continue it with glefld compare"),
 }
 
 
