@@ -68,6 +68,11 @@ def read(output: Path) -> list[dict[str, Any]]:
     return pa.concat_tables(pq.read_table(p) for p in sorted(output.glob("part-*.parquet"))).to_pylist()
 
 
+def told(output: Path) -> list[str]:
+    """The rows as text: the box of an error is no number, which is not equal to itself."""
+    return list(map(str, read(output)))
+
+
 def alone(options: InferOptions, path: Path) -> dict[str, np.ndarray]:
     """The boxes of each photo as the detector finds them, asked photo by photo."""
     assert options.detector is not None
@@ -167,7 +172,7 @@ def test_errors_are_detected_again(
     # Nothing has changed: the same errors.
     shutil.copytree(output, tmp_path / "same")
     same = again(tmp_path / "same")
-    assert read(tmp_path / "same") == read(output)
+    assert told(tmp_path / "same") == told(output)
     assert (same["rows"], same["errors"], same["retries"]) == (before["rows"], before["errors"], 1)
     for name in ("0.jpg", "3.jpg"):
         (folder / name).write_bytes(good[name])
@@ -177,7 +182,7 @@ def test_errors_are_detected_again(
     assert after["photos"] == 9
     assert [shard["photos"] for shard in after["shards"]] == [4, 4, 1]
     INFER.finish(chosen, str(tmp_path / "fresh"))
-    assert read(output) == read(tmp_path / "fresh")
+    assert told(output) == told(tmp_path / "fresh")
     fresh = {shard["path"]: shard["answered"] for shard in manifest_of(tmp_path / "fresh")["shards"]}
     assert {shard["path"]: shard["answered"] for shard in after["shards"]} == fresh
     # Killed after its first shard, and run again.
