@@ -44,6 +44,8 @@ TOKEN_LOGGER = logging.getLogger("ray._private.authentication.authentication_tok
 BACKEND_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 #: Matches the line that says so.
 _LOG_LEVEL_SET = re.compile(rb"\[\d{4}-[^]]*\] logging\.cc:\d+: Set ray log level")
+#: Where Ray Train keeps what decides the number of its workers.
+_SCALING_POLICIES = "ray.train.v2._internal.execution.scaling_policy"
 #: Name by which a driver registers what prints the lines of its workers' logs.
 _PRINT_LOGS = "ray_print_logs"
 #: Matches a line by the part of Ray's C++ code that is in each worker.
@@ -130,6 +132,14 @@ def leave_process_group(destroy: bool) -> None:
     from ray.train.torch import config
 
     config._shutdown_torch(destroy_process_group=destroy)
+
+
+def quiet_train_controller() -> None:
+    """Keep off the driver's terminal that a request for machines went unanswered, which its sender repeats.
+
+    On a busy machine that comes and goes. A cluster without room is told by the autoscaler, and by Ray Train.
+    """
+    logging.getLogger(f"{_SCALING_POLICIES}.autoscaling_coordinator_client").setLevel(logging.ERROR)
 
 
 def quiet_train_worker() -> None:

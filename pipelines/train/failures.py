@@ -6,6 +6,7 @@ from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
 from glefld.redaction import redacted
+from pipelines import ray_private
 from pipelines.train.events import WorkersLost, tell
 
 #: The longest reason in characters.
@@ -18,6 +19,11 @@ class TellFailures(UserCallback):
     def __init__(self, run: str, max_failures: int) -> None:
         """run: the run's name. max_failures: how often the group is started again."""
         self.run, self.left = run, max_failures
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in the controller, which nothing else of ours reaches before it asks for machines."""
+        self.__dict__.update(state)
+        ray_private.quiet_train_controller()
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         again, self.left = self.left > 0, self.left - 1

@@ -4,15 +4,12 @@ import io
 import re
 
 import pytest
-from ray.exceptions import ActorDiedError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from rich.console import Console
 
 from jobs import progress
 from jobs.progress import TrainingProgress, duration
 from pipelines.train import events
 from pipelines.train.events import Began, EpochEnded, Stepped, WorkersLost
-from pipelines.train.failures import LENGTH, TellFailures, reason
 from pipelines.train.workers import WorkerGroup
 
 WORKERS = WorkerGroup(2, 2, 1, False)
@@ -95,31 +92,6 @@ def test_other_lines_are_left_to_ray() -> None:
         assert not display.take("Traceback (most recent call last):")
         assert display.take(events.line(Stepped("never begun", 1, 1.0)))
     assert log.getvalue() == ""
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (
-            WorkerHealthCheckFailedError("A worker health check failed.\n", ActorDiedError()),
-            "its process died",
-        ),
-        (WorkerHealthCheckTimeoutError("hanging for 60.00 seconds"), "it does not answer"),
-        (ValueError("Traceback:\n  File x\nRuntimeError: out of memory\n"), "RuntimeError: out of memory"),
-        (ValueError("x" * 1000), "x" * LENGTH),
-        (ValueError(), "ValueError"),
-    ],
-)
-def test_why_a_worker_failed_is_one_line(error: Exception, words: str) -> None:
-    assert reason(error) == words
-
-
-def test_the_last_failure_is_not_followed_by_a_restart(capsys: pytest.CaptureFixture[str]) -> None:
-    callback = TellFailures("first", 1)
-    for _ in range(2):
-        callback.after_exception(None, {1: ValueError("b"), 0: ValueError("a")})
-    told = [events.parse(line) for line in capsys.readouterr().err.splitlines()]
-    assert told == [WorkersLost("first", ["worker 0: a", "worker 1: b"], again) for again in (True, False)]
 
 
 @pytest.mark.parametrize(
