@@ -23,7 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from PIL import Image
 from torch import Tensor
 
-from glefld import storage
+from glefld import coco_format, storage
 from glefld.data.photos import open_photo, upright_rgb
 from glefld.data.prefetch import in_threads
 from glefld.detect import Detected, Detector
@@ -52,12 +52,6 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | 
 Boxes: TypeAlias = Sequence[float] | Sequence[Sequence[float] | None] | np.ndarray | Tensor | None
 #: Environment variable: the checkpoint of those who name none.
 CHECKPOINT = "GLEFLD_CHECKPOINT"
-#: COCO's v of each code of ``schema.Visibility``.
-COCO_V = {Visibility.VISIBLE: 2, Visibility.OCCLUDED: 1, Visibility.CUT_OFF: 0, Visibility.ABSENT: 0}
-#: COCO's category of garments whose type is not known.
-UNTYPED = "garment"
-#: Digits that COCO's JSON keeps of pixels and scores.
-DIGITS = 4
 #: One thread at a time decodes what callers have opened: they may give a picture twice, and Pillow reads it when asked.
 _PILLOW = threading.Lock()
 
@@ -409,60 +403,33 @@ def to_coco(results: Iterable[Result], landmark_set: LandmarkSet) -> dict[str, A
         for garment in result.garments:
             annotation = {"id": len(annotations) + 1, "image_id": len(images)}
             annotations.append(annotation | _annotation(garment, landmark_set))
-    names = landmark_set.landmarks
-    info = {
-        "description": "predictions of glefld",
-        "errors": errors,
-        "glefld_landmarks": list(names),
-        "glefld_mirror_pairs": [[names[i], names[m]] for i, m in enumerate(landmark_set.mirror) if i < m],
-        "glefld_coordinates": "continuous",
+    last = coco_format.types(landmark_set)[-1].code
+    untyped = any(annotation["category_id"] == last for annotation in annotations)
+    return {
+        "info": coco_format.info("predictions of glefld", landmark_set) | {"errors": errors},
+        "images": images,
+        "annotations": annotations,
+        "categories": coco_format.categories(landmark_set, untyped),
     }
-    *types, untyped = _categories(landmark_set)
-    if not types or any(annotation["category_id"] == untyped[0] for annotation in annotations):
-        types.append(untyped)
-    categories = [
-        {
-            "id": code,
-            "name": name,
-            "supercategory": "clothes",
-            "keypoints": [names[i] for i in landmarks],
-            "skeleton": [],
-        }
-        for code, name, landmarks in types
-    ]
-    return {"info": info, "images": images, "annotations": annotations, "categories": categories}
-
-
-def _categories(landmark_set: LandmarkSet) -> list[tuple[int, str, Sequence[int]]]:
-    """Return code, name and landmarks of COCO's categories: each garment type, and last the one of unknown type."""
-    types = [(garment.code, garment.name, garment.landmarks) for garment in landmark_set.garment_types]
-    untyped = 1 + max((code for code, *_ in types), default=0)
-    return [*types, (untyped, UNTYPED, range(len(landmark_set)))]
 
 
 def _annotation(garment: Prediction, landmark_set: LandmarkSet) -> dict[str, Any]:
-    *types, untyped = _categories(landmark_set)
-    code, _, landmarks = next((type_ for type_ in types if type_[1] == garment.garment_type), untyped)
-    slots = list(landmarks)
+    *types, untyped = coco_format.types(landmark_set)
+    own = next((type_ for type_ in types if type_.name == garment.garment_type), untyped)
     seen = garment.visibility if garment.visibility is not None else np.zeros(len(landmark_set), np.int8)
-    codes = np.where(np.isnan(garment.score), Visibility.ABSENT, seen)
-    v = [COCO_V[Visibility(code)] for code in codes[slots].tolist()]
-    keypoints: list[float] = []
-    for (x, y), flag in zip(garment.landmarks[slots].tolist(), v, strict=True):
-        keypoints += [round(x, DIGITS), round(y, DIGITS), flag] if flag else [0.0, 0.0, 0]
-    x1, y1, x2, y2 = garment.box
-    score = garment.score[slots]
-    here = np.array(v, bool)
+    visibility = np.where(np.isnan(garment.score), Visibility.ABSENT, seen)
+    found = coco_format.annotation(own, garment.box, garment.landmarks, visibility)
+    here = np.array(found["keypoints"][2::3]) > 0
+    score = garment.score[list(own.landmarks)]
     return {
-        "category_id": code,
-        "iscrowd": 0,
-        "bbox": [round(value, DIGITS) for value in (x1, y1, x2 - x1, y2 - y1)],
-        "area": round((x2 - x1) * (y2 - y1), DIGITS),
-        "num_keypoints": int(here.sum()),
-        "keypoints": keypoints,
-        "score": round(float(score[here].mean()), DIGITS) if here.any() else 0.0,
-        "keypoint_scores": [round(value, DIGITS) for value in np.where(here, score, 0).tolist()],
-        **({"box_score": round(garment.box_score, DIGITS)} if garment.box_score is not None else {}),
+        **found,
+        "score": round(float(score[here].mean()), coco_format.DIGITS) if here.any() else 0.0,
+        "keypoint_scores": [round(value, coco_format.DIGITS) for value in np.where(here, score, 0).tolist()],
+        **(
+            {"box_score": round(garment.box_score, coco_format.DIGITS)}
+            if garment.box_score is not None
+            else {}
+        ),
     }
 
 

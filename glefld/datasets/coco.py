@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glefld.coco_format import CONTINUOUS, COORDINATES, LANDMARKS, PAIRS, PIXELS
 from glefld.datasets.deepfashion2 import mask_area
 from glefld.datasets.json_stream import NotAnObject, parts
 from glefld.datasets.lists import LARGEST, Annotations, ListFiles, shown
@@ -37,9 +38,6 @@ VISIBILITY = np.array([Visibility.ABSENT, Visibility.OCCLUDED, Visibility.VISIBL
 MOST_FILES = 200
 #: The codes of garment types have 8 bits.
 MOST_TYPES = 127
-#: Keys of ``info`` in files of our own.
-LANDMARKS, PAIRS, COORDINATES = "glefld_landmarks", "glefld_mirror_pairs", "glefld_coordinates"
-CONTINUOUS, PIXELS = "continuous", "pixels"
 
 
 @dataclasses.dataclass(frozen=True)

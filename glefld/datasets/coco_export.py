@@ -13,20 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from glefld import storage
+from glefld import coco_format, storage
 from glefld.data.dataset import open_dataset
 from glefld.data.reader import SplitReader
-from glefld.datasets.coco import CONTINUOUS, COORDINATES, LANDMARKS, PAIRS
 from glefld.errors import UserError
-from glefld.schema import SPLITS, GarmentType, LandmarkSet, Manifest, Split, Visibility
+from glefld.schema import SPLITS, LandmarkSet, Manifest, Split
 from glefld.temporary import temporary_file, temporary_space
 
-#: COCO's v of each code of ``schema.Visibility``. Cut off and absent landmarks have no place, so they are not labelled.
-CODES = {Visibility.VISIBLE: 2, Visibility.OCCLUDED: 1, Visibility.CUT_OFF: 0, Visibility.ABSENT: 0}
-#: The category of garments whose type is not known.
-UNTYPED = "garment"
-#: Digits that are kept of a pixel.
-DIGITS = 4
 COLUMNS = [
     *("sample_id", "box", "crop_box", "image", "image_width", "image_height"),
     *("garment_type", "area", "landmarks", "visibility"),
@@ -60,29 +53,6 @@ def write(data: str, output: str, on_row: Callable[[], object] = lambda: None) -
     )
 
 
-def categories(landmark_set: LandmarkSet) -> list[dict[str, Any]]:
-    """Return the categories of a landmark set as COCO has them, the last one for garments of unknown type."""
-    everything = tuple(range(len(landmark_set)))
-    types = [*landmark_set.garment_types, GarmentType(_untyped(landmark_set), UNTYPED, everything)]
-    return [
-        {
-            "id": garment.code,
-            "name": garment.name,
-            "supercategory": "clothes",
-            "keypoints": [landmark_set.landmarks[i] for i in garment.landmarks],
-            "skeleton": [],
-            **(
-                {"sigmas": [landmark_set.sigmas[i] for i in garment.landmarks]} if landmark_set.sigmas else {}
-            ),
-        }
-        for garment in types
-    ]
-
-
-def _untyped(landmark_set: LandmarkSet) -> int:
-    return 1 + max((garment.code for garment in landmark_set.garment_types), default=0)
-
-
 def _write_split(
     data: str, manifest: Manifest, split: Split, output: str, url: str, on_row: Callable[[], object]
 ) -> None:
@@ -99,18 +69,8 @@ def _write_split(
                     file.write(b",\n" * (number > 0) + json.dumps(value).encode())
             on_row()
         head = {
-            "info": {
-                "description": f"{manifest.title}, {split}",
-                LANDMARKS: list(landmark_set.landmarks),
-                PAIRS: [
-                    [landmark_set.landmarks[i], landmark_set.landmarks[m]]
-                    for i, m in enumerate(landmark_set.mirror)
-                    if i < m
-                ],
-                COORDINATES: CONTINUOUS,
-            },
-            # Without garment types the one category is for all; with them it stays out unless it is needed.
-            "categories": categories(landmark_set)[: None if untyped else -1],
+            "info": coco_format.info(f"{manifest.title}, {split}", landmark_set),
+            "categories": coco_format.categories(landmark_set, untyped),
         }
         with temporary_file() as whole:
             with temporary_space():
@@ -139,14 +99,8 @@ def _row(
     row: dict[str, Any], number: int, name: str, landmark_set: LandmarkSet
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a garment's image and annotation."""
-    code = row["garment_type"]
-    slots = list(range(len(landmark_set)) if code is None else landmark_set.garment_type(code).landmarks)
-    points = np.array(row["landmarks"], np.float64).reshape(-1, 2)[slots]
-    v = np.array([CODES[Visibility(c)] for c in row["visibility"]])[slots]
-    keypoints = np.where((v > 0)[:, None], np.column_stack([points, v]), 0.0)
-    x1, y1, x2, y2 = (np.array(row["box"], np.float64) - np.tile(row["crop_box"][:2], 2)).tolist()
-    flat = [round(value, DIGITS) for value in keypoints.ravel().tolist()]
-    flat[2::3] = v.tolist()
+    *types, untyped = coco_format.types(landmark_set)
+    own = next((type_ for type_ in types if type_.code == row["garment_type"]), untyped)
     image = {
         "id": number,
         "file_name": name,
@@ -154,15 +108,11 @@ def _row(
         "height": row["image_height"],
         "sample_id": row["sample_id"],
     }
-    area = row["area"] if row["area"] is not None else (x2 - x1) * (y2 - y1)
-    annotation = {
-        "id": number,
-        "image_id": number,
-        "category_id": _untyped(landmark_set) if code is None else code,
-        "iscrowd": 0,
-        "bbox": [round(value, DIGITS) for value in (x1, y1, x2 - x1, y2 - y1)],
-        "area": round(area, DIGITS),
-        "num_keypoints": int((v > 0).sum()),
-        "keypoints": flat,
-    }
-    return image, annotation
+    annotation = coco_format.annotation(
+        own,
+        np.array(row["box"], np.float64) - np.tile(row["crop_box"][:2], 2),
+        np.array(row["landmarks"], np.float64).reshape(-1, 2),
+        np.array(row["visibility"]),
+        row["area"],
+    )
+    return image, {"id": number, "image_id": number} | annotation

@@ -49,7 +49,7 @@ NOT_LOADED = {
 #: The rooms of the library that each room may import, itself besides.
 BELOW = {
     "data": {"schema", "storage", "redaction", "temporary", "errors", "recipe"},
-    "datasets": {"data", "schema", "storage", "redaction", "temporary", "errors"},
+    "datasets": {"coco_format", "data", "schema", "storage", "redaction", "temporary", "errors"},
     "models": {"data", "schema", "storage", "redaction", "temporary", "errors", "recipe"},
     "scoring": {
         "models",
@@ -88,6 +88,7 @@ BELOW = {
         "recipe",
     },
     "landmarks": {
+        "coco_format",
         "detect",
         "predict",
         "scoring",
@@ -100,6 +101,7 @@ BELOW = {
         "errors",
         "recipe",
     },
+    "coco_format": {"schema"},
     "recipe": {"data", "errors"},
     "listing": {"storage", "temporary"},
     "storage": {"redaction", "temporary", "errors"},

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glefld.datasets.coco_export import categories as exported_categories
+from glefld.coco_format import categories
 from glefld.datasets.lists import Annotations, unpack
 from glefld.errors import UserError
 from glefld.schema import FASHION8, GarmentType, LandmarkSet, Visibility
@@ -505,7 +505,7 @@ def test_what_is_exported_is_the_set_again() -> None:
     found = read_coco(
         coco(
             [annotation(1, n=6)],
-            categories=exported_categories(FASHION8)[:-1],
+            categories=categories(FASHION8, untyped=False),
             info={
                 "glefld_landmarks": FASHION8.landmarks,
                 "glefld_mirror_pairs": [["left_collar", "right_collar"]],
