@@ -179,7 +179,8 @@ def test_errors_are_detected_again(
     shutil.copytree(output, tmp_path / "killed")
     after = again(output)
     assert after["errors"] == {"unreadable_photo": 1}
-    assert after["photos"] == 9
+    assert (after["photos"], after["rows"]) == (9, len(read(output)))
+    assert after["rows"] > before["rows"]
     assert [shard["photos"] for shard in after["shards"]] == [4, 4, 1]
     INFER.finish(chosen, str(tmp_path / "fresh"))
     assert told(output) == told(tmp_path / "fresh")
