@@ -376,13 +376,12 @@ def writer_settings(plan: InferencePlan, output: ShardedOutput, workers: Inferen
 def _manifest(plan: InferencePlan, reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Build the manifest, and check that the shards hold every planned row."""
     found = outcome(reports)
-    rows = found["ok"] + sum(found["errors"].values())
-    assert rows == sum(report["rows"] for report in reports), (rows, found)
+    assert found["rows"] == found["ok"] + sum(found["errors"].values()), found
     assert len(plan.input.rows) == sum(map(planned_rows, reports)), (len(plan.input.rows), found)
     return {
         "predictions_version": PREDICTIONS_VERSION,
         "packages": packages(),
-        "rows": rows,
+        "rows": found.pop("rows"),
         "photos": plan.input.photo_count,
         **found,
         "skipped": plan.input.skipped,
@@ -400,6 +399,7 @@ def outcome(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for report in reports:
         errors.update(report["errors"])
     return {
+        "rows": sum(report["rows"] for report in reports),
         "ok": sum(report["ok"] for report in reports),
         "errors": dict(sorted(errors.items())),
         "retries": max(report["retry"] for report in reports),

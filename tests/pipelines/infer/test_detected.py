@@ -179,10 +179,11 @@ def test_errors_are_detected_again(
     shutil.copytree(output, tmp_path / "killed")
     after = again(output)
     assert after["errors"] == {"unreadable_photo": 1}
-    assert after["photos"] == 9
+    assert (after["photos"], after["rows"]) == (9, len(read(output)))
     assert [shard["photos"] for shard in after["shards"]] == [4, 4, 1]
     INFER.finish(chosen, str(tmp_path / "fresh"))
     assert told(output) == told(tmp_path / "fresh")
+    assert after["rows"] == manifest_of(tmp_path / "fresh")["rows"]
     fresh = {shard["path"]: shard["answered"] for shard in manifest_of(tmp_path / "fresh")["shards"]}
     assert {shard["path"]: shard["answered"] for shard in after["shards"]} == fresh
     # Killed after its first shard, and run again.
