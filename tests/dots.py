@@ -102,6 +102,7 @@ def card(
         input_size=size,
         normalisation=normalisation,
         calibration=Calibration(),
+        least_score=None,
         weights="random",
         dataset=labels.landmark_set.name,
         data_hash="",

@@ -52,6 +52,8 @@ class ModelCard:
     input_size: int
     normalisation: Normalisation
     calibration: Calibration
+    least_score: float | None
+    """Boxes of a lower score are no garments; None if the model is not a detector."""
     weights: str
     """Where the backbone's first weights were from (``weights.describe``)."""
     dataset: str
@@ -61,8 +63,6 @@ class ModelCard:
     step: int
     val: dict[str, float]
     """Scores on the val split (``Report.numbers``); empty for a checkpoint saved within an epoch."""
-    least_score: float | None = None
-    """Boxes of a lower score are no garments; None if the model is not a detector."""
     version: int = CARD_VERSION
 
     def __post_init__(self) -> None:

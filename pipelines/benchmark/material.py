@@ -91,6 +91,7 @@ def _untrained(options: BenchmarkOptions, url: str, manifest: Manifest) -> None:
         input_size=recipe.input_size,
         normalisation=model.normalisation,
         calibration=model.calibration,
+        least_score=None,
         weights="random",
         dataset=options.dataset,
         data_hash=manifest.content_hash,
