@@ -470,6 +470,7 @@ def _request(photo: Any, boxes: Boxes, number: int) -> Request:
     if boxes is None:
         return Request(photo, name=name)
     entries: list[Any] = boxes.tolist() if isinstance(boxes, np.ndarray | Tensor) else list(boxes)
+    entries = [box.tolist() if isinstance(box, Tensor) else box for box in entries]
     if _is_box(entries):
         entries = [entries]
     for box in entries:

@@ -37,7 +37,6 @@ COMMANDS = {
         Command("synthesize", DATA, "render garments with exact annotations"),
         Command("ingest", DATA, "raw archives, COCO or CSV to a data set in Parquet"),
         Command("export-dataset", DATA, "a data set back to COCO keypoints and pictures"),
-        Command("export-dataset", DATA, "a data set in Parquet to COCO keypoints"),
         Command("submit", CLUSTER, "run a command on a Ray cluster and follow its log", on_cluster=False),
         Command("benchmark", CLUSTER, "measure each stage on this machine or cluster"),
         Command("doctor", CLUSTER, "check this machine, its storage and its servers", on_cluster=False),

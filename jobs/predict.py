@@ -24,7 +24,7 @@ from glefld.errors import UserError, require_between
 from glefld.redaction import public_url
 from glefld.schema import Visibility
 from glefld.temporary import temporary_file, temporary_space
-from jobs.cli import Device, Root, RowBar, chosen_root, main, naming
+from jobs.cli import Device, Root, RowBar, chosen_root, main, naming, suggesting
 
 if TYPE_CHECKING:
     from glefld.landmarks import Landmarks, Request, Result
@@ -101,7 +101,7 @@ def run(options: Options) -> None:
 
     root = storage.absolute(chosen_root(options.root))
     given, why = (options.checkpoint, "") if options.checkpoint else default_checkpoint(root)
-    with naming(CHECKPOINT if why and os.environ.get(CHECKPOINT) else "--checkpoint"):
+    with naming(CHECKPOINT if why and os.environ.get(CHECKPOINT) else "--checkpoint"), meant(given, root):
         url = find_checkpoint(given, root)
     if why:
         print(f"checkpoint {public_url(url)}, {why}", file=sys.stderr)
@@ -119,6 +119,13 @@ def run(options: Options) -> None:
         raise SystemExit(1)
 
 
+def meant(given: str, root: str) -> contextlib.AbstractContextManager[None]:
+    """Name the run that was probably meant in the message of a UserError, as the other jobs do."""
+    if given.startswith(("models:/", "runs:/")):
+        return contextlib.nullcontext()
+    return suggesting(storage.absolute(given), None if "/" in given else storage.join(root, "runs"))
+
+
 def choose_detector(given: str | None, root: str) -> str:
     """Return the URL of the detector's checkpoint, and tell which it is if --detector does not."""
     from glefld.detect import default_detector, require_detector
@@ -129,7 +136,7 @@ def choose_detector(given: str | None, root: str) -> str:
     if given is None:
         with naming(f"--boxes {DETECT}"):
             given, why = default_detector(root)
-    with naming("--detector"):
+    with naming("--detector"), meant(given, root):
         url = find_checkpoint(given, root)
         require_detector(url, checkpoint.read_card(url))
     if why:

@@ -143,19 +143,26 @@ def read_file(path: str, raw: Any, *, alone: bool) -> File:
         "categories": partial(_add_category, file),
         "annotations": partial(_add_annotation, file, seen),
     }
+    wrong: UserError | None = None
     try:
         for key, kind, value in parts(raw, path):
             if kind == "list":
                 file.lists.add(key)
-            elif kind == "element" and key in readers:
-                readers[key](value)
-            elif key in readers:
-                raise UserError(f"{path}: {key} must be a list, not {shown(repr(value))}")
+            elif key in readers and wrong is None:
+                try:
+                    if kind == "value":
+                        raise UserError(f"{path}: {key} must be a list, not {shown(repr(value))}")
+                    readers[key](value)
+                except UserError as error:
+                    wrong = error
             elif key == "info" and isinstance(value, dict):
                 file.info = value
     except NotAnObject:
         if alone:
             raise
+    # Another program's JSON that lies beside the annotations may use the same words.
+    if wrong is not None and (alone or file.is_coco):
+        raise wrong
     if alone and (missing := [key for key in readers if key not in file.lists]):
         raise UserError(f"{path} has no list of {missing[0]}: expected COCO keypoints")
     return file

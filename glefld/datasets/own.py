@@ -39,6 +39,8 @@ _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_A-Za-z]+")
 _SIDES = {"left": "<", "l": "<", "right": ">", "r": ">"}
 _SIDE = re.compile("left|right")
 _TURNED = str.maketrans("<>", "><")
+#: How Label Studio names a photo on its own disk: the path follows.
+_LOCAL_FILES = "/local-files/?d="
 #: Names that only number points, as annotation tools give them.
 _NUMBERED = re.compile(r"(?:new)?(?:point|keypoint|landmark|kp|pt|p|k)?\d*")
 
@@ -291,8 +293,10 @@ def _chance(seed: int, photo: str) -> float:
 def normal_name(name: str) -> str:
     """Return a photo's name as a relative path: slashes of any kind, composed letters, no URL around it."""
     name = unicodedata.normalize("NFC", name.strip().replace("\\", "/"))
-    if "://" in name:
-        name = urllib.parse.urlsplit(name).path
+    if _LOCAL_FILES in name:
+        name = name.partition(_LOCAL_FILES)[2].partition("&")[0]
+    elif "://" in name:
+        name = re.split("[?#]", name.partition("://")[2].partition("/")[2])[0]
     return posixpath.normpath(name).lstrip("/") if name else name
 
 
@@ -377,6 +381,7 @@ def annotations(
             f"none of the {len(found)} annotated photos is there: the first, {shown(first)}, is neither beside {file} "
             f"nor in images/ nor elsewhere in {source}: put the photos there"
         )
+    _refuse_shared(found)
     splits = divide([(row.photo, row.file, row.split) for row in rows], options)
     number: Counter[str] = Counter()
     made = 0
@@ -421,9 +426,40 @@ def annotations(
     while chunk := list(islice(source_rows, CHUNK)):
         tables.append(_table(chunk))
     notes = [splits.note]
+    files: dict[str, set[str]] = defaultdict(set)
+    for (_, file), candidates in found.items():
+        if len(candidates) == 1:
+            files[candidates[0]].add(file)
+    if several := [those for those in files.values() if len(those) > 1]:
+        notes.append(
+            f"photos annotated in several files: {len(several):,}, for example in {some(sorted(several[0]), 3)}. "
+            "If one is a copy of another, its garments count twice: name one with --source"
+        )
     if made:
         notes.append(f"boxes: {made:,} of {len(rows):,} are missing and made from the landmarks")
     return Found(pa.concat_tables(tables), notes)
+
+
+def _refuse_shared(found: dict[tuple[str, str], list[str]]) -> None:
+    """Find no file for names that fit one less well than another name of the same annotations does.
+
+    Of p1/front.jpg and p2/front.jpg, if the second photo is not there, both names end like p1/front.jpg.
+    """
+    by_place: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for (photo, file), candidates in found.items():
+        if len(candidates) == 1:
+            by_place[candidates[0], file].add(normal_name(photo))
+    for (photo, file), candidates in found.items():
+        if len(candidates) == 1 and len(names := by_place[candidates[0], file]) > 1:
+            fits = {name: _same_end(name, candidates[0]) for name in names}
+            if fits[normal_name(photo)] < max(fits.values()):
+                candidates.clear()
+
+
+def _same_end(name: str, path: str) -> int:
+    """Return how many parts two paths have in common at their ends, in any capitals."""
+    pairs = zip(name.lower().split("/")[::-1], normal_name(path).lower().split("/")[::-1], strict=False)
+    return [*(a == b for a, b in pairs), False].index(False)
 
 
 def _table(rows: Sequence[Mapping[str, object]]) -> pa.Table:

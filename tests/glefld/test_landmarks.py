@@ -138,6 +138,7 @@ def test_boxes_of_one_photo_and_of_several(model: Landmarks) -> None:
     with pytest.raises(UserError, match="answers for 2 garments"):
         _ = both.garment
     same(model(image, np.array(boxes)), both)
+    same(model(image, [torch.tensor(box) for box in boxes]), both)
     one, whole, mixed, nothing = model(
         [image, image, image, image], [boxes[0], None, torch.tensor([boxes[1], (9, 9, 9, 9)]), []]
     )

@@ -236,6 +236,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a pattern that matches nothing": ({"photos": ("{place}/*.gif",)}, "{place}/*.gif matches no picture"),
     "stdin twice": ({"photos": ("-", "-")}, "- is given more than once"),
     "no such checkpoint": ({"checkpoint": "/nope"}, "--checkpoint: /nope is neither a checkpoint nor a run"),
+    "a mistyped run": (
+        {"checkpoint": "tutorail", "root": "{place}"},
+        "/tutorail is neither a checkpoint nor a run with a best one: it has no complete.json and no best.json; did "
+        "you mean {place}/runs/tutorial?",
+    ),
     "no such boxes": ({"boxes": "/nope.csv"}, "--boxes /nope.csv: there is no such file"),
     "boxes of other photos": (
         {"boxes": "{place}/boxes.csv"},
@@ -258,6 +263,7 @@ def test_a_mistake_is_one_line(
     monkeypatch.delenv("GLEFLD_CHECKPOINT", raising=False)
     write_wrong_files(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "runs" / "tutorial").mkdir(parents=True)
     (tmp_path / "boxes.csv").write_text("uri,x1,y1,x2,y2\nb.jpg,0,0,9,9\n")
     options = Options((str(tmp_path / "photos" / "a.jpg"),), checkpoint=str(tmp_path / "photos"))
     changes, message = WRONG[case]

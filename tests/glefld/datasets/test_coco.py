@@ -406,6 +406,14 @@ PLACES = {
     "by the longest end": ("a.json", "x/b/1.jpg", ["deep/b/1.jpg", "deep/c/1.jpg"], "deep/b/1.jpg"),
     "an absolute path": ("a.json", "/home/me/b/1.jpg", ["photos/b/1.jpg", "photos/1.jpg"], "photos/b/1.jpg"),
     "a URL": ("a.json", "https://host/data/1.jpg?x=1", ["images/1.jpg"], "images/1.jpg"),
+    "a broken URL": ("a.json", "http://[x/1.jpg", ["images/1.jpg"], "images/1.jpg"),
+    "Label Studio's disk": ("a.json", "/data/local-files/?d=1.jpg", ["1.jpg"], "1.jpg"),
+    "the same as a URL": (
+        "a.json",
+        "http://host/data/local-files/?d=b/1.jpg",
+        ["a/1.jpg", "b/1.jpg"],
+        "b/1.jpg",
+    ),
     "quoted": ("a.json", "upload/my%20top.jpg", ["images/my top.jpg"], "images/my top.jpg"),
     "other capitals": ("a.json", "IMG_1.JPG", ["images/img_1.jpg"], "images/img_1.jpg"),
     "the right capitals": ("a.json", "A.jpg", ["x/a.jpg", "y/A.jpg"], "y/A.jpg"),
@@ -426,6 +434,31 @@ def test_photos_are_found(case: str) -> None:
     file, name, photos, expected = PLACES[case]
     (row,) = read_coco({file: coco([annotation(1)], [image(1, name)])}, photos).table.to_pylist()
     assert (row["photo"], row["fault"]) == (expected, None)
+
+
+def test_two_names_are_not_one_photo() -> None:
+    """Of two folders' photos of one name, the one that is not there is not taken to be the other."""
+    given = coco([annotation(1, 1), annotation(2, 2)], [image(1, "p2/1.jpg"), image(2, "p1/1.jpg")])
+    lost, found = read_coco({"a.json": given}, ["all/p1/1.jpg"]).table.to_pylist()
+    assert (lost["photo"], found["photo"]) == ("p2/1.jpg", "all/p1/1.jpg")
+
+
+def test_a_photo_in_several_files_is_told() -> None:
+    given = coco([annotation(1)])
+    found = read_coco({"a.json": given, "copy of a.json": given}, ["1.jpg"])
+    (note,) = [note for note in found.notes if note.startswith("photos annotated in several files: 1, ")]
+    assert "in a.json, copy of a.json. " in note
+    assert not [note for note in read_coco(given).notes if "several files" in note]
+
+
+@pytest.mark.parametrize("other", [{"categories": {"a": 1}}, {"images": ["1.jpg"], "annotations": 1}])
+def test_other_json_beside_the_annotations_is_left_out(other: Any) -> None:
+    found = read_coco({"a.json": coco([annotation(1)]), "b.json": other}, ["1.jpg"])
+    assert len(found.table) == 1
+    assert "files left out, as they have no keypoints: b.json" in found.notes
+    wrong = coco([annotation(1)], [image(1), 2])
+    with pytest.raises(UserError, match=r"b\.json: an element of images must be an object"):
+        read_coco({"a.json": coco([annotation(1)]), "b.json": wrong}, ["1.jpg"])
 
 
 def test_photos_that_are_not_found() -> None:
