@@ -18,10 +18,10 @@ from glefld.errors import BadAnswer, NoGarment, UserError, require_between
 from glefld.models import MODELS, checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
-from glefld.models.system import MOST_GARMENTS
 from glefld.predict import BATCH_SIZE, PRECISION, Bad, Crop, Photo, load_crops, run_model
 from glefld.recipe import Precision
 from glefld.redaction import public_url
+from glefld.schema import MOST_GARMENTS
 
 #: Environment variable: the detector of those who name none.
 DETECTOR = "GLEFLD_DETECTOR"

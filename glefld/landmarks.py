@@ -30,7 +30,6 @@ from glefld.detect import Detected, Detector
 from glefld.errors import BadBox, BadInput, BadPhoto, NoGarment, UserError
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
-from glefld.models.system import MOST_GARMENTS
 from glefld.predict import (
     BATCH_SIZE,
     PRECISION,
@@ -44,7 +43,7 @@ from glefld.predict import (
 )
 from glefld.recipe import Precision
 from glefld.redaction import public_url, redacted
-from glefld.schema import LandmarkSet, Visibility
+from glefld.schema import MOST_GARMENTS, LandmarkSet, Visibility
 
 #: A photo: path or URL, a file's bytes, a picture of Pillow's, RGB pixels [H, W, 3] uint8, or [3, H, W] of PyTorch's.
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor

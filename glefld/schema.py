@@ -21,6 +21,8 @@ READABLE_VERSIONS = (2, 3)
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 VIEWS = ("front", "side", "back")
+#: Most garments that a detector's boxes are taken for in a photo, unless told.
+MOST_GARMENTS = 10
 #: The single-label targets a garment can be classified by.
 ClassLabel = Literal["category", "garment_type"]
 

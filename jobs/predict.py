@@ -22,7 +22,7 @@ from glefld import listing, storage
 from glefld.data.photos import is_picture
 from glefld.errors import UserError, require_between
 from glefld.redaction import public_url
-from glefld.schema import Visibility
+from glefld.schema import MOST_GARMENTS, Visibility
 from glefld.temporary import temporary_file, temporary_space
 from jobs.cli import Device, Root, RowBar, chosen_root, main, naming, suggesting
 
@@ -38,7 +38,8 @@ WHOLE = "whole"
 DETECT = "detect"
 #: Columns of CSV: a row for each landmark of each garment, or for what is wrong with it.
 COLUMNS = (
-    *("photo", "garment", "garment_type", "garment_type_score"),
+    *("photo", "garment", "box_x1", "box_y1", "box_x2", "box_y2", "box_score"),
+    *("garment_type", "garment_type_score"),
     *("landmark", "x", "y", "score", "visibility", "error"),
 )
 #: Digits that JSON and CSV keep of pixels and scores.
@@ -66,6 +67,10 @@ class Options:
     detector: str | None = None
     """Detector for --boxes detect: checkpoint or run, path, URL or MLflow model. Default: $GLEFLD_DETECTOR, else the
     newest run of a detector below --root."""
+    most_garments: int = MOST_GARMENTS
+    """With --boxes detect: most garments of a photo, those with the best scores."""
+    least_score: float | None = None
+    """With --boxes detect: least score of a box. Default: what the detector's training has chosen on its val split."""
     format: Format | None = None
     """json: an array with an object for each garment. csv: a row for each landmark. coco: COCO keypoints. parquet: the
     columns of infer. Default: by the ending of --output, else json."""
@@ -82,6 +87,9 @@ class Options:
 def run(options: Options) -> None:
     """Predict and print. Exit status 1 if no photo could be answered. UserError if an option is wrong."""
     require_between("--min-score", options.min_score, 0, 1)
+    require_between("--most-garments", options.most_garments, 1)
+    if options.least_score is not None:
+        require_between("--least-score", options.least_score, 0, 1)
     if not options.photos:
         raise UserError("no photos: name photos, folders or patterns, or - for stdin")
     format_ = options.format or ENDINGS.get(PurePosixPath(options.output or "").suffix.lower(), "json")
@@ -93,20 +101,28 @@ def run(options: Options) -> None:
         storage.require_writable(storage.absolute(options.show), "--show", folder=True)
     found = list(find_photos(options.photos))
     boxes = read_boxes(options.boxes, found) if options.boxes not in (WHOLE, DETECT) else None
-    if options.detector is not None and options.boxes != DETECT:
-        raise UserError(f"--detector is for detected boxes: add --boxes {DETECT}, or leave it out")
+    given = {"detector": options.detector, "least-score": options.least_score}
+    if options.boxes != DETECT and (other := [name for name, value in given.items() if value is not None]):
+        raise UserError(f"--{other[0]} is for detected boxes: add --boxes {DETECT}, or leave it out")
 
     # Before PyTorch, which takes seconds to import, come all mistakes that can be told without it.
     from glefld.landmarks import CHECKPOINT, Landmarks, default_checkpoint, find_checkpoint
 
     root = storage.absolute(chosen_root(options.root))
-    given, why = (options.checkpoint, "") if options.checkpoint else default_checkpoint(root)
-    with naming(CHECKPOINT if why and os.environ.get(CHECKPOINT) else "--checkpoint"), meant(given, root):
-        url = find_checkpoint(given, root)
+    named, why = (options.checkpoint, "") if options.checkpoint else default_checkpoint(root)
+    with naming(CHECKPOINT if why and os.environ.get(CHECKPOINT) else "--checkpoint"), meant(named, root):
+        url = find_checkpoint(named, root)
     if why:
         print(f"checkpoint {public_url(url)}, {why}", file=sys.stderr)
     finder = choose_detector(options.detector, root) if options.boxes == DETECT else None
-    model = Landmarks.load(url, root=root, device=options.device, detector=finder)
+    model = Landmarks.load(
+        url,
+        root=root,
+        device=options.device,
+        detector=finder,
+        most_garments=options.most_garments,
+        least_score=options.least_score,
+    )
     count = Count(len(found))
     results = count.counted(model.stream(requests(found, boxes)))
     results = (above(result, options.min_score) for result in results)
@@ -365,6 +381,9 @@ def write_csv(results: Iterable["Result"], model: "Landmarks", file: IO[bytes]) 
         for number, answer in enumerate(result.answers):
             row: dict[str, Any] = {"photo": result.name, "garment": number}
             if isinstance(answer, Prediction):
+                corners = zip(("box_x1", "box_y1", "box_x2", "box_y2"), _rounded(answer.box), strict=True)
+                row |= dict(corners)
+                (row["box_score"],) = _rounded([answer.box_score])
                 row["garment_type"] = answer.garment_type
                 (row["garment_type_score"],) = _rounded([answer.garment_type_score])
                 rows.writerows(

@@ -14,7 +14,7 @@ from glefld.models.calibration import Calibration
 from glefld.models.distribution import Distribution
 from glefld.models.heatmap import Codec
 from glefld.recipe import Recipe
-from glefld.schema import ClassLabel, Labels
+from glefld.schema import MOST_GARMENTS, ClassLabel, Labels
 
 Preset = Literal["paper", "best"]
 Task = Literal["landmarks", "classify", "detect"]
@@ -33,10 +33,6 @@ class Output(NamedTuple):
     attributes: Tensor | None = None  # [B, A, 2] logits of no and yes
     garment_type: Tensor | None = None  # [B, T] logits, of a system that also has heatmaps
     boxes: Tensor | None = None  # [B, P, ...], which ``Model.find_boxes`` decodes
-
-
-#: Most garments of a photo, unless told.
-MOST_GARMENTS = 10
 
 
 class Found(NamedTuple):

@@ -23,7 +23,6 @@ from glefld.errors import BadBox, BadPhoto, UserError, require_between
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
-from glefld.models.system import MOST_GARMENTS
 from glefld.predict import (
     PRECISION,
     Bad,
@@ -41,7 +40,7 @@ from glefld.predict import (
 )
 from glefld.recipe import Precision
 from glefld.redaction import public_url
-from glefld.schema import Split
+from glefld.schema import MOST_GARMENTS, Split
 from pipelines.infer.inputs import DETECT, GARMENTS, Input, InputPhoto, Photos, file_hash, open_input
 from pipelines.resumable import (
     KILLER,

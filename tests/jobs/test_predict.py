@@ -127,6 +127,9 @@ def test_csv_has_a_row_for_each_landmark(place: Path, capfdbinary: pytest.Captur
         (bad, "0", "", ""),
     ]
     assert rows[0]["visibility"] == "visible"
+    assert [float(rows[0][f"box_{corner}"]) for corner in ("x1", "y1")] == [0, 0]
+    assert float(rows[0]["box_x2"]) == WIDTH
+    assert rows[0]["box_score"] == ""
     assert 0 <= float(rows[0]["x"]) <= WIDTH
     assert float(rows[0]["garment_type_score"]) == pytest.approx(0.9)
     assert rows[1]["error"].startswith("unreadable_photo")
