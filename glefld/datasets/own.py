@@ -106,12 +106,30 @@ def mirror_pairs(names: Sequence[str], told: str | None, known: Iterable[Sequenc
             "warning: no mirror pairs found in the landmarks' names. Training mirrors photos: if any landmarks are of "
             "the left and the right, name them with --pairs LEFT:RIGHT,..., else confirm with --pairs none"
         )
+    if told is None and (likely := _differ_by_l_and_r(alone)):
+        found = [(names[i], names[m]) for i, m in enumerate(mirror) if i < m]
+        text = ",".join(f"{a}:{b}" for a, b in found + likely)
+        notes.append(
+            f"warning: {some([f'{a} and {b}' for a, b in likely])} may be left and right, and are taken for no pairs. "
+            f"If they are: --pairs {text}"
+        )
     if lonely:
         notes.append(
             f"warning: landmarks of a side without a partner: {some(lonely)}. Training mirrors photos, and will take "
             "both sides for one: name the pairs with --pairs LEFT:RIGHT,..."
         )
     return Mirror(tuple(mirror), notes)
+
+
+def _differ_by_l_and_r(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs that differ in one letter alone, an l and an r, such as lh and rh."""
+    return [
+        (name, other)
+        for name in names
+        for i, letter in enumerate(name)
+        if letter in "lL"
+        and (other := name[:i] + chr(ord(letter) + ord("r") - ord("l")) + name[i + 1 :]) in names
+    ]
 
 
 def some(names: Sequence[str], most: int = 24) -> str:

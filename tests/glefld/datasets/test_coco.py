@@ -500,6 +500,20 @@ def test_pairs_are_found_by_names(case: str) -> None:
     assert bool(warned) == (case in ("no partner", "two of a side"))
 
 
+def test_names_that_may_be_sides_are_told() -> None:
+    """Abbreviations are not taken for sides, but whoever uses them learns what to give."""
+    names = ["left_collar", "right_collar", "lh", "rh", "lace"]
+    found = read_coco(coco([annotation(1, n=5)], categories=[category(keypoints=names)]))
+    assert found.labels.landmark_set.mirror == (1, 0, 2, 3, 4)
+    (told,) = (note for note in found.notes if "may be left and right" in note)
+    assert told.startswith("warning: lh and rh may be")
+    assert told.endswith("--pairs left_collar:right_collar,lh:rh")
+    told_pairs = told.rpartition(" ")[2]
+    again = read_coco(coco([annotation(1, n=5)], categories=[category(keypoints=names)]), pairs=told_pairs)
+    assert again.labels.landmark_set.mirror == (1, 0, 3, 2, 4)
+    assert not any("may be left and right" in note for note in again.notes)
+
+
 def test_pairs_by_option() -> None:
     def mirror(pairs: str, names: Any = "abcd") -> tuple[int, ...]:
         file = coco([annotation(1, n=4)], categories=[category(keypoints=names)])
