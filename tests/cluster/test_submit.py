@@ -258,7 +258,7 @@ import jobs
 print("packed", jobs.__file__)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, *SUBMITTED],
+        [sys.executable, "-c", script, *(COMMANDS[name].module for name in SUBMITTED)],
         cwd=packed,
         env=clean_environment(),
         capture_output=True,
