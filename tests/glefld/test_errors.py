@@ -5,7 +5,16 @@ import pickle
 
 import pytest
 
-from glefld.errors import BadAnswer, BadBox, BadInput, BadPhoto, BadRow, UserError, require_between
+from glefld.errors import (
+    BadAnswer,
+    BadBox,
+    BadInput,
+    BadPhoto,
+    BadRow,
+    NoGarment,
+    UserError,
+    require_between,
+)
 
 
 def test_a_users_mistake_is_a_value_error() -> None:
@@ -29,7 +38,7 @@ def test_a_bad_input_survives_a_pickle(kind: type[BadInput]) -> None:
 
 
 def test_every_kind_of_bad_input_is_tested() -> None:
-    assert set(BadInput.__subclasses__()) == {BadPhoto, BadBox, BadAnswer, BadRow}
+    assert set(BadInput.__subclasses__()) == {BadPhoto, BadBox, BadAnswer, BadRow, NoGarment}
 
 
 @pytest.mark.parametrize("value", [1, 2.5, 3])

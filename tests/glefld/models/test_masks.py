@@ -40,7 +40,9 @@ def batch() -> Batch:
     return Batch(torch.randn(2, 3, SIZE, SIZE), points, visibility, torch.zeros(2, 2, 3).double(), truth)
 
 
-@pytest.mark.parametrize("case", [case for case in EACH_SYSTEM if "attributes" not in case])
+@pytest.mark.parametrize(
+    "case", [case for case in EACH_SYSTEM if "attributes" not in case and not case.startswith("fcos")]
+)
 def test_only_labelled_slots_of_the_category_train(case: str) -> None:
     """The heatmaps of visible landmarks have a gradient, all others of the 294 none; a step leaves numbers."""
     torch.manual_seed(1)
