@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 
 from glefld import storage
-from glefld.data.loader import InputPipeline
-from glefld.data.prefetch import ahead
 from glefld.errors import BadAnswer, NoGarment, UserError, require_between
 from glefld.models import MODELS, checkpoint
 from glefld.models.checkpoint import ModelCard
-from glefld.models.precision import choose_precision
-from glefld.predict import BATCH_SIZE, PRECISION, Bad, Crop, Photo, load_crops, run_model
+from glefld.predict import BATCH_SIZE, PRECISION, Bad, Crop, Photo, Runner, run_model
 from glefld.recipe import Precision
 from glefld.redaction import public_url
 from glefld.schema import MOST_GARMENTS
@@ -53,8 +50,8 @@ def require_detector(url: str, card: ModelCard) -> None:
         raise UserError(f"{url} is no detector ({card.model}): give a checkpoint of --task detect")
 
 
-class Detector:
-    """Runs a detector on one device: photos in, boxes out, in order and in constant memory."""
+class Detector(Runner[Detected]):
+    """Runs a detector: photos in, boxes out."""
 
     def __init__(
         self,
@@ -72,36 +69,21 @@ class Detector:
         UserError if the checkpoint is incomplete or its model is not a detector.
         """
         require_between("most", most, 1)
-        model, self.card = checkpoint.load(url)
-        require_detector(url, self.card)
+        model, card = checkpoint.load(url)
+        require_detector(url, card)
         chosen = model.least_score if least_score is None else least_score
         if chosen is None:
             raise UserError(f"{url} was saved before its first epoch ended: give a later checkpoint")
-        self.device = device
-        self.batch_size = batch_size
+        super().__init__(model, card, device, batch_size, threads, precision)
         self.most = most
         self.least_score = chosen
-        self.model = model.to(device).to(memory_format=torch.channels_last)
-        self.dtype = choose_precision(
-            precision, self.model, self.card.input_size, batch_size, training=False
-        ).dtype
-        device_id = (device.index or 0) if device.type == "cuda" else None
-        self.pipeline = InputPipeline(
-            self.card.input_size, model.normalisation, batch_size, device_id, threads
-        )
 
     def detect(self, photos: Iterable[Crop | Bad]) -> Iterator[Detected | Bad]:
         """Yield the boxes of each photo, in order; there may be none. What is bad is passed through in its place.
 
-        photos: ``glefld.predict.open_upright(data).whole(detector.card.input_size)``. A thread reads them, and others
-        decode them, ahead of the model. A picture that cannot be decoded becomes a BadPhoto, one for which an output is
-        not finite a BadAnswer.
+        photos: ``glefld.predict.open_upright(data).whole(detector.card.input_size)``; read as by ``answers``.
         """
-        for batch, images in ahead(load_crops(self.pipeline, photos, self.batch_size), 2):
-            good = [crop for crop in batch if isinstance(crop, Crop)]
-            answers = self._infer(images, good) if good else iter(())
-            for crop in batch:
-                yield next(answers) if isinstance(crop, Crop) else crop
+        return self.answers(photos)
 
     def _infer(self, images: Tensor, crops: list[Crop]) -> Iterator[Detected | BadAnswer]:
         output = run_model(self.model, images, self.dtype).boxes

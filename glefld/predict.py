@@ -6,13 +6,14 @@ Letters in shapes: K landmarks, T garment types, S the square input's size. Fram
 (EXIF) -> input.
 """
 
+import abc
 import dataclasses
 import hashlib
 import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -200,8 +201,51 @@ def require_landmarks(url: str, card: ModelCard) -> None:
         raise UserError(f"{url} is a {kind} ({card.model}): give a checkpoint of a landmark model")
 
 
-class Predictor:
-    """Runs a model on one device: crops in, predictions out, in order and in constant memory."""
+Answer = TypeVar("Answer")
+
+
+class Runner(abc.ABC, Generic[Answer]):
+    """Runs a checkpoint's model on one device: crops in, answers out, in order and in constant memory."""
+
+    def __init__(
+        self,
+        model: Model,
+        card: ModelCard,
+        device: torch.device,
+        batch_size: int,
+        threads: int,
+        precision: Precision,
+    ) -> None:
+        """``threads`` is the number of threads that decode."""
+        self.card = card
+        self.device = device
+        self.batch_size = batch_size
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.dtype = choose_precision(
+            precision, self.model, card.input_size, batch_size, training=False
+        ).dtype
+        device_id = (device.index or 0) if device.type == "cuda" else None
+        self.pipeline = InputPipeline(card.input_size, model.normalisation, batch_size, device_id, threads)
+
+    def answers(self, crops: Iterable[Crop | Bad]) -> Iterator[Answer | Bad]:
+        """Yield one answer per crop, in order. What is bad in place of a crop is passed through.
+
+        A thread reads ``crops``, and others decode them, ahead of the model. A picture that cannot be decoded becomes a
+        BadPhoto, one for which the model's output is not finite a BadAnswer.
+        """
+        for batch, images in ahead(load_crops(self.pipeline, crops, self.batch_size), 2):
+            good = [crop for crop in batch if isinstance(crop, Crop)]
+            found = self._infer(images, good) if good else iter(())
+            for crop in batch:
+                yield next(found) if isinstance(crop, Crop) else crop
+
+    @abc.abstractmethod
+    def _infer(self, images: Tensor, crops: list[Crop]) -> Iterator[Answer | BadAnswer]:
+        """Yield the answer for each of the crops, whose images are [b, 3, S, S]."""
+
+
+class Predictor(Runner[Prediction]):
+    """Runs a landmark model: crops in, predictions out."""
 
     def __init__(
         self,
@@ -217,31 +261,14 @@ class Predictor:
         mirror: average with the prediction for the mirror image, at twice the time.
         UserError if the checkpoint is incomplete or its model is a classifier.
         """
-        model, self.card = checkpoint.load(url)
-        require_landmarks(url, self.card)
-        self.device = device
-        self.batch_size = batch_size
+        model, card = checkpoint.load(url)
+        require_landmarks(url, card)
+        super().__init__(model, card, device, batch_size, threads, precision)
         self.mirror = mirror
-        self.model = model.to(device).to(memory_format=torch.channels_last)
-        self.dtype = choose_precision(
-            precision, self.model, self.card.input_size, batch_size, training=False
-        ).dtype
-        device_id = (device.index or 0) if device.type == "cuda" else None
-        self.pipeline = InputPipeline(
-            self.card.input_size, model.normalisation, batch_size, device_id, threads
-        )
 
     def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad]:
-        """Yield one prediction per crop, in order. What is bad in place of a crop is passed through.
-
-        A thread reads ``crops``, and others decode them, ahead of the model. A picture that cannot be decoded becomes a
-        BadPhoto, a crop for which a heatmap is not finite a BadAnswer.
-        """
-        for batch, images in ahead(load_crops(self.pipeline, crops, self.batch_size), 2):
-            good = [crop for crop in batch if isinstance(crop, Crop)]
-            answers = self._infer(images, good) if good else iter(())
-            for crop in batch:
-                yield next(answers) if isinstance(crop, Crop) else crop
+        """Yield one prediction per crop, as ``answers`` does."""
+        return self.answers(crops)
 
     def _infer(self, images: Tensor, crops: list[Crop]) -> Iterator[Prediction | BadAnswer]:
         output = run_model(self.model, images, self.dtype, self.mirror)
