@@ -29,7 +29,8 @@ from glefld.coco_format import CONTINUOUS, COORDINATES, LANDMARKS, PAIRS, PIXELS
 from glefld.datasets.deepfashion2 import mask_area
 from glefld.datasets.json_stream import NotAnObject, parts
 from glefld.datasets.lists import LARGEST, Annotations, ListFiles, shown
-from glefld.datasets.own import Row, annotations, mirror_pairs, numbered, parse_sigmas, some
+from glefld.datasets.own import Row, annotations, parse_sigmas
+from glefld.datasets.sides import mirror_pairs, numbered, some
 from glefld.errors import UserError
 from glefld.schema import GarmentType, Labels, LandmarkSet, Visibility
 

@@ -23,7 +23,8 @@ from typing import NamedTuple
 import numpy as np
 
 from glefld.datasets.lists import DAMAGED, LARGEST, Annotations, ListFiles, shown
-from glefld.datasets.own import Row, annotations, mirror_pairs, parse_sigmas, some
+from glefld.datasets.own import Row, annotations, parse_sigmas
+from glefld.datasets.sides import mirror_pairs, some
 from glefld.errors import UserError
 from glefld.schema import SPLITS, GarmentType, Labels, LandmarkSet, Visibility
 
