@@ -8,7 +8,6 @@ import os
 import select
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +15,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from botocore.exceptions import BotoCoreError, ClientError
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
 from glefld import storage
 from glefld.data.dataset import open_dataset
@@ -44,8 +41,6 @@ Root = Annotated[
 ONE_LINE = (UserError, OSError, BotoCoreError, ClientError)
 #: Environment variable; 1 shows the traceback of every error, and what Ray says of itself.
 DEBUG = "GLEFLD_DEBUG"
-#: How often a log that is no terminal gets a line of progress.
-LINE_SECONDS = 30.0
 Device = Annotated[
     Literal["auto", "cpu", "gpu"], tyro.conf.arg(help="Device to compute on. auto: GPUs if there are any.")
 ]
@@ -439,59 +434,3 @@ def use_gpu(device: Device, gpus: float) -> bool:
             "device     CPU: the cluster has no GPU, and no autoscaler declares any (--device gpu waits for one)"
         )
     return declared >= 1
-
-
-class RowBar(contextlib.AbstractContextManager["RowBar"]):
-    """Progress of rows, and their rate, which excludes rows that an earlier, stopped run had finished.
-
-    A bar on a terminal; elsewhere a plain line at the start, at the end and every ``LINE_SECONDS`` in between.
-    """
-
-    def __init__(self, console: Console, name: str) -> None:
-        self._console, self._name = console, name
-        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task(name, total=None)
-        self._start = self._line = time.monotonic()
-        self._first: int | None = None
-        self._done = 0
-        self._total: int | None = None
-
-    def __enter__(self) -> "RowBar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._bar.stop()
-        if self._total is not None and kind is None:
-            self._tell(f", {self.rows_per_second():,.0f} a second")
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` rows are finished."""
-        first = self._first is None
-        self._first = done if self._first is None else self._first
-        self._done, self._total = done, total
-        self._bar.update(self._task, completed=done, total=total)
-        if first or (time.monotonic() - self._line >= LINE_SECONDS and done < total):
-            self._tell("")
-
-    def _tell(self, more: str) -> None:
-        if self._bar.disable:
-            text = f"{self._name}  {self._done:,} of {self._total:,}{more}"
-            self._console.print(text, soft_wrap=True, highlight=False)
-            self._line = time.monotonic()
-
-    def rows_per_second(self) -> float:
-        """Return the mean rate since the bar was made."""
-        return (self._done - (self._first or 0)) / (time.monotonic() - self._start)
-
-
-def show_own_progress() -> None:
-    """Silence Ray Data's progress bars and execution logs, which would disturb the job's own progress bar."""
-    import ray.data
-
-    from pipelines import ray_private
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger(ray_private.DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)
-    logging.getLogger(ray_private.DATA_EXECUTION_LOGGER).setLevel(logging.WARNING)

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from glefld import storage
 from glefld.datasets import Dataset
-from jobs.cli import Root, RowBar, main, open_data, resolve_output, resolve_root
+from jobs.cli import Root, main, open_data, resolve_output, resolve_root
+from jobs.progress import RowBar
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ from glefld.redaction import public_url
 from jobs.cli import (
     Device,
     Root,
-    RowBar,
     available,
     base_options,
     count_machines,
@@ -26,10 +25,10 @@ from jobs.cli import (
     resolve_detector,
     resolve_output,
     resolve_url,
-    show_own_progress,
     start_ray,
     use_gpu,
 )
+from jobs.progress import RowBar, show_own_progress
 from pipelines.infer.retry import plan_retry, retry
 from pipelines.infer.run import InferenceWorkers, InferOptions, find_finished, infer, make_plan
 

@@ -9,14 +9,13 @@ from glefld import storage
 from glefld.schema import Manifest
 from jobs.cli import (
     Root,
-    RowBar,
     base_options,
     main,
     resolve_output,
     resolve_url,
-    show_own_progress,
     start_ray,
 )
+from jobs.progress import RowBar, show_own_progress
 from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import find_finished, ingest, prepare
 

@@ -24,7 +24,8 @@ from glefld.errors import UserError, require_between
 from glefld.redaction import public_url
 from glefld.schema import MOST_GARMENTS, Visibility
 from glefld.temporary import temporary_file, temporary_space
-from jobs.cli import Device, Root, RowBar, chosen_root, main, naming, suggesting
+from jobs.cli import Device, Root, chosen_root, main, naming, suggesting
+from jobs.progress import RowBar
 
 if TYPE_CHECKING:
     from glefld.landmarks import Landmarks, Request, Result

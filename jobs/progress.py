@@ -1,11 +1,12 @@
-"""How far a training is: on a terminal a live line, elsewhere one plain line an epoch."""
+"""How far a job is: on a terminal a live line; elsewhere plain lines, of a training one an epoch."""
 
 import contextlib
+import logging
 import threading
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from pipelines.train import events
 from pipelines.train.workers import WorkerGroup
@@ -14,6 +15,64 @@ from pipelines.train.workers import WorkerGroup
 WAIT_SECONDS = 60.0
 #: How long to wait for a last line that is still on its way when the workers have ended.
 LAST_SECONDS = 2.0
+#: How often a log that is no terminal gets a line of the rows that are done.
+LINE_SECONDS = 30.0
+
+
+class RowBar(contextlib.AbstractContextManager["RowBar"]):
+    """Progress of rows, and their rate, which excludes rows that an earlier, stopped run had finished.
+
+    A bar on a terminal; elsewhere a plain line at the start, at the end and every ``LINE_SECONDS`` in between.
+    """
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._console, self._name = console, name
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task(name, total=None)
+        self._start = self._line = time.monotonic()
+        self._first: int | None = None
+        self._done = 0
+        self._total: int | None = None
+
+    def __enter__(self) -> "RowBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._bar.stop()
+        if self._total is not None and kind is None:
+            self._tell(f", {self.rows_per_second():,.0f} a second")
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` rows are finished."""
+        first = self._first is None
+        self._first = done if self._first is None else self._first
+        self._done, self._total = done, total
+        self._bar.update(self._task, completed=done, total=total)
+        if first or (time.monotonic() - self._line >= LINE_SECONDS and done < total):
+            self._tell("")
+
+    def _tell(self, more: str) -> None:
+        if self._bar.disable:
+            text = f"{self._name}  {self._done:,} of {self._total:,}{more}"
+            self._console.print(text, soft_wrap=True, highlight=False)
+            self._line = time.monotonic()
+
+    def rows_per_second(self) -> float:
+        """Return the mean rate since the bar was made."""
+        return (self._done - (self._first or 0)) / (time.monotonic() - self._start)
+
+
+def show_own_progress() -> None:
+    """Silence Ray Data's progress bars and execution logs, which would disturb the job's own progress bar."""
+    import ray.data
+
+    from pipelines import ray_private
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger(ray_private.DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)
+    logging.getLogger(ray_private.DATA_EXECUTION_LOGGER).setLevel(logging.WARNING)
 
 
 class TrainingProgress(contextlib.AbstractContextManager["TrainingProgress"]):

@@ -16,6 +16,7 @@ from glefld.errors import UserError
 from glefld.synthetic import deepfashion2
 from glefld.synthetic.deepfashion import Summary, SyntheticLayout, write_dataset
 from jobs import cli
+from jobs.progress import RowBar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ def run(options: Options) -> None:
         raise UserError("--irregularities needs a layout with lists: omit it for deepfashion2")
     start = time.perf_counter()
     done = itertools.count(1)
-    with cli.RowBar(Console(), "rendering") as bar:
+    with RowBar(Console(), "rendering") as bar:
         write = partial(
             deepfashion2.write_dataset
             if options.layout == "deepfashion2"

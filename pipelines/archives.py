@@ -1,8 +1,8 @@
-"""Photos in a zip, a tar or a folder on any filesystem: an index of the members, and reads by large byte ranges.
+"""Photos in a zip, a tar or a folder on any filesystem: where they are, and an index of the members.
 
-A zip's directory or a tar's headers are read once; each task then reads only its own part of the archive.
-Members are never extracted to files, so a malicious member name cannot cause path traversal. An index is an Arrow
-table that is built in pieces, without a Python object for each entry that stays.
+A zip's directory or a tar's headers are read once; each task then reads only its own part of the archive
+(``pipelines.members``). An index is an Arrow table that is built in pieces, without a Python object for each entry that
+stays.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from glefld import listing, storage
-from glefld.errors import BadPhoto, UserError
+from glefld.errors import UserError
 from glefld.redaction import public_url
 from glefld.temporary import temporary_file, temporary_space
 
@@ -43,19 +43,17 @@ MEMBERS = pa.schema(
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 #: A table of photos that lie by themselves, instead of an archive.
 TABLE = ".parquet"
-#: Larger members are rejected without being read.
-MAX_MEMBER_BYTES = 256 << 20
 #: A longer tar header is rejected: its length comes from the file and could be made up.
 MAX_HEADER_BYTES = 1 << 20
+#: Bytes of a tar that are fetched at a time while its headers are read.
+HEADER_BLOCK_BYTES = 8 << 20
 #: A compressed tar may unpack to MAX_RATIO times its size plus FREE_UNPACKED_BYTES. Photos hardly compress, so more
 #: suggests a decompression bomb.
 MAX_RATIO = 20
 FREE_UNPACKED_BYTES = 1 << 30
-#: Bytes of members that a task reads at a time, and the largest fraction of that to read on top in gaps between them.
-BATCH_BYTES = 8 << 20
-MAX_WASTE = 0.1
 
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
+#: A zip member's local header: signature, and the lengths of the name and the extra field that follow.
+LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED, _LINK, _SPARSE, _NO_FILE, _NAME, _NOWHERE = -1, -2, -3, -4, -5, -6
 #: Why some members cannot be read. They stay in the index, so that each becomes an error row or a counted reject.
 UNREADABLE = {
@@ -82,8 +80,6 @@ _DAMAGED = (
 )
 #: Declared sizes are cut to this, so that they and their sum have 64 bits.
 _MOST_BYTES = 1 << 40
-#: What may be wrong with one file of a folder: it has gone, is not ours to read, or is a link to a folder.
-LOST = (FileNotFoundError, PermissionError, IsADirectoryError)
 #: Rows of an index that are Python objects at a time.
 INDEX_ROWS = 1 << 14
 #: A row of MEMBERS: the name and the rest.
@@ -259,7 +255,7 @@ def _zip_members(archive: Archive) -> Iterator[Row]:
         if not inside[number]:
             method = _NOWHERE
         # The directory does not tell the lengths of the local header's name and extra field: at most 65,535 each.
-        stop = min(int(following[number]), start + _LOCAL_HEADER.size + 2 * 65535 + member.compress_size)
+        stop = min(int(following[number]), start + LOCAL_HEADER.size + 2 * 65535 + member.compress_size)
         yield _row(
             member.filename, start, stop, member.compress_size, member.file_size, method, crc=member.CRC
         )
@@ -311,7 +307,7 @@ def _tar_members(archive: Archive, links: dict[int, tuple[str, bool]]) -> Iterat
 
 
 def _tar_headers(archive: Archive) -> Iterator[tarfile.TarInfo]:
-    with storage.open(archive.url, block_size=BATCH_BYTES) as file:
+    with storage.open(archive.url, block_size=HEADER_BLOCK_BYTES) as file:
         try:
             with tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:") as opened:
                 before = -1
@@ -382,135 +378,3 @@ def file_members(files: pa.Table) -> pa.Table:
     stops = pc.if_else(utf8, sizes, pa.scalar(0, pa.int64()))
     columns = [files["name"], starts, stops, sizes, sizes, methods, pa.nulls(n, pa.int64()), files["version"]]
     return pa.table(columns, MEMBERS)
-
-
-def read_members(archive: Archive, members: pa.Table) -> Iterator[bytes | BadPhoto]:
-    """Yield the content of each member in order, or a BadPhoto if it cannot be read.
-
-    ``members`` are rows of the index, in its order (``photo_table.read_photos`` reads those of a ``table``).
-    Neighbouring members share one range request, and at most ``BATCH_BYTES`` of them (or a single larger one) are in
-    memory.
-    Raises FileNotFoundError if the archive itself no longer exists, and OSError if the storage fails.
-    """
-    rows = members.to_pylist()
-    for batch in _batches(rows):
-        if (refused := _refusal(batch[0])) is not None:
-            yield refused
-            continue
-        files = [archive.file(member["name"]) for member in batch]
-        cuts = list(_ranges(batch, files))
-        ranges = [batch[i:j] for i, j in cuts]
-        found = storage.read_ranges(
-            [files[i] for i, _ in cuts],
-            [r[0]["start"] for r in ranges],
-            [max(m["stop"] for m in r) for r in ranges],
-        )
-        for wanted, data in zip(ranges, found, strict=True):
-            if archive.kind == "folder" and isinstance(data, LOST):
-                gone = isinstance(data, FileNotFoundError)
-                yield from (
-                    BadPhoto("missing_photo" if gone else "unreadable_photo", str(data)) for _ in wanted
-                )
-                continue
-            if isinstance(data, BaseException):
-                raise data
-            for member in wanted:
-                offset = member["start"] - wanted[0]["start"]
-                piece = data[offset : offset + member["stop"] - member["start"]]
-                try:
-                    yield _unpack_zip(piece, member) if archive.kind == "zip" else whole(piece, member)
-                except BadPhoto as bad:
-                    yield bad
-
-
-def _refusal(member: dict[str, Any]) -> BadPhoto | None:
-    """Return why a member must not be read, or None. An empty member is refused as servers reject empty ranges."""
-    if member["method"] in UNREADABLE:
-        return BadPhoto("unreadable_photo", UNREADABLE[member["method"]])
-    if max(member["size"], member["stored"]) > MAX_MEMBER_BYTES:
-        return BadPhoto("picture_too_large", f"{max(member['size'], member['stored'])} bytes")
-    if member["stop"] == member["start"]:
-        return BadPhoto("unreadable_photo", "an empty file")
-    return None
-
-
-def _batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Group consecutive rows into batches of up to ``BATCH_BYTES``. A refused member gets a batch of its own."""
-    batch: list[dict[str, Any]] = []
-    held = 0
-    for row in rows:
-        length = row["stop"] - row["start"]
-        alone = _refusal(row) is not None or bool(batch and _refusal(batch[0]))
-        if batch and (alone or held + length > BATCH_BYTES):
-            yield batch
-            batch, held = [], 0
-        batch.append(row)
-        held += length
-    if batch:
-        yield batch
-
-
-def _ranges(rows: list[dict[str, Any]], files: list[str]) -> Iterator[tuple[int, int]]:
-    """Split a batch into ranges [i, j) of rows in one file, with gaps of at most ``MAX_WASTE`` of the bytes wanted."""
-    first = wanted = waste = 0
-    for i, row in enumerate(rows):
-        gap = max(0, row["start"] - rows[i - 1]["stop"]) if i > first else 0
-        if i > first and (files[i] != files[first] or waste + gap > MAX_WASTE * wanted):
-            yield first, i
-            first, wanted, waste, gap = i, 0, 0, 0
-        wanted += row["stop"] - row["start"]
-        waste += gap
-    yield first, len(rows)
-
-
-def open_member(archive: Archive, member: dict[str, Any]) -> BinaryIO:
-    """Open one member of a zip or tar as a stream; UserError if it cannot be read. A tar member is read into memory."""
-    if member["method"] in UNREADABLE:
-        raise UserError(f"{archive.uri(member['name'])} cannot be read: {UNREADABLE[member['method']]}")
-    if member["stop"] == member["start"]:
-        return io.BytesIO()
-    if archive.kind == "zip":
-        return cast(BinaryIO, zipfile.ZipFile(storage.open(archive.url)).open(member["name"]))
-    (data,) = storage.read_ranges([archive.url], [member["start"]], [member["stop"]])
-    if isinstance(data, BaseException):
-        raise data
-    return io.BytesIO(data)
-
-
-def whole(data: bytes, member: dict[str, Any]) -> bytes:
-    """Return a member's content; BadPhoto if it does not have the size that the index declares."""
-    if len(data) != member["size"]:
-        raise BadPhoto("truncated_photo", f"only {len(data)} of {member['size']} bytes are there")
-    return data
-
-
-def _unpack_zip(data: bytes, member: dict[str, Any]) -> bytes:
-    """Unpack a zip member. ``data`` starts at its local header.
-
-    Raises BadPhoto unless the content has the size and checksum that the zip's directory declares.
-    """
-    if len(data) < _LOCAL_HEADER.size or data[:4] != b"PK\x03\x04":
-        raise BadPhoto("unreadable_photo", "the archive has no member at the offset that its directory gives")
-    _, name_length, extra_length = _LOCAL_HEADER.unpack_from(data)
-    start = _LOCAL_HEADER.size + name_length + extra_length
-    packed = data[start : start + member["stored"]]
-    if len(packed) != member["stored"]:
-        raise BadPhoto("truncated_photo", f"only {len(packed)} of {member['stored']} packed bytes are there")
-    if member["method"] == zipfile.ZIP_STORED:
-        unpacked = packed
-    elif member["method"] == zipfile.ZIP_DEFLATED:
-        try:
-            # Decompress at most one byte more than declared, whatever the member really unpacks to.
-            unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member["size"] + 1)
-        except zlib.error as error:
-            raise BadPhoto("unreadable_photo", f"damaged in the archive ({error})") from error
-    else:
-        how = f"packed by zip method {member['method']}"
-        raise BadPhoto("unreadable_photo", f"{how}: repack the archive with deflate or store")
-    if len(unpacked) != member["size"]:
-        raise BadPhoto(
-            "unreadable_photo", f"unpacks to another size than the declared {member['size']} bytes"
-        )
-    if zlib.crc32(unpacked) != member["crc"]:
-        raise BadPhoto("unreadable_photo", "damaged in the archive (its checksum differs)")
-    return unpacked

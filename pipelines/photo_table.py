@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from glefld import storage
 from glefld.errors import BadPhoto, UserError
 from glefld.redaction import MAYBE_SECRET, holds_secret, public_url
-from pipelines.archives import BATCH_BYTES, LOST, MAX_MEMBER_BYTES, Archive, whole
+from pipelines.archives import Archive
+from pipelines.members import BATCH_BYTES, LOST, MAX_MEMBER_BYTES, whole
 
 #: What a photo of unknown size is taken for when rows are divided into shards.
 GUESSED_BYTES = 64 << 10

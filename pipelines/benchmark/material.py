@@ -14,7 +14,7 @@ from glefld.models import build_model, checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.schema import Manifest
 from glefld.synthetic.deepfashion import write_dataset
-from pipelines.archives import MEMBERS, Archive, read_members
+from pipelines.archives import MEMBERS, Archive
 from pipelines.benchmark.crop_script import Cropped
 from pipelines.benchmark.options import RAW, BenchmarkOptions
 from pipelines.benchmark.peers import Sample
@@ -23,6 +23,7 @@ from pipelines.infer.inputs import open_input
 from pipelines.ingest.plan import IngestOptions, IngestPlan, PlannedShard
 from pipelines.ingest.run import prepare as plan_ingest
 from pipelines.ingest.shard import crop_box, planned_rows
+from pipelines.members import read_members
 
 #: Pictures that stages in one process hold in memory, at most, and go round.
 HELD = 512

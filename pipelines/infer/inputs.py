@@ -32,10 +32,10 @@ from pipelines.archives import (
     file_members,
     open_archive,
     read_index,
-    read_members,
 )
 from pipelines.infer.boxes import read_boxes
 from pipelines.infer.lists import INVENTORY, LISTED, is_list, read_list
+from pipelines.members import read_members
 from pipelines.photo_table import read_photos
 from pipelines.resumable import combined_state, source_state
 from pipelines.rowfile import RowFile

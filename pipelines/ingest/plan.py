@@ -30,10 +30,11 @@ from glefld.redaction import public_url
 from glefld.schema import REJECT_SCHEMA, SCHEMA_VERSION, SPLITS, Labels
 from glefld.synthetic.raw_lists import MARK
 from glefld.temporary import temporary_file, temporary_space
-from pipelines.archives import MAX_MEMBER_BYTES, MEMBERS, Archive
+from pipelines.archives import MEMBERS, Archive
 from pipelines.ingest.shard import PLANNED, REASONS, shard_path
 from pipelines.ingest.source import INDEX, Indexed
 from pipelines.ingest.sql import BATCH_ROWS, batches, database, read_files, registered
+from pipelines.members import MAX_MEMBER_BYTES
 from pipelines.resumable import ROW_GROUP
 from pipelines.rowfile import hash_values
 

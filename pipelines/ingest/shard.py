@@ -17,7 +17,8 @@ from glefld.data.crops import Crops
 from glefld.datasets.lists import ANNOTATIONS, unpack
 from glefld.errors import BadPhoto, BadRow
 from glefld.schema import REJECT_SCHEMA, LandmarkSet, sample_schema
-from pipelines.archives import MEMBERS, Archive, read_members
+from pipelines.archives import MEMBERS, Archive
+from pipelines.members import read_members
 from pipelines.photo_table import read_photos
 from pipelines.resumable import KILLER, ShardedOutput, from_bytes
 

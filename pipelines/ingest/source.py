@@ -28,11 +28,10 @@ from pipelines.archives import (
     TABLE,
     Archive,
     open_archive,
-    open_member,
     read_index,
-    read_members,
 )
 from pipelines.ingest.sql import batches, database, registered
+from pipelines.members import open_member, read_members
 from pipelines.photo_table import GUESSED_BYTES, PHOTOS, has_uris, read_table
 from pipelines.resumable import DEATHS
 

@@ -22,8 +22,9 @@ from glefld.errors import UserError
 from glefld.models import checkpoint
 from jobs import evaluate, infer, ingest, train
 from pipelines import lease
-from pipelines.archives import open_archive, read_index, read_members
+from pipelines.archives import open_archive, read_index
 from pipelines.infer.inputs import open_input
+from pipelines.members import read_members
 from tests import dots
 from tests.cluster.conftest import READ_SECONDS
 from tests.cluster.fault_proxy import NOISY, Fault, Plan

@@ -1,8 +1,6 @@
 """What ends a job: one line for what a user can mend, a traceback for a bug of ours."""
 
-import io
 import os
-import re
 import runpy
 import subprocess
 import sys
@@ -10,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
-from rich.console import Console
 
 from glefld.errors import UserError
-from jobs.cli import RowBar, guard, open_data, resolve_checkpoint
+from jobs.cli import guard, open_data, resolve_checkpoint
 
 
 def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str]:
@@ -84,33 +81,6 @@ def test_a_connection_that_breaks_is_no_reader_that_left(capsys: pytest.CaptureF
     status, line = ended(BrokenPipeError(32, "Broken pipe"), capsys)
     assert status == 1
     assert line.startswith("error: [Errno 32] Broken pipe")
-
-
-def test_progress_in_a_log_is_a_few_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One at the start, one at the end, and in between not one for each step."""
-    log = io.StringIO()
-    with RowBar(Console(file=log), "infer") as bar:
-        for done in range(0, 1001, 100):
-            bar(done, 1000)
-    first, last = log.getvalue().splitlines()
-    assert first == "infer  0 of 1,000"
-    assert re.fullmatch(r"infer  1,000 of 1,000, [\d,]+ a second", last)
-
-    monkeypatch.setattr("jobs.cli.LINE_SECONDS", 0.0)
-    log = io.StringIO()
-    with RowBar(Console(file=log), "infer") as bar:
-        for done in (500, 750, 1000):
-            bar(done, 1000)
-    assert [line.split()[1] for line in log.getvalue().splitlines()] == ["500", "750", "1,000"]
-
-
-def test_progress_on_a_terminal_is_a_bar() -> None:
-    terminal = io.StringIO()
-    with RowBar(Console(file=terminal, force_terminal=True, width=80), "infer") as bar:
-        bar(1000, 1000)
-    assert "1000/1000" in terminal.getvalue()
-    assert "━" in terminal.getvalue()
-    assert "a second" not in terminal.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a user sees of a training while it goes on, in a log and at a terminal."""
+"""What a user sees of a job while it goes on, in a log and at a terminal."""
 
 import io
 import re
@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from jobs import progress
-from jobs.progress import TrainingProgress, duration
+from jobs.progress import RowBar, TrainingProgress, duration
 from pipelines.train import events
 from pipelines.train.events import Began, EpochEnded, Stepped, WorkersLost
 from pipelines.train.workers import WorkerGroup
@@ -27,6 +27,33 @@ def shown(console: Console, *told: events.Event, several: bool = False) -> None:
     with TrainingProgress(console, WORKERS, several=several) as display:
         for event in told:
             assert display.take(events.line(event))
+
+
+def test_rows_in_a_log_are_a_few_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One at the start, one at the end, and in between not one for each step."""
+    log = io.StringIO()
+    with RowBar(Console(file=log), "infer") as bar:
+        for done in range(0, 1001, 100):
+            bar(done, 1000)
+    first, last = log.getvalue().splitlines()
+    assert first == "infer  0 of 1,000"
+    assert re.fullmatch(r"infer  1,000 of 1,000, [\d,]+ a second", last)
+
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    log = io.StringIO()
+    with RowBar(Console(file=log), "infer") as bar:
+        for done in (500, 750, 1000):
+            bar(done, 1000)
+    assert [line.split()[1] for line in log.getvalue().splitlines()] == ["500", "750", "1,000"]
+
+
+def test_rows_on_a_terminal_are_a_bar() -> None:
+    terminal = io.StringIO()
+    with RowBar(Console(file=terminal, force_terminal=True, width=80), "infer") as bar:
+        bar(1000, 1000)
+    assert "1000/1000" in terminal.getvalue()
+    assert "━" in terminal.getvalue()
+    assert "a second" not in terminal.getvalue()
 
 
 def test_a_log_gets_one_plain_line_an_epoch() -> None:

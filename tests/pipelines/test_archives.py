@@ -13,8 +13,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from glefld.errors import BadPhoto, UserError
-from pipelines import archives
-from pipelines.archives import open_archive, read_index, read_members
+from pipelines import archives, members
+from pipelines.archives import open_archive, read_index
+from pipelines.members import read_members
 from tests.full_disk import on_full_disk
 from tests.raw_layouts import write_archive
 
@@ -101,10 +102,10 @@ def test_reads_are_few_and_frugal(name: str, tmp_path: Path) -> None:
         found = list(read_members(archive, chosen))
         assert [len(data) for data in found] == chosen["size"].to_pylist()
         assert sum(CountingFileSystem.reads) <= 1.2 * sum(chosen["size"].to_pylist())
-        assert max(CountingFileSystem.reads) <= (1 + archives.MAX_WASTE) * archives.BATCH_BYTES
+        assert max(CountingFileSystem.reads) <= (1 + members.MAX_WASTE) * members.BATCH_BYTES
         if share == 1.0:
             total = sum(chosen["size"].to_pylist())
-            assert len(CountingFileSystem.reads) <= 1 + total // (archives.BATCH_BYTES // 2)
+            assert len(CountingFileSystem.reads) <= 1 + total // (members.BATCH_BYTES // 2)
 
 
 def flip(path: Path, at: int, byte: int | None = None) -> None:

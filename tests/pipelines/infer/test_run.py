@@ -552,7 +552,7 @@ def test_photos_are_read_ahead_of_the_model_within_a_limit(
 ) -> None:
     """While the first answer is looked at, all that may be held is asked for: a slow store is waited for once."""
     fsspec.register_implementation("recording", Recording, clobber=True)
-    monkeypatch.setattr("pipelines.archives.BATCH_BYTES", 2500)  # two or three photos a range
+    monkeypatch.setattr("pipelines.members.BATCH_BYTES", 2500)  # two or three photos a range
     monkeypatch.setattr("pipelines.infer.run.AHEAD_BYTES", most)
     files, _ = make_photos(150)
     source = write_zip(tmp_path / "input.zip", files)

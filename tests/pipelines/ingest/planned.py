@@ -3,9 +3,10 @@
 import pyarrow.parquet as pq
 
 from glefld.errors import BadPhoto
-from pipelines.archives import MEMBERS, read_members
+from pipelines.archives import MEMBERS
 from pipelines.ingest.plan import IngestPlan
 from pipelines.ingest.shard import planned_rows
+from pipelines.members import read_members
 
 
 def planned_photos(plan: IngestPlan) -> dict[str, bytes | BadPhoto]:
