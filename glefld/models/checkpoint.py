@@ -12,6 +12,7 @@ never runs code from it: weights are safetensors, and ``training.pt`` is read wi
 import dataclasses
 import hashlib
 import io
+import logging
 import pickle
 import re
 import reprlib
@@ -30,7 +31,10 @@ from glefld.models import MODELS, build_model, first_mistake
 from glefld.models.calibration import Calibration
 from glefld.models.system import Model, Task
 from glefld.recipe import MOST_INPUT
+from glefld.redaction import public_url, redacted
 from glefld.schema import Labels
+
+logger = logging.getLogger(__name__)
 
 CARD_VERSION = 4
 #: What an exported model consists of, besides complete.json.
@@ -263,19 +267,45 @@ def resolve(url: str) -> str:
 def newest_run(root: str, task: Task = "landmarks") -> str | None:
     """Return the run below ``<root>/runs`` that was begun last, of those with a best checkpoint for the task.
 
-    None if there is none. UserError if a run's files are damaged.
+    None if there is none. A run with damaged files is passed over, and a line of the log says so: one broken run must
+    not stand before all others.
     """
     found = []
     for entry in storage.entries(storage.join(root, "runs")):
-        if not entry.is_folder or (best := pointed(entry.url, "best")) is None:
+        try:
+            begun = _begun(entry.url, task) if entry.is_folder else None
+        except (UserError, FileNotFoundError) as error:
+            logger.warning(
+                "the run %s is damaged and passed over: %s", public_url(entry.url), redacted(str(error))
+            )
             continue
-        card = storage.read_json(storage.join(entry.url, best, "model.json"))
-        system = MODELS.get(card.get("model", "") if isinstance(card, dict) else "")
-        if system is not None and system.task == task:
-            record = storage.join(entry.url, "run.json")
-            begun = storage.read_json(record).get("begun", "") if storage.exists(record) else ""
+        if begun is not None:
             found.append((begun, entry.url))
     return max(found)[1] if found else None
+
+
+def _begun(run: str, task: Task) -> str | None:
+    """Return when a run was begun, empty if that is not recorded; None if it has no best checkpoint for the task.
+
+    UserError or FileNotFoundError if its files are damaged.
+    """
+    if (best := pointed(run, "best")) is None:
+        return None
+    card = storage.join(run, best, "model.json")
+    match storage.read_json(card):
+        case {"model": str(name)}:
+            system = MODELS.get(name)
+        case _:
+            raise UserError(f"{card} names no system")
+    if system is None or system.task != task:
+        return None
+    record = storage.join(run, "run.json")
+    match storage.read_json(record) if storage.exists(record) else {}:
+        case {"begun": str(begun)}:
+            return begun
+        case dict():
+            return ""
+    raise UserError(f"{record} is not the record of a run")
 
 
 def _write_verified(url: str, value: Any) -> None:

@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 import glefld
 from glefld import Landmarks, storage
 from glefld.errors import BadBox, BadPhoto, UserError
-from glefld.landmarks import Request, Result, to_coco
+from glefld.landmarks import Request, Result, default_checkpoint, to_coco
 from glefld.models import build_model, checkpoint
 from glefld.schema import FASHION8, Labels, Visibility
 from tests import dots, typed
@@ -307,6 +307,41 @@ def test_without_a_name_the_newest_run_is_loaded(tmp_path: Path, monkeypatch: py
     assert Landmarks.load("runs/a-new", device="cpu").checkpoint == f"{new}/{best}"
     with pytest.raises(UserError, match="is a classifier"):
         Landmarks.load("runs/classifier", device="cpu")
+
+
+def cut_pointer(run: Path) -> None:
+    (run / "best.json").write_text("{")
+
+
+def point_elsewhere(run: Path) -> None:
+    (run / "best.json").write_text('{"checkpoint": "checkpoints/00000009"}')
+
+
+def cut_card(run: Path) -> None:
+    (run / "checkpoints" / "00000001" / "model.json").write_text("[]")
+
+
+def cut_record(run: Path) -> None:
+    (run / "run.json").write_text("[]")
+
+
+@pytest.mark.parametrize("damage", [cut_pointer, point_elsewhere, cut_card, cut_record])
+def test_a_damaged_run_is_passed_over_and_a_line_says_so(
+    damage: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Who names no run gets the one before it, and is told why."""
+    monkeypatch.delenv("GLEFLD_CHECKPOINT", raising=False)
+    old = write_run(tmp_path, "old", "2026-01-01T00:00:00+00:00")
+    new = write_run(tmp_path, "new", "2026-02-01T00:00:00+00:00")
+    assert default_checkpoint(str(tmp_path)) == (new, "the newest run")
+    assert not caplog.records
+    damage(Path(new))
+    assert default_checkpoint(str(tmp_path)) == (old, "the newest run")
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"the run {new} is damaged and passed over: ")
 
 
 def test_a_device_that_is_not_there_is_told(model: Landmarks) -> None:
