@@ -23,11 +23,14 @@ class Augmentation:
     """Maximum relative change of size: 0.2 scales by up to 1.2, up or down."""
     shift: float = 0.1
     """Maximum shift as a fraction of the input's size, in either direction."""
+    stretch: float = 0.0
+    """Maximum relative change of width over height, in either direction, at the same area: 0.5 is up to 1.5 times."""
     colour: float = 0.2
     """Maximum relative change of brightness, contrast and saturation. Hue changes by up to 30 degrees times this."""
 
     def __post_init__(self) -> None:
-        for name, most in (("mirror", 1), ("rotate", 180), ("scale", 0.99), ("shift", 1), ("colour", 0.99)):
+        limits = {"mirror": 1, "rotate": 180, "scale": 0.99, "shift": 1, "stretch": 3, "colour": 0.99}
+        for name, most in limits.items():
             require_between(f"--augmentation.{name}", getattr(self, name), 0, most)
 
 
@@ -44,19 +47,22 @@ class Draw:
 
 
 def draw_augmentation(augmentation: Augmentation, size: int, rng: np.random.Generator) -> Draw:
-    """Draw one sample's augmentation: rotation and scale about the input's centre, shift, perhaps mirroring, colour."""
-    turn, size_change, right, down, mirror, *colour = rng.random(9).tolist()
+    """Draw one sample's augmentation: stretch, rotation, scale about the centre, shift, perhaps mirroring, colour."""
+    turn, size_change, right, down, mirror, *colour, shape = rng.random(10).tolist()
     # Plain floats: a row's share of this is on the way of every row.
     angle = math.radians(augmentation.rotate) * (2 * turn - 1)
     scale = math.exp((2 * size_change - 1) * math.log1p(augmentation.scale))
+    wide = math.exp((2 * shape - 1) * math.log1p(augmentation.stretch) / 2)  # the area stays what it was
     shift_x, shift_y = ((2 * v - 1) * augmentation.shift * size for v in (right, down))
     mirrored = mirror < augmentation.mirror
     brightness, contrast, saturation = (1 + (2 * v - 1) * augmentation.colour for v in colour[:3])
     hue = 30 * (2 * colour[3] - 1) * augmentation.colour
 
     cosine, sine, centre = scale * math.cos(angle), scale * math.sin(angle), size / 2
-    x = [cosine, -sine, centre - (cosine - sine) * centre + shift_x]
-    y = [sine, cosine, centre - (sine + cosine) * centre + shift_y]
+    x = [cosine * wide, -sine / wide]
+    y = [sine * wide, cosine / wide]
+    x.append(centre - (x[0] + x[1]) * centre + shift_x)
+    y.append(centre - (y[0] + y[1]) * centre + shift_y)
     if mirrored:
         x = [-x[0], -x[1], size - x[2]]
     return Draw(np.array([x, y]), mirrored, (brightness, contrast, saturation, hue))

@@ -30,6 +30,7 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, samples: list[Sample], size: int, augmentation: Augmentation) -> None:
+        assert not augmentation.stretch, "torchvision's random affine map keeps the shape"
         self.samples = samples
         steps: list[Any] = [v2.ToImage(), v2.Resize((size, size), antialias=True)]
         if augmentation.mirror:

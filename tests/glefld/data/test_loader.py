@@ -70,7 +70,8 @@ AUGMENTATIONS = {
     "mirror": Augmentation(mirror=1, rotate=0, scale=0, shift=0, colour=0),
     "rotate": Augmentation(mirror=0, rotate=25, scale=0, shift=0, colour=0),
     "scale and shift": Augmentation(mirror=0, rotate=0, scale=0.2, shift=0.05, colour=0),
-    "all": Augmentation(mirror=0.5, rotate=15, scale=0.2, shift=0.05, colour=0.1),
+    "stretch": Augmentation(mirror=0, rotate=0, scale=0, shift=0, stretch=0.3, colour=0),
+    "all": Augmentation(mirror=0.5, rotate=15, scale=0.2, shift=0.05, stretch=0.2, colour=0.1),
 }
 
 
@@ -143,20 +144,25 @@ def test_affine_algebra() -> None:
 
 
 def test_draws_stay_within_their_ranges() -> None:
-    """Scale, rotation and colour of a thousand draws stay within what was asked for, and use it."""
+    """Scale, stretch and colour of a thousand draws stay within what was asked for, and use it; area is scale alone."""
     rng = np.random.default_rng(0)
-    augmentation = Augmentation(mirror=0.25, rotate=20, scale=0.5, shift=0, colour=0.4)
+    augmentation = Augmentation(mirror=0.25, rotate=20, scale=0.5, shift=0, stretch=0.6, colour=0.4)
     draws = [draw_augmentation(augmentation, 100, rng) for _ in range(1000)]
     scales = np.array([abs(np.linalg.det(d.affine[:, :2])) ** 0.5 for d in draws])
     assert 1 / 1.5 <= scales.min() < 0.7
     assert 1.45 < scales.max() <= 1.5
+    wide, high = np.moveaxis([np.linalg.norm(d.affine[:, :2], axis=0) for d in draws], -1, 0)
+    assert 1 / 1.6 <= (wide / high).min() < 0.63
+    assert 1.58 < (wide / high).max() <= 1.6
     assert 0.2 < np.mean([d.mirrored for d in draws]) < 0.3
     factors = np.array([d.colour[:3] for d in draws])
     assert 0.6 <= factors.min() < 0.61
     assert 1.39 < factors.max() <= 1.4
 
 
-@pytest.mark.parametrize("wrong", [{"mirror": 1.5}, {"scale": 1.0}, {"colour": -0.1}, {"rotate": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"mirror": 1.5}, {"scale": 1.0}, {"colour": -0.1}, {"rotate": -1}, {"stretch": 4}]
+)
 def test_wrong_ranges_end_in_one_line(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match="augmentation"):
         Augmentation(**wrong)
