@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fsspec.config import conf
 
+from tests import browser as browsers
 from tests.cluster.ceph import Ceph
 from tests.cluster.fault_proxy import FaultProxy
 from tests.cluster.forks import Forks
@@ -96,3 +97,10 @@ def forks(store: ObjectStore) -> Iterator[Forks]:
     made = Forks(os.environ)
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[browsers.Browser]:
+    """A browser; each page that is opened in it replaces the one before."""
+    with browsers.browser() as made:
+        yield made

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 #: What importing a module must not load.
 NOT_LOADED = {
     "glefld": {"torch", "numpy", "ray", "mlflow", "matplotlib", "PIL"},
+    "glefld.pages": {"torch", "ray", "mlflow", "matplotlib", "pyarrow"},
     "glefld.predict": {"ray", "mlflow", "matplotlib", "rich", "pycocotools"},
     "glefld.detect": {"ray", "mlflow", "matplotlib", "rich", "pycocotools", "torchvision"},
     "glefld.landmarks": {
@@ -52,6 +53,7 @@ BELOW = {
     "datasets": {"coco_format", "data", "schema", "storage", "redaction", "temporary", "errors"},
     "models": {"data", "schema", "storage", "redaction", "temporary", "errors", "recipe"},
     "scoring": {
+        "pages",
         "models",
         "data",
         "datasets",
@@ -102,6 +104,7 @@ BELOW = {
         "recipe",
     },
     "coco_format": {"schema"},
+    "pages": set(),
     "recipe": {"data", "errors"},
     "listing": {"storage", "temporary"},
     "storage": {"redaction", "temporary", "errors"},
