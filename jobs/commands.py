@@ -36,6 +36,7 @@ COMMANDS = {
         Command("compare", MAKE, "train several systems alike, for one table"),
         Command("synthesize", DATA, "render garments with exact annotations"),
         Command("ingest", DATA, "raw archives, COCO or CSV to a data set in Parquet"),
+        Command("inspect", DATA, "a page about a data set, and what is probably wrong in it"),
         Command("export-dataset", DATA, "a data set back to COCO keypoints and pictures"),
         Command("submit", CLUSTER, "run a command on a Ray cluster and follow its log", on_cluster=False),
         Command("benchmark", CLUSTER, "measure each stage on this machine or cluster"),

@@ -48,8 +48,8 @@ class PhotoBoxes:
         rows: list[np.ndarray] = [np.empty(0, np.uint64)]
         boxes: list[np.ndarray] = [np.empty((0, 4), np.float32)]
         for table in tables:
-            photos.append(_hashes(table["source_uri"]))
-            rows.append(_hashes(table["sample_id"]))
+            photos.append(hashes(table["source_uri"]))
+            rows.append(hashes(table["sample_id"]))
             boxes.append(_boxes(table))
         found = np.concatenate(photos)
         order = np.argsort(found, kind="stable")
@@ -69,7 +69,7 @@ class PhotoBoxes:
 
     def of(self, table: pa.Table, to_input: np.ndarray, size: int) -> Garments:
         """Return the garments of the photos of a table's rows; to_input: affine maps [b, 2, 3] from these photos."""
-        photos, ids = _hashes(table["source_uri"]), _hashes(table["sample_id"])
+        photos, ids = hashes(table["source_uri"]), hashes(table["sample_id"])
         starts = np.searchsorted(self._photos, photos, side="left")
         ends = np.searchsorted(self._photos, photos, side="right")
         sides = (table[f"source_{side}"].to_pylist() for side in ("width", "height"))
@@ -114,7 +114,7 @@ def _boxes(table: pa.Table) -> np.ndarray:
     return table["box"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
 
 
-def _hashes(texts: pa.ChunkedArray) -> np.ndarray:
+def hashes(texts: pa.ChunkedArray) -> np.ndarray:
     """Return 64 bits of a hash of each text, [b] uint64. Of a million, two are the same in one set of 37 million."""
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts.to_pylist())
     return np.frombuffer(digests, np.uint64)

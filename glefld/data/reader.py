@@ -79,13 +79,23 @@ class SplitReader:
         assert order.rows == self.rows
         return ahead(self._epoch(order, batch_size, first_step, rank, world), 4)
 
-    def read(self, batches: Sequence[np.ndarray]) -> Iterator[pa.Table]:
-        """Yield one table per batch of row numbers, which ascend within a batch and from batch to batch."""
-        return ahead(self._read(batches), 4)
+    def read(self, batches: Sequence[np.ndarray], columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield one table per batch of row numbers, which ascend within a batch and from batch to batch.
 
-    def tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Yield some columns of all rows, in shard order, one row group at a time."""
-        return self._groups(iter(range(len(self.groups))), columns)
+        columns: those that are wanted, by default all.
+        """
+        return ahead(self._read(batches, columns), 4)
+
+    def tables(self, columns: list[str], groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
+        """Yield some columns of all rows, in shard order, one row group at a time.
+
+        groups: which of ``groups``, ascending; by default all.
+        """
+        return self._groups(iter(range(len(self.groups)) if groups is None else groups), columns)
+
+    def first_row(self, group: int) -> int:
+        """Return the number of a row group's first row."""
+        return int(self._starts[group])
 
     def _epoch(
         self, order: EpochOrder, batch_size: int, first_step: int, rank: int, world: int
@@ -128,10 +138,10 @@ class SplitReader:
                     pa.concat_tables([parts[part] for part in back]).combine_chunks(),
                 )
 
-    def _read(self, batches: Sequence[np.ndarray]) -> Iterator[pa.Table]:
+    def _read(self, batches: Sequence[np.ndarray], columns: list[str] | None) -> Iterator[pa.Table]:
         group_of = [np.searchsorted(self._starts, rows, side="right") - 1 for rows in batches]
         wanted = np.unique(np.concatenate([np.empty(0, np.int64), *group_of]))
-        tables = self._groups(iter(wanted.tolist()))
+        tables = self._groups(iter(wanted.tolist()), columns)
         held: dict[int, pa.Table] = {}
         order = iter(wanted)
         for rows, groups in zip(batches, group_of, strict=True):

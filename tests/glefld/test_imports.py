@@ -45,6 +45,7 @@ NOT_LOADED = {
     "jobs.infer": {"mlflow", "matplotlib", "torchvision"},
     "jobs.doctor": {"ray", "torch", "mlflow", "matplotlib"},
     "jobs.predict": {"ray", "torch", "mlflow", "matplotlib", "cv2", "nvidia"},
+    "jobs.inspect": {"ray", "torch", "mlflow", "matplotlib", "cv2", "nvidia"},
     "jobs.benchmark": {"ray", "mlflow", "matplotlib", "torchvision"},
 }
 #: The rooms of the library that each room may import, itself besides.
@@ -76,6 +77,17 @@ BELOW = {
         "recipe",
     },
     "tracking": {"models", "schema", "storage", "redaction", "temporary", "errors"},
+    "inspection": {
+        "pages",
+        "predict",
+        "scoring",
+        "models",
+        "data",
+        "schema",
+        "storage",
+        "redaction",
+        "errors",
+    },
     "synthetic": {"datasets", "schema", "storage", "redaction", "temporary", "errors"},
     "predict": {"models", "data", "schema", "storage", "redaction", "temporary", "errors", "recipe"},
     "detect": {

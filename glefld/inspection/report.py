@@ -1,0 +1,544 @@
+"""The page about a data set: what is in it, what training makes of it, and what is probably wrong with it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from glefld.data.augmentation import Augmentation
+from glefld.inspection import copies, draws, rejects, suspects
+from glefld.inspection.look import Looked, look
+from glefld.inspection.rows import Readers, Rows
+from glefld.inspection.suspects import Kind, Suspect, Suspects
+from glefld.pages import (
+    Bar,
+    Chart,
+    Facts,
+    Fold,
+    Number,
+    Numbers,
+    Page,
+    Part,
+    Picture,
+    Pictures,
+    Point,
+    Points,
+    Section,
+    Table,
+    Text,
+)
+from glefld.predict import Predictor
+from glefld.redaction import public_url
+from glefld.schema import VIEWS, Manifest, Visibility
+from glefld.scoring.tables import short_name
+
+#: Garments before and after augmentation, and how often each is augmented.
+SAMPLES = 12
+DRAWS = 3
+#: Pictures that are shown of what is probably wrong, of each kind; and of rejects, of each reason.
+SHOWN = 24
+SHOWN_REJECTS = 4
+#: Classes that are listed.
+MOST_CLASSES = 20
+#: Maps are drawn of at most this many garments of a type.
+MOST_MAPPED = 200_000
+
+Tell = Callable[[int, int], None]
+
+SAMPLES_TITLE, GARMENTS, LANDMARKS = "Augmentation", "Garments", "Landmarks"
+REJECTS, COPIES, SIDES, PLACES = "Rejects", "Copies", "Left and right", "Places"
+
+SIDE_KINDS: tuple[Kind, ...] = ("sides_model", "sides", "view")
+PLACE_KINDS: tuple[Kind, ...] = ("place_model", "place")
+KINDS: dict[Kind, str] = {
+    "sides": "pairs that contradict the garment's other pairs",
+    "view": "sides that contradict the view",
+    "sides_model": "sides that contradict the model",
+    "place": "landmarks far from where the garment's others say",
+    "place_model": "landmarks far from where the model is sure that they are",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """Two rows that show the same photo."""
+
+    first: int
+    second: int
+    bits: int
+    """By how many bits their hashes differ; -1 if their bytes are the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """All that was found in a data set."""
+
+    data: str
+    readers: Readers
+    rows: Rows
+    looked: Looked
+    suspects: Suspects
+    across: list[np.ndarray]
+    """Groups of rows whose photos are the same bytes, in several splits."""
+    within: list[np.ndarray]
+    """The same within one split."""
+    near: list[Copy]
+    """Pairs across splits that look the same, but for those of the same bytes."""
+    rejected: dict[str, list[rejects.Reject]]
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.readers.manifest
+
+
+def inspect(
+    data: str,
+    readers: Readers,
+    model: Predictor | None,
+    most_rows: int,
+    most_pictures: int,
+    progress: Callable[[str], AbstractContextManager[Tell]],
+) -> Inspection:
+    """Read about so many rows and pictures of each split. progress: begins what is told done and in all."""
+    landmark_set = readers.manifest.landmark_set
+    with progress("rows") as tell:
+        rows = readers.read(most_rows, tell)
+    with progress("pictures") as tell:
+        looked = look(readers, rows, most_pictures, model, tell)
+    across, within = copies.exact(rows.content, rows.photo, rows.split)
+    return Inspection(
+        data,
+        readers,
+        rows,
+        looked,
+        suspects.find(rows, landmark_set, looked.places, looked.answers),
+        across,
+        within,
+        _near(rows, looked),
+        rejects.read(data, SHOWN_REJECTS) if readers.manifest.rejects else {},
+    )
+
+
+def _near(rows: Rows, looked: Looked) -> list[Copy]:
+    found = []
+    split = rows.split[looked.places]
+    for index in range(1, len(rows.splits)):
+        first, second = looked.places[split < index], looked.places[split == index]
+        for a, b, bits in copies.near(looked.hashes[split < index], looked.hashes[split == index]):
+            if rows.content[first[a]] != rows.content[second[b]]:
+                found.append(Copy(int(first[a]), int(second[b]), bits))
+    return sorted(found, key=lambda copy: (copy.bits, copy.first, copy.second))
+
+
+def suspect_rows(found: Inspection) -> list[dict[str, Any]]:
+    """Return all that is probably wrong, a row each, with the ids that a person needs to mend it."""
+    listed = [(s.place, s.kind, s.what, s.score) for some in found.suspects.found.values() for s in some]
+    listed += [
+        (
+            int(place),
+            "copy",
+            f"the same photo {len(group)} times in {len(set(found.rows.split[group]))} splits",
+            0.0,
+        )
+        for group in found.across
+        for place in group
+    ]
+    listed += [(copy.second, "near_copy", "", float(copy.bits)) for copy in found.near]
+    ids = found.readers.fetch(found.rows, [place for place, *_ in listed], ["sample_id", "source_uri"])
+    others = found.readers.fetch(found.rows, [copy.first for copy in found.near], ["sample_id"])
+    for i, copy in enumerate(found.near, len(listed) - len(found.near)):
+        place, kind, _, bits = listed[i]
+        listed[i] = (place, kind, f"looks like {others[copy.first]['sample_id']}", bits)
+    return [
+        {
+            "sample_id": ids[place]["sample_id"],
+            "split": found.rows.splits[found.rows.split[place]],
+            "source_uri": public_url(ids[place]["source_uri"]),
+            "finding": kind,
+            "what": what,
+            "score": round(score, 4),
+        }
+        for place, kind, what, score in listed
+    ]
+
+
+def page(found: Inspection, augmentation: Augmentation, facts: Mapping[str, str]) -> Page:
+    """Return the page. facts: how it came to be, for its foot."""
+    manifest, rows = found.manifest, found.rows
+    garments = sum(manifest.splits[split] for split in rows.splits)
+    sections = [_samples(found, augmentation), Section(GARMENTS, _garments(found))]
+    if len(manifest.landmark_set):
+        sections += [
+            Section(LANDMARKS, _landmarks(found)),
+            Section(SIDES, _suspects(found, SIDE_KINDS)),
+            Section(PLACES, _suspects(found, PLACE_KINDS)),
+        ]
+    sections += [Section(COPIES, _copies(found)), Section(REJECTS, _rejects(found))]
+    splits = ", ".join(f"{manifest.splits[split]:,} {split}" for split in rows.splits)
+    return Page(
+        f"Data set {manifest.title}",
+        f"{garments:,} garments ({splits}) with the landmarks {manifest.landmark_set.name}",
+        [
+            Numbers(numbers(found)),
+            Points(_points(found)),
+            Fold("What was read, and how", [Facts({**_read(found, garments), **facts})]),
+        ],
+        sections,
+    )
+
+
+def numbers(found: Inspection) -> list[Number]:
+    """Return the key numbers."""
+    manifest, rows = found.manifest, found.rows
+    garments = sum(manifest.splits[split] for split in rows.splits)
+    photos = len(np.unique(rows.photo))
+    visible = (rows.visibility == Visibility.VISIBLE).sum()
+    placed = ~np.isnan(rows.points).any(axis=2)
+    side_rows, place_rows = found.suspects.garments(*SIDE_KINDS), found.suspects.garments(*PLACE_KINDS)
+    return [
+        Number(
+            "garments",
+            f"{garments:,}",
+            f"{photos:,} photos" if len(rows) == garments else f"{len(rows):,} read",
+        ),
+        Number(
+            "landmarks a garment",
+            f"{placed.sum() / max(1, len(rows)):.1f}",
+            f"{_percent(visible, max(1, placed.sum()))} of them visible",
+        ),
+        Number("rejected rows", f"{sum(manifest.rejects.values()):,}", f"of {manifest.rows_in:,}"),
+        Number(
+            "left and right doubtful", f"{side_rows:,}", _percent(side_rows, len(rows)) + " of the garments"
+        ),
+        Number("places doubtful", f"{place_rows:,}", _percent(place_rows, len(rows)) + " of the garments"),
+        Number(
+            "photos in several splits",
+            f"{len(found.across) + len(found.near):,}",
+            f"{len(found.across)} of the same bytes, {len(found.near)} alike",
+        ),
+    ]
+
+
+def _points(found: Inspection) -> list[Point]:
+    """What to do next, in the order of what it is worth."""
+    points = []
+    if found.across or found.near:
+        points.append(
+            Point(
+                f"{len(found.across) + len(found.near)} photos of one split are also in another one, so scores are too "
+                "good. Ingest with --dedupe, or remove them:",
+                COPIES,
+            )
+        )
+    for kinds, what, title in (
+        (SIDE_KINDS, "have left and right the wrong way round, or some of them", SIDES),
+        (PLACE_KINDS, "have a landmark that is far from where it should be", PLACES),
+    ):
+        if number := found.suspects.garments(*kinds):
+            points.append(Point(f"{number:,} garments probably {what}. Look at the worst ones:", title))
+    if found.looked.answers is None and len(found.manifest.landmark_set):
+        points.append(
+            Point(
+                "Backs that are annotated as fronts, and the other way round, are found only with a trained model: add "
+                "--checkpoint."
+            )
+        )
+    for slot, type_ in enumerate(found.manifest.landmark_set.garment_types):
+        number = int((found.rows.slot == slot).sum())
+        if number < 100:
+            points.append(Point(f"Only {number} garments are of the type {type_.name}.", GARMENTS))
+    if found.manifest.rejects:
+        reason, number = max(found.manifest.rejects.items(), key=lambda item: item[1])
+        points.append(Point(f"Most rejected rows ({number:,}) are {reason}.", REJECTS))
+    return points
+
+
+def _read(found: Inspection, garments: int) -> dict[str, str]:
+    rows, looked = found.rows, found.looked
+    return {
+        "data set": public_url(found.data),
+        "content hash": found.manifest.content_hash,
+        "numbers": f"of {len(rows):,} of {garments:,} rows"
+        + ("" if len(rows) == garments else ", from row groups that are evenly spread (--rows)"),
+        "pictures": f"of {len(looked.places):,} rows, for copies"
+        + (" and the model" if looked.answers is not None else "")
+        + ("" if len(looked.places) == garments else ", from row groups that are evenly spread (--pictures)"),
+    }
+
+
+def _samples(found: Inspection, augmentation: Augmentation) -> Section:
+    """Rows of all types, as they are and as training sees them."""
+    rows, split = found.rows, found.rows.splits[0]
+    first = np.flatnonzero(rows.split == 0)
+    by_slot = [first[rows.slot[first] == slot] for slot in np.unique(rows.slot[first])][:SAMPLES]
+    chosen: list[int] = []
+    for i, those in enumerate(by_slot):
+        share = SAMPLES // len(by_slot) + (i < SAMPLES % len(by_slot))
+        chosen += those[np.unique(np.linspace(0, len(those) - 1, share).astype(int))].tolist()
+    chosen.sort()
+    taken = rows.number[chosen]
+    (table,) = found.readers.of[split].read([taken])
+    seeds = [[(0, epoch, int(number)) for number in taken] for epoch in range(DRAWS)]
+    pictures = draws.augmented(table, found.manifest.labels, augmentation, seeds)
+    told = ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(augmentation).items())
+    return Section(
+        SAMPLES_TITLE,
+        [
+            Text(
+                f"Garments of {split}: first as validation sees them, then as the first {DRAWS} epochs of a training "
+                f"with seed 0 do ({told}; --augmentation changes it). Left is yellow, right is red, the middle blue; "
+                "broken rings are occluded landmarks. A landmark that is moved out of the picture does not count."
+            ),
+            Pictures(
+                [
+                    Picture(picture, _type_name(found, place), sample)
+                    for picture, place, sample in zip(
+                        pictures, chosen, table["sample_id"].to_pylist(), strict=True
+                    )
+                ],
+                width=440,
+            ),
+        ],
+    )
+
+
+def _type_name(found: Inspection, place: int) -> str:
+    slot = found.rows.slot[place]
+    return "unknown type" if slot < 0 else found.manifest.landmark_set.garment_types[slot].name
+
+
+def _garments(found: Inspection) -> list[Part]:
+    rows, manifest = found.rows, found.manifest
+    types = {slot: type_.name for slot, type_ in enumerate(manifest.landmark_set.garment_types)}
+    parts: list[Part] = [_by_split("type", rows, rows.slot, {**types, -1: "unknown"})]
+    if (rows.view >= 0).any():
+        parts.append(_by_split("view", rows, rows.view, {**dict(enumerate(VIEWS)), -1: "unknown"}))
+    if manifest.categories:
+        names = dict(enumerate(manifest.categories, 1))
+        parts.append(_by_split("category", rows, rows.category, {**names, 0: "unknown"}))
+    sides = rows.box[:, 2:] - rows.box[:, :2]
+    photo = rows.photo_size.astype(np.float64)
+    parts += [
+        _histogram(
+            rows, sides.max(axis=1), "longer side of the box, pixels", log=True,
+            caption="Boxes smaller than --input-size are blown up, and hold fewer details than the network could see.",
+        ),
+        _histogram(rows, photo.max(axis=1), "longer side of the photo, pixels", log=True, caption=""),
+        _histogram(
+            rows, 100 * sides.prod(axis=1) / photo.prod(axis=1), "the box's share of the photo, %", log=False,
+            caption="Small shares need a detector, or good boxes, when the model is used.",
+        ),
+        _histogram(
+            rows, sides[:, 1] / sides[:, 0], "height of the box / width", log=True,
+            caption="The network sees each box as a square.",
+        ),
+    ]  # fmt: skip
+    return parts
+
+
+def _by_split(what: str, rows: Rows, value: np.ndarray, names: Mapping[int, str]) -> Part:
+    """A table of classes by split."""
+    totals = np.array([(rows.split == s).sum() for s in range(len(rows.splits))])
+    counts = {
+        code: np.array([((value == code) & (rows.split == s)).sum() for s in range(len(rows.splits))])
+        for code in np.unique(value).tolist()
+    }
+    order = sorted(counts, key=lambda code: -counts[code].sum())
+    lines = []
+    for code in order[:MOST_CLASSES]:
+        share = counts[code] / np.maximum(1, totals)
+        lines.append(
+            [
+                names.get(code, str(code)),
+                *counts[code].tolist(),
+                *(Bar(float(s), f"{100 * s:.1f} %") for s in share),
+            ]
+        )
+    if len(order) > MOST_CLASSES:
+        rest = sum(counts[code] for code in order[MOST_CLASSES:])
+        lines.append(
+            [
+                f"{len(order) - MOST_CLASSES} others",
+                *rest.tolist(),
+                *(Bar(float(s), f"{100 * s:.1f} %") for s in rest / np.maximum(1, totals)),
+            ]
+        )
+    return Table([what, *rows.splits, *(f"share of {split}" for split in rows.splits)], lines)
+
+
+def _histogram(rows: Rows, value: np.ndarray, what: str, *, log: bool, caption: str) -> Chart:
+    import matplotlib.figure
+    import matplotlib.ticker
+
+    figure = matplotlib.figure.Figure(figsize=(5.6, 2.9), layout="constrained")
+    axes = figure.subplots()
+    value = np.maximum(value, 1e-6)
+    low, high = np.quantile(value, [0.001, 0.999])
+    edges = np.geomspace(low, max(high, low * 1.01), 41) if log else np.linspace(0, max(high, low + 1e-6), 41)
+    for index, split in enumerate(rows.splits):
+        here = value[rows.split == index].clip(edges[0], edges[-1])
+        weights = np.full(len(here), 100 / max(1, len(here)))
+        label = f"{split}, median {_short(float(np.median(here)))}" if len(here) else split
+        axes.hist(here, edges, weights=weights, histtype="step", linewidth=1.6, label=label)
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: _short(x)))
+        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axes.set_xlabel(what)
+    axes.set_ylabel("% of the split")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    return Chart(figure, caption)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
+
+
+def _landmarks(found: Inspection) -> list[Part]:
+    rows, landmark_set = found.rows, found.manifest.landmark_set
+    parts: list[Part] = [
+        Text(
+            "How often a landmark is visible, occluded, cut off (the type has it, but it is nowhere) or absent, among "
+            "the garments of its type, and where it lies in the box: the brighter, the more garments. The dotted lines "
+            "are the box. Two spots where one is expected are backs, or garments with left and right exchanged."
+        )
+    ]
+    several = len(landmark_set.garment_types) > 3
+    for slot, type_ in enumerate(landmark_set.garment_types):
+        where, points = rows.of_type(slot, len(type_.landmarks))
+        if not len(where):
+            continue
+        names = [short_name(landmark_set.landmarks[i]) for i in type_.landmarks]
+        codes = rows.visibility[where, : len(names)]
+        lines = []
+        for i, name in enumerate(names):
+            share = [(codes[:, i] == code).mean() for code in Visibility]
+            lines.append([name, *(Bar(float(s), f"{100 * s:.1f} %") for s in share)])
+        table = Table(["landmark", *(code.name.lower().replace("_", " ") for code in Visibility)], lines)
+        maps = Pictures(
+            [Picture(draws.position_map(points[:MOST_MAPPED, i]), name) for i, name in enumerate(names)],
+            width=130,
+        )
+        back = (found.suspects.back[where] == -1).mean()
+        line = Text(f"{100 * back:.1f} % have left and right as in a back view.")
+        parts.append(Fold(f"{type_.name}: {len(where):,} garments", [table, maps, line], open=not several))
+    return parts
+
+
+def _suspects(found: Inspection, kinds: Sequence[Kind]) -> list[Part]:
+    parts: list[Part] = []
+    for kind in kinds:
+        some = found.suspects.found[kind]
+        if kind.endswith("_model") and found.looked.answers is None:
+            continue
+        if kind == "view" and not (found.rows.view >= 0).any():
+            continue
+        parts.append(Text(f"{len(some):,} garments have {KINDS[kind]}." + _shown(len(some))))
+        if some:
+            parts.append(Pictures(_suspect_pictures(found, some[:SHOWN])))
+    if not parts:
+        parts.append(Text("Nothing to compare with."))
+    return parts
+
+
+def _shown(number: int) -> str:
+    return f" The {SHOWN} worst:" if number > SHOWN else ""
+
+
+def _suspect_pictures(found: Inspection, some: Sequence[Suspect]) -> list[Picture]:
+    fetched = found.readers.fetch(found.rows, [s.place for s in some])
+    answer: dict[int, np.ndarray] = {}
+    if found.looked.answers is not None:
+        answer = dict(zip(found.looked.places.tolist(), found.looked.answers.points, strict=True))
+    return [
+        Picture(
+            draws.garment(
+                fetched[s.place],
+                found.manifest.landmark_set,
+                answer.get(s.place) if s.kind.endswith("_model") else None,
+            ),
+            f"{_type_name(found, s.place)}: {s.what}",
+            _origin(found, s.place, fetched[s.place]),
+        )
+        for s in some
+    ]
+
+
+def _origin(found: Inspection, place: int, row: Mapping[str, Any]) -> str:
+    return (
+        f"{found.rows.splits[found.rows.split[place]]}: {row['sample_id']} of {public_url(row['source_uri'])}"
+    )
+
+
+def _copies(found: Inspection) -> list[Part]:
+    rows, looked = found.rows, found.looked
+    parts: list[Part] = []
+    number = [int((rows.split[looked.places] == s).sum()) for s in range(len(rows.splits))]
+    compared = " and ".join(f"{n:,} of {split}" for n, split in zip(number, rows.splits, strict=True))
+    parts.append(
+        Text(
+            f"{len(found.across):,} photos are in several splits with the same bytes, {len(found.within):,} several "
+            f"times in one split, and {len(found.near):,} pairs across splits look alike. Alike are pictures whose "
+            f"hashes differ in at most {copies.MOST_BITS} of 256 bits; compared were {compared}."
+        )
+    )
+    if len(rows.splits) == 1:
+        parts.append(Text("Only one split was read: leave out --split to compare it with the others."))
+    pairs = []
+    for group in found.across:
+        other = group[np.argmax(rows.split[group] != rows.split[group[0]])]
+        pairs.append(Copy(int(group[0]), int(other), -1))
+    shown = (pairs + found.near)[: SHOWN // 2]
+    if shown:
+        fetched = found.readers.fetch(rows, [place for copy in shown for place in (copy.first, copy.second)])
+        pictures = [
+            Picture(
+                draws.stored(fetched[place]),
+                "the same bytes" if copy.bits < 0 else f"{copy.bits} bits differ",
+                _origin(found, place, fetched[place]),
+            )
+            for copy in shown
+            for place in (copy.first, copy.second)
+        ]
+        parts.append(Pictures(pictures))
+    return parts
+
+
+def _rejects(found: Inspection) -> list[Part]:
+    manifest = found.manifest
+    if not manifest.rejects:
+        return [Text(f"None of {manifest.rows_in:,} rows was rejected.")]
+    total = sum(manifest.rejects.values())
+    parts: list[Part] = [
+        Table(
+            ["reason", "rows", "share of the rejects", "for instance"],
+            [
+                [
+                    reason,
+                    number,
+                    Bar(number / total, _percent(number, total)),
+                    "; ".join(f"{r.sample_id}: {r.detail}" for r in found.rejected.get(reason, [])[:1]),
+                ]
+                for reason, number in sorted(manifest.rejects.items(), key=lambda item: -item[1])
+            ],
+            f"{total:,} of {manifest.rows_in:,} rows; docs/data.md says what each reason means.",
+        )
+    ]
+    pictures = []
+    for reason, some in found.rejected.items():
+        for reject in some:
+            image = rejects.picture(reject.uri)
+            if image is not None:
+                note = f"{reject.split}: {reject.sample_id} of {public_url(reject.uri)}"
+                pictures.append(Picture(image, f"{reason}: {reject.detail}", note))
+    if pictures:
+        parts.append(Pictures(pictures))
+    return parts
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / max(1, whole):.1f} %"
