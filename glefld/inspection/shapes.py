@@ -83,9 +83,8 @@ def compare(points: np.ndarray, shape: Shape, sides: Sequence[tuple[int, int]]) 
         best = _Distances(np.where(back[:, None, None], turned, here), shape)
         result.back[part] = back
         result.outlier[part] = best.landmarks()
-        result.exchanged[part] = np.stack(
-            [best.whole() - best.exchanged(pair) for pair in sides], axis=1
-        ).reshape(-1, len(sides))
+        for p, pair in enumerate(sides):
+            result.exchanged[part, p] = best.whole() - best.exchanged(pair)
     return result
 
 

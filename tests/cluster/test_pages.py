@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from glefld import pages
+from jobs.inspect import Options, run
+from tests import doubtful
 from tests.browser import Browser
 from tests.example_page import example_page
 
@@ -15,6 +17,14 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "example.html"
     file.write_text(pages.html(example_page()))
     return file
+
+
+@pytest.fixture(scope="module")
+def inspected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``glefld inspect`` makes of a data set with mistakes."""
+    folder = tmp_path_factory.mktemp("inspected")
+    run(Options(data=doubtful.write_dataset(folder), root=str(folder), output=str(folder / "page.html")))
+    return folder / "page.html"
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -63,3 +73,25 @@ def test_the_pages_policy_stops_requests(browser: Browser, tmp_path: Path) -> No
     assert seen.missing == [address]
     assert len(seen.errors) == 2  # picture and script, refused
     assert browser.driver.title != "ran"
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_the_page_about_a_data_set(browser: Browser, inspected: Path, width: int) -> None:
+    browser.open(inspected, width)
+    seen = browser.see()
+    assert not seen.errors
+    assert not seen.requests
+    assert not seen.missing
+    assert seen.pictures > 20
+    assert seen.overflow == 0
+    links = browser.run("return [...document.querySelectorAll('nav a')].map(a => a.hash)")
+    assert links == [
+        "#augmentation",
+        "#garments",
+        "#landmarks",
+        "#left-and-right",
+        "#places",
+        "#copies",
+        "#rejects",
+    ]
+    assert browser.run("return arguments[0].every(l => document.querySelector(l))", links)

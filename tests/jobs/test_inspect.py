@@ -1,0 +1,119 @@
+"""The job that makes a page about a data set: it finds what was planted, and says what it read."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import tyro
+
+from jobs.inspect import Options, run
+from tests import dots, doubtful
+from tests.mistakes import one_line
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return doubtful.write_dataset(tmp_path_factory.mktemp("doubtful"))
+
+
+def inspect(data: str, folder: Path, *arguments: str) -> tuple[str, set[tuple[str, str, str]]]:
+    """The page's text, and findings as ids without the data set's name, kind and what."""
+    page, listed = folder / "page.html", folder / "suspects.csv"
+    given = [
+        "--data",
+        data,
+        "--root",
+        str(folder),
+        "--output",
+        str(page),
+        "--suspects",
+        str(listed),
+        *arguments,
+    ]
+    run(tyro.cli(Options, args=given))
+    rows = list(csv.DictReader(listed.read_text().splitlines()))
+    return page.read_text(), {(r["sample_id"][4:-2], r["finding"], r["what"]) for r in rows}
+
+
+def test_what_was_planted_is_found_and_nothing_else(data: str, tmp_path: Path) -> None:
+    page, found = inspect(data, tmp_path)
+    assert found == {
+        (
+            f"train/{doubtful.EXCHANGED:04d}",
+            "sides",
+            "left_collar and right_collar: the other way round than the rest",
+        ),
+        (f"train/{doubtful.FAR:04d}", "place", "left_hem"),
+        (f"train/{doubtful.WRONG_VIEW:04d}", "view", "back, with the sides of a front"),
+        (f"train/{doubtful.TWICE:04d}", "copy", "the same photo 2 times in 2 splits"),
+        ("val/0003", "copy", "the same photo 2 times in 2 splits"),
+        ("val/0004", "near_copy", f"looks like fld/train/{doubtful.SIMILAR:04d}#0"),
+    }
+    for sample_id, *_ in found:
+        assert f"{sample_id}#0" in page  # each is shown
+    backs = re.search(r"([\d.]+) % have left and right as in a back view", page)
+    assert backs is not None
+    assert float(backs[1]) == pytest.approx(100 * len(doubtful.BACKS) / 160, abs=0.1)
+    assert "numbers</dt><dd>of 160 of 160 rows" in page
+    assert "&lt;b&gt;as it is&lt;/b&gt;" in page
+    assert (
+        page.count("<img") == 12 + 4 + 6 + 1 + 1 + 1 + 4 + 1
+    )  # samples, charts, maps, suspects, copies, a reject
+    assert len(page) < 2_000_000
+
+
+def test_a_sample_of_rows_and_pictures_is_told(data: str, tmp_path: Path) -> None:
+    page, found = inspect(data, tmp_path, "--rows", "32", "--pictures", "16")
+    assert "of 64 of 160 rows, from row groups that are evenly spread" in page
+    assert "of 32 rows, for copies, from row groups that are evenly spread" in page
+    assert ("val/0004", "near_copy") not in {(name, kind) for name, kind, _ in found}
+
+
+def test_one_split_alone(data: str, tmp_path: Path) -> None:
+    page, found = inspect(data, tmp_path, "--split", "val")
+    assert not found
+    assert "40 garments (40 val)" in page
+    assert "Only one split was read" in page
+
+
+def test_a_model_contradicts_wrong_annotations(tmp_path: Path) -> None:
+    data = doubtful.write_dots(tmp_path, exchanged={4, 8}, far={15})
+    url = dots.write_checkpoint(str(tmp_path / "checkpoint"))
+    page, found = inspect(data, tmp_path, "--checkpoint", url)
+    by_model = {(name, kind) for name, kind, _ in found if kind.endswith("_model")}
+    assert by_model == {("val/0004", "sides_model"), ("val/0008", "sides_model"), ("val/0015", "place_model")}
+    assert "checkpoint</dt>" in page
+
+
+def test_the_page_is_where_a_user_expects_it(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(Options(data=data, root=str(tmp_path), split="val"))
+    assert (tmp_path / "inspect" / "fld.html").is_file()
+    assert f"{tmp_path}/inspect/fld.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, "--dataset NAME"),
+        ({"data": "nowhere"}, "--data"),
+        ({"rows": 0, "data": "DATA"}, "--rows"),
+        ({"pictures": 0, "data": "DATA"}, "--pictures"),
+        ({"split": "test", "data": "DATA"}, "--split test"),
+        ({"dataset": "deepfashion2", "data": "DATA"}, "deepfashion2"),
+        ({"experiment": "mine", "data": "DATA"}, "--mlflow"),
+        ({"checkpoint": "DOTS", "data": "DATA"}, "'dots'"),
+        ({"output": "/proc/no/page.html", "data": "DATA"}, "--output"),
+        ({"suspects": "/proc/no/suspects.csv", "data": "DATA"}, "--suspects"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    options: dict[str, object], named: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"DATA": data, "DOTS": str(tmp_path / "dots")}
+    dots.write_checkpoint(places["DOTS"])
+    given = {name: places.get(str(value), value) for name, value in options.items()}
+    line = one_line(lambda: run(Options(root=str(tmp_path), **given)), capsys)  # type: ignore[arg-type]
+    assert named in line
