@@ -9,13 +9,12 @@ import csv
 import dataclasses
 import io
 import os
-from importlib.metadata import version
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from glefld import storage
+from glefld import __version__, storage
 from glefld.data.augmentation import Augmentation
 from glefld.data.dataset import open_dataset
 from glefld.datasets import Dataset
@@ -107,7 +106,7 @@ def run(options: Options) -> None:
         options.pictures,
         lambda what: RowBar(console, what),
     )
-    facts = {"glefld": version("glefld")} | ({"checkpoint": public_url(checkpoint)} if checkpoint else {})
+    facts = {"glefld": __version__} | ({"checkpoint": public_url(checkpoint)} if checkpoint else {})
     text = pages.html(report.page(found, options.augmentation, facts))
     storage.write_bytes(output, text.encode())
     for number in report.numbers(found):

@@ -131,6 +131,20 @@ def test_tables_walk_the_split_in_shard_order(reader: SplitReader) -> None:
     assert found == [f"fld/train/{row:04d}#0" for row in range(53)]
 
 
+def test_some_groups_alone(reader: SplitReader) -> None:
+    chosen = [1, 3, 4]
+    found = [i for table in reader.tables(["sample_id"], chosen) for i in table["sample_id"].to_pylist()]
+    rows = [reader.first_row(group) + i for group in chosen for i in range(reader.groups[group].rows)]
+    assert found == [f"fld/train/{row:04d}#0" for row in rows]
+    assert len(rows) < 53
+
+
+def test_some_columns_of_some_rows(reader: SplitReader) -> None:
+    (table,) = reader.read([np.array([2, 30])], ["sample_id", "box"])
+    assert table["sample_id"].to_pylist() == ["fld/train/0002#0", "fld/train/0030#0"]
+    assert set(table.column_names) == {"sample_id", "box"}
+
+
 def test_some_columns_can_be_read_from_both_sides_of_small_pictures(reader: SplitReader) -> None:
     """What lies between the columns is not fetched, also where it is only a few kilobytes."""
     names = ["box", "crop_box", "landmarks", "visibility"]

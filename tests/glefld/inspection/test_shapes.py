@@ -55,7 +55,7 @@ def test_an_exchanged_pair_and_a_landmark_far_off_are_found() -> None:
     worst = np.argsort(-fit.outlier.max(axis=1))[: len(moved) + len(exchanged)]
     assert len(set(moved) & set(worst)) > 0.9 * len(moved)
     right = fit.outlier[moved].argmax(axis=1) == moved % 6
-    assert right.mean() > 0.9
+    assert right.mean() > 0.8
 
 
 def test_distances_are_those_of_the_inverse_covariance() -> None:
