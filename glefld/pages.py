@@ -313,6 +313,7 @@ img { display: block; max-width: 100%; height: auto; }
 .pictures { display: grid; gap: 1rem; margin: 1rem 0; }
 .pictures figure { margin: 0; }
 .pictures img { width: 100%; border-radius: 4px; }
+.pictures.small img { max-height: 340px; object-fit: contain; object-position: left; }
 .pictures .note { display: block; font-size: .72rem; }
 details { margin: .75rem 0; border: 1px solid var(--line); border-radius: 8px; padding: .5rem .9rem; }
 summary { cursor: pointer; font-weight: 600; }

@@ -40,6 +40,8 @@ DRAWS = 3
 #: Pictures that are shown of what is probably wrong, of each kind; and of rejects, of each reason.
 SHOWN = 24
 SHOWN_REJECTS = 4
+#: Fewer garments of a type are told.
+FEW = 100
 #: Classes that are listed.
 MOST_CLASSES = 20
 #: Maps are drawn of at most this many garments of a type.
@@ -247,7 +249,9 @@ def _points(found: Inspection) -> list[Point]:
         )
     for slot, type_ in enumerate(found.manifest.landmark_set.garment_types):
         number = int((found.rows.slot == slot).sum())
-        if number < 100:
+        if number < FEW and len(found.rows) == sum(
+            found.manifest.splits[split] for split in found.rows.splits
+        ):
             points.append(Point(f"Only {number} garments are of the type {type_.name}.", GARMENTS))
     if found.manifest.rejects:
         reason, number = max(found.manifest.rejects.items(), key=lambda item: item[1])
@@ -376,7 +380,11 @@ def _histogram(rows: Rows, value: np.ndarray, what: str, *, log: bool, caption: 
     axes = figure.subplots()
     value = np.maximum(value, 1e-6)
     low, high = np.quantile(value, [0.001, 0.999])
-    edges = np.geomspace(low, max(high, low * 1.01), 41) if log else np.linspace(0, max(high, low + 1e-6), 41)
+    if log:
+        middle = (low * high) ** 0.5
+        edges = np.geomspace(min(low, middle / 2), max(high, middle * 2), 41)  # sizes may all be the same
+    else:
+        edges = np.linspace(0, high, 41)
     for index, split in enumerate(rows.splits):
         here = value[rows.split == index].clip(edges[0], edges[-1])
         weights = np.full(len(here), 100 / max(1, len(here)))
