@@ -1,6 +1,7 @@
 """The page about a data set: what is in it, what training makes of it, and what is probably wrong with it."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -40,6 +41,8 @@ DRAWS = 3
 #: Pictures that are shown of what is probably wrong, of each kind; and of rejects, of each reason.
 SHOWN = 24
 SHOWN_REJECTS = 4
+#: Pairs that look alike are looked for until there are so many: pictures of one colour are all alike.
+MOST_PAIRS = 10_000
 #: Fewer garments of a type are told.
 FEW = 100
 #: Classes that are listed.
@@ -128,7 +131,8 @@ def _near(rows: Rows, looked: Looked) -> list[Copy]:
     split = rows.split[looked.places]
     for index in range(1, len(rows.splits)):
         first, second = looked.places[split < index], looked.places[split == index]
-        for a, b, bits in copies.near(looked.hashes[split < index], looked.hashes[split == index]):
+        pairs = copies.near(looked.hashes[split < index], looked.hashes[split == index])
+        for a, b, bits in itertools.islice(pairs, MOST_PAIRS):
             if rows.content[first[a]] != rows.content[second[b]]:
                 found.append(Copy(int(first[a]), int(second[b]), bits))
     return sorted(found, key=lambda copy: (copy.bits, copy.first, copy.second))

@@ -18,8 +18,10 @@ FITS = 4
 LEAST_DEVIATION = 0.01
 #: A type with fewer garments has no shape.
 LEAST_GARMENTS = 50
-#: Garments that are computed together.
-TOGETHER = 4096
+#: A shape is fitted to at most so many garments, evenly spread.
+MOST_FITTED = 20_000
+#: Numbers of matrices that are computed together: 30 MB.
+TOGETHER = 4_000_000
 
 
 class Shape(NamedTuple):
@@ -53,16 +55,17 @@ def pairs(landmarks: Sequence[int], mirror: Sequence[int]) -> list[tuple[int, in
 def fit_shape(points: np.ndarray, sides: Sequence[tuple[int, int]]) -> Shape | None:
     """Fit a type's shape to its garments' places [n, k, 2] within the box, NaN where missing.
 
-    None if there are too few garments.
+    None if there are too few garments, or no landmarks.
     """
-    if len(points) < LEAST_GARMENTS:
+    if len(points) < LEAST_GARMENTS or not points.shape[1]:
         return None
+    points = points[:: -(-len(points) // MOST_FITTED)]
     upright = np.where(_back_by_order(points, sides)[:, None, None], _swapped(points, sides), points)
     kept = np.ones(len(points), bool)
     for _ in range(FITS):
         shape = _moments(upright[kept])
         distance = np.empty(len(points))
-        for part in _parts(len(points)):
+        for part in _parts(points):
             straight = _Distances(upright[part], shape)
             turned = _Distances(_swapped(upright[part], sides), shape)
             better = turned.whole() < straight.whole()
@@ -76,15 +79,17 @@ def compare(points: np.ndarray, shape: Shape, sides: Sequence[tuple[int, int]]) 
     """Compare garments [n, k, 2] with their type's shape."""
     n, k = points.shape[:2]
     result = Fit(np.zeros(n, bool), np.zeros((n, k)), np.zeros((n, len(sides))))
-    for part in _parts(n):
-        here = points[part]
-        turned = _swapped(here, sides)
-        back = _Distances(turned, shape).whole() < _Distances(here, shape).whole()
-        best = _Distances(np.where(back[:, None, None], turned, here), shape)
+    for part in _parts(points):
+        straight = _Distances(points[part], shape)
+        turned = _Distances(_swapped(points[part], sides), shape)
+        back = turned.whole() < straight.whole()
         result.back[part] = back
-        result.outlier[part] = best.landmarks()
+        result.outlier[part] = np.where(
+            back[:, None], _swapped(turned.landmarks(), sides), straight.landmarks()
+        )
         for p, pair in enumerate(sides):
-            result.exchanged[part, p] = best.whole() - best.exchanged(pair)
+            gains = (best.whole() - best.exchanged(pair) for best in (turned, straight))
+            result.exchanged[part, p] = np.where(back, *gains)
     return result
 
 
@@ -158,5 +163,7 @@ def _back_by_order(points: np.ndarray, sides: Sequence[tuple[int, int]]) -> np.n
     return way * np.sign(way.sum() or 1) < 0
 
 
-def _parts(n: int) -> list[slice]:
-    return [slice(first, first + TOGETHER) for first in range(0, n, TOGETHER)]
+def _parts(points: np.ndarray) -> list[slice]:
+    n, k = points.shape[:2]
+    step = max(1, TOGETHER // (2 * k) ** 2)
+    return [slice(first, first + step) for first in range(0, n, step)]
