@@ -38,7 +38,7 @@ def augmented(
         _drawn(next(iter(loader.run([table], NO_AUGMENTATION))), labels.landmark_set),
         *(_drawn(next(iter(loader.run([table], augmentation, draw))), labels.landmark_set) for draw in seeds),
     ]
-    return [_beside(row) for row in zip(*columns, strict=True)]
+    return [beside(row) for row in zip(*columns, strict=True)]
 
 
 def _drawn(batch: Batch, landmark_set: LandmarkSet) -> list[Image.Image]:
@@ -56,7 +56,8 @@ def _drawn(batch: Batch, landmark_set: LandmarkSet) -> list[Image.Image]:
     ]
 
 
-def _beside(pictures: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+def beside(pictures: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+    """Put pictures side by side."""
     width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
     whole = Image.new("RGB", (width, max(picture.height for picture in pictures)), draw.PAPER)
     x = 0

@@ -443,6 +443,9 @@ def _landmarks(found: Inspection) -> list[Part]:
 
 def _suspects(found: Inspection, kinds: Sequence[Kind]) -> list[Part]:
     parts: list[Part] = []
+    if any(found.suspects.found[kind] for kind in kinds):
+        model = "" if found.looked.answers is None else ", discs the model's answer, and a line joins the two"
+        parts.append(Text(f"Rings are the annotation{model}. Left is yellow, right is red, the middle blue."))
     for kind in kinds:
         some = found.suspects.found[kind]
         if kind.endswith("_model") and found.looked.answers is None:
@@ -509,14 +512,13 @@ def _copies(found: Inspection) -> list[Part]:
         fetched = found.readers.fetch(rows, [place for copy in shown for place in (copy.first, copy.second)])
         pictures = [
             Picture(
-                draws.stored(fetched[place]),
+                draws.beside([draws.stored(fetched[place]) for place in (copy.first, copy.second)]),
                 "the same bytes" if copy.bits < 0 else f"{copy.bits} bits differ",
-                _origin(found, place, fetched[place]),
+                "; ".join(_origin(found, place, fetched[place]) for place in (copy.first, copy.second)),
             )
             for copy in shown
-            for place in (copy.first, copy.second)
         ]
-        parts.append(Pictures(pictures))
+        parts.append(Pictures(pictures, width=300))
     return parts
 
 
