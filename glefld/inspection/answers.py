@@ -17,8 +17,10 @@ from glefld.schema import LandmarkSet
 
 #: The columns that ``crops`` needs.
 COLUMNS = ["image", "box", "crop_box"]
+#: Pairs that are nearer to the answer than this, in box sides a landmark, are not compared.
+NEAR = 0.1
 #: A landmark that is further from the answer, in box sides, is not where the model sees it.
-FAR = 0.1
+FAR = 0.15
 #: Left and right contradict the answer if exchanging them leaves less than this part of the distance.
 LEFT = 0.5
 
@@ -27,18 +29,19 @@ class Answers(NamedTuple):
     """Answers for n garments."""
 
     points: np.ndarray  # [n, K, 2] float32, photo pixels, NaN where the model sees none or has no answer
-    score: np.ndarray  # [n, K] float32, probability of being within FAR of the place
+    score: np.ndarray  # [n, K] float32, probability that the landmark is within .1 of the box from here
 
 
 class Doubts(NamedTuple):
-    """How n annotations contradict a model's answers, in box sides. 0 where they do not."""
+    """How n annotations contradict a model's answers. 0 where they do not."""
 
     sides: np.ndarray
-    """[n]: by how much a pair is nearer to the answer with left and right exchanged: the sum over such pairs."""
+    """[n]: by how much a pair is nearer to the answer with left and right exchanged, in box sides, times the lower of
+    the answer's two scores: the sum over such pairs."""
     pairs: np.ndarray
     """[n] int: how many pairs are."""
     place: np.ndarray
-    """[n, m]: how far a landmark is from the answer, times the answer's score; 0 for those of exchanged pairs."""
+    """[n, m]: the answer's score where the landmark is far from it; 0 for those of exchanged pairs."""
 
 
 def open_model(url: str, landmark_set: LandmarkSet, threads: int) -> Predictor:
@@ -84,8 +87,8 @@ def doubts(points: np.ndarray, found: np.ndarray, score: np.ndarray, sides: list
             points[:, b] - found[:, a], axis=1
         )
         # NaN compares as False: a pair is exchanged only if all of it is there.
-        is_exchanged = (turned < LEFT * straight) & (straight > 2 * FAR)
+        is_exchanged = (turned < LEFT * straight) & (straight > 2 * NEAR)
         exchanged[is_exchanged, a] = exchanged[is_exchanged, b] = True
-        gain += np.where(is_exchanged, straight - turned, 0)
+        gain += np.where(is_exchanged, (straight - turned) * np.minimum(score[:, a], score[:, b]), 0)
         number += is_exchanged
-    return Doubts(gain, number, np.where(exchanged | (off <= FAR), 0, off * score))
+    return Doubts(gain, number, np.where(exchanged | (off <= FAR), 0, score))

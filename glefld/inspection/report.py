@@ -320,7 +320,7 @@ def _type_name(found: Inspection, place: int) -> str:
 def _garments(found: Inspection) -> list[Part]:
     rows, manifest = found.rows, found.manifest
     types = {slot: type_.name for slot, type_ in enumerate(manifest.landmark_set.garment_types)}
-    parts: list[Part] = [_by_split("type", rows, rows.slot, {**types, -1: "unknown"})]
+    parts: list[Part] = [_by_split("type", rows, rows.slot, {**types, -1: "unknown"})] if types else []
     if (rows.view >= 0).any():
         parts.append(_by_split("view", rows, rows.view, {**dict(enumerate(VIEWS)), -1: "unknown"}))
     if manifest.categories:

@@ -17,8 +17,9 @@ LEAST_GAIN = 10.0
 #: How much further a landmark is from where the garment's others say than in 95 of 100 garments.
 LEAST_OUTLIER = 3.0
 USUAL = 0.95
-#: How far from a model's answer, in box sides, times the answer's score.
-LEAST_DOUBT = 0.15
+#: ``Doubts.sides`` and ``Doubts.place`` from which a model's doubts are told.
+LEAST_SIDES = 0.1
+LEAST_SCORE = 0.85
 
 Kind = Literal["sides", "place", "view", "sides_model", "place_model"]
 
@@ -118,12 +119,12 @@ def _by_answer(
     box = rows.box[where].astype(np.float64)
     answered = (answers.points[here][:, own] - box[:, None, :2]) / (box[:, None, 2:] - box[:, None, :2])
     doubt = doubts(rows.points[where, : len(own)], answered, answers.score[here][:, own], sides)
-    for i in np.flatnonzero(doubt.sides > 0):
+    for i in np.flatnonzero(doubt.sides > LEAST_SIDES):
         what = (
             f"{doubt.pairs[i]} of {len(sides)} pairs are nearer to the answer with left and right exchanged"
         )
         found["sides_model"].append(Suspect(int(where[i]), "sides_model", what, float(doubt.sides[i])))
-    for i in np.flatnonzero((doubt.place > LEAST_DOUBT).any(axis=1)):
+    for i in np.flatnonzero((doubt.place > LEAST_SCORE).any(axis=1)):
         worst = int(doubt.place[i].argmax())
         found["place_model"].append(
             Suspect(int(where[i]), "place_model", names[worst], float(doubt.place[i, worst]))

@@ -4,9 +4,11 @@ import csv
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 
+from glefld.schema import NO_LANDMARKS
 from jobs.inspect import Options, run
 from tests import dots, doubtful
 from tests.mistakes import one_line
@@ -84,6 +86,17 @@ def test_a_model_contradicts_wrong_annotations(tmp_path: Path) -> None:
     by_model = {(name, kind) for name, kind, _ in found if kind.endswith("_model")}
     assert by_model == {("val/0004", "sides_model"), ("val/0008", "sides_model"), ("val/0015", "place_model")}
     assert "checkpoint</dt>" in page
+
+
+def test_photos_without_landmarks(tmp_path: Path) -> None:
+    """As ``image-folder`` ingests them: what is about landmarks is left out."""
+    rng = np.random.default_rng(0)
+    rows = [doubtful.garment("train", i, rng) for i in range(20)]
+    bare = [{**row, "landmarks": [], "visibility": [], "garment_type": None} for row in rows]
+    page, found = inspect(doubtful.write(tmp_path / "data", NO_LANDMARKS, {"train": bare}, []), tmp_path)
+    assert not found
+    sections = re.findall(r'<section id="([^"]*)"', page)
+    assert sections == ["augmentation", "garments", "copies", "rejects"]
 
 
 def test_the_page_is_where_a_user_expects_it(

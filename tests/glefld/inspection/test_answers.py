@@ -1,6 +1,7 @@
 """Where a model's answers contradict annotations."""
 
 import numpy as np
+import pytest
 
 from glefld.inspection.answers import doubts
 
@@ -20,8 +21,11 @@ def test_exchanged_pairs_and_far_places_are_told_apart() -> None:
     found = doubts(annotated, answer, score, SIDES)
     assert found.pairs.tolist() == [0, 2, 1, 0, 0]
     assert (found.sides > 0).tolist() == [False, True, True, False, False]
-    off = np.hypot(0.01, 0.39)
-    assert np.allclose(found.place[3], [0, 0, 0.9 * off, 0])
+    assert found.place[3].tolist() == [0, 0, 0.9, 0]
+    across = (
+        np.hypot(0.61, 0.01) + np.hypot(0.59, 0.01) - 2 * np.hypot(0.01, 0.01)
+    )  # less the first pair, put right
+    assert found.sides[2] == pytest.approx(0.5 * across)
     assert not found.place[[0, 1, 2, 4]].any()
 
 
