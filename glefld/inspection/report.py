@@ -218,7 +218,7 @@ def numbers(found: Inspection) -> list[Number]:
         Number(
             "left and right doubtful", f"{side_rows:,}", _percent(side_rows, len(rows)) + " of the garments"
         ),
-        Number("places doubtful", f"{place_rows:,}", _percent(place_rows, len(rows)) + " of the garments"),
+        Number("unusual places", f"{place_rows:,}", _percent(place_rows, len(rows)) + " of the garments"),
         Number(
             "photos in several splits",
             f"{len(found.across) + len(found.near):,}",
@@ -239,11 +239,15 @@ def _points(found: Inspection) -> list[Point]:
             )
         )
     for kinds, what, title in (
-        (SIDE_KINDS, "have left and right the wrong way round, or some of them", SIDES),
-        (PLACE_KINDS, "have a landmark that is far from where it should be", PLACES),
+        (SIDE_KINDS, "probably have left and right the wrong way round, or some of them", SIDES),
+        (
+            PLACE_KINDS,
+            "have a landmark in an unusual place: a mistake, another type of garment or a rare pose",
+            PLACES,
+        ),
     ):
         if number := found.suspects.garments(*kinds):
-            points.append(Point(f"{number:,} garments probably {what}. Look at the worst ones:", title))
+            points.append(Point(f"{number:,} garments {what}. Look at the worst ones:", title))
     if found.looked.answers is None and len(found.manifest.landmark_set):
         points.append(
             Point(
