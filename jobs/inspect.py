@@ -24,7 +24,6 @@ from glefld.redaction import public_url
 from glefld.schema import SPLITS, Manifest, Split
 from jobs.cli import (
     Root,
-    RowBar,
     main,
     naming,
     on_cluster,
@@ -35,6 +34,7 @@ from jobs.cli import (
     resolve_url,
     suggesting,
 )
+from jobs.progress import RowBar
 
 
 @dataclasses.dataclass(frozen=True)
