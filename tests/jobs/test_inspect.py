@@ -2,11 +2,13 @@
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
+from mlflow import MlflowClient
 
 from glefld.schema import NO_LANDMARKS
 from jobs.inspect import Options, run
@@ -86,6 +88,20 @@ def test_a_model_contradicts_wrong_annotations(tmp_path: Path) -> None:
     by_model = {(name, kind) for name, kind, _ in found if kind.endswith("_model")}
     assert by_model == {("val/0004", "sides_model"), ("val/0008", "sides_model"), ("val/0015", "place_model")}
     assert "checkpoint</dt>" in page
+
+
+def test_mlflow_has_the_page(
+    data: str, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    page, _ = inspect(data, tmp_path, "--mlflow", "--split", "val")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'glefld-fld'")
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.status == "FINISHED"
+    folder = client.download_artifacts(logged.info.run_id, "inspect.html", str(tmp_path))
+    assert Path(folder).read_text() == page
 
 
 def test_photos_without_landmarks(tmp_path: Path) -> None:
