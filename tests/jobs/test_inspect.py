@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import tyro
 from mlflow import MlflowClient
 
+from glefld import storage
 from glefld.schema import NO_LANDMARKS
 from jobs.inspect import Options, run
 from tests import dots, doubtful
@@ -72,6 +74,17 @@ def test_a_sample_of_rows_and_pictures_is_told(data: str, tmp_path: Path) -> Non
     assert "of 64 of 160 rows, from row groups that are evenly spread" in page
     assert "of 32 rows, for copies, from row groups that are evenly spread" in page
     assert ("val/0004", "near_copy") not in {(name, kind) for name, kind, _ in found}
+
+
+def test_a_data_set_that_is_not_on_this_machine(data: str, tmp_path: Path) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    for path in filter(Path.is_file, Path(data).rglob("*")):
+        storage.put(path, storage.join(url, str(path.relative_to(data))))
+    page, found = inspect(url, tmp_path)
+    assert found == inspect(data, tmp_path)[1]
+    run(Options(data=url, output=f"{url}/page.html", split="val", root=str(tmp_path)))
+    assert b"40 garments (40 val)" in storage.read_bytes(f"{url}/page.html")
+    assert url in page
 
 
 def test_one_split_alone(data: str, tmp_path: Path) -> None:
