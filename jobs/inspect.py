@@ -55,7 +55,7 @@ class Options:
     """Also write a CSV file, path or URL, with all annotations and photos that are probably wrong. Default: none."""
     root: Root = None
     rows: Annotated[int, tyro.conf.arg(metavar="N")] = 1_000_000
-    """Read the numbers of about N rows of each split at most. A million takes some 150 MB of memory."""
+    """Read the numbers of about N rows of each split at most."""
     pictures: Annotated[int, tyro.conf.arg(metavar="N")] = 10_000
     """Look at about N pictures of each split at most, for copies and with the model."""
     augmentation: Augmentation = BEST.augmentation
