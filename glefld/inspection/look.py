@@ -37,8 +37,8 @@ def look(
     def crops() -> Iterator[Crop]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for split in rows.splits:
-                indices = [group.index for group in chosen if group.split == split]
-                for table in readers.of[split].tables(columns, indices):
+                numbers = [group.number for group in chosen if group.split == split]
+                for table in readers.of[split].tables(columns, numbers):
                     thumbnails = pool.map(copies.thumbnail, table["image"].to_pylist())
                     hashes.extend(map(copies.perceptual_hash, thumbnails))
                     if model is not None:

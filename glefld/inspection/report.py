@@ -15,6 +15,7 @@ from glefld.inspection.rows import Readers, Rows
 from glefld.inspection.suspects import Kind, Suspect, Suspects
 from glefld.pages import (
     Bar,
+    Cell,
     Chart,
     Facts,
     Fold,
@@ -140,6 +141,7 @@ def _near(rows: Rows, looked: Looked) -> list[Copy]:
 
 def suspect_rows(found: Inspection) -> list[dict[str, Any]]:
     """Return all that is probably wrong, a row each, with the ids that a person needs to mend it."""
+    listed: list[tuple[int, str, str, float]]
     listed = [(s.place, s.kind, s.what, s.score) for some in found.suspects.found.values() for s in some]
     listed += [
         (
@@ -358,7 +360,7 @@ def _by_split(what: str, rows: Rows, value: np.ndarray, names: Mapping[int, str]
         for code in np.unique(value).tolist()
     }
     order = sorted(counts, key=lambda code: -counts[code].sum())
-    lines = []
+    lines: list[list[Cell]] = []
     for code in order[:MOST_CLASSES]:
         share = counts[code] / np.maximum(1, totals)
         lines.append(
@@ -369,7 +371,7 @@ def _by_split(what: str, rows: Rows, value: np.ndarray, names: Mapping[int, str]
             ]
         )
     if len(order) > MOST_CLASSES:
-        rest = sum(counts[code] for code in order[MOST_CLASSES:])
+        rest = np.sum([counts[code] for code in order[MOST_CLASSES:]], axis=0)
         lines.append(
             [
                 f"{len(order) - MOST_CLASSES} others",
@@ -397,7 +399,7 @@ def _histogram(rows: Rows, value: np.ndarray, what: str, *, log: bool, caption: 
         here = value[rows.split == index].clip(edges[0], edges[-1])
         weights = np.full(len(here), 100 / max(1, len(here)))
         label = f"{split}, median {_short(float(np.median(here)))}" if len(here) else split
-        axes.hist(here, edges, weights=weights, histtype="step", linewidth=1.6, label=label)
+        axes.hist(here, edges.tolist(), weights=weights, histtype="step", linewidth=1.6, label=label)
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
@@ -430,7 +432,7 @@ def _landmarks(found: Inspection) -> list[Part]:
             continue
         names = [short_name(landmark_set.landmarks[i]) for i in type_.landmarks]
         codes = rows.visibility[where, : len(names)]
-        lines = []
+        lines: list[list[Cell]] = []
         for i, name in enumerate(names):
             share = [(codes[:, i] == code).mean() for code in Visibility]
             lines.append([name, *(Bar(float(s), f"{100 * s:.1f} %") for s in share)])

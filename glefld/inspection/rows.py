@@ -4,7 +4,6 @@ Letters in shapes: n rows, m the most landmarks that a garment type has.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ class Group(NamedTuple):
     """A row group that was read: of which split, which one of it, and where its rows are in ``Rows``."""
 
     split: Split
-    index: int
+    number: int
     rows: slice
 
 
@@ -116,7 +115,7 @@ def spread(sizes: Sequence[int], most: int) -> list[int]:
     total = sum(sizes)
     if total <= most:
         return list(range(len(sizes)))
-    number = max(1, math.ceil(most * len(sizes) / total))
+    number = max(1, round(most * len(sizes) / total))
     return np.unique(np.linspace(0, len(sizes) - 1, number).round().astype(int)).tolist()
 
 
