@@ -153,12 +153,12 @@ def suspect_rows(found: Inspection) -> list[dict[str, Any]]:
         for group in found.across
         for place in group
     ]
-    listed += [(copy.second, "near_copy", "", float(copy.bits)) for copy in found.near]
-    ids = found.readers.fetch(found.rows, [place for place, *_ in listed], ["sample_id", "source_uri"])
     others = found.readers.fetch(found.rows, [copy.first for copy in found.near], ["sample_id"])
-    for i, copy in enumerate(found.near, len(listed) - len(found.near)):
-        place, kind, _, bits = listed[i]
-        listed[i] = (place, kind, f"looks like {others[copy.first]['sample_id']}", bits)
+    listed += [
+        (copy.second, "near_copy", f"looks like {others[copy.first]['sample_id']}", float(copy.bits))
+        for copy in found.near
+    ]
+    ids = found.readers.fetch(found.rows, [place for place, *_ in listed], ["sample_id", "source_uri"])
     return [
         {
             "sample_id": ids[place]["sample_id"],
