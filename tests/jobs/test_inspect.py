@@ -70,29 +70,39 @@ def test_what_was_planted_is_found_and_nothing_else(data: str, tmp_path: Path) -
     assert len(page) < 2_000_000
 
 
-def test_a_sample_of_rows_and_pictures_is_told(data: str, tmp_path: Path) -> None:
-    page, found = inspect(data, tmp_path, "--rows", "32", "--pictures", "16")
-    assert "of 48 of 160 rows, from row groups that are evenly spread" in page
-    assert "of 32 rows, for copies, from row groups that are evenly spread" in page
-    assert ("val/0004", "near_copy") not in {(name, kind) for name, kind, _ in found}
-
-
-def test_a_data_set_that_is_not_on_this_machine(data: str, tmp_path: Path) -> None:
+def test_a_sample_of_a_data_set_that_is_not_on_this_machine(data: str, tmp_path: Path) -> None:
     url = f"memory://{uuid.uuid4().hex}"
     for path in filter(Path.is_file, Path(data).rglob("*")):
         storage.put(path, storage.join(url, str(path.relative_to(data))))
-    page, found = inspect(url, tmp_path)
-    assert found == inspect(data, tmp_path)[1]
-    run(Options(data=url, output=f"{url}/page.html", split="val", root=str(tmp_path)))
-    assert b"40 garments (40 val)" in storage.read_bytes(f"{url}/page.html")
+    given = ["--data", url, "--root", str(tmp_path), "--output", f"{url}/page.html"]
+    run(tyro.cli(Options, args=[*given, "--rows", "32", "--pictures", "16"]))
+    page = storage.read_bytes(f"{url}/page.html").decode()
+    assert "of 48 of 160 rows, from row groups that are evenly spread" in page
+    assert "of 32 rows, for copies, from row groups that are evenly spread" in page
     assert url in page
 
 
-def test_one_split_alone(data: str, tmp_path: Path) -> None:
-    page, found = inspect(data, tmp_path, "--split", "val")
-    assert not found
+def test_one_split_alone_and_mlflow_has_the_page(
+    data: str,
+    tmp_path: Path,
+    empty_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    run(Options(data=data, root=str(tmp_path), split="val", mlflow=True))
+    file = tmp_path / "inspect" / "fld.html"  # where a user expects it
+    assert str(file) in capsys.readouterr().out
+    page = file.read_text()
     assert "40 garments (40 val)" in page
     assert "Only one split was read" in page
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'glefld-fld'")
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.info.status == "FINISHED"
+    copy = client.download_artifacts(logged.info.run_id, "inspect.html", str(tmp_path))
+    assert Path(copy).read_text() == page
 
 
 def test_a_model_contradicts_wrong_annotations(tmp_path: Path) -> None:
@@ -104,20 +114,6 @@ def test_a_model_contradicts_wrong_annotations(tmp_path: Path) -> None:
     assert "checkpoint</dt>" in page
 
 
-def test_mlflow_has_the_page(
-    data: str, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    page, _ = inspect(data, tmp_path, "--mlflow", "--split", "val")
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    (experiment,) = client.search_experiments(filter_string="name = 'glefld-fld'")
-    (logged,) = client.search_runs([experiment.experiment_id])
-    assert logged.info.status == "FINISHED"
-    folder = client.download_artifacts(logged.info.run_id, "inspect.html", str(tmp_path))
-    assert Path(folder).read_text() == page
-
-
 def test_photos_without_landmarks(tmp_path: Path) -> None:
     """As ``image-folder`` ingests them: what is about landmarks is left out."""
     rng = np.random.default_rng(0)
@@ -127,14 +123,6 @@ def test_photos_without_landmarks(tmp_path: Path) -> None:
     assert not found
     sections = re.findall(r'<section id="([^"]*)"', page)
     assert sections == ["augmentation", "garments", "copies", "rejects"]
-
-
-def test_the_page_is_where_a_user_expects_it(
-    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(Options(data=data, root=str(tmp_path), split="val"))
-    assert (tmp_path / "inspect" / "fld.html").is_file()
-    assert f"{tmp_path}/inspect/fld.html" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
