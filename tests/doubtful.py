@@ -113,7 +113,7 @@ def write_dataset(root: Path) -> str:
     points = np.array(train[EXCHANGED]["landmarks"]).reshape(-1, 2)
     points[[0, 1]] = points[[1, 0]]
     train[EXCHANGED]["landmarks"] = points.ravel().tolist()
-    train[FAR]["landmarks"][2 * 6] -= 20  # left hem
+    train[FAR]["landmarks"][2 * 6 + 1] -= 20  # left hem
     train[WRONG_VIEW]["view"] = "back"
     for name in ("image", "photo_hash"):
         val[3][name] = train[TWICE][name]
