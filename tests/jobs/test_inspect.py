@@ -64,9 +64,7 @@ def test_what_was_planted_is_found_and_nothing_else(data: str, tmp_path: Path) -
     assert float(backs[1]) == pytest.approx(100 * len(doubtful.BACKS) / 160, abs=0.1)
     assert "numbers</dt><dd>of 160 of 160 rows" in page
     assert "&lt;b&gt;as it is&lt;/b&gt;" in page
-    assert (
-        page.count("<img") == 12 + 4 + 6 + 1 + 1 + 1 + 4 + 1
-    )  # samples, charts, maps, suspects, copies, a reject
+    assert page.count("<img") == 12 + 4 + 6 + 3 + 2 + 1  # samples, charts, maps, suspects, copies, a reject
     assert len(page) < 2_000_000
 
 
