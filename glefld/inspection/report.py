@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from glefld.data.augmentation import Augmentation
-from glefld.inspection import copies, draws, rejects, suspects
+from glefld.inspection import copies, draws, rejects, shapes, suspects
 from glefld.inspection.look import Looked, look
 from glefld.inspection.rows import Readers, Rows
 from glefld.inspection.suspects import Kind, Suspect, Suspects
@@ -257,16 +257,22 @@ def _points(found: Inspection) -> list[Point]:
                 "--checkpoint."
             )
         )
-    for slot, type_ in enumerate(found.manifest.landmark_set.garment_types):
-        number = int((found.rows.slot == slot).sum())
-        if number < FEW and len(found.rows) == sum(
-            found.manifest.splits[split] for split in found.rows.splits
-        ):
-            points.append(Point(f"Only {number} garments are of the type {type_.name}.", GARMENTS))
+    if len(found.rows) == sum(found.manifest.splits[split] for split in found.rows.splits):
+        few = [f"{type_} ({number})" for type_, number in _of_types(found).items() if number < FEW]
+        if few:
+            points.append(
+                Point(f"Of some types there are fewer than {FEW} garments: {', '.join(few)}.", GARMENTS)
+            )
     if found.manifest.rejects:
         reason, number = max(found.manifest.rejects.items(), key=lambda item: item[1])
         points.append(Point(f"Most rejected rows ({number:,}) are {reason}.", REJECTS))
     return points
+
+
+def _of_types(found: Inspection) -> dict[str, int]:
+    """How many garments of each type were read."""
+    types = found.manifest.landmark_set.garment_types
+    return {type_.name: int((found.rows.slot == slot).sum()) for slot, type_ in enumerate(types)}
 
 
 def _read(found: Inspection, garments: int) -> dict[str, str]:
@@ -329,7 +335,7 @@ def _garments(found: Inspection) -> list[Part]:
     parts: list[Part] = [_by_split("type", rows, rows.slot, {**types, -1: "unknown"})] if types else []
     if (rows.view >= 0).any():
         parts.append(_by_split("view", rows, rows.view, {**dict(enumerate(VIEWS)), -1: "unknown"}))
-    if manifest.categories:
+    if manifest.categories and manifest.categories != tuple(types.values()):
         names = dict(enumerate(manifest.categories, 1))
         parts.append(_by_split("category", rows, rows.category, {**names, 0: "unknown"}))
     sides = rows.box[:, 2:] - rows.box[:, :2]
@@ -461,8 +467,10 @@ def _suspects(found: Inspection, kinds: Sequence[Kind]) -> list[Part]:
         parts.append(Text(f"{len(some):,} garments have {KINDS[kind]}." + _shown(len(some))))
         if some:
             parts.append(Pictures(_suspect_pictures(found, some[:SHOWN])))
-    if not parts:
-        parts.append(Text("Nothing to compare with."))
+    few = [name for name, number in _of_types(found).items() if number < shapes.LEAST_GARMENTS]
+    if few:
+        least = f"fewer than {shapes.LEAST_GARMENTS} garments were read"
+        parts.append(Text(f"Types of which {least} have no usual shape to compare with: {', '.join(few)}."))
     return parts
 
 

@@ -95,6 +95,8 @@ def test_one_split_alone_and_mlflow_has_the_page(
     page = file.read_text()
     assert "40 garments (40 val)" in page
     assert "Only one split was read" in page
+    assert "Of some types there are fewer than 100 garments: upper (40), lower (0), full (0)." in page
+    assert page.count("have no usual shape to compare with: upper, lower, full.") == 2
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'glefld-fld'")
     (logged,) = client.search_runs([experiment.experiment_id])
