@@ -4,18 +4,20 @@ The scores are printed as tables, logged to an MLflow run and optionally written
 """
 
 import dataclasses
+import shlex
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 
-from glefld import storage, tracking
+from glefld import __version__, storage, tracking
 from glefld.data.garments import require_whole_photos
 from glefld.datasets import Dataset
 from glefld.detect import require_detector
 from glefld.errors import UserError, require_between
 from glefld.models import MODELS, checkpoint
+from glefld.redaction import public_url, redacted
 from glefld.schema import Labels, Manifest, Split
 from glefld.scoring import evaluation
 from glefld.scoring.baselines import Baselines
@@ -55,6 +57,9 @@ class Options:
     """Ingested data set, path or URL. Default: <root>/data/<dataset>."""
     output: str | None = None
     """JSON file to write the scores to, path or URL. Default: none."""
+    report: str | None = None
+    """HTML file to write a page to, path or URL: the scores with their intervals, where the error lies, and the worst
+    garments. The MLflow run has this page in any case. Default: none."""
     root: Root = None
     num_workers: int = 1
     """Number of tasks that share the split. The scores do not depend on it."""
@@ -85,6 +90,9 @@ def run(options: Options) -> None:
     output = resolve_url(options.output, "--output") if options.output else None
     if output is not None:
         storage.require_writable(output, "--output", folder=False)
+    place = resolve_url(options.report, "--report") if options.report else None
+    if place is not None:
+        storage.require_writable(place, "--report", folder=False)
     uri = tracking.tracking_uri(root, on_cluster())
     tracking.require_answer(uri)
     url = resolve_checkpoint(options.checkpoint, "--checkpoint", root)
@@ -117,7 +125,7 @@ def run(options: Options) -> None:
     )
     with tracking.logged_run(handle) as log:
         start = time.monotonic()
-        report = evaluate.evaluate_checkpoint(url, data, options.split, tasks, options.mirror)
+        report, rows = evaluate.evaluate_rows(url, data, options.split, tasks, options.mirror)
         seconds = time.monotonic() - start
         detected = None
         if detector is not None:
@@ -142,9 +150,57 @@ def run(options: Options) -> None:
             numbers |= {"detected_recall": detected.recall}
             numbers |= {f"detected_{name}": value for name, value in detected.report.numbers().items()}
         log.log({f"{options.split}_{name}": value for name, value in numbers.items()}, step=0)
+        facts = describe(options, url, card, data, manifest, detector)
+        page = evaluate.draw_page(
+            url, data, options.split, tasks, options.mirror, report, rows, baseline, detected, facts
+        )
+        if place is not None:
+            storage.write_bytes(place, page.encode())
+            print(f"page       {place}")
+        log.log_text(page, f"{options.split}/report.html")
         pictures = evaluate.draw_examples(url, data, options.split, tasks, options.mirror)
         evaluate.log_scores(log, scores, report, baseline, data, pictures, detected)
     Console().print(f"MLflow     {tracking.where(handle)}", soft_wrap=True)
+
+
+def describe(
+    options: Options,
+    url: str,
+    card: checkpoint.ModelCard,
+    data: str,
+    manifest: Manifest,
+    detector: str | None,
+) -> dict[str, str]:
+    """Return what is scored and how, for a reader who has nothing but the page."""
+    config = ", ".join(f"{name} {value}" for name, value in card.config.items())
+    same = "the same data" if card.data_hash == manifest.content_hash else f"data {card.data_hash[:12]}"
+    facts = {
+        "system": card.model,
+        "options": config,
+        "checkpoint": public_url(url),
+        "trained": f"on {card.dataset} ({same}), {card.epoch:,} epochs, {card.step:,} steps",
+        "first weights": card.weights,
+        "input": f"{card.input_size} pixels" + (", each also mirrored" if options.mirror else ""),
+        "data set": f"{public_url(data)}, data {manifest.content_hash[:12]}",
+        "split": f"{options.split}, {manifest.splits[options.split]:,} rows",
+    }
+    if detector is not None:
+        facts["detector"] = public_url(detector)
+    facts["command"] = command(options)
+    facts["version"] = f"glefld {__version__}, commit {tracking.git_commit()}"
+    return facts
+
+
+def command(options: Options) -> str:
+    """Return the command line that has these options."""
+    words = ["glefld", "evaluate"]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value is True:
+            words.append(f"--{field.name.replace('_', '-')}")
+        elif value != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(redacted(value))]
+    return shlex.join(words)
 
 
 def choose_detector(options: Options, data: str, manifest: Manifest, shared: Labels) -> str | None:

@@ -5,7 +5,7 @@ Every row is counted exactly once. The module also logs the scores, tables and p
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import ray
 import torch
 from torch import Tensor
 
+from glefld import pages
 from glefld.data.dataset import open_dataset
 from glefld.data.garments import PhotoBoxes
 from glefld.data.loader import Batch, BatchLoader, InputPipeline
@@ -26,9 +27,11 @@ from glefld.schema import ClassLabel, Labels, Split
 from glefld.scoring import draw, oks
 from glefld.scoring.baselines import Baselines, fit_and_score
 from glefld.scoring.bootstrap import REPLICATES
-from glefld.scoring.evaluation import EVAL_BATCH, EndToEnd, detect_rows, evaluate
-from glefld.scoring.examples import examples
+from glefld.scoring.evaluation import EVAL_BATCH, Answer, EndToEnd, detect_rows, evaluate, shared
+from glefld.scoring.examples import Example, draw_rows, examples
 from glefld.scoring.metrics import Counters, Report
+from glefld.scoring.page import Scored, listed_rows, page, worst_rows
+from glefld.scoring.rows import Rows, rows_of
 from glefld.scoring.tables import as_text, score_tables
 from pipelines.train.worker import Pictures
 
@@ -65,27 +68,36 @@ def evaluate_checkpoint(url: str, data: str, split: Split, tasks: Tasks, mirror:
     Scored are the labels that the checkpoint and the data set share (``shared_labels``). They include AP over OKS if
     the landmark set defines it. Raises UserError if they share none.
     """
+    return evaluate_rows(url, data, split, tasks, mirror)[0]
+
+
+def evaluate_rows(
+    url: str, data: str, split: Split, tasks: Tasks, mirror: bool = False
+) -> tuple[Report, Rows | None]:
+    """Score a checkpoint as ``evaluate_checkpoint`` does; also returns what each row contributes (``rows_of``)."""
     manifest = open_dataset(data)
     model, _ = checkpoint.load(url)
     labels = shared_labels(url, data)
     task = _task(_count_share, tasks)
     counters = Counters(labels, model.label, REPLICATES, model.detects)
     shares = ray.get([task.remote(url, data, split, rank, tasks, mirror) for rank in range(tasks.number)])
-    for vector, _ in shares:
+    for done in shares:
         share = Counters(labels, model.label, REPLICATES, model.detects)
-        share.load_vector(vector)
+        share.load_vector(done.counters)
         counters += share
     report = counters.report()
     assert report.rows == manifest.splits[split], f"counted {report.rows} of {manifest.splits[split]} rows"
-    if not any(found for _, found in shares):
-        return report
-    batches = [batch for _, found in shares for batch in found]
+    parts = [part for done in shares for part in done.rows]
+    rows = type(parts[0]).joined(parts) if parts else None
+    batches = [batch for done in shares for batch in done.found]
+    if not batches:
+        return report, rows
     found = oks.Found(*(np.concatenate(part) for part in zip(*batches, strict=True)))
     reader = SplitReader(data, manifest, split)
     # The data set's set, not the checkpoint's: sigmas are for scores alone and may be newer there.
     landmark_set = manifest.landmark_set
     truth = oks.Annotated.from_arrow(pa.concat_tables(reader.tables(oks.COLUMNS)), landmark_set)
-    return dataclasses.replace(report, oks=oks.score(found, truth, landmark_set))
+    return dataclasses.replace(report, oks=oks.score(found, truth, landmark_set)), rows
 
 
 def evaluate_detected(
@@ -149,6 +161,37 @@ def draw_examples(url: str, data: str, split: Split, tasks: Tasks, mirror: bool 
     return ray.get(_task(draw_here, tasks).remote(url, data, split, tasks, mirror))
 
 
+def draw_page(
+    url: str,
+    data: str,
+    split: Split,
+    tasks: Tasks,
+    mirror: bool,
+    report: Report,
+    rows: Rows | None,
+    baseline: Baselines,
+    detected: EndToEnd | None,
+    facts: Mapping[str, str],
+) -> str:
+    """Return an evaluation's page as HTML, with pictures of the worst rows, which a task draws.
+
+    facts: what was scored and how, ``system`` and ``checkpoint`` among it.
+    """
+    chosen = worst_rows(rows)
+    drawn: list[Example] = []
+    if len(chosen):
+        drawn = ray.get(_task(_draw_rows, tasks).remote(url, data, split, tasks, chosen, mirror))
+    manifest = open_dataset(data)
+    listed = np.sort(listed_rows(rows))
+    ids: dict[int, str] = {}
+    if len(listed):
+        (table,) = SplitReader(data, manifest, split).read([listed], ["sample_id"])
+        ids = dict(zip(listed.tolist(), table["sample_id"].to_pylist(), strict=True))
+    labels = shared_labels(url, data)
+    scored = Scored(manifest.title, split, labels, report, baseline, rows, detected, facts)
+    return pages.html(page(scored, drawn, ids))
+
+
 def baselines(data: str, split: Split, label: ClassLabel) -> Baselines:
     """Score the trivial baselines on a split: the train split's mean positions and most frequent labels."""
     manifest = open_dataset(data)
@@ -193,25 +236,40 @@ def _task(function: Callable[..., Any], tasks: Tasks) -> Any:
     return ray.remote(function).options(num_cpus=tasks.cpus, num_gpus=1 if tasks.gpu else 0)
 
 
-def _count_share(
-    url: str, data: str, split: Split, rank: int, tasks: Tasks, mirror: bool
-) -> tuple[Tensor, list[oks.Found]]:
-    """Evaluate one rank's share: its counters and, if OKS applies, the predictions of each of its batches."""
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """What a task has evaluated."""
+
+    counters: Tensor
+    rows: list[Rows]
+    """What the rows contribute, in their order."""
+    found: list[oks.Found]
+    """The predictions of each of its batches, if OKS applies."""
+
+
+def _count_share(url: str, data: str, split: Split, rank: int, tasks: Tasks, mirror: bool) -> _Share:
+    """Evaluate one rank's share."""
     model, loader = _open(url, data, split, tasks)
     manifest = open_dataset(data)
     rows = SplitReader(data, manifest, split)
     labels = shared_labels(url, data)
     landmark_set = manifest.landmark_set
-    batches: list[oks.Found] = []
+    done = _Share(torch.empty(0), [], [])
+    numbers = iter(shared(rows, rank, tasks.number))
 
-    def keep(batch: Batch, points: Tensor, scores: Tensor) -> None:
-        if len(labels.landmark_set) and oks.applies(landmark_set):
+    def keep(batch: Batch, answer: Answer) -> None:
+        part = rows_of(model, batch, answer, labels, int(next(numbers)[0]))
+        if part is not None:
+            done.rows.append(part)
+        if answer.points is not None and answer.scores is not None and oks.applies(landmark_set):
             own = oks.own_slots(batch.truth.garment_type.numpy(), landmark_set)
-            score = np.nanmean(oks.take_own(scores.double().numpy(), own), axis=1)
-            batches.append(oks.Found(oks.take_own(points.numpy(), own), score))
+            score = np.nanmean(oks.take_own(answer.scores.double().numpy(), own), axis=1)
+            done.found.append(oks.Found(oks.take_own(answer.points.numpy(), own), score))
 
     counters = evaluate(model, rows, loader, rank, tasks.number, labels, mirror, REPLICATES, keep)
-    return counters.vector(), batches
+    # One part a task: thousands of small arrays would be slow to send.
+    joined = [type(done.rows[0]).joined(done.rows)] if done.rows else []
+    return _Share(counters.vector(), joined, done.found)
 
 
 def _count_detected(
@@ -230,6 +288,13 @@ def draw_here(url: str, data: str, split: Split, tasks: Tasks, mirror: bool = Fa
     """Draw them in this process, on the resources of one task."""
     model, loader = _open(url, data, split, tasks)
     return examples(model, SplitReader(data, open_dataset(data), split), loader, EXAMPLES, mirror)
+
+
+def _draw_rows(
+    url: str, data: str, split: Split, tasks: Tasks, rows: np.ndarray, mirror: bool
+) -> list[Example]:
+    model, loader = _open(url, data, split, tasks)
+    return draw_rows(model, SplitReader(data, open_dataset(data), split), loader, rows, mirror)
 
 
 def _open(url: str, data: str, split: Split, tasks: Tasks) -> tuple[Model, BatchLoader]:

@@ -3,13 +3,14 @@
 The Poisson bootstrap (Chamandy et al., "Estimating Uncertainty for Massive Data Streams", 2012): in each replicate a
 row counts as often as a Poisson number says. The numbers follow from the row's own annotation, so sums over ranks and
 batches are the same however the rows are divided among them.
-Letters in shapes: B rows, K landmarks, R replicates.
+Letters in shapes: B rows, K landmarks, R replicates, G groups.
 """
 
 import zlib
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 #: Replicates of an evaluation: the ends of its intervals then vary by a few per cent of their width.
@@ -30,3 +31,22 @@ def interval(values: list[float]) -> tuple[float, float]:
     tail = (100 - COVERED) / 2
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def ratio_intervals(
+    total: NDArray[np.number], count: NDArray[np.number], group: NDArray[np.integer], groups: int
+) -> list[tuple[float, float]]:
+    """Return, by group, the interval of the sum of ``total`` by the sum of ``count``: each [B], group [B] of 0 to G.
+
+    For rows that are all here, in their order: one stream of numbers weighs them. NaN for a group without counts.
+    """
+    rng = np.random.default_rng(0)
+    values = np.full((REPLICATES, groups), np.nan)
+    for replicate in values:
+        often = rng.poisson(1.0, len(total))
+        counted = np.bincount(group, often * count, groups)
+        np.divide(np.bincount(group, often * total, groups), counted, out=replicate, where=counted > 0)
+    return [
+        interval(there.tolist()) if len(there := column[~np.isnan(column)]) else (np.nan, np.nan)
+        for column in values.T
+    ]

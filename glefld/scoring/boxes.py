@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glefld.models.system import Found
-from glefld.scoring.confidence import BINS
+from glefld.scoring.confidence import BINS, centres
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 #: The recalls at which COCO reads off the precision.
 RECALLS = torch.linspace(0, 1, 101, dtype=torch.float64)
+#: Points of the curve of precision over recall.
+POINTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,10 @@ class BoxScores:
     precision: float
     recall: float
     garments: int
+    by_overlap: list[float]
+    """AP at each of ``THRESHOLDS``."""
+    curve: list[list[float]]
+    """At IoU .5, from the best boxes to all: recall, precision and the least score, for a chart."""
 
     def numbers(self) -> dict[str, float]:
         """Return the scores with their names in MLflow and model cards."""
@@ -159,6 +165,8 @@ def box_scores(given: Tensor, right: Tensor, garments: Tensor) -> BoxScores | No
     ap = padded.gather(1, at).mean(dim=1)
     f1 = 2 * true[0] / (kept + count)
     best = int(f1.argmax())
+    there = kept.nonzero()[:, 0]
+    drawn = there[torch.linspace(0, len(there) - 1, min(len(there), POINTS)).round().long()]
     return BoxScores(
         ap=float(ap.mean()),
         ap50=float(ap[0]),
@@ -169,6 +177,8 @@ def box_scores(given: Tensor, right: Tensor, garments: Tensor) -> BoxScores | No
         precision=float(precision[0, best]),
         recall=float(recall[0, best]),
         garments=int(count),
+        by_overlap=ap.tolist(),
+        curve=torch.stack([recall[0], precision[0], centres().flip(0)], dim=1)[drawn].tolist(),
     )
 
 

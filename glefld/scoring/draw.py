@@ -20,6 +20,7 @@ from glefld.scoring.published import note, published
 from glefld.scoring.tables import MOST_COLUMNS, short_name
 
 if TYPE_CHECKING:
+    import matplotlib.axes
     import matplotlib.figure
 
 Side = Literal["left", "right", "middle"]
@@ -253,28 +254,38 @@ def confidence_chart(dataset: str, found: Confidence) -> "matplotlib.figure.Figu
 
     figure = matplotlib.figure.Figure(figsize=(9, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
+    reliability(left, found)
+    sparsification(right, found)
+    figure.suptitle(f"scores on {dataset}", fontsize=11)
+    return figure
+
+
+def reliability(axes: "matplotlib.axes.Axes", found: Confidence) -> None:
+    """Draw the share of right landmarks by their score."""
     told, share, number = (np.array(values) for values in zip(*found.reliability, strict=True))
-    left.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="a perfect score")
-    left.plot(told, share, color="tab:blue", linewidth=1)
-    left.scatter(
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="a perfect score")
+    axes.plot(told, share, color="tab:blue", linewidth=1)
+    axes.scatter(
         told, share, 8 + 150 * number / number.max(), color="tab:blue", label="found; area: how many"
     )
-    left.set(xlabel="score", ylabel="share within 0.1 of the box", xlim=(0, 1), ylim=(0, 1))
-    left.set_title(f"calibration error {found.calibration_error:.3f}", fontsize=10)
-    left.legend(frameon=False, loc="upper left")
+    axes.set(xlabel="score", ylabel="share within 0.1 of the box", xlim=(0, 1), ylim=(0, 1))
+    axes.set_title(f"calibration error {found.calibration_error:.3f}", fontsize=10)
+    axes.legend(frameon=False, loc="upper left")
+
+
+def sparsification(axes: "matplotlib.axes.Axes", found: Confidence) -> None:
+    """Draw the error of the landmarks with the best scores."""
     kept, error = zip(*found.sparsified, strict=True)
-    right.plot([0, 1], [1, 1], color="0.7", linewidth=1, label="scores without meaning")
-    right.plot(kept, error, color="tab:blue", label="best scores first")
-    right.set(
+    axes.plot([0, 1], [1, 1], color="0.7", linewidth=1, label="scores without meaning")
+    axes.plot(kept, error, color="tab:blue", label="best scores first")
+    axes.set(
         xlabel="share of the landmarks that are kept",
         ylabel="their NE, relative to all",
         xlim=(0, 1),
         ylim=(0, None),
     )
-    right.set_title(f"area under the curve {found.sparsification:.3f}", fontsize=10)
-    right.legend(frameon=False, loc="lower right")
-    figure.suptitle(f"scores on {dataset}", fontsize=11)
-    return figure
+    axes.set_title(f"area under the curve {found.sparsification:.3f}", fontsize=10)
+    axes.legend(frameon=False, loc="lower right")
 
 
 def _column(report: Report) -> np.ndarray:

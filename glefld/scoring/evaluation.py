@@ -3,7 +3,7 @@
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +59,18 @@ class EndToEnd:
         }
 
 
+class Answer(NamedTuple):
+    """What a model answers for a batch."""
+
+    output: Output
+    points: Tensor | None
+    """[b, K, 2] float64 in photo pixels, if landmarks are scored."""
+    scores: Tensor | None
+    """[b, K]"""
+    found: list[Found] | None
+    """A detector's boxes in each row's photo."""
+
+
 @torch.no_grad()
 def evaluate(
     model: Model,
@@ -69,7 +81,7 @@ def evaluate(
     labels: Labels,
     mirror: bool = False,
     replicates: int = 0,
-    on_landmarks: Callable[[Batch, Tensor, Tensor], object] = lambda batch, points, scores: None,
+    on_batch: Callable[[Batch, Answer], object] = lambda batch, answer: None,
     boxes: np.ndarray | None = None,
 ) -> Counters:
     """Evaluate a rank's share of the split; the counters of all ranks add up to those of the split.
@@ -77,7 +89,7 @@ def evaluate(
     A rank takes a run of whole batches, so a row's prediction does not depend on the number of ranks, and joined in
     their order the ranks' batches are the split. labels: those to score, which the model and the data set share.
     mirror: average with the mirror images. replicates: of the bootstrap (``Counters``).
-    ``on_landmarks`` is called with each batch, its predicted points [b, K, 2] in photo pixels and their scores [b, K].
+    ``on_batch`` is called with each batch and what the model answers.
     boxes: of the rank's rows [n, 4], in which the model looks instead of the true ones; rows without one, NaN, are left
     out.
     """
@@ -93,10 +105,10 @@ def evaluate(
             batch.truth = batch.truth._replace(box=true.popleft())
         output = run_model(model, batch, mirror)
         counters.add_rows(len(batch.images))
+        points, scores = None, None
         if output.heatmaps is not None and len(labels.landmark_set):
             points, scores = predicted_points(model, output.heatmaps, batch)
             counters.add_landmarks(points, batch.truth, scores)
-            on_landmarks(batch, points, scores)
             if output.visibility is not None:
                 counters.add_visibility(output.visibility.float().cpu(), batch.truth)
             if output.garment_type is not None:
@@ -104,7 +116,8 @@ def evaluate(
                     output.garment_type.float().cpu(), batch.truth.label("garment_type", model.labels)
                 )
         count_labels(counters, model, output, batch)
-        count_boxes(counters, model, output, batch)
+        found = count_boxes(counters, model, output, batch)
+        on_batch(batch, Answer(output, points, scores, found))
     model.train(was_training)
     return counters
 
@@ -178,14 +191,18 @@ def count_labels(counters: Counters, model: Model, output: Output, batch: Batch)
         counters.add_attributes(output.attributes[..., 1].float().cpu(), batch.truth.attributes)
 
 
-def count_boxes(counters: Counters, model: Model, output: Output, batch: Batch) -> None:
-    """Add the scores of a batch's detected boxes to the counters: of photos whose first row is in it."""
+def count_boxes(counters: Counters, model: Model, output: Output, batch: Batch) -> list[Found] | None:
+    """Add the scores of a batch's detected boxes to the counters: of photos whose first row is in it.
+
+    Returns the boxes of each row's photo, None of a system that is no detector.
+    """
     if output.boxes is None:
-        return
+        return None
     assert batch.garments is not None
     found = found_boxes(model, output.boxes, batch)
     photos = [i for i, first in enumerate(batch.garments.first) if first]
     counters.add_boxes(output.boxes, [found[i] for i in photos], [batch.garments.in_photo[i] for i in photos])
+    return found
 
 
 def found_boxes(model: Model, boxes: Tensor, batch: Batch) -> list[Found]:
@@ -239,6 +256,7 @@ def evaluation_json(
             "by_type": report.ne_by_type,
             "by_view": report.ne_by_view,
             "intervals": {name: list(ends) for name, ends in report.ne_intervals.items()},
+            "landmark_intervals": {name: list(ends) for name, ends in report.ne_landmark_intervals.items()},
         },
         "counted": report.counted,
         "ne_occluded": report.ne_occluded,

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +14,22 @@ from glefld.data.loader import Batch, BatchLoader
 from glefld.data.reader import SplitReader
 from glefld.data.truth import Truth
 from glefld.models.system import Model, Output
+from glefld.schema import Labels
 from glefld.scoring import draw
 from glefld.scoring.evaluation import EVAL_BATCH, found_boxes, predicted_points, run_model
 from glefld.scoring.metrics import Counters
 
 
-@torch.no_grad()
+class Example(NamedTuple):
+    """A row's picture with what was predicted and what is true."""
+
+    picture: Image.Image
+    sample_id: str
+    source_uri: str
+    words: str
+    """Its error, or what a classifier says; empty for a detector."""
+
+
 def examples(
     model: Model, rows: SplitReader, loader: BatchLoader, number: int, mirror: bool = False
 ) -> list[tuple[Image.Image, str]]:
@@ -27,35 +38,60 @@ def examples(
     mirror: average each prediction with that for the mirror image.
     """
     chosen = np.unique(np.linspace(0, rows.rows - 1, min(number, EVAL_BATCH)).astype(np.int64))
-    (table,) = rows.read([chosen])
+    return [
+        (one.picture, "  ".join(filter(None, (one.sample_id.rsplit("/", 1)[-1], one.words))))
+        for one in draw_rows(model, rows, loader, chosen, mirror)
+    ]
+
+
+@torch.no_grad()
+def draw_rows(
+    model: Model, rows: SplitReader, loader: BatchLoader, chosen: np.ndarray, mirror: bool = False
+) -> list[Example]:
+    """Draw the rows of these numbers, at most ``EVAL_BATCH`` different ones; in their order."""
+    (table,) = rows.read([np.sort(chosen)])
     (batch,) = loader.run([table], NO_AUGMENTATION)
     output = run_model(model.eval(), batch, mirror)
     pictures = [Image.open(io.BytesIO(data)) for data in table["image"].to_pylist()]
-    names = [name.rsplit("/", 1)[-1] for name in table["sample_id"].to_pylist()]
     if output.boxes is not None:
-        return list(zip(_boxed(model, output.boxes, batch, pictures), names, strict=True))
-    if output.heatmaps is None:
-        return [
-            (picture.convert("RGB"), f"{name}  {words}")
-            for picture, name, words in zip(pictures, names, _classified(model, output, batch), strict=True)
-        ]
-    predicted, _ = predicted_points(model, output.heatmaps, batch)
+        drawn = [(picture, "") for picture in _boxed(model, output.boxes, batch, pictures)]
+    elif output.heatmaps is not None:
+        crops = table["crop_box"].to_pylist()
+        drawn = _landmarks(model, output.heatmaps, batch, pictures, crops, loader.labels)
+    else:
+        words = _classified(model, output, batch)
+        drawn = [(picture.convert("RGB"), told) for picture, told in zip(pictures, words, strict=True)]
+    ids, uris = table["sample_id"].to_pylist(), table["source_uri"].to_pylist()
+    found = [
+        Example(picture, id_, uri, told) for (picture, told), id_, uri in zip(drawn, ids, uris, strict=True)
+    ]
+    return [found[place] for place in np.argsort(np.argsort(chosen))]
+
+
+def _landmarks(
+    model: Model,
+    heatmaps: Tensor,
+    batch: Batch,
+    pictures: Sequence[Image.Image],
+    crops: Sequence[Sequence[float]],
+    labels: Labels,
+) -> list[tuple[Image.Image, str]]:
+    """Draw each garment's predicted and true landmarks, and tell its NE."""
+    predicted, _ = predicted_points(model, heatmaps, batch)
     tiles = []
-    for i, (picture, name, crop) in enumerate(
-        zip(pictures, names, table["crop_box"].to_pylist(), strict=True)
-    ):
-        counters = Counters(loader.labels)
+    for i, (picture, crop) in enumerate(zip(pictures, crops, strict=True)):
+        counters = Counters(labels)
         counters.add_landmarks(predicted[i : i + 1], Truth(*(field[i : i + 1] for field in batch.truth)))
         ne = counters.report().ne
         stored = np.array(crop[:2])
         overlay = draw.overlay(
             picture,
-            loader.labels.landmark_set,
+            labels.landmark_set,
             predicted=predicted[i].numpy() - stored,
             truth=batch.truth.points[i].numpy() - stored,
             visibility=batch.truth.visibility[i].numpy(),
         )
-        tiles.append((overlay, f"{name}  NE {ne:.3f}" if ne is not None else name))
+        tiles.append((overlay, f"NE {ne:.3f}" if ne is not None else ""))
     return tiles
 
 

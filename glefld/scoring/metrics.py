@@ -56,6 +56,7 @@ class Report:
     ne_intervals: dict[
         str, tuple[float, float]
     ]  # 95 % of "average" and of each garment type, where they were asked for
+    ne_landmark_intervals: dict[str, tuple[float, float]]  # 95 % of each landmark, likewise
     ne_occluded: float | None  # average NE over occluded instead of visible landmarks
     counted: dict[str, int]  # number of rows where each landmark is visible
     pck: float | None
@@ -68,6 +69,7 @@ class Report:
     visibility_f1: dict[
         str, float | None
     ]  # of "visible", "occluded", "absent" slots that are there, and their "mean"
+    visibility_confusion: dict[str, dict[str, int]]  # slots by what is annotated and by what is told
     garment_type_accuracy: float | None  # of landmark systems that tell the type, where it is annotated
     label: ClassLabel  # what ``accuracy`` refers to
     accuracy: dict[str, float | None]  # classification accuracy: "top1", "top3", "top5"
@@ -318,6 +320,7 @@ class Counters(Sums):
         if not self.vector().isfinite().all():
             raise UserError("annotated landmarks are not finite: ingest the data set again")
         ne, visible = s["ne"].sum(dim=(0, 1)), s["visible"].sum(dim=(0, 1))
+        resampled_ne, resampled_visible = s["resampled_ne"], s["resampled_visible"]
         landmark_set = self.labels.landmark_set
         names = landmark_set.landmarks
         true, types = s["true_attributes"], self._attribute_types
@@ -333,7 +336,19 @@ class Counters(Sums):
                 view: _plain_mean(s["ne"][:, i].sum(dim=0), s["visible"][:, i].sum(dim=0))
                 for i, view in enumerate(VIEWS)
             },
-            ne_intervals=self._intervals(),
+            ne_intervals=_intervals(
+                {"average": (resampled_ne.sum(dim=1), resampled_visible.sum(dim=1))}
+                | {
+                    t.name: (resampled_ne[:, i], resampled_visible[:, i])
+                    for i, t in enumerate(landmark_set.garment_types)
+                }
+            ),
+            ne_landmark_intervals=_intervals(
+                {
+                    name: (resampled_ne[:, :, i].sum(dim=1), resampled_visible[:, :, i].sum(dim=1))
+                    for i, name in enumerate(names)
+                }
+            ),
             ne_occluded=_plain_mean(s["occluded_ne"], s["occluded"]),
             counted={n: int(visible[i]) for i, n in enumerate(names)},
             pck=_plain_mean(s["pck"], s["scored"]),
@@ -342,6 +357,10 @@ class Counters(Sums):
             left_right_confusion=_ratio(s["confused"].sum(), s["paired"].sum()),
             confidence=confidence(s["given"], s["right"], s["error"]),
             visibility_f1=_f1(s["seen"]),
+            visibility_confusion={
+                name: dict(zip(SEEN, row, strict=True))
+                for name, row in zip(SEEN, s["seen"].long().tolist(), strict=True)
+            },
             garment_type_accuracy=_ratio(s["right_type"][0], s["typed"][0]),
             label=self.label,
             accuracy={f"top{k}": _ratio(s["top"][i], s["classified"][0]) for i, k in enumerate(TOP)},
@@ -354,18 +373,14 @@ class Counters(Sums):
             boxes=box_scores(s["boxes_given"], s["boxes_right"], s["garments"]),
         )
 
-    def _intervals(self) -> dict[str, tuple[float, float]]:
-        """Return the bootstrap's intervals of NE by garment type and of its average; none without replicates."""
-        ne, visible = self.sums["resampled_ne"], self.sums["resampled_visible"]
-        names = [t.name for t in self.labels.landmark_set.garment_types]
-        sums = {"average": (ne.sum(dim=1), visible.sum(dim=1))} | {
-            name: (ne[:, i], visible[:, i]) for i, name in enumerate(names)
-        }
-        found = {
-            name: [value for pair in zip(*both, strict=True) if (value := _plain_mean(*pair)) is not None]
-            for name, both in sums.items()
-        }
-        return {name: bootstrap.interval(values) for name, values in found.items() if values}
+
+def _intervals(resampled: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[float, float]]:
+    """Return the bootstrap's intervals of scores, from sums and counts by replicate: [R, N] or, of one ratio, [R]."""
+    found = {
+        name: [value for pair in zip(*both, strict=True) if (value := _plain_mean(*pair)) is not None]
+        for name, both in resampled.items()
+    }
+    return {name: bootstrap.interval(values) for name, values in found.items() if values}
 
 
 def _f1(seen: Tensor) -> dict[str, float | None]:
@@ -386,6 +401,6 @@ def _ratio(total: Tensor, count: Tensor) -> float | None:
 
 
 def _plain_mean(total: Tensor, count: Tensor) -> float | None:
-    """Return the plain mean of the ratios of [N] sums and counts, over those with a count; None if there is none."""
+    """Return the plain mean of the ratios of sums and counts, [N] or one, over those with a count; None without any."""
     any_ = count > 0
     return float((total[any_] / count[any_]).mean()) if any_.any() else None

@@ -66,7 +66,7 @@ def test_a_data_set_of_classes_alone():
     assert baseline.most_frequent.accuracy["top1"] == pytest.approx(2 / 3)
     value = evaluation_json(report, dataset="image-folder", split="val", checkpoint="c", baseline=baseline)
     assert value == json.loads(json.dumps(value, allow_nan=False))
-    nothing = {"average": None, "intervals": {}, "by_landmark": {}, "by_type": {}}
+    nothing = {"average": None, "intervals": {}, "landmark_intervals": {}, "by_landmark": {}, "by_type": {}}
     assert value["ne"] == nothing | {"by_view": dict.fromkeys(VIEWS)}
     assert value["baseline"]["most_frequent"]["accuracy"]["top1"] == pytest.approx(2 / 3)
     assert report.numbers().keys() == {f"accuracy_top{k}" for k in (1, 3, 5)}

@@ -256,6 +256,7 @@ def flat(report: Report) -> dict[str, float]:
     assert fields.pop("oks") is None, "only DeepFashion2's landmarks have it"
     assert fields.pop("boxes") is None, "only a detector has them"
     fields |= {f"recall.{at}": by_type for at, by_type in fields.pop("recall").items()}
+    fields |= {f"seen.{name}": told for name, told in fields.pop("visibility_confusion").items()}
     nested = {f"{a}.{b}": v for a, d in fields.items() if isinstance(d, dict) for b, v in d.items()}
     for name in ("reliability", "sparsified"):
         curve = np.array(nested.pop(f"confidence.{name}")).ravel()
@@ -353,7 +354,14 @@ def test_evaluation_json_keys():
             "baseline",
         ),
     ]
-    assert list(value["ne"]) == ["average", "by_landmark", "by_type", "by_view", "intervals"]
+    assert list(value["ne"]) == [
+        "average",
+        "by_landmark",
+        "by_type",
+        "by_view",
+        "intervals",
+        "landmark_intervals",
+    ]
     assert value["ne"]["average"] == report.ne
     assert list(value["counted"]) == list(FASHION8.landmarks)
     assert value["baseline"]["mean_position"] == baseline.mean_position.ne

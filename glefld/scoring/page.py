@@ -1,0 +1,581 @@
+"""The page of an evaluation: how good a checkpoint is, where it is bad, and what to do next."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glefld import pages
+from glefld.data.truth import SEEN
+from glefld.models.calibration import RIGHT_WITHIN
+from glefld.schema import VIEWS, Labels
+from glefld.scoring import analysis, charts, draw, findings
+from glefld.scoring.baselines import Baselines
+from glefld.scoring.evaluation import EndToEnd
+from glefld.scoring.examples import Example
+from glefld.scoring.findings import percent
+from glefld.scoring.metrics import RECALL_AT, TOP, Report
+from glefld.scoring.published import note, published
+from glefld.scoring.rows import BoxRows, ClassRows, LandmarkRows, Rows
+from glefld.scoring.tables import MOST_COLUMNS, OKS_NOTE, cell, short_name
+
+#: Pictures of the worst rows; they are predicted in one batch.
+WORST = 24
+#: Rows of long tables: ids, pairs of classes.
+LISTED = 200
+#: Longer side of a picture, in pixels; the page shows it smaller, for dense screens.
+PICTURE = 400
+#: Classes that a matrix can show.
+MOST_CLASSES = 20
+#: Distances of the table, in box sides.
+DISTANCES = (0.02, 0.05, 0.1, 0.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """All that the page shows of an evaluation."""
+
+    title: str
+    """The data set's."""
+    split: str
+    labels: Labels
+    """Those that were scored."""
+    report: Report
+    baseline: Baselines
+    rows: Rows | None
+    detected: EndToEnd | None
+    facts: Mapping[str, str]
+    """What was scored, and how."""
+
+
+def worst_rows(rows: Rows | None) -> NDArray[np.int64]:
+    """Return the numbers of the split's rows to be drawn, the worst first."""
+    match rows:
+        case LandmarkRows():
+            return analysis.worst(rows.by_garment(rows.error), WORST)
+        case BoxRows():
+            return rows.row[_worst_photos(rows)]
+        case ClassRows():
+            return analysis.worst(_surely_wrong(rows), WORST)
+        case None:
+            return np.empty(0, np.int64)
+
+
+def listed_rows(rows: Rows | None) -> NDArray[np.int64]:
+    """Return the numbers of the rows whose ids the page lists besides the drawn ones."""
+    if isinstance(rows, LandmarkRows):
+        return analysis.exchanged_sides(rows).garments[:LISTED]
+    return np.empty(0, np.int64)
+
+
+def page(scored: Scored, drawn: Sequence[Example], ids: Mapping[int, str]) -> pages.Page:
+    """Return the page. drawn: the examples of ``worst_rows``. ids: of ``listed_rows``."""
+    match scored.rows:
+        case LandmarkRows():
+            parts, sections = _landmarks(scored, scored.rows, drawn, ids)
+        case BoxRows():
+            parts, sections = _boxes(scored, scored.rows, drawn)
+        case ClassRows() | None:
+            parts, sections = [], []
+    sections += _labels(scored, drawn)
+    facts = pages.Section("What was scored", [pages.Facts(scored.facts)])
+    title = f"{scored.facts['system']} on {scored.title}, {scored.split}"
+    return pages.Page(
+        title, f"{scored.report.rows:,} rows, {scored.facts['checkpoint']}", parts, [*sections, facts]
+    )
+
+
+def _landmarks(
+    scored: Scored, rows: LandmarkRows, drawn: Sequence[Example], ids: Mapping[int, str]
+) -> tuple[list[pages.Part], list[pages.Section]]:
+    report, landmark_set = scored.report, scored.labels.landmark_set
+    if report.ne is None:
+        return [
+            pages.Text("No landmark of this split is annotated as visible: there is nothing to score.")
+        ], []
+    types = [t.name for t in landmark_set.garment_types]
+    sides = analysis.exchanged_sides(rows)
+    views = analysis.by_group(rows.view, rows.by_garment(rows.error), VIEWS)
+    offsets = analysis.bias(rows, len(landmark_set))
+    confused = analysis.confusion(rows.garment_type, rows.told_type, len(types))
+    points = findings.of_landmarks(
+        report, scored.baseline, rows, sides, views, offsets, confused, scored.detected
+    )
+    parts: list[pages.Part] = [_key_numbers(scored, rows), pages.Points(points)]
+    sections = [
+        _beside_others(scored),
+        _by_landmark(scored, rows, views, offsets),
+        _how_far(rows),
+        _worst(rows, types, drawn),
+        _sides(report, rows, sides, ids),
+        _size(rows),
+    ]
+    if report.confidence is not None:
+        sections.append(_scores(scored))
+    if (answered := _visibility_and_type(report, types, confused)) is not None:
+        sections.append(answered)
+    if scored.detected is not None:
+        sections.append(_detected(report, scored.detected))
+    if report.oks is not None:
+        sections.append(_oks(report))
+    return parts, sections
+
+
+def _key_numbers(scored: Scored, rows: LandmarkRows) -> pages.Numbers:
+    report, baseline = scored.report, scored.baseline
+    assert report.ne is not None
+    share, (low, high) = analysis.within(rows, RIGHT_WITHIN)
+    numbers = [
+        pages.Number("normalised error (NE)", cell(report.ne), _interval(report.ne_intervals.get("average"))),
+        pages.Number(
+            f"landmarks within {cell_short(RIGHT_WITHIN)} of the box",
+            percent(share),
+            f"95 %: {100 * low:.1f} to {100 * high:.1f} %",
+        ),
+        pages.Number(
+            "NE of a constant answer",
+            cell(baseline.mean_position_by_type.ne),
+            "each type's mean position" + _ratio(report.ne, baseline.mean_position_by_type.ne),
+        ),
+    ]
+    systems = published(scored.title, tuple(report.ne_by_landmark))
+    if systems:
+        best = min(systems, key=lambda system: system.average)
+        numbers.append(
+            pages.Number("best published NE", cell(best.average), f"{best.system}; other photos, see below")
+        )
+    garments = rows.by_garment(rows.error)
+    numbers.append(pages.Number("NE of the median garment", cell(float(np.nanmedian(garments)))))
+    if report.left_right_confusion is not None:
+        numbers.append(
+            pages.Number(
+                "nearer to the other side",
+                percent(report.left_right_confusion),
+                "of left and right landmarks",
+            )
+        )
+    if report.confidence is not None:
+        numbers.append(
+            pages.Number("calibration error", cell(report.confidence.calibration_error), "of the scores")
+        )
+    if scored.detected is not None:
+        numbers.append(
+            pages.Number(
+                "NE in detected boxes",
+                cell(scored.detected.report.ne),
+                f"{percent(scored.detected.recall)} of the garments are found",
+            )
+        )
+    return pages.Numbers(numbers)
+
+
+def _beside_others(scored: Scored) -> pages.Section:
+    report, baseline = scored.report, scored.baseline
+    names = list(report.ne_by_landmark)
+    columns = names if len(names) <= MOST_COLUMNS else []
+    systems = published(scored.title, tuple(names))
+    measured = {
+        "mean position": baseline.mean_position,
+        "mean position by type": baseline.mean_position_by_type,
+        "this run": report,
+    }
+    if scored.detected is not None:
+        measured["this run, detected boxes"] = scored.detected.report
+    rows: list[list[pages.Cell]] = [
+        [label, cell(scores.ne), *[cell(scores.ne_by_landmark[name]) for name in columns]]
+        for label, scores in reversed(measured.items())
+    ]
+    for system in sorted(systems, key=lambda s: s.average):
+        found = dict(zip(names, system.by_landmark, strict=True))
+        rows.append(
+            [f"{system.system} (published)", cell(system.average), *[cell(found[n]) for n in columns]]
+        )
+    parts: list[pages.Part] = [
+        pages.Table(["NE, lower is better", "average", *map(short_name, columns)], rows, note(scored.title))
+    ]
+    sources = {system.system: system.source for system in systems}
+    if sources:
+        parts.append(pages.Fold("Sources of the published figures", [pages.Facts(sources)]))
+    return pages.Section("Beside others", parts)
+
+
+def _by_landmark(
+    scored: Scored, rows: LandmarkRows, views: Mapping[str, analysis.Mean], offsets: NDArray[np.float64]
+) -> pages.Section:
+    report, constant = scored.report, scored.baseline.mean_position_by_type
+    names, types = list(report.ne_by_landmark), list(report.ne_by_type)
+    few = len(names) <= MOST_COLUMNS
+    shown = names if few else _worst_names(report.ne_by_landmark, MOST_COLUMNS)
+    landmark = charts.intervals(
+        {short_name(name): report.ne_by_landmark[name] for name in shown},
+        {short_name(name): ends for name, ends in report.ne_landmark_intervals.items()},
+        {short_name(name): constant.ne_by_landmark[name] for name in shown},
+        "mean position by type",
+        "NE by landmark" if few else f"NE of the {MOST_COLUMNS} hardest landmarks",
+    )
+    parts: list[pages.Part] = [
+        pages.Chart(landmark, "Bars: this run, with 95 % intervals of a bootstrap over garments.")
+    ]
+    if len(types) > 1:
+        by_type = charts.intervals(
+            report.ne_by_type,
+            report.ne_intervals,
+            constant.ne_by_type,
+            "mean position by type",
+            "NE by garment type",
+        )
+        parts.append(pages.Chart(by_type))
+    both = analysis.by_landmark_and_type(rows, len(names), len(types))
+    head = ["landmark", "visible", "NE", "95 %", "constant", "mean offset"]
+    crossed = len(types) > 1 and few
+    table = pages.Table(
+        [*head, *(types if crossed else [])],
+        [
+            [
+                name.replace("_", " "),
+                report.counted[name],
+                cell(report.ne_by_landmark[name]),
+                _ends(report.ne_landmark_intervals.get(name)),
+                cell(constant.ne_by_landmark[name]),
+                findings.towards(*offsets[i]) if report.counted[name] else None,
+                *([_number(value) for value in both[i]] if crossed else []),
+            ]
+            for i, name in enumerate(names)
+        ],
+        "NE by landmark"
+        + (", and by type in the last columns" if crossed else "")
+        + ". The mean offset is in box sides "
+        "as seen in the picture: what is left of the error if noise is averaged away.",
+    )
+    if views:
+        by_view = charts.intervals(
+            {name: group.mean for name, group in views.items()},
+            {name: group.interval for name, group in views.items()},
+            {},
+            "",
+            "mean NE of the garments by view",
+        )
+        numbers = ", ".join(f"{findings.count(group.garments, name)}" for name, group in views.items())
+        parts.append(pages.Chart(by_view, f"{numbers}."))
+    parts.append(table if few else pages.Fold("All landmarks", [table]))
+    return pages.Section(findings.BY_LANDMARK, parts)
+
+
+def _how_far(rows: LandmarkRows) -> pages.Section:
+    curves = {"landmarks": rows.error, "garments (mean of their landmarks)": rows.by_garment(rows.error)}
+    at = np.array(DISTANCES)
+    table = pages.Table(
+        ["share within", *(cell_short(distance) for distance in DISTANCES)],
+        [[name, *(percent(s) for s in analysis.share_within(error, at))] for name, error in curves.items()],
+        "Distances are in box sides.",
+    )
+    caption = "Of a curve that rises late all answers are vague; of one that rises early and ends low some are wrong."
+    return pages.Section(findings.FAR, [pages.Chart(charts.cumulative(curves), caption), table])
+
+
+def _worst(rows: LandmarkRows, types: Sequence[str], drawn: Sequence[Example]) -> pages.Section:
+    error, exchanged = rows.by_garment(rows.error), rows.by_garment(rows.exchanged)
+    pictures = []
+    for number, example in zip(worst_rows(rows), drawn, strict=True):
+        words = [f"NE {cell(error[number])}"]
+        if exchanged[number] < analysis.EXCHANGED * error[number]:
+            words.append(f"{cell(exchanged[number])} with left and right exchanged")
+        true, told = rows.garment_type[number], rows.told_type[number]
+        if min(true, told) >= 0 and true != told:
+            words.append(f"{types[true]} taken for {types[told]}")
+        pictures.append(_picture(example, "; ".join(words)))
+    text = (
+        "Rings are the annotation, discs the prediction, and a line joins the two. Left is yellow, right is red, as "
+        "the garment has them: in a back view left is on the left. Broken rings are annotated as occluded."
+    )
+    return pages.Section(findings.WORST, [pages.Text(text), pages.Pictures(pictures)])
+
+
+def _sides(
+    report: Report, rows: LandmarkRows, sides: analysis.Sides, ids: Mapping[int, str]
+) -> pages.Section:
+    if report.left_right_confusion is None:
+        return pages.Section(findings.SIDES, [pages.Text("No landmark has a mirror partner.")])
+    number, all_ = len(sides.garments), len(rows.visible)
+    parts: list[pages.Part] = [
+        pages.Text(
+            f"{percent(report.left_right_confusion)} of the landmarks that have a partner are predicted nearer to it "
+            f"than to their own place. {findings.count(number, 'garment')} of {all_:,} would be less than half as "
+            f"wrong with all sides exchanged, with {percent(sides.error)} of the error. Without "
+            f"{'it' if number == 1 else 'them'} the mean error of a garment is {cell(sides.ne_without)}, with "
+            f"{'it' if number == 1 else 'them'} {cell(float(np.nanmean(rows.by_garment(rows.error))))}."
+        )
+    ]
+    if number:
+        error, exchanged = rows.by_garment(rows.error), rows.by_garment(rows.exchanged)
+        listed: list[list[pages.Cell]] = [
+            [ids[int(i)], cell(error[i]), cell(exchanged[i])] for i in sides.garments[:LISTED]
+        ]
+        more = f", the first {LISTED} of them" if number > LISTED else ""
+        parts.append(
+            pages.Text(
+                "Whether model or annotation is wrong, only a look tells: a front that is annotated like a back is the "
+                "annotation's mistake, and teaches the next model the same."
+            )
+        )
+        table = pages.Table(["sample id", "NE", "NE with sides exchanged"], listed)
+        parts.append(pages.Fold(f"These garments{more}", [table]))
+    return pages.Section(findings.SIDES, parts)
+
+
+def _size(rows: LandmarkRows) -> pages.Section:
+    groups = analysis.by_size(rows.sides.max(axis=1), rows.by_garment(rows.error))
+    figure = charts.groups(groups, "longer side of the box, pixels", "NE of a garment", 0)
+    caption = "Groups of about as many garments each, by the size of their box, with 95 % intervals."
+    return pages.Section(findings.SIZE, [pages.Chart(figure, caption)])
+
+
+def _scores(scored: Scored) -> pages.Section:
+    found = scored.report.confidence
+    assert found is not None
+    text = (
+        "A score is the probability that the landmark, if it is visible, is within .1 of the box. First chart: are "
+        "that many right? Second: are the answers with the best scores the best ones?"
+    )
+    return pages.Section(
+        findings.SCORES,
+        [
+            pages.Text(text),
+            pages.Chart(charts.chart(lambda axes: draw.reliability(axes, found))),
+            pages.Chart(charts.chart(lambda axes: draw.sparsification(axes, found))),
+        ],
+    )
+
+
+def _visibility_and_type(
+    report: Report, types: Sequence[str], confused: NDArray[np.int64]
+) -> pages.Section | None:
+    parts: list[pages.Part] = []
+    if report.visibility_f1["mean"] is not None:
+        scores = ", ".join(
+            f"{n} {cell(value)}" for n, value in report.visibility_f1.items() if value is not None
+        )
+        seen = np.array([list(told.values()) for told in report.visibility_confusion.values()])
+        parts.append(
+            pages.Chart(charts.matrix(SEEN, seen), f"Visibility of landmarks, F1: {scores}.", coloured=True)
+        )
+    if confused.sum() and len(types) > 1:
+        caption = f"Garment types: right for {percent(report.garment_type_accuracy or 0.0)}."
+        parts.append(pages.Chart(charts.matrix(types, confused), caption, coloured=True))
+    return pages.Section(findings.TYPES, parts) if parts else None
+
+
+def _detected(report: Report, detected: EndToEnd) -> pages.Section:
+    found = detected.report
+    rows: list[list[pages.Cell]] = [
+        [name.replace("_", " "), cell(report.ne_by_landmark[name]), cell(found.ne_by_landmark[name]), number]
+        for name, number in found.counted.items()
+    ]
+    rows.insert(0, ["average", cell(report.ne), cell(found.ne), found.rows])
+    text = (
+        f"The detector finds {found.rows:,} of {detected.garments:,} garments ({percent(detected.recall)}), at an "
+        "overlap of .5 or more with the annotated box. NE is in the annotated box's sides in both columns; garments "
+        "that are not found have no NE."
+    )
+    table = pages.Table(["NE", "annotated boxes", "detected boxes", "found"], rows)
+    return pages.Section(findings.DETECTED, [pages.Text(text), table])
+
+
+def _oks(report: Report) -> pages.Section:
+    assert report.oks is not None
+    readings = {
+        "mask area": report.oks.mask_area,
+        "box area": report.oks.box_area,
+        "box area, visible only": report.oks.box_area_visible,
+    }
+    rows: list[list[pages.Cell]] = [
+        [label, *(cell(getattr(reading, field)) for reading in readings.values())]
+        for label, field in (("AP", "ap"), ("AP at .50", "ap50"), ("AP at .75", "ap75"), ("mean OKS", "oks"))
+    ]
+    by_category: list[list[pages.Cell]] = [
+        [name, *(cell(reading.by_category[name]) for reading in readings.values())]
+        for name in report.oks.mask_area.by_category
+    ]
+    return pages.Section(
+        "AP over OKS",
+        [
+            pages.Table(["", *readings], rows, OKS_NOTE),
+            pages.Fold("By category", [pages.Table(["category", *readings], by_category)]),
+        ],
+    )
+
+
+def _boxes(
+    scored: Scored, rows: BoxRows, drawn: Sequence[Example]
+) -> tuple[list[pages.Part], list[pages.Section]]:
+    scores = scored.report.boxes
+    if scores is None:
+        return [pages.Text("No garment of this split is annotated: there is nothing to score.")], []
+    numbers = [
+        pages.Number("average precision (AP)", cell(scores.ap), "mean over IoU .50 to .95"),
+        pages.Number("AP50", cell(scores.ap50)),
+        pages.Number("AP75", cell(scores.ap75)),
+        pages.Number("recall", percent(scores.recall), f"with a score of {scores.least_score:.2f} or more"),
+        pages.Number("precision", percent(scores.precision), "with the same score"),
+        pages.Number("AR", cell(scores.ar), "found at all, mean over IoU"),
+    ]
+    sections = [
+        pages.Section(
+            findings.CURVES,
+            [
+                pages.Chart(
+                    charts.precision_recall(scores),
+                    f"At an overlap (IoU) of .5; the dot has the best F1, {cell(scores.f1)}.",
+                ),
+                pages.Chart(
+                    charts.by_overlap(scores), "How tight the boxes are: COCO's AP is this curve's mean."
+                ),
+            ],
+        ),
+        _worst_photos_section(rows, drawn),
+        pages.Section(
+            findings.SIZE,
+            [
+                pages.Chart(
+                    charts.groups(
+                        analysis.by_size(rows.size.astype(np.float64), (rows.overlap > 0).astype(np.float64)),
+                        "longer side of the box, as a part of the photo's",
+                        "share of the garments that is found",
+                        2,
+                    ),
+                    "Groups of about as many garments each, with 95 % intervals; found is with the model's least "
+                    "score and an overlap of .5.",
+                )
+            ],
+        ),
+    ]
+    return [pages.Numbers(numbers), pages.Points(findings.of_boxes(scores, rows))], sections
+
+
+def _worst_photos(rows: BoxRows) -> NDArray[np.int64]:
+    """Return the numbers of the photos with most mistakes, and of as many those with the loosest boxes."""
+    tightness = np.bincount(rows.owner, rows.overlap, len(rows.row)) / np.maximum(rows.garments, 1)
+    mistakes = rows.missed + rows.wrong
+    return analysis.worst(mistakes + (1 - tightness) / 2, WORST)
+
+
+def _worst_photos_section(rows: BoxRows, drawn: Sequence[Example]) -> pages.Section:
+    pictures = []
+    for photo, example in zip(_worst_photos(rows), drawn, strict=True):
+        missed, wrong = int(rows.missed[photo]), int(rows.wrong[photo])
+        words = [f"{missed} missed"] if missed else []
+        words += [findings.count(wrong, "wrong box")] if wrong else []
+        pictures.append(_picture(example, ", ".join(words) or "loose"))
+    text = (
+        "White boxes are annotated, yellow ones found, with their scores. A wrong box may well be a garment: many "
+        "data sets annotate one a photo."
+    )
+    return pages.Section("Worst photos", [pages.Text(text), pages.Pictures(pictures)])
+
+
+def _labels(scored: Scored, drawn: Sequence[Example]) -> list[pages.Section]:
+    """Return the sections of classes and attributes, if any were scored."""
+    report, frequent = scored.report, scored.baseline.most_frequent
+    sections = []
+    if report.accuracy["top1"] is not None:
+        rows: list[list[pages.Cell]] = [
+            [f"top {k}", cell(report.accuracy[f"top{k}"]), cell(frequent.accuracy[f"top{k}"])] for k in TOP
+        ]
+        parts: list[pages.Part] = [
+            pages.Table(
+                [f"accuracy of the {report.label.replace('_', ' ')}", "this run", "most frequent"], rows
+            )
+        ]
+        if isinstance(scored.rows, ClassRows):
+            parts += _classes(scored, scored.rows, drawn)
+        sections.append(pages.Section("Classes", parts))
+    names = [name for name, value in report.recall["at3"].items() if value is not None]
+    if names:
+        table = pages.Table(
+            [
+                "recall of attributes",
+                *(f"at {k}" for k in RECALL_AT),
+                *(f"most frequent, at {k}" for k in RECALL_AT),
+            ],
+            [
+                [
+                    name,
+                    *(
+                        cell(scores.recall[f"at{k}"][name])
+                        for scores in (report, frequent)
+                        for k in RECALL_AT
+                    ),
+                ]
+                for name in names
+            ],
+        )
+        sections.append(pages.Section("Attributes", [table]))
+    return sections
+
+
+def _classes(scored: Scored, rows: ClassRows, drawn: Sequence[Example]) -> list[pages.Part]:
+    names = scored.labels.classes(scored.report.label)
+    confused = analysis.confusion(rows.true, rows.told, len(names))
+    parts: list[pages.Part] = []
+    if len(names) <= MOST_CLASSES:
+        parts.append(pages.Chart(charts.matrix(names, confused), coloured=True))
+    others = confused * (1 - np.eye(len(names), dtype=np.int64))
+    most = [
+        divmod(int(place), len(names)) for place in np.argsort(-others, axis=None, kind="stable")[:LISTED]
+    ]
+    table: list[list[pages.Cell]] = [
+        [names[true], names[told], int(others[true, told]), int(confused[true].sum())]
+        for true, told in most
+        if others[true, told]
+    ]
+    if table:
+        parts.append(pages.Fold("Most confused", [pages.Table(["annotated", "told", "rows", "of"], table)]))
+    pictures = [
+        _picture(
+            example,
+            f"{names[rows.true[i]]} taken for {names[rows.told[i]]}, {percent(float(rows.probability[i]))}",
+        )
+        for i, example in zip(worst_rows(rows), drawn, strict=True)
+    ]
+    if pictures:
+        parts += [pages.Text("Wrong with the highest probability:"), pages.Pictures(pictures)]
+    return parts
+
+
+def _surely_wrong(rows: ClassRows) -> NDArray[np.float64]:
+    """Return the probability of each wrong answer, NaN for the others."""
+    wrong = (rows.true >= 0) & (rows.true != rows.told)
+    return np.where(wrong, rows.probability, np.nan)
+
+
+def _picture(example: Example, caption: str) -> pages.Picture:
+    picture = example.picture.copy()
+    picture.thumbnail((PICTURE, PICTURE))
+    return pages.Picture(picture, caption, example.sample_id)
+
+
+def _worst_names(values: Mapping[str, float | None], number: int) -> list[str]:
+    known = {name: value for name, value in values.items() if value is not None}
+    return sorted(known, key=lambda name: -known[name])[:number]
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return f"95 %: {_ends(ends)}" if ends is not None else ""
+
+
+def _ends(ends: tuple[float, float] | None) -> str | None:
+    return f"{cell(ends[0])} to {cell(ends[1])}" if ends is not None else None
+
+
+def _ratio(value: float, constant: float | None) -> str:
+    return f"; this run has {percent(value / constant)} of it" if constant else ""
+
+
+def _number(value: float) -> str | None:
+    return None if np.isnan(value) else cell(float(value))
+
+
+def cell_short(value: float) -> str:
+    """Return a distance as text: ``.1``, ``.05``."""
+    return f"{value:g}".removeprefix("0")
