@@ -1,6 +1,5 @@
 """The page of an evaluation: how good a checkpoint is, where it is bad, and what to do next."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,12 +8,11 @@ from numpy.typing import NDArray
 from glefld import pages
 from glefld.data.truth import SEEN
 from glefld.models.calibration import RIGHT_WITHIN
-from glefld.schema import VIEWS, Labels
+from glefld.schema import VIEWS
 from glefld.scoring import analysis, charts, draw, findings
-from glefld.scoring.baselines import Baselines
 from glefld.scoring.evaluation import EndToEnd
 from glefld.scoring.examples import Example
-from glefld.scoring.findings import percent
+from glefld.scoring.findings import Scored, percent
 from glefld.scoring.metrics import RECALL_AT, TOP, Report
 from glefld.scoring.published import note, published
 from glefld.scoring.rows import BoxRows, ClassRows, LandmarkRows, Rows
@@ -30,23 +28,6 @@ PICTURE = 400
 MOST_CLASSES = 20
 #: Distances of the table, in box sides.
 DISTANCES = (0.02, 0.05, 0.1, 0.2)
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """All that the page shows of an evaluation."""
-
-    title: str
-    """The data set's."""
-    split: str
-    labels: Labels
-    """Those that were scored."""
-    report: Report
-    baseline: Baselines
-    rows: Rows | None
-    detected: EndToEnd | None
-    facts: Mapping[str, str]
-    """What was scored, and how."""
 
 
 def worst_rows(rows: Rows | None) -> NDArray[np.int64]:
@@ -95,25 +76,20 @@ def _landmarks(
             pages.Text("No landmark of this split is annotated as visible: there is nothing to score.")
         ], []
     types = [t.name for t in landmark_set.garment_types]
-    sides = analysis.exchanged_sides(rows)
     views = analysis.by_group(rows.view, rows.by_garment(rows.error), VIEWS)
-    offsets = analysis.bias(rows, len(landmark_set))
-    confused = analysis.confusion(rows.garment_type, rows.told_type, len(types))
-    points = findings.of_landmarks(
-        report, scored.baseline, rows, sides, views, offsets, confused, scored.detected
-    )
+    points = findings.of_landmarks(scored, rows, views)
     parts: list[pages.Part] = [_key_numbers(scored, rows), pages.Points(points)]
     sections = [
         _beside_others(scored),
-        _by_landmark(scored, rows, views, offsets),
+        _by_landmark(scored, rows, views),
         _how_far(rows),
         _worst(rows, types, drawn),
-        _sides(report, rows, sides, ids),
+        _sides(report, rows, ids),
         _size(rows),
     ]
     if report.confidence is not None:
         sections.append(_scores(scored))
-    if (answered := _visibility_and_type(report, types, confused)) is not None:
+    if (answered := _visibility_and_type(report, rows, types)) is not None:
         sections.append(answered)
     if scored.detected is not None:
         sections.append(_detected(report, scored.detected))
@@ -131,7 +107,7 @@ def _key_numbers(scored: Scored, rows: LandmarkRows) -> pages.Numbers:
         pages.Number(
             f"landmarks within {cell_short(RIGHT_WITHIN)} of the box",
             percent(share),
-            f"95 %: {100 * low:.1f} to {100 * high:.1f} %",
+            f"95\N{NO-BREAK SPACE}%: {100 * low:.1f} to {100 * high:.1f}\N{NO-BREAK SPACE}%",
         ),
         pages.Number(
             "NE of a constant answer",
@@ -200,9 +176,7 @@ def _beside_others(scored: Scored) -> pages.Section:
     return pages.Section("Beside others", parts)
 
 
-def _by_landmark(
-    scored: Scored, rows: LandmarkRows, views: Mapping[str, analysis.Mean], offsets: NDArray[np.float64]
-) -> pages.Section:
+def _by_landmark(scored: Scored, rows: LandmarkRows, views: Mapping[str, analysis.Mean]) -> pages.Section:
     report, constant = scored.report, scored.baseline.mean_position_by_type
     names, types = list(report.ne_by_landmark), list(report.ne_by_type)
     few = len(names) <= MOST_COLUMNS
@@ -215,7 +189,9 @@ def _by_landmark(
         "NE by landmark" if few else f"NE of the {MOST_COLUMNS} hardest landmarks",
     )
     parts: list[pages.Part] = [
-        pages.Chart(landmark, "Bars: this run, with 95 % intervals of a bootstrap over garments.")
+        pages.Chart(
+            landmark, "Bars: this run, with 95\N{NO-BREAK SPACE}% intervals of a bootstrap over garments."
+        )
     ]
     if len(types) > 1:
         by_type = charts.intervals(
@@ -226,6 +202,7 @@ def _by_landmark(
             "NE by garment type",
         )
         parts.append(pages.Chart(by_type))
+    offsets = analysis.bias(rows, len(names))
     both = analysis.by_landmark_and_type(rows, len(names), len(types))
     head = ["landmark", "visible", "NE", "95 %", "constant", "mean offset"]
     crossed = len(types) > 1 and few
@@ -292,11 +269,10 @@ def _worst(rows: LandmarkRows, types: Sequence[str], drawn: Sequence[Example]) -
     return pages.Section(findings.WORST, [pages.Text(text), pages.Pictures(pictures)])
 
 
-def _sides(
-    report: Report, rows: LandmarkRows, sides: analysis.Sides, ids: Mapping[int, str]
-) -> pages.Section:
+def _sides(report: Report, rows: LandmarkRows, ids: Mapping[int, str]) -> pages.Section:
     if report.left_right_confusion is None:
         return pages.Section(findings.SIDES, [pages.Text("No landmark has a mirror partner.")])
+    sides = analysis.exchanged_sides(rows)
     number, all_ = len(sides.garments), len(rows.visible)
     parts: list[pages.Part] = [
         pages.Text(
@@ -327,7 +303,7 @@ def _sides(
 def _size(rows: LandmarkRows) -> pages.Section:
     groups = analysis.by_size(rows.sides.max(axis=1), rows.by_garment(rows.error))
     figure = charts.groups(groups, "longer side of the box, pixels", "NE of a garment", 0)
-    caption = "Groups of about as many garments each, by the size of their box, with 95 % intervals."
+    caption = "Groups of about as many garments each, by the size of their box, with 95\N{NO-BREAK SPACE}% intervals."
     return pages.Section(findings.SIZE, [pages.Chart(figure, caption)])
 
 
@@ -348,9 +324,7 @@ def _scores(scored: Scored) -> pages.Section:
     )
 
 
-def _visibility_and_type(
-    report: Report, types: Sequence[str], confused: NDArray[np.int64]
-) -> pages.Section | None:
+def _visibility_and_type(report: Report, rows: LandmarkRows, types: Sequence[str]) -> pages.Section | None:
     parts: list[pages.Part] = []
     if report.visibility_f1["mean"] is not None:
         scores = ", ".join(
@@ -360,6 +334,7 @@ def _visibility_and_type(
         parts.append(
             pages.Chart(charts.matrix(SEEN, seen), f"Visibility of landmarks, F1: {scores}.", coloured=True)
         )
+    confused = analysis.confusion(rows.garment_type, rows.told_type, len(types))
     if confused.sum() and len(types) > 1:
         caption = f"Garment types: right for {percent(report.garment_type_accuracy or 0.0)}."
         parts.append(pages.Chart(charts.matrix(types, confused), caption, coloured=True))
@@ -444,8 +419,8 @@ def _boxes(
                         "share of the garments that is found",
                         2,
                     ),
-                    "Groups of about as many garments each, with 95 % intervals; found is with the model's least "
-                    "score and an overlap of .5.",
+                    "Groups of about as many garments each, with 95\N{NO-BREAK SPACE}% intervals; found is with the "
+                    "model's least score and an overlap of .5.",
                 )
             ],
         ),
@@ -561,7 +536,7 @@ def _worst_names(values: Mapping[str, float | None], number: int) -> list[str]:
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
-    return f"95 %: {_ends(ends)}" if ends is not None else ""
+    return f"95\N{NO-BREAK SPACE}%: {_ends(ends)}" if ends is not None else ""
 
 
 def _ends(ends: tuple[float, float] | None) -> str | None:

@@ -76,10 +76,10 @@ def test_a_detector_is_trained_and_scored(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_evaluate_scores_a_detector(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """AP, AP50, AP75 and AR in the table and the JSON; on two tasks as on one."""
-    scores = []
+    """AP, AP50, AP75 and AR in the table and the JSON; on two tasks as on one, with the same page."""
+    scores, pages = [], []
     for workers in (1, 2):
-        output = str(root / f"boxes-{workers}.json")
+        output, page = str(root / f"boxes-{workers}.json"), str(root / f"boxes-{workers}.html")
         evaluate.run(
             evaluate.Options(
                 "fld",
@@ -87,10 +87,15 @@ def test_evaluate_scores_a_detector(root: Path, capsys: pytest.CaptureFixture[st
                 "val",
                 root=str(root),
                 output=output,
+                report=page,
                 num_workers=workers,
             )
         )
         scores.append(json.loads(Path(output).read_text())["boxes"])
+        text = Path(page).read_text()
+        assert text.count("data:image/webp") > 5
+        pages.append([line for line in text.splitlines() if "<dt>command</dt>" not in line])
+    assert pages[0] == pages[1]
     assert scores[0] == pytest.approx(scores[1])
     assert scores[0]["ap50"] > 0.8
     numbers = {"ap", "ap50", "ap75", "ar", "f1", "precision", "recall", "least_score", "garments"}

@@ -61,6 +61,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an output that is a folder": ({"output": "{place}/photos"}, "--output {place}/photos is a folder"),
     "an output below a file": ({"output": "{place}/notes.txt/a"}, "--output {place}/notes.txt/a lies in"),
     "an output where nothing can be made": ({"output": "/proc/a"}, "--output /proc/a cannot be written"),
+    "a page that is a folder": ({"report": "{place}/photos"}, "--report {place}/photos is a folder"),
     "no workers": ({"num_workers": 0}, "--num-workers must be at least 1, not 0"),
     "more CPUs than there are": ({"cpus_per_worker": 999}, "--cpus-per-worker 999 is more than"),
     "no GPU": ({"device": "gpu"}, "--device gpu: this machine has no GPU"),

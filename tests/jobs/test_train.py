@@ -251,8 +251,10 @@ def test_workers_that_find_no_room_are_not_waited_for_for_ever(
 def test_evaluate_writes_its_json_and_run(root: Path) -> None:
     """With the numbers of the split, beside the baselines."""
     url = write_checkpoint(str(root / "checkpoint"))
-    out = root / "evaluation.json"
-    evaluate.run(evaluate.Options("fld", url, "val", root=str(root), output=str(out), num_workers=2))
+    out, page = root / "evaluation.json", root / "evaluation.html"
+    evaluate.run(
+        evaluate.Options("fld", url, "val", root=str(root), output=str(out), report=str(page), num_workers=2)
+    )
     scores = json.loads(out.read_text())
     assert scores["rows"] == 23
     assert set(scores["ne"]["by_landmark"]) == {"left_dot", "right_dot"}
@@ -263,6 +265,11 @@ def test_evaluate_writes_its_json_and_run(root: Path) -> None:
         [e.experiment_id for e in client.search_experiments() if e.name == "glefld-fld"]
     )
     assert run.data.metrics["val_ne"] == pytest.approx(scores["ne"]["average"])
+    logged = client.download_artifacts(run.info.run_id, "val/report.html", str(root))
+    assert Path(logged).read_bytes() == page.read_bytes()
+    text = page.read_text()
+    assert text.count("data:image/webp") == 23, "the worst garments, of which there are no more"
+    assert f"--report {page} --root {root} --num-workers 2" in text
 
 
 def command(root: Path, more: str) -> list[str]:

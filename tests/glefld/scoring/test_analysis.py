@@ -8,14 +8,12 @@ import pytest
 import torch
 
 from glefld.data.truth import Truth
-from glefld.schema import FASHION8, VIEWS, Labels, Visibility
+from glefld.schema import FASHION8, Visibility
 from glefld.scoring import analysis
 from glefld.scoring.bootstrap import ratio_intervals
 from glefld.scoring.metrics import Counters
 from glefld.scoring.rows import BoxRows, LandmarkRows, landmark_rows
-
-LABELS = Labels(FASHION8)
-K, TYPES = len(FASHION8), len(FASHION8.garment_types)
+from tests.erring import LABELS, TYPES, K, garments
 
 
 @pytest.fixture
@@ -23,27 +21,6 @@ def rng() -> np.random.Generator:
     seed = int(np.random.default_rng().integers(1 << 31))
     print("seed", seed)
     return np.random.default_rng(seed)
-
-
-def garments(rng: np.random.Generator, number: int) -> tuple[torch.Tensor, Truth, torch.Tensor]:
-    """Predictions, truth and logits of the type; every fifth garment has its answers' sides exchanged."""
-    corner, size = rng.uniform(0, 50, (number, 1, 2)), rng.uniform(60, 300, (number, 1, 2))
-    points = corner + rng.uniform(0, 1, (number, K, 2)) * size
-    predicted = points + rng.normal(0, 3, points.shape)
-    predicted[::5] = predicted[::5][:, list(FASHION8.mirror)]
-    visibility = rng.integers(0, 4, (number, K))
-    points[visibility >= Visibility.CUT_OFF] = np.nan
-    visibility[0], points[0] = Visibility.ABSENT, np.nan
-    truth = Truth(
-        torch.from_numpy(points),
-        torch.from_numpy(visibility),
-        torch.from_numpy(np.concatenate([corner, corner + size], axis=2)[:, 0]),
-        torch.from_numpy(rng.integers(0, TYPES + 1, number)),  # 0 is no code: unknown
-        torch.from_numpy(rng.integers(-1, len(VIEWS), number)),
-        torch.full((number,), -1),
-        torch.zeros(number, 0),
-    )
-    return torch.from_numpy(predicted), truth, torch.from_numpy(rng.normal(0, 1, (number, TYPES)))
 
 
 def one_by_one(predicted: torch.Tensor, truth: Truth, *, exchanged: bool = False) -> list[dict[int, float]]:
