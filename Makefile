@@ -17,8 +17,9 @@ demo: setup  ## raw archive -> Parquet -> training -> NE -> predictions, on this
 	$(BIN)/glefld infer --checkpoint $(DEMO)/runs/demo --input $(DEMO)/data/fld --split test \
 		--output $(DEMO)/predictions --overlays 12
 	$(BIN)/glefld evaluate --dataset fld --root $(DEMO) --checkpoint $(DEMO)/runs/demo --split test \
-		--output $(DEMO)/evaluation.json
+		--output $(DEMO)/evaluation.json --report $(DEMO)/evaluation.html
 	@echo
+	@echo "page       $(DEMO)/evaluation.html"
 	@echo "pictures   $(DEMO)/predictions/_overlays"
 	@echo "serve      $(BIN)/mlflow server --backend-store-uri sqlite:///$(DEMO)/mlflow.db --port 5000"
 

@@ -1,7 +1,7 @@
 """What each row of a split contributes to the scores: a few small numbers, from which an evaluation's page follows.
 
 They are the same for any number of workers, whose parts are joined in the order of their rows. A garment of eight
-landmarks needs some 120 bytes, so a split of a hundred thousand needs 12 MB.
+visible landmarks needs 128 bytes, so a split of a hundred thousand needs 13 MB.
 
 Letters in shapes: N rows, M visible landmarks of all of them together, K landmarks, P photos, G garments of all of them
 together, b rows of a batch.
