@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from glefld.scoring.analysis import SizeGroup, share_within
 from glefld.scoring.boxes import THRESHOLDS, BoxScores
+from glefld.scoring.tables import short_name
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -61,7 +62,7 @@ def intervals(
         if not np.isnan(marks).all():
             axes.vlines(marks, places - 0.4, places + 0.4, color=ORANGE, lw=2, label=baseline_name)
             axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
-        axes.set_yticks(places, names)
+        axes.set_yticks(places, [*map(short_name, names)])
         axes.invert_yaxis()
         axes.set_xlim(left=0)
         axes.set_xlabel(label)

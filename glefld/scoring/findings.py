@@ -45,6 +45,8 @@ BIASED, LEAST_BIAS = 0.35, 0.01
 #: The hardest of several is told if it has this times the error of the easiest. Of eight equal ones, two intervals
 #: are apart by chance in one evaluation of ten.
 HARDER = 1.25
+#: Names in a sentence.
+MOST_NAMES = 5
 #: Below so many garments a landmark's score says little.
 FEW = 100
 
@@ -122,7 +124,7 @@ def of_landmarks(scored: Scored, rows: LandmarkRows, views: Mapping[str, Mean]) 
         result.append(
             Point(
                 f"Fewer than {FEW} garments show {listed(few)}: do not compare models by "
-                f"{'that landmark' if len(few) == 1 else 'those landmarks'}.",
+                f"{'that landmark' if len(few) == 1 else 'these landmarks'}.",
                 BY_LANDMARK,
             )
         )
@@ -205,8 +207,10 @@ def count(number: int, noun: str) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """Return names as a list in words."""
+    """Return names as a list in words, the first ones of many."""
     names = [name.replace("_", " ") for name in names]
+    if len(names) > MOST_NAMES:
+        names = [*names[: MOST_NAMES - 1], f"{len(names) - MOST_NAMES + 1} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -242,7 +246,7 @@ def _offsets(report: Report, offsets: NDArray[np.float64]) -> list[Point]:
         return []
     return [
         Point(
-            f"Always off to the same side: {'; '.join(told)} on average. That is a habit of the model or of the "
+            f"Always off to the same side: {listed(told)}, on average. That is a habit of the model or of the "
             "annotations, such as another reading of where the landmark is, and no noise.",
             BY_LANDMARK,
         )

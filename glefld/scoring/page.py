@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from glefld import pages
 from glefld.data.truth import SEEN
 from glefld.models.calibration import RIGHT_WITHIN
-from glefld.schema import VIEWS
+from glefld.schema import RENDERED, VIEWS
 from glefld.scoring import analysis, charts, draw, findings
 from glefld.scoring.evaluation import EndToEnd
 from glefld.scoring.examples import Example
@@ -168,8 +168,11 @@ def _beside_others(scored: Scored) -> pages.Section:
             [f"{system.system} (published)", cell(system.average), *[cell(found[n]) for n in columns]]
         )
     parts: list[pages.Part] = [
-        pages.Table(["NE, lower is better", "average", *map(short_name, columns)], rows, note(scored.title))
+        pages.Table(["NE, lower is better", "average", *map(short_name, columns)], rows)
     ]
+    if systems or scored.title.endswith(RENDERED):
+        words = note(scored.title)
+        parts.insert(0, pages.Text(f"{words[0].upper()}{words[1:]}."))
     sources = {system.system: system.source for system in systems}
     if sources:
         parts.append(pages.Fold("Sources of the published figures", [pages.Facts(sources)]))
@@ -182,9 +185,9 @@ def _by_landmark(scored: Scored, rows: LandmarkRows, views: Mapping[str, analysi
     few = len(names) <= MOST_COLUMNS
     shown = names if few else _worst_names(report.ne_by_landmark, MOST_COLUMNS)
     landmark = charts.intervals(
-        {short_name(name): report.ne_by_landmark[name] for name in shown},
-        {short_name(name): ends for name, ends in report.ne_landmark_intervals.items()},
-        {short_name(name): constant.ne_by_landmark[name] for name in shown},
+        {name: report.ne_by_landmark[name] for name in shown},
+        report.ne_landmark_intervals,
+        constant.ne_by_landmark,
         "mean position by type",
         "NE by landmark" if few else f"NE of the {MOST_COLUMNS} hardest landmarks",
     )
@@ -204,7 +207,7 @@ def _by_landmark(scored: Scored, rows: LandmarkRows, views: Mapping[str, analysi
         parts.append(pages.Chart(by_type))
     offsets = analysis.bias(rows, len(names))
     both = analysis.by_landmark_and_type(rows, len(names), len(types))
-    head = ["landmark", "visible", "NE", "95 %", "constant", "mean offset"]
+    head = ["landmark", "visible", "NE", "95 %", "constant", "mean dx", "mean dy"]
     crossed = len(types) > 1 and few
     table = pages.Table(
         [*head, *(types if crossed else [])],
@@ -215,15 +218,16 @@ def _by_landmark(scored: Scored, rows: LandmarkRows, views: Mapping[str, analysi
                 cell(report.ne_by_landmark[name]),
                 _ends(report.ne_landmark_intervals.get(name)),
                 cell(constant.ne_by_landmark[name]),
-                findings.towards(*offsets[i]) if report.counted[name] else None,
+                *map(_signed, offsets[i]),
                 *([_number(value) for value in both[i]] if crossed else []),
             ]
             for i, name in enumerate(names)
         ],
-        "NE by landmark"
-        + (", and by type in the last columns" if crossed else "")
-        + ". The mean offset is in box sides "
-        "as seen in the picture: what is left of the error if noise is averaged away.",
+    )
+    words = pages.Text(
+        "By landmark: how many are visible, NE with its interval, NE of a constant answer (the type's mean position), "
+        "and the mean offset in box sides, to the picture's right and down, which is what is left of the error if noise "
+        "is averaged away." + (" The last columns are NE by type." if crossed else "")
     )
     if views:
         by_view = charts.intervals(
@@ -235,7 +239,7 @@ def _by_landmark(scored: Scored, rows: LandmarkRows, views: Mapping[str, analysi
         )
         numbers = ", ".join(f"{findings.count(group.garments, name)}" for name, group in views.items())
         parts.append(pages.Chart(by_view, f"{numbers}."))
-    parts.append(table if few else pages.Fold("All landmarks", [table]))
+    parts += [words, table] if few else [pages.Fold("All landmarks", [words, table])]
     return pages.Section(findings.BY_LANDMARK, parts)
 
 
@@ -545,6 +549,10 @@ def _ends(ends: tuple[float, float] | None) -> str | None:
 
 def _ratio(value: float, constant: float | None) -> str:
     return f"; this run has {percent(value / constant)} of it" if constant else ""
+
+
+def _signed(value: float) -> str | None:
+    return None if np.isnan(value) else f"{value:+.4f}".replace("0.", ".", 1).replace("-", "−")
 
 
 def _number(value: float) -> str | None:

@@ -88,7 +88,7 @@ def test_exchanged_sides_are_told_and_listed() -> None:
 
 def test_a_shift_is_told_with_its_direction_and_noise_is_not() -> None:
     made = told(built(scored(np.random.default_rng(2), shift=0.1)))
-    assert re.search(r"Always off to the same side: left hem \.(09|10)\d* right on average", made)
+    assert re.search(r"Always off to the same side: left hem \.(09|10)\d* right, on average", made)
     assert "The hardest landmark is left hem" in made
     plain = told(built(scored(np.random.default_rng(2))))
     assert "Always off" not in plain
