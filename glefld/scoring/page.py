@@ -226,8 +226,8 @@ def _by_landmark(scored: Scored, rows: LandmarkRows, views: Mapping[str, analysi
     )
     words = pages.Text(
         "By landmark: how many are visible, NE with its interval, NE of a constant answer (the type's mean position), "
-        "and the mean offset in box sides, to the picture's right and down, which is what is left of the error if noise "
-        "is averaged away." + (" The last columns are NE by type." if crossed else "")
+        "and the mean offset in box sides, to the picture's right and down: what is left of the error if noise is "
+        "averaged away." + (" The last columns are NE by type." if crossed else "")
     )
     if views:
         by_view = charts.intervals(
