@@ -29,9 +29,9 @@ from glefld.scoring.baselines import Baselines, fit_and_score
 from glefld.scoring.bootstrap import REPLICATES
 from glefld.scoring.evaluation import EVAL_BATCH, Answer, EndToEnd, detect_rows, evaluate, shared
 from glefld.scoring.examples import Example, draw_rows, examples
-from glefld.scoring.findings import Scored
 from glefld.scoring.metrics import Counters, Report
 from glefld.scoring.page import listed_rows, page, worst_rows
+from glefld.scoring.page.parts import Scored
 from glefld.scoring.rows import Rows, rows_of
 from glefld.scoring.tables import as_text, score_tables
 from pipelines.train.worker import Pictures

@@ -9,7 +9,7 @@ from tests import boxed, dots
 from tests.browser import Browser
 
 #: By kind of model, how many charts its page has, and a section of its own.
-CHARTS = {"landmarks": (6, "left-and-right"), "detector": (3, "worst-photos")}
+CHARTS = {"landmarks": (5, "left-and-right"), "detector": (3, "worst-photos")}
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,12 @@ from PIL import Image
 from glefld import pages
 from glefld.models.calibration import RIGHT_WITHIN
 from glefld.schema import Visibility
-from glefld.scoring import findings
 from glefld.scoring.baselines import fit_and_score
 from glefld.scoring.boxes import BoxScores
 from glefld.scoring.examples import Example
-from glefld.scoring.findings import Scored
 from glefld.scoring.metrics import Counters
-from glefld.scoring.page import listed_rows, page, worst_rows
+from glefld.scoring.page import findings, listed_rows, page, parts, worst_rows
+from glefld.scoring.page.parts import Scored
 from glefld.scoring.rows import BoxRows, ClassRows, landmark_rows
 from tests.erring import LABELS, garments
 
@@ -67,7 +66,7 @@ def test_findings_lead_to_sections_of_the_page() -> None:
     made = built(scored(np.random.default_rng(0), exchanged=8, shift=0.1))
     titles = {section.title for section in made.sections}
     assert {point.section for point in points(made) if point.section} <= titles
-    assert {"Beside others", findings.WORST, findings.SIDES, findings.TYPES, "What was scored"} <= titles
+    assert {"Beside others", parts.WORST_GARMENTS, parts.SIDES, parts.TYPES, "What was scored"} <= titles
     text = pages.html(made)
     assert text.count("data:image/webp") == 24
     for fact in FACTS.values():
@@ -169,7 +168,7 @@ def test_a_classifiers_worst_are_wrong_and_sure() -> None:
     [(0.5, "50 %"), (0.031, "3.1 %"), (0.0, "0 %"), (1.0, "100 %"), (0.0004, "below 0.1 %")],
 )
 def test_shares_in_words(share: float, text: str) -> None:
-    assert findings.percent(share) == text.replace(" ", "\N{NO-BREAK SPACE}")
+    assert parts.percent(share) == text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 @pytest.mark.parametrize(

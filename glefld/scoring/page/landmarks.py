@@ -1,75 +1,46 @@
-"""The page of an evaluation: how good a checkpoint is, where it is bad, and what to do next."""
+"""The page of a landmark model."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glefld import pages
 from glefld.data.truth import SEEN
 from glefld.models.calibration import RIGHT_WITHIN
 from glefld.schema import RENDERED, VIEWS
-from glefld.scoring import analysis, charts, draw, findings
+from glefld.scoring import analysis, draw
 from glefld.scoring.evaluation import EndToEnd
 from glefld.scoring.examples import Example
-from glefld.scoring.findings import Scored, percent
-from glefld.scoring.metrics import RECALL_AT, TOP, Report
+from glefld.scoring.metrics import Report
+from glefld.scoring.page import charts, findings
+from glefld.scoring.page.parts import (
+    BY_LANDMARK,
+    DETECTED,
+    FAR,
+    LISTED,
+    SCORES,
+    SIDES,
+    SIZE,
+    TYPES,
+    WORST,
+    WORST_GARMENTS,
+    Scored,
+    count,
+    percent,
+    picture,
+)
 from glefld.scoring.published import note, published
-from glefld.scoring.rows import BoxRows, ClassRows, LandmarkRows, Rows
+from glefld.scoring.rows import LandmarkRows
 from glefld.scoring.tables import MOST_COLUMNS, OKS_NOTE, cell, short_name
 
-#: Pictures of the worst rows; they are predicted in one batch.
-WORST = 24
-#: Rows of long tables: ids, pairs of classes.
-LISTED = 200
-#: Longer side of a picture, in pixels; the page shows it smaller, for dense screens.
-PICTURE = 400
-#: Classes that a matrix can show.
-MOST_CLASSES = 20
 #: Distances of the table, in box sides.
 DISTANCES = (0.02, 0.05, 0.1, 0.2)
 
 
-def worst_rows(rows: Rows | None) -> NDArray[np.int64]:
-    """Return the numbers of the split's rows to be drawn, the worst first."""
-    match rows:
-        case LandmarkRows():
-            return analysis.worst(rows.by_garment(rows.error), WORST)
-        case BoxRows():
-            return rows.row[_worst_photos(rows)]
-        case ClassRows():
-            return analysis.worst(_surely_wrong(rows), WORST)
-        case None:
-            return np.empty(0, np.int64)
-
-
-def listed_rows(rows: Rows | None) -> NDArray[np.int64]:
-    """Return the numbers of the rows whose ids the page lists besides the drawn ones."""
-    if isinstance(rows, LandmarkRows):
-        return analysis.exchanged_sides(rows).garments[:LISTED]
-    return np.empty(0, np.int64)
-
-
-def page(scored: Scored, drawn: Sequence[Example], ids: Mapping[int, str]) -> pages.Page:
-    """Return the page. drawn: the examples of ``worst_rows``. ids: of ``listed_rows``."""
-    match scored.rows:
-        case LandmarkRows():
-            parts, sections = _landmarks(scored, scored.rows, drawn, ids)
-        case BoxRows():
-            parts, sections = _boxes(scored, scored.rows, drawn)
-        case ClassRows() | None:
-            parts, sections = [], []
-    sections += _labels(scored, drawn)
-    facts = pages.Section("What was scored", [pages.Facts(scored.facts)])
-    title = f"{scored.facts['system']} on {scored.title}, {scored.split}"
-    return pages.Page(
-        title, f"{scored.report.rows:,} rows, {scored.facts['checkpoint']}", parts, [*sections, facts]
-    )
-
-
-def _landmarks(
+def sections(
     scored: Scored, rows: LandmarkRows, drawn: Sequence[Example], ids: Mapping[int, str]
 ) -> tuple[list[pages.Part], list[pages.Section]]:
+    """Return what stands above the sections of a landmark model's page, and these."""
     report, landmark_set = scored.report, scored.labels.landmark_set
     if report.ne is None:
         return [
@@ -79,7 +50,7 @@ def _landmarks(
     views = analysis.by_group(rows.view, rows.by_garment(rows.error), VIEWS)
     points = findings.of_landmarks(scored, rows, views)
     parts: list[pages.Part] = [_key_numbers(scored, rows), pages.Points(points)]
-    sections = [
+    found = [
         _beside_others(scored),
         _by_landmark(scored, rows, views),
         _how_far(rows),
@@ -88,14 +59,14 @@ def _landmarks(
         _size(rows),
     ]
     if report.confidence is not None:
-        sections.append(_scores(scored))
+        found.append(_scores(scored))
     if (answered := _visibility_and_type(report, rows, types)) is not None:
-        sections.append(answered)
+        found.append(answered)
     if scored.detected is not None:
-        sections.append(_detected(report, scored.detected))
+        found.append(_detected(report, scored.detected))
     if report.oks is not None:
-        sections.append(_oks(report))
-    return parts, sections
+        found.append(_oks(report))
+    return parts, found
 
 
 def _key_numbers(scored: Scored, rows: LandmarkRows) -> pages.Numbers:
@@ -196,7 +167,7 @@ def _by_landmark(scored: Scored, rows: LandmarkRows, views: Mapping[str, analysi
             landmark, "Bars: this run, with 95\N{NO-BREAK SPACE}% intervals of a bootstrap over garments."
         )
     ]
-    if len(types) > 1:
+    if len(types) > 1 and any(value is not None for value in report.ne_by_type.values()):
         by_type = charts.intervals(
             report.ne_by_type,
             report.ne_intervals,
@@ -237,10 +208,10 @@ def _by_landmark(scored: Scored, rows: LandmarkRows, views: Mapping[str, analysi
             "",
             "mean NE of the garments by view",
         )
-        numbers = ", ".join(f"{findings.count(group.garments, name)}" for name, group in views.items())
+        numbers = ", ".join(f"{count(group.garments, name)}" for name, group in views.items())
         parts.append(pages.Chart(by_view, f"{numbers}."))
     parts += [words, table] if few else [pages.Fold("All landmarks", [words, table])]
-    return pages.Section(findings.BY_LANDMARK, parts)
+    return pages.Section(BY_LANDMARK, parts)
 
 
 def _how_far(rows: LandmarkRows) -> pages.Section:
@@ -252,39 +223,37 @@ def _how_far(rows: LandmarkRows) -> pages.Section:
         "Distances are in box sides.",
     )
     caption = "Of a curve that rises late all answers are vague; of one that rises early and ends low some are wrong."
-    return pages.Section(findings.FAR, [pages.Chart(charts.cumulative(curves), caption), table])
+    return pages.Section(FAR, [pages.Chart(charts.cumulative(curves), caption), table])
 
 
 def _worst(rows: LandmarkRows, types: Sequence[str], drawn: Sequence[Example]) -> pages.Section:
     error, exchanged = rows.by_garment(rows.error), rows.by_garment(rows.exchanged)
     pictures = []
-    for number, example in zip(worst_rows(rows), drawn, strict=True):
+    for number, example in zip(analysis.worst(error, WORST), drawn, strict=True):
         words = [f"NE {cell(error[number])}"]
         if exchanged[number] < analysis.EXCHANGED * error[number]:
             words.append(f"{cell(exchanged[number])} with left and right exchanged")
         true, told = rows.garment_type[number], rows.told_type[number]
         if min(true, told) >= 0 and true != told:
             words.append(f"{types[true]} taken for {types[told]}")
-        pictures.append(_picture(example, "; ".join(words)))
+        pictures.append(picture(example, "; ".join(words)))
     text = (
         "Rings are the annotation, discs the prediction, and a line joins the two. Left is yellow, right is red, as "
         "the garment has them: in a back view left is on the left. Broken rings are annotated as occluded."
     )
-    return pages.Section(findings.WORST, [pages.Text(text), pages.Pictures(pictures)])
+    return pages.Section(WORST_GARMENTS, [pages.Text(text), pages.Pictures(pictures)])
 
 
 def _sides(report: Report, rows: LandmarkRows, ids: Mapping[int, str]) -> pages.Section:
     if report.left_right_confusion is None:
-        return pages.Section(findings.SIDES, [pages.Text("No landmark has a mirror partner.")])
+        return pages.Section(SIDES, [pages.Text("No landmark has a mirror partner.")])
     sides = analysis.exchanged_sides(rows)
-    number, all_ = len(sides.garments), len(rows.visible)
+    number, it = len(sides.garments), "it" if len(sides.garments) == 1 else "them"
     parts: list[pages.Part] = [
         pages.Text(
             f"{percent(report.left_right_confusion)} of the landmarks that have a partner are predicted nearer to it "
-            f"than to their own place. {findings.count(number, 'garment')} of {all_:,} would be less than half as "
-            f"wrong with all sides exchanged, with {percent(sides.error)} of the error. Without "
-            f"{'it' if number == 1 else 'them'} the mean error of a garment is {cell(sides.ne_without)}, with "
-            f"{'it' if number == 1 else 'them'} {cell(float(np.nanmean(rows.by_garment(rows.error))))}."
+            f"than to their own place. {count(number, 'garment')} of {len(rows.visible):,} would be less than half as "
+            "wrong with all sides exchanged."
         )
     ]
     if number:
@@ -295,20 +264,22 @@ def _sides(report: Report, rows: LandmarkRows, ids: Mapping[int, str]) -> pages.
         more = f", the first {LISTED} of them" if number > LISTED else ""
         parts.append(
             pages.Text(
-                "Whether model or annotation is wrong, only a look tells: a front that is annotated like a back is the "
-                "annotation's mistake, and teaches the next model the same."
+                f"{'It has' if number == 1 else 'They have'} {percent(sides.error)} of the error: without {it} the mean NE of a garment is "
+                f"{cell(sides.ne_without)}, with {it} {cell(float(np.nanmean(error)))}. Whether model or annotation is "
+                "wrong, only a look tells: a front that is annotated like a back is the annotation's mistake, and "
+                "teaches the next model the same."
             )
         )
         table = pages.Table(["sample id", "NE", "NE with sides exchanged"], listed)
         parts.append(pages.Fold(f"These garments{more}", [table]))
-    return pages.Section(findings.SIDES, parts)
+    return pages.Section(SIDES, parts)
 
 
 def _size(rows: LandmarkRows) -> pages.Section:
     groups = analysis.by_size(rows.sides.max(axis=1), rows.by_garment(rows.error))
     figure = charts.groups(groups, "longer side of the box, pixels", "NE of a garment", 0)
     caption = "Groups of about as many garments each, by the size of their box, with 95\N{NO-BREAK SPACE}% intervals."
-    return pages.Section(findings.SIZE, [pages.Chart(figure, caption)])
+    return pages.Section(SIZE, [pages.Chart(figure, caption)])
 
 
 def _scores(scored: Scored) -> pages.Section:
@@ -319,7 +290,7 @@ def _scores(scored: Scored) -> pages.Section:
         "that many right? Second: are the answers with the best scores the best ones?"
     )
     return pages.Section(
-        findings.SCORES,
+        SCORES,
         [
             pages.Text(text),
             pages.Chart(charts.chart(lambda axes: draw.reliability(axes, found))),
@@ -342,7 +313,7 @@ def _visibility_and_type(report: Report, rows: LandmarkRows, types: Sequence[str
     if confused.sum() and len(types) > 1:
         caption = f"Garment types: right for {percent(report.garment_type_accuracy or 0.0)}."
         parts.append(pages.Chart(charts.matrix(types, confused), caption, coloured=True))
-    return pages.Section(findings.TYPES, parts) if parts else None
+    return pages.Section(TYPES, parts) if parts else None
 
 
 def _detected(report: Report, detected: EndToEnd) -> pages.Section:
@@ -358,7 +329,7 @@ def _detected(report: Report, detected: EndToEnd) -> pages.Section:
         "that are not found have no NE."
     )
     table = pages.Table(["NE", "annotated boxes", "detected boxes", "found"], rows)
-    return pages.Section(findings.DETECTED, [pages.Text(text), table])
+    return pages.Section(DETECTED, [pages.Text(text), table])
 
 
 def _oks(report: Report) -> pages.Section:
@@ -385,158 +356,17 @@ def _oks(report: Report) -> pages.Section:
     )
 
 
-def _boxes(
-    scored: Scored, rows: BoxRows, drawn: Sequence[Example]
-) -> tuple[list[pages.Part], list[pages.Section]]:
-    scores = scored.report.boxes
-    if scores is None:
-        return [pages.Text("No garment of this split is annotated: there is nothing to score.")], []
-    numbers = [
-        pages.Number("average precision (AP)", cell(scores.ap), "mean over IoU .50 to .95"),
-        pages.Number("AP50", cell(scores.ap50)),
-        pages.Number("AP75", cell(scores.ap75)),
-        pages.Number("recall", percent(scores.recall), f"with a score of {scores.least_score:.2f} or more"),
-        pages.Number("precision", percent(scores.precision), "with the same score"),
-        pages.Number("AR", cell(scores.ar), "found at all, mean over IoU"),
-    ]
-    sections = [
-        pages.Section(
-            findings.CURVES,
-            [
-                pages.Chart(
-                    charts.precision_recall(scores),
-                    f"At an overlap (IoU) of .5; the dot has the best F1, {cell(scores.f1)}.",
-                ),
-                pages.Chart(
-                    charts.by_overlap(scores), "How tight the boxes are: COCO's AP is this curve's mean."
-                ),
-            ],
-        ),
-        _worst_photos_section(rows, drawn),
-        pages.Section(
-            findings.SIZE,
-            [
-                pages.Chart(
-                    charts.groups(
-                        analysis.by_size(rows.size.astype(np.float64), (rows.overlap > 0).astype(np.float64)),
-                        "longer side of the box, as a part of the photo's",
-                        "share of the garments that is found",
-                        2,
-                    ),
-                    "Groups of about as many garments each, with 95\N{NO-BREAK SPACE}% intervals; found is with the "
-                    "model's least score and an overlap of .5.",
-                )
-            ],
-        ),
-    ]
-    return [pages.Numbers(numbers), pages.Points(findings.of_boxes(scores, rows))], sections
-
-
-def _worst_photos(rows: BoxRows) -> NDArray[np.int64]:
-    """Return the numbers of the photos with most mistakes, and of as many those with the loosest boxes."""
-    tightness = np.bincount(rows.owner, rows.overlap, len(rows.row)) / np.maximum(rows.garments, 1)
-    mistakes = rows.missed + rows.wrong
-    return analysis.worst(mistakes + (1 - tightness) / 2, WORST)
-
-
-def _worst_photos_section(rows: BoxRows, drawn: Sequence[Example]) -> pages.Section:
-    pictures = []
-    for photo, example in zip(_worst_photos(rows), drawn, strict=True):
-        missed, wrong = int(rows.missed[photo]), int(rows.wrong[photo])
-        words = [f"{missed} missed"] if missed else []
-        words += [findings.count(wrong, "wrong box")] if wrong else []
-        pictures.append(_picture(example, ", ".join(words) or "loose"))
-    text = (
-        "White boxes are annotated, yellow ones found, with their scores. A wrong box may well be a garment: many "
-        "data sets annotate one a photo."
-    )
-    return pages.Section("Worst photos", [pages.Text(text), pages.Pictures(pictures)])
-
-
-def _labels(scored: Scored, drawn: Sequence[Example]) -> list[pages.Section]:
-    """Return the sections of classes and attributes, if any were scored."""
-    report, frequent = scored.report, scored.baseline.most_frequent
-    sections = []
-    if report.accuracy["top1"] is not None:
-        rows: list[list[pages.Cell]] = [
-            [f"top {k}", cell(report.accuracy[f"top{k}"]), cell(frequent.accuracy[f"top{k}"])] for k in TOP
-        ]
-        parts: list[pages.Part] = [
-            pages.Table(
-                [f"accuracy of the {report.label.replace('_', ' ')}", "this run", "most frequent"], rows
-            )
-        ]
-        if isinstance(scored.rows, ClassRows):
-            parts += _classes(scored, scored.rows, drawn)
-        sections.append(pages.Section("Classes", parts))
-    names = [name for name, value in report.recall["at3"].items() if value is not None]
-    if names:
-        table = pages.Table(
-            [
-                "recall of attributes",
-                *(f"at {k}" for k in RECALL_AT),
-                *(f"most frequent, at {k}" for k in RECALL_AT),
-            ],
-            [
-                [
-                    name,
-                    *(
-                        cell(scores.recall[f"at{k}"][name])
-                        for scores in (report, frequent)
-                        for k in RECALL_AT
-                    ),
-                ]
-                for name in names
-            ],
-        )
-        sections.append(pages.Section("Attributes", [table]))
-    return sections
-
-
-def _classes(scored: Scored, rows: ClassRows, drawn: Sequence[Example]) -> list[pages.Part]:
-    names = scored.labels.classes(scored.report.label)
-    confused = analysis.confusion(rows.true, rows.told, len(names))
-    parts: list[pages.Part] = []
-    if len(names) <= MOST_CLASSES:
-        parts.append(pages.Chart(charts.matrix(names, confused), coloured=True))
-    others = confused * (1 - np.eye(len(names), dtype=np.int64))
-    most = [
-        divmod(int(place), len(names)) for place in np.argsort(-others, axis=None, kind="stable")[:LISTED]
-    ]
-    table: list[list[pages.Cell]] = [
-        [names[true], names[told], int(others[true, told]), int(confused[true].sum())]
-        for true, told in most
-        if others[true, told]
-    ]
-    if table:
-        parts.append(pages.Fold("Most confused", [pages.Table(["annotated", "told", "rows", "of"], table)]))
-    pictures = [
-        _picture(
-            example,
-            f"{names[rows.true[i]]} taken for {names[rows.told[i]]}, {percent(float(rows.probability[i]))}",
-        )
-        for i, example in zip(worst_rows(rows), drawn, strict=True)
-    ]
-    if pictures:
-        parts += [pages.Text("Wrong with the highest probability:"), pages.Pictures(pictures)]
-    return parts
-
-
-def _surely_wrong(rows: ClassRows) -> NDArray[np.float64]:
-    """Return the probability of each wrong answer, NaN for the others."""
-    wrong = (rows.true >= 0) & (rows.true != rows.told)
-    return np.where(wrong, rows.probability, np.nan)
-
-
-def _picture(example: Example, caption: str) -> pages.Picture:
-    picture = example.picture.copy()
-    picture.thumbnail((PICTURE, PICTURE))
-    return pages.Picture(picture, caption, example.sample_id)
-
-
 def _worst_names(values: Mapping[str, float | None], number: int) -> list[str]:
     known = {name: value for name, value in values.items() if value is not None}
     return sorted(known, key=lambda name: -known[name])[:number]
+
+
+def _signed(value: float) -> str | None:
+    return None if np.isnan(value) else f"{value:+.4f}".replace("0.", ".", 1).replace("-", "−")
+
+
+def _number(value: float) -> str | None:
+    return None if np.isnan(value) else cell(float(value))
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
@@ -549,14 +379,6 @@ def _ends(ends: tuple[float, float] | None) -> str | None:
 
 def _ratio(value: float, constant: float | None) -> str:
     return f"; this run has {percent(value / constant)} of it" if constant else ""
-
-
-def _signed(value: float) -> str | None:
-    return None if np.isnan(value) else f"{value:+.4f}".replace("0.", ".", 1).replace("-", "−")
-
-
-def _number(value: float) -> str | None:
-    return None if np.isnan(value) else cell(float(value))
 
 
 def cell_short(value: float) -> str:

@@ -3,7 +3,6 @@
 A sentence stands on the page only if its numbers are clear: a difference that an interval could explain is not told.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -12,26 +11,27 @@ from numpy.typing import NDArray
 
 from glefld.models.calibration import RIGHT_WITHIN
 from glefld.pages import Point
-from glefld.schema import Labels
 from glefld.scoring.analysis import Mean, SizeGroup, bias, by_size, confusion, exchanged_sides, share_of_worst
-from glefld.scoring.baselines import Baselines
 from glefld.scoring.boxes import BoxScores
 from glefld.scoring.confidence import Confidence
-from glefld.scoring.evaluation import EndToEnd
 from glefld.scoring.metrics import Report
-from glefld.scoring.rows import BoxRows, LandmarkRows, Rows
+from glefld.scoring.page.parts import (
+    BY_LANDMARK,
+    CURVES,
+    DETECTED,
+    SCORES,
+    SIDES,
+    SIZE,
+    TYPES,
+    WORST_GARMENTS,
+    WORST_PHOTOS,
+    Scored,
+    count,
+    percent,
+)
+from glefld.scoring.rows import BoxRows, LandmarkRows
 from glefld.scoring.tables import cell
 
-#: Titles of the sections that findings point to.
-BY_LANDMARK = "Landmarks and types"
-FAR = "How far off"
-WORST = "Worst garments"
-SIDES = "Left and right"
-SIZE = "Size"
-SCORES = "Scores"
-TYPES = "Visibility and type"
-DETECTED = "Detected boxes"
-CURVES = "Precision and recall"
 #: A model that has more than this part of the mean position's error has learned little.
 HARDLY_BETTER = 0.8
 #: The worst part of the garments whose share of the error is told.
@@ -49,23 +49,6 @@ HARDER = 1.25
 MOST_NAMES = 5
 #: Below so many garments a landmark's score says little.
 FEW = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """All that the page shows of an evaluation."""
-
-    title: str
-    """The data set's."""
-    split: str
-    labels: Labels
-    """Those that were scored."""
-    report: Report
-    baseline: Baselines
-    rows: Rows | None
-    detected: EndToEnd | None
-    facts: Mapping[str, str]
-    """What was scored, and how."""
 
 
 def of_landmarks(scored: Scored, rows: LandmarkRows, views: Mapping[str, Mean]) -> list[Point]:
@@ -92,7 +75,7 @@ def of_landmarks(scored: Scored, rows: LandmarkRows, views: Mapping[str, Mean]) 
             else f"The error is spread: the worst tenth of the garments holds {percent(tail)} of it, and half of the "
             f"garments are off by {cell(median)} or less. More data, a larger input or a larger backbone help here, "
             "not single mistakes.",
-            WORST,
+            WORST_GARMENTS,
         )
     )
     sides = exchanged_sides(rows)
@@ -164,7 +147,7 @@ def of_boxes(scores: BoxScores, rows: BoxRows) -> list[Point]:
             Point(
                 "Look whether the boxes that count as wrong are garments that nobody annotated: then the precision "
                 "says more about the annotations than about the detector.",
-                "Worst photos",
+                WORST_PHOTOS,
             )
         )
     if scores.ap75 < 0.7 * scores.ap50:
@@ -188,22 +171,6 @@ def of_boxes(scores: BoxScores, rows: BoxRows) -> list[Point]:
                 )
             )
     return result
-
-
-def percent(share: float) -> str:
-    """Return a share as text: ``31 %``, ``0.4 %``."""
-    value = 100 * share
-    if 0 < value < 0.05:
-        return "below 0.1\N{NO-BREAK SPACE}%"
-    return (
-        f"{value:.0f}\N{NO-BREAK SPACE}%" if value >= 10 or not value else f"{value:.1f}\N{NO-BREAK SPACE}%"
-    )
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural unless it is one."""
-    plural = noun + ("es" if noun.endswith("x") else "s")
-    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def listed(names: list[str]) -> str:
