@@ -81,6 +81,8 @@ class BoxRows(Columns):
     """[P] how many are annotated."""
     boxes: NDArray[np.int16]
     """[P] how many were found."""
+    surest: NDArray[np.float32]
+    """[P] the best score of a box that is no garment's, 0 without any."""
     overlap: NDArray[np.float32]
     """[G] with the box that it is matched to one to one, as intersection over union; 0 if there is none (``pair``)."""
     size: NDArray[np.float32]
@@ -164,26 +166,27 @@ def _box_rows(batch: Batch, found: list[Found], least_score: float, first: int) 
     from torchvision.ops import box_iou  # torchvision is slow to import
 
     assert batch.garments is not None
-    rows, garments, boxes = [], [], []
+    rows, garments, boxes, surest = [], [], [], []
     overlaps, sizes = [torch.empty(0)], [torch.empty(0)]
     for i, photo in enumerate(found):
         if not batch.garments.first[i]:
             continue
-        true, kept = batch.garments.in_photo[i], photo.best(least_score).boxes
+        true, (kept, score) = batch.garments.in_photo[i], photo.best(least_score)
+        matched = pair(kept, true)
         rows.append(first + i)
         garments.append(len(true))
         boxes.append(len(kept))
+        surest.append(max((float(s) for box, s in enumerate(score) if box not in matched), default=0.0))
         between = box_iou(kept, true)
         overlaps.append(
-            torch.tensor(
-                [float(between[box, g]) if box >= 0 else 0.0 for g, box in enumerate(pair(kept, true))]
-            )
+            torch.tensor([float(between[box, g]) if box >= 0 else 0.0 for g, box in enumerate(matched)])
         )
         sizes.append((true[:, 2:] - true[:, :2]).amax(dim=1).float() / max(batch.garments.sides[i]))
     return BoxRows(
         row=np.array(rows, np.int64),
         garments=np.array(garments, np.int16),
         boxes=np.array(boxes, np.int16),
+        surest=np.array(surest, np.float32),
         overlap=torch.cat(overlaps).numpy(),
         size=torch.cat(sizes).numpy(),
     )

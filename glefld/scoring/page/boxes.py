@@ -63,10 +63,9 @@ def sections(
 
 
 def worst_photos(rows: BoxRows) -> NDArray[np.int64]:
-    """Return the numbers of the photos with most mistakes, and of as many those with the loosest boxes."""
+    """Return the numbers of the photos with most mistakes; of as many those that it was surest of, then loose ones."""
     tightness = np.bincount(rows.owner, rows.overlap, len(rows.row)) / np.maximum(rows.garments, 1)
-    mistakes = rows.missed + rows.wrong
-    return analysis.worst(mistakes + (1 - tightness) / 2, WORST)
+    return analysis.worst(rows.missed + rows.wrong + rows.surest / 2 + (1 - tightness) / 8, WORST)
 
 
 def _worst(rows: BoxRows, drawn: Sequence[Example]) -> pages.Section:

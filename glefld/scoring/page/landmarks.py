@@ -264,10 +264,10 @@ def _sides(report: Report, rows: LandmarkRows, ids: Mapping[int, str]) -> pages.
         more = f", the first {LISTED} of them" if number > LISTED else ""
         parts.append(
             pages.Text(
-                f"{'It has' if number == 1 else 'They have'} {percent(sides.error)} of the error: without {it} the mean NE of a garment is "
-                f"{cell(sides.ne_without)}, with {it} {cell(float(np.nanmean(error)))}. Whether model or annotation is "
-                "wrong, only a look tells: a front that is annotated like a back is the annotation's mistake, and "
-                "teaches the next model the same."
+                f"{'It has' if number == 1 else 'They have'} {percent(sides.error)} of the error: without {it} a "
+                f"garment's mean NE is {cell(sides.ne_without)}, with {it} {cell(float(np.nanmean(error)))}. Whether "
+                "model or annotation is wrong, only a look tells: a front that is annotated like a back is the "
+                "annotation's mistake, and teaches the next model the same."
             )
         )
         table = pages.Table(["sample id", "NE", "NE with sides exchanged"], listed)

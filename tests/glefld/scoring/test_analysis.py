@@ -190,6 +190,7 @@ def test_a_photos_mistakes() -> None:
         row=np.array([0, 3]),
         garments=np.array([3, 1], np.int16),
         boxes=np.array([3, 1], np.int16),
+        surest=np.array([0.4, 0.0], np.float32),
         overlap=np.array([0.9, 0.0, 0.6, 0.7], np.float32),
         size=np.ones(4, np.float32),
     )
