@@ -32,7 +32,7 @@ from glefld.scoring.examples import Example, draw_rows, examples
 from glefld.scoring.metrics import Counters, Report
 from glefld.scoring.page import listed_rows, page, worst_rows
 from glefld.scoring.page.parts import Scored
-from glefld.scoring.rows import Rows, rows_of
+from glefld.scoring.rows import Rows, join, rows_of
 from glefld.scoring.tables import as_text, score_tables
 from pipelines.train.worker import Pictures
 
@@ -88,8 +88,7 @@ def evaluate_rows(
         counters += share
     report = counters.report()
     assert report.rows == manifest.splits[split], f"counted {report.rows} of {manifest.splits[split]} rows"
-    parts = [part for done in shares for part in done.rows]
-    rows = type(parts[0]).joined(parts) if parts else None
+    rows = join([done.rows for done in shares if done.rows is not None])
     batches = [batch for done in shares for batch in done.found]
     if not batches:
         return report, rows
@@ -242,8 +241,8 @@ class _Share:
     """What a task has evaluated."""
 
     counters: Tensor
-    rows: list[Rows]
-    """What the rows contribute, in their order."""
+    rows: Rows | None
+    """What its rows contribute, if there are any."""
     found: list[oks.Found]
     """The predictions of each of its batches, if OKS applies."""
 
@@ -255,22 +254,21 @@ def _count_share(url: str, data: str, split: Split, rank: int, tasks: Tasks, mir
     rows = SplitReader(data, manifest, split)
     labels = shared_labels(url, data)
     landmark_set = manifest.landmark_set
-    done = _Share(torch.empty(0), [], [])
+    parts: list[Rows] = []
+    found: list[oks.Found] = []
     numbers = iter(shared(rows, rank, tasks.number))
 
     def keep(batch: Batch, answer: Answer) -> None:
         part = rows_of(model, batch, answer, labels, int(next(numbers)[0]))
         if part is not None:
-            done.rows.append(part)
+            parts.append(part)
         if answer.points is not None and answer.scores is not None and oks.applies(landmark_set):
             own = oks.own_slots(batch.truth.garment_type.numpy(), landmark_set)
             score = np.nanmean(oks.take_own(answer.scores.double().numpy(), own), axis=1)
-            done.found.append(oks.Found(oks.take_own(answer.points.numpy(), own), score))
+            found.append(oks.Found(oks.take_own(answer.points.numpy(), own), score))
 
     counters = evaluate(model, rows, loader, rank, tasks.number, labels, mirror, REPLICATES, keep)
-    # One part a task: thousands of small arrays would be slow to send.
-    joined = [type(done.rows[0]).joined(done.rows)] if done.rows else []
-    return _Share(counters.vector(), joined, done.found)
+    return _Share(counters.vector(), join(parts), found)
 
 
 def _count_detected(

@@ -9,7 +9,6 @@ together, b rows of a batch.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
 import torch
@@ -24,18 +23,7 @@ from glefld.scoring.evaluation import Answer, pair
 
 
 @dataclasses.dataclass(frozen=True)
-class Columns:
-    """Arrays that are joined part by part."""
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """Join the parts, in their order; there is at least one."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
-
-
-@dataclasses.dataclass(frozen=True)
-class LandmarkRows(Columns):
+class LandmarkRows:
     """The errors of garments and, garment by garment, of their visible landmarks. NE's unit is the box's sides."""
 
     sides: NDArray[np.float32]
@@ -72,7 +60,7 @@ class LandmarkRows(Columns):
 
 
 @dataclasses.dataclass(frozen=True)
-class BoxRows(Columns):
+class BoxRows:
     """What a detector finds in each photo with its least score, and of each garment, photo by photo."""
 
     row: NDArray[np.int64]
@@ -105,7 +93,7 @@ class BoxRows(Columns):
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassRows(Columns):
+class ClassRows:
     """The class of each row and the one that a classifier tells."""
 
     true: NDArray[np.int16]
@@ -117,6 +105,15 @@ class ClassRows(Columns):
 
 
 Rows = LandmarkRows | BoxRows | ClassRows
+
+
+def join(parts: Sequence[Rows]) -> Rows | None:
+    """Join parts of one kind, in their order; None if there are none."""
+    if not parts:
+        return None
+    names = [field.name for field in dataclasses.fields(parts[0])]
+    assert all(type(part) is type(parts[0]) for part in parts)
+    return type(parts[0])(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
 
 
 def rows_of(model: Model, batch: Batch, answer: Answer, labels: Labels, first: int) -> Rows | None:

@@ -12,7 +12,7 @@ from glefld.schema import FASHION8, Visibility
 from glefld.scoring import analysis
 from glefld.scoring.bootstrap import ratio_intervals
 from glefld.scoring.metrics import Counters
-from glefld.scoring.rows import BoxRows, LandmarkRows, landmark_rows
+from glefld.scoring.rows import BoxRows, LandmarkRows, join, landmark_rows
 from tests.erring import LABELS, TYPES, K, garments
 
 
@@ -49,7 +49,8 @@ def test_rows_are_the_errors_of_each_garment(rng: np.random.Generator, sizes: li
     """However they are divided into batches; their sum is what the counters have."""
     predicted, truth, logits = garments(rng, 61)
     parts = zip(predicted.split(sizes), logits.split(sizes), *(f.split(sizes) for f in truth), strict=True)
-    rows = LandmarkRows.joined([landmark_rows(p, Truth(*t), LABELS, told) for p, told, *t in parts])
+    rows = join([landmark_rows(p, Truth(*t), LABELS, told) for p, told, *t in parts])
+    assert isinstance(rows, LandmarkRows)
     expected = one_by_one(predicted, truth)
     assert rows.visible.tolist() == list(map(len, expected))
     assert rows.landmark.tolist() == [k for own in expected for k in own]
