@@ -289,7 +289,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, item in value.items():
         name = f"{prefix}{TYPED.get(key, key)}" if not prefix else f"{prefix}{key}"
-        if isinstance(item, dict) and item:
+        if isinstance(item, dict) and (item or not name):
             flat |= _flat(item, f"{name}." if name else "")
         else:
             flat[name] = str(item)
