@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
@@ -62,7 +63,7 @@ def find_by_digest(tracking_uri: str, digest: str) -> str | None:
     try:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         found = client.search_logged_models(experiments, f"params.{DIGEST} = '{digest}'", max_results=1)
-    except MlflowException as error:
+    except (MlflowException, requests.RequestException) as error:
         raise unusable(tracking_uri, error) from error
     return found[0].model_id if found else None
 

@@ -227,7 +227,7 @@ def where(handle: RunHandle) -> str:
         return str(redacted(handle.tracking_uri)).rstrip("/") + page
     # The one of this environment: another version of MLflow may not be able to read this store.
     server = Path(sys.executable).parent / "mlflow"
-    serve = f"{server} server --backend-store-uri {redacted(handle.tracking_uri)} --port 5000"
+    serve = f"{server} server --backend-store-uri {redacted(handle.tracking_uri)} --port 5000 --workers 1"
     return f"{serve}\n           http://127.0.0.1:5000{page}"
 
 
