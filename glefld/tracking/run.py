@@ -183,12 +183,13 @@ def _describe(client: MlflowClient, run: Run, options: Any, manifest: Manifest, 
     for first in range(0, len(new), PARAMS_A_BATCH):
         client.log_batch(run_id, params=new[first : first + PARAMS_A_BATCH])
     tags = {
-        notes.NOTE: notes.run_note(command(), manifest, data),
         "dataset": manifest.dataset,
         "dataset_hash": manifest.content_hash,
         "rendered": str(manifest.rendered).lower(),
         "git_commit": git_commit(),
     }
+    if notes.NOTE not in run.data.tags:  # of a resumed run it may be the user's
+        tags[notes.NOTE] = notes.run_note(command(), manifest, data)[:PARAM_LENGTH]
     # MLflow's parameters cannot be changed, so a resumed run's new options become tags.
     known = run.data.params
     tags |= {f"resumed.{key}": value for key, value in params.items() if known.get(key, value) != value}
