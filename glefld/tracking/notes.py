@@ -25,7 +25,11 @@ METRICS = (
         "none",
         "by which the best checkpoint is chosen: NE, else 1 - AP or 1 - accuracy",
     ),
-    ("val_ne, val_ne/NAME", "share of the box", "NE on the val split, of all landmarks and by name"),
+    (
+        "val_ne, val_ne/NAME, val_ne_occluded",
+        "share of the box",
+        "NE on the val split: all, by name, of occluded ones",
+    ),
     ("val_pck", "share, 0 to 1", "landmarks within .2 of the box's longer side; higher is better"),
     ("val_auc", "share, 0 to 1", "area under the share of landmarks within 0 to 30 pixels; higher is better"),
     ("val_epe", "pixels of the photo", "mean distance; lower is better"),
@@ -39,9 +43,14 @@ METRICS = (
         "share, 0 to 1",
         "how far scores are from the share of right answers; lower is better",
     ),
+    (
+        "val_sparsification",
+        "none",
+        "how well scores sort good from bad answers: 1 if not at all; lower is better",
+    ),
     ("val_garment_type_accuracy, val_visibility_f1/NAME", "share, 0 to 1", "higher is better"),
     (
-        "val_box_ap, val_box_ap50, ...",
+        "val_box_ap, val_box_ap50, val_box_ar",
         "share, 0 to 1",
         "of a detector, as COCO defines them; higher is better",
     ),
