@@ -226,10 +226,9 @@ class RunLog:
         """Send one item, in the outbox's thread. An item that is sent twice is stored once."""
         run_id = self.handle.run_id
         match item:
-            case Metrics(values, None):
-                self._client.log_batch(run_id, [Metric(*value) for value in values])
-            case Metrics(values, Scored(model_id, data)):
-                self._client.log_batch(run_id, [Metric(*value, model_id, *data, run_id) for value in values])
+            case Metrics(values, scored):
+                of = (scored.model_id, *scored.data, run_id) if scored is not None else ()
+                self._client.log_batch(run_id, [Metric(*value, *of) for value in values])
             case Tag(name, value):
                 self._client.set_tag(run_id, name, value)
             case Artifact(path, file):

@@ -2,9 +2,7 @@
 
 import base64
 import json
-import statistics
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,15 +108,3 @@ def test_bad_rows_are_answers_and_a_bad_request_is_refused(serving: Serving, tmp
     assert len(second[0]["landmarks"]) == 2
     assert fourth[1]["error"].startswith("empty_box: ")
     assert serving.ask({"picture": good["photo"]}).status_code == 400
-
-
-if __name__ == "__main__":  # URL PHOTO: the latency of a server that runs
-    server, file = sys.argv[1:]
-    request = {"dataframe_records": [{"photo": text(Path(file))}]}
-    seconds = []
-    for _ in range(23):
-        start = time.perf_counter()
-        requests.post(f"{server}/invocations", json=request, timeout=60).raise_for_status()
-        seconds.append(time.perf_counter() - start)
-    kept = sorted(1000 * value for value in seconds[3:])
-    print(f"20 requests after 3: median {statistics.median(kept):.0f} ms, {kept[0]:.0f} to {kept[-1]:.0f}")
