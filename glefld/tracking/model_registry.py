@@ -5,6 +5,7 @@ code. Its digest is a parameter of the model, which MLflow lets nobody change, a
 """
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.redaction import redacted
 from glefld.temporary import temporary_folder
-from glefld.tracking.mlflow_private import validate_registration
+from glefld.tracking.mlflow_private import MLFLOW_MODEL_VERSIONS, validate_registration
 from glefld.tracking.notes import NOTE, name_note
 from glefld.tracking.run import DataKey, RunHandle, connect, unusable, words
 from glefld.tracking.server import missing_file
@@ -116,12 +117,18 @@ def register(handle: RunHandle, model_id: str, registration: Registration, note:
             raise
     versions = client.search_model_versions(f"name = '{registration.name}' and run_id = '{handle.run_id}'")
     # The artifacts' location, not a models:/ URI, which some stores would look up in the process's default store.
-    source = client.get_logged_model(model_id).artifact_location
+    model = client.get_logged_model(model_id)
+    source = model.artifact_location
     version = next((found for found in versions if found.source == source), None)
     if version is None:
         version = client.create_model_version(
             registration.name, source, handle.run_id, description=note or None, model_id=model_id
         )
+    # By this tag the model's own page knows its versions.
+    named = {"name": registration.name, "version": version.version}
+    known = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    if named not in known:
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*known, named])})
     if registration.alias is not None:
         client.set_registered_model_alias(registration.name, registration.alias, version.version)
 

@@ -36,8 +36,9 @@ def test_a_models_page_has_what_trained_and_scored_it(
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("glefld-fld")
     assert experiment is not None
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    trained, tested = runs["small"], runs["evaluate-test"]
+    runs = {run.info.run_name: run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+    # A search leaves out the models of a run.
+    trained, tested = (client.get_run(runs[name]) for name in ("small", "evaluate-test"))
     last = capsys.readouterr().out.splitlines()[-1].strip()
     assert last.endswith(
         f"/#/experiments/{experiment.experiment_id}/runs/{tested.info.run_id}?workflowType=machine_learning"

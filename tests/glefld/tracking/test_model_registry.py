@@ -93,6 +93,8 @@ def test_a_models_page_has_its_words_scores_and_data(handle: RunHandle, tmp_path
     }
     (version,) = client.search_model_versions("name = 'fld-gle'")
     assert version.description == "about it"
+    versions = json.loads(model.tags["mlflow.modelVersions"])
+    assert versions == [{"name": "fld-gle", "version": version.version}]
     assert "normalised error" in (client.get_registered_model("fld-gle").description or "")
 
 
