@@ -16,12 +16,9 @@ demo: setup  ## raw archive -> Parquet -> training -> NE -> predictions, on this
 	$(BIN)/glefld train --dataset fld --root $(DEMO) --name demo --input-size 64 --epochs 8
 	$(BIN)/glefld infer --checkpoint $(DEMO)/runs/demo --input $(DEMO)/data/fld --split test \
 		--output $(DEMO)/predictions --overlays 12
+	@echo "pictures   $(DEMO)/predictions/_overlays"
 	$(BIN)/glefld evaluate --dataset fld --root $(DEMO) --checkpoint $(DEMO)/runs/demo --split test \
 		--output $(DEMO)/evaluation.json --report $(DEMO)/evaluation.html
-	@echo
-	@echo "page       $(DEMO)/evaluation.html"
-	@echo "pictures   $(DEMO)/predictions/_overlays"
-	@echo "serve      $(BIN)/mlflow server --backend-store-uri sqlite:///$(DEMO)/mlflow.db --port 5000"
 
 test: setup lint types  ## lint, types and the whole suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile

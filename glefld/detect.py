@@ -5,7 +5,7 @@ Letters in shapes: n boxes of a photo, S the square input's size.
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from glefld import storage
 from glefld.errors import BadAnswer, NoGarment, UserError, require_between
 from glefld.models import MODELS, checkpoint
 from glefld.models.checkpoint import ModelCard
-from glefld.predict import BATCH_SIZE, PRECISION, Bad, Crop, Photo, Runner, run_model
+from glefld.predict import BATCH_SIZE, PRECISION, Bad, Crop, Photo, Runner, rounded, run_model
 from glefld.recipe import Precision
 from glefld.redaction import public_url
 from glefld.schema import MOST_GARMENTS
@@ -30,6 +30,13 @@ class Detected(NamedTuple):
     photo: Photo
     boxes: np.ndarray  # [n, 4] float32 x1 y1 x2 y2, upright photo's pixels
     score: np.ndarray  # [n] float32, the probability that it is an annotated garment's, as on the val split
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the boxes and their scores as JSON-serialisable values."""
+        return [
+            {"box": [rounded(value) for value in box], "box_score": rounded(score)}
+            for box, score in zip(self.boxes.tolist(), self.score.tolist(), strict=True)
+        ]
 
 
 def default_detector(root: str) -> tuple[str, str]:

@@ -140,6 +140,14 @@ class Result:
             )
         return picture
 
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return what ``glefld predict`` prints of the photo: an object for each garment, or for what is wrong."""
+        return [
+            {"photo": self.name}
+            | (answer.to_json(self.names) if isinstance(answer, Prediction) else {"error": str(answer)})
+            for answer in self.answers
+        ]
+
     def to_coco(self) -> dict[str, Any]:
         """Return the garments as ``to_coco`` does."""
         return to_coco([self], self.landmark_set)
@@ -218,7 +226,7 @@ class Landmarks:
         """
         place = storage.absolute(root or os.environ.get("GLEFLD_ROOT") or "./glefld-data")
         given = os.fspath(checkpoint) if checkpoint is not None else default_checkpoint(place)[0]
-        chosen = _device(device)
+        chosen = choose_device(device)
         url = find_checkpoint(given, place)
         threads = threads or torch.get_num_threads()
         finder = None
@@ -438,7 +446,8 @@ def _label(garment: Prediction) -> str:
     return f"{garment.garment_type} {garment.garment_type_score:.2f}"
 
 
-def _device(device: str | torch.device) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
+    """Return the device of this name: ``auto``, ``cpu``, ``gpu`` or one of PyTorch's; UserError if there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

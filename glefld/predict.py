@@ -44,6 +44,8 @@ Damaged = Literal["error", "answer"]
 #: What a predictor and the inference job take unless they are told: garments at a time, and how they are computed.
 BATCH_SIZE = 32
 PRECISION: Precision = "fp32"
+#: Digits that JSON and CSV keep of pixels and scores.
+DIGITS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +132,32 @@ class Prediction:
             landmarks=np.where(which[:, None], np.float32(math.nan), self.landmarks),
             score=np.where(which, np.float32(math.nan), self.score),
         )
+
+    def to_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the answer as ``glefld predict`` prints it. Landmarks that the garment does not have are left out.
+
+        names: of the K landmarks.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for i, name in enumerate(names):
+            if math.isnan(self.landmarks[i, 0]):
+                continue
+            x, y = self.landmarks[i].tolist()
+            found[name] = {"x": rounded(x), "y": rounded(y), "score": rounded(self.score[i].item())}
+            if self.visibility is not None:
+                found[name]["visibility"] = Visibility(self.visibility[i]).name.lower()
+        return {
+            "box": [rounded(value) for value in self.box],
+            **({"box_score": rounded(self.box_score)} if self.box_score is not None else {}),
+            "garment_type": self.garment_type,
+            "garment_type_score": rounded(self.garment_type_score),
+            "landmarks": found,
+        }
+
+
+def rounded(value: float | None) -> float | None:
+    """Return the value with as many digits as JSON has."""
+    return None if value is None else round(value, DIGITS)
 
 
 def prepare(

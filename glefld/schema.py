@@ -281,9 +281,14 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def rendered(self) -> bool:
+        """Whether the photos are this project's own drawings."""
+        return bool(self.source.get("rendered"))
+
+    @property
     def title(self) -> str:
         """The data set's name in tables and charts. Rendered photos do not stand under the benchmark's name alone."""
-        return self.dataset + (RENDERED if self.source.get("rendered") else "")
+        return self.dataset + (RENDERED if self.rendered else "")
 
     @property
     def labels(self) -> Labels:

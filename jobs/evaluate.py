@@ -115,6 +115,7 @@ def run(options: Options) -> None:
     detector = choose_detector(options, data, manifest, shared)
     with tracking.connecting(uri):
         start_ray()
+    model_id = tracking.find_by_digest(uri, checkpoint.digest(url))
     handle = tracking.start_run(
         uri,
         options=options,
@@ -122,6 +123,8 @@ def run(options: Options) -> None:
         data=data,
         name=f"evaluate-{options.split}",
         experiment=options.experiment,
+        split=options.split,
+        model_id=model_id,
     )
     with tracking.logged_run(handle) as log:
         start = time.monotonic()
@@ -149,7 +152,11 @@ def run(options: Options) -> None:
         if detected is not None:
             numbers |= {"detected_recall": detected.recall}
             numbers |= {f"detected_{name}": value for name, value in detected.report.numbers().items()}
-        log.log({f"{options.split}_{name}": value for name, value in numbers.items()}, step=0)
+        named = {f"{options.split}_{name}": value for name, value in numbers.items()}
+        if model_id is None:
+            log.log(named, step=0)
+        else:
+            log.log_scores(named, tracking.Scored(model_id, tracking.DataKey.of(manifest)))
         facts = describe(options, url, card, data, manifest, detector)
         page = evaluate.draw_page(
             url, data, options.split, tasks, options.mirror, report, rows, baseline, detected, facts

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import itertools
 import json
-import math
 import os
 import shutil
 import sys
@@ -22,14 +21,13 @@ from glefld import listing, storage
 from glefld.data.photos import is_picture
 from glefld.errors import UserError, require_between
 from glefld.redaction import public_url
-from glefld.schema import MOST_GARMENTS, Visibility
+from glefld.schema import MOST_GARMENTS
 from glefld.temporary import temporary_file, temporary_space
 from jobs.cli import Device, Root, chosen_root, main, naming, suggesting
 from jobs.progress import RowBar
 
 if TYPE_CHECKING:
     from glefld.landmarks import Landmarks, Request, Result
-    from glefld.predict import Prediction
 
 Format = Literal["json", "csv", "coco", "parquet"]
 #: Formats by the ending of --output.
@@ -43,8 +41,6 @@ COLUMNS = (
     *("garment_type", "garment_type_score"),
     *("landmark", "x", "y", "score", "visibility", "error"),
 )
-#: Digits that JSON and CSV keep of pixels and scores.
-DIGITS = 4
 #: With more photos than this, a terminal shows how far it is.
 SHOWN_FROM = 32
 #: Rows of Parquet's row groups.
@@ -331,67 +327,26 @@ def write_json(results: Iterable["Result"], model: "Landmarks", file: IO[bytes])
     """Write an array with an object for each garment, as they come."""
     before = b"["
     for result in results:
-        for row in json_rows(result):
+        for row in result.to_json():
             file.write(before + b"\n" + json.dumps(row, ensure_ascii=False).encode())
             before = b","
     file.write(b"[]\n" if before == b"[" else b"\n]\n")
 
 
-def json_rows(result: "Result") -> Iterator[dict[str, Any]]:
-    """Yield an object for each garment. Landmarks that it does not have are left out."""
-    from glefld.predict import Prediction
-
-    for answer in result.answers:
-        if not isinstance(answer, Prediction):
-            yield {"photo": result.name, "error": str(answer)}
-            continue
-        yield {
-            "photo": result.name,
-            "box": _rounded(answer.box),
-            **({"box_score": _rounded([answer.box_score])[0]} if answer.box_score is not None else {}),
-            "garment_type": answer.garment_type,
-            "garment_type_score": _rounded([answer.garment_type_score])[0],
-            "landmarks": dict(landmarks(result, answer)),
-        }
-
-
-def landmarks(result: "Result", garment: "Prediction") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name, x, y, score and visibility of each landmark that a garment has."""
-    for i, name in enumerate(result.names):
-        if math.isnan(garment.landmarks[i, 0]):
-            continue
-        x, y, score = _rounded([*garment.landmarks[i].tolist(), garment.score[i].item()])
-        values: dict[str, Any] = {"x": x, "y": y, "score": score}
-        if garment.visibility is not None:
-            values["visibility"] = Visibility(garment.visibility[i]).name.lower()
-        yield name, values
-
-
-def _rounded(values: Sequence[float | None]) -> list[float | None]:
-    return [None if value is None else round(value, DIGITS) for value in values]
-
-
 def write_csv(results: Iterable["Result"], model: "Landmarks", file: IO[bytes]) -> None:
     """Write a row for each landmark, or for each error."""
-    from glefld.predict import Prediction
-
     text = io.TextIOWrapper(file, "utf-8", newline="")
     rows = csv.DictWriter(text, COLUMNS)
     rows.writeheader()
     for result in results:
-        for number, answer in enumerate(result.answers):
-            row: dict[str, Any] = {"photo": result.name, "garment": number}
-            if isinstance(answer, Prediction):
-                corners = zip(("box_x1", "box_y1", "box_x2", "box_y2"), _rounded(answer.box), strict=True)
-                row |= dict(corners)
-                (row["box_score"],) = _rounded([answer.box_score])
-                row["garment_type"] = answer.garment_type
-                (row["garment_type_score"],) = _rounded([answer.garment_type_score])
-                rows.writerows(
-                    row | {"landmark": name} | values for name, values in landmarks(result, answer)
-                )
-            else:
-                rows.writerow(row | {"error": str(answer)})
+        for number, found in enumerate(result.to_json()):
+            corners = zip(("box_x1", "box_y1", "box_x2", "box_y2"), found.pop("box", ()), strict=False)
+            row = found | dict(corners) | {"garment": number}
+            if "error" in found:
+                rows.writerow(row)
+                continue
+            for name, values in row.pop("landmarks").items():
+                rows.writerow(row | {"landmark": name} | values)
     text.detach()
 
 

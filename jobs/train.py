@@ -71,6 +71,7 @@ FREE_ON_RESUME = {
     "output",
     "register",
     "alias",
+    "system_metrics",
 }
 
 
@@ -128,6 +129,8 @@ class Options(Generic[Config]):
     """Register the best checkpoint in MLflow as a new version of the model with this name. Default: none."""
     alias: str | None = None
     """Point this alias at the registered version, for --checkpoint models:/NAME@ALIAS. Default: none."""
+    system_metrics: bool = False
+    """Log CPU, memory, disk, network and GPUs of each worker's machine to MLflow, every 10 seconds."""
 
 
 def run(options: Options[Any]) -> None:
@@ -176,7 +179,9 @@ def run(options: Options[Any]) -> None:
         }
         storage.write_json(storage.join(folder, "run.json"), record)
         with TrainingProgress(console, workers) as progress, ray_private.worker_lines(progress.take):
-            best, report, baselines = train_and_score(job, workers, handle, lease, registration)
+            best, report, baselines = train_and_score(
+                job, workers, handle, lease, registration, options.system_metrics
+            )
     if registration is not None:
         copy_model(handle, root)
     console.print(score_tables(options.dataset, report, baselines))

@@ -28,7 +28,9 @@ def without_workers() -> None:
     run.train = train_here
 
 
-def train_here(job: Job, workers: WorkerGroup, handle: RunHandle, lease: Lease) -> tuple[str, Pictures]:
+def train_here(
+    job: Job, workers: WorkerGroup, handle: RunHandle, lease: Lease, system_metrics: bool = False
+) -> tuple[str, Pictures]:
     """In place of ``pipelines.train.run.train``: the same loop, log, checkpoint and pictures."""
     log = RunLog(handle, job.run)
     loop.train(job, torch.device("cpu"), log.log, lambda epoch: log.log(epoch.metrics, epoch.step))

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from glefld import storage
 from glefld.tracking.model_registry import Registration
+from glefld.tracking.run import DataKey
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -20,14 +21,22 @@ class Value(NamedTuple):
     step: int
 
 
+class Scored(NamedTuple):
+    """What scores belong to besides the run: the model and its data set's split."""
+
+    model_id: str
+    data: DataKey
+
+
 @dataclasses.dataclass(frozen=True)
 class Metrics:
     """Values of metrics, sent in one request."""
 
     values: tuple[Value, ...]
+    scored: Scored | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "metrics", "values": self.values}
+        return {"kind": "metrics", "values": self.values, "scored": self.scored}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +73,10 @@ class LoggedModel:
     step: int
     scores: dict[str, float]
     registration: Registration | None
+    data: DataKey | None = None
+    """What the scores are of."""
+    note: str = ""
+    """Its description."""
     model_id: str | None = None
     """MLflow's id, set by the first attempt to send it: a second attempt continues with the same model."""
 
@@ -90,8 +103,8 @@ def from_json(value: Any, files: str) -> LogItem:
     ValueError for anything else, and for an artifact outside that folder.
     """
     match value:
-        case {"kind": "metrics", "values": list(values)}:
-            return Metrics(tuple(_value(item) for item in values))
+        case {"kind": "metrics", "values": list(values), **rest}:
+            return Metrics(tuple(_value(item) for item in values), _scored(rest.get("scored")))
         case {"kind": "tag", "name": str(name), "value": str(value)}:
             return Tag(name, value)
         case {"kind": "artifact", "path": str(path)}:
@@ -107,8 +120,11 @@ def from_json(value: Any, files: str) -> LogItem:
             "scores": dict(scores),
             "registration": registration,
             "model_id": str() | None as model_id,
+            **rest,
         } if all(isinstance(score, float | int) and _is_float(score) for score in scores.values()):
-            return LoggedModel(name, checkpoint, step, scores, _registration(registration), model_id)
+            named = _registration(registration)
+            data, note = _data(rest.get("data")), str(rest.get("note", ""))
+            return LoggedModel(name, checkpoint, step, scores, named, data, note, model_id)
         case {"kind": "status", "status": "FINISHED" | "FAILED" | "KILLED" as status}:
             return Status(status)
     raise ValueError("not a line that this program writes")
@@ -128,6 +144,24 @@ def _is_float(value: float) -> bool:
     except OverflowError:
         return False
     return True
+
+
+def _data(value: Any) -> DataKey | None:
+    match value:
+        case None:
+            return None
+        case [str(name), str(digest)]:
+            return DataKey(name, digest)
+    raise ValueError(f"{value!r} is not a data set's name and digest")
+
+
+def _scored(value: Any) -> Scored | None:
+    match value:
+        case None:
+            return None
+        case [str(model_id), [_, _] as data] if (key := _data(data)) is not None:
+            return Scored(model_id, key)
+    raise ValueError(f"{value!r} is not a model and a data set")
 
 
 def _registration(value: Any) -> Registration | None:

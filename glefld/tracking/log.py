@@ -22,11 +22,21 @@ from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.redaction import redacted
 from glefld.temporary import temporary_folder
-from glefld.tracking import model_registry, unsent
-from glefld.tracking.items import Artifact, LoggedModel, LogItem, Metrics, RunStatus, Status, Tag, Value
+from glefld.tracking import model_registry, pyfunc, unsent
+from glefld.tracking.items import (
+    Artifact,
+    LoggedModel,
+    LogItem,
+    Metrics,
+    RunStatus,
+    Scored,
+    Status,
+    Tag,
+    Value,
+)
 from glefld.tracking.model_registry import Registration
 from glefld.tracking.outbox import Outbox
-from glefld.tracking.run import RunHandle, connect
+from glefld.tracking.run import DataKey, RunHandle, connect
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -72,6 +82,19 @@ class RunLog:
         if time.monotonic() - self._last_collected > SEND_SECONDS:
             self._send_collected()
 
+    def sample(self, metrics: dict[str, float], step: int) -> None:
+        """Log metrics of a moment, from any thread."""
+        now = int(time.time() * 1000)
+        self._outbox.put(Metrics(tuple(Value(name, value, now, step) for name, value in metrics.items())))
+
+    def log_scores(self, metrics: dict[str, float], scored: Scored) -> None:
+        """Log what a model scores on a data set, which MLflow shows with both."""
+        self._take_up()
+        now = int(time.time() * 1000)
+        self._outbox.put(
+            Metrics(tuple(Value(name, value, now, 0) for name, value in metrics.items()), scored)
+        )
+
     def set_tag(self, name: str, value: str) -> None:
         """Set a tag of the run."""
         self._take_up()
@@ -103,11 +126,16 @@ class RunLog:
         name: str,
         step: int,
         metrics: dict[str, float],
+        data: DataKey | None = None,
+        note: str = "",
         registration: Registration | None = None,
     ) -> None:
-        """Store a checkpoint, without its training state, as one of the run's models, and register it if asked to."""
+        """Store a checkpoint, without its training state, as one of the run's models, and register it if asked to.
+
+        metrics: its scores on ``data``. note: its description, in Markdown.
+        """
         self._take_up()
-        self._outbox.put(LoggedModel(name, url, step, metrics, registration))
+        self._outbox.put(LoggedModel(name, url, step, metrics, registration, data, note))
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Wait until everything logged is stored, for at most ``seconds``. Returns whether it is.
@@ -198,8 +226,9 @@ class RunLog:
         """Send one item, in the outbox's thread. An item that is sent twice is stored once."""
         run_id = self.handle.run_id
         match item:
-            case Metrics(values):
-                self._client.log_batch(run_id, [Metric(*value) for value in values])
+            case Metrics(values, scored):
+                of = (scored.model_id, *scored.data, run_id) if scored is not None else ()
+                self._client.log_batch(run_id, [Metric(*value, *of) for value in values])
             case Tag(name, value):
                 self._client.set_tag(run_id, name, value)
             case Artifact(path, file):
@@ -224,12 +253,14 @@ class RunLog:
                 digest = checkpoint.digest(temporary)
                 model.model_id = model_registry.find_model(self.handle, model.name, model.step, digest)
                 if model.model_id is None:
-                    model.model_id = model_registry.create_model(self.handle, model.name, digest)
+                    model.model_id = model_registry.create_model(self.handle, model.name, digest, model.note)
+            card = checkpoint.read_card(temporary)
+            pyfunc.write(folder, card, self.handle.run_id, model.model_id)
             model_registry.store_model(
-                self.handle, model.model_id, folder, step=model.step, metrics=model.scores
+                self.handle, model.model_id, folder, step=model.step, metrics=model.scores, data=model.data
             )
         if model.registration is not None:
-            model_registry.register(self.handle, model.model_id, model.registration)
+            model_registry.register(self.handle, model.model_id, model.registration, model.note)
 
 
 @contextlib.contextmanager

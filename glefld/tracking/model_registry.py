@@ -1,14 +1,16 @@
 """Models in MLflow: store a checkpoint's folder as a model of a run, register it, and fetch it as a checkpoint again.
 
-The folder is stored as it is, without a pickle and without one of MLflow's generated wrappers. Its digest is a
-parameter of the model, which MLflow lets nobody change, and what is fetched is compared with it.
+The folder is stored as it is, with MLflow's files beside it (``glefld.tracking.pyfunc``), without a pickle and without
+code. Its digest is a parameter of the model, which MLflow lets nobody change, and what is fetched is compared with it.
 """
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 
 import mlflow
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
@@ -18,8 +20,9 @@ from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.redaction import redacted
 from glefld.temporary import temporary_folder
-from glefld.tracking.mlflow_private import validate_registration
-from glefld.tracking.run import RunHandle, connect, unusable, words
+from glefld.tracking.mlflow_private import MLFLOW_MODEL_VERSIONS, validate_registration
+from glefld.tracking.notes import NOTE, name_note
+from glefld.tracking.run import DataKey, RunHandle, connect, unusable, words
 from glefld.tracking.server import missing_file
 
 FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID, runs:/ID or runs:/ID/MODEL"
@@ -52,20 +55,42 @@ def find_model(handle: RunHandle, name: str, step: int, digest: str) -> str | No
     return next(fitting, None)
 
 
-def create_model(handle: RunHandle, name: str, digest: str) -> str:
+def find_by_digest(tracking_uri: str, digest: str) -> str | None:
+    """Id of the newest model of any run whose checkpoint has that digest; None if there is none.
+
+    ConnectionError if MLflow does not answer.
+    """
+    client = connect(tracking_uri)
+    try:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        found = client.search_logged_models(experiments, f"params.{DIGEST} = '{digest}'", max_results=1)
+    except (MlflowException, requests.RequestException) as error:
+        raise unusable(tracking_uri, error) from error
+    return found[0].model_id if found else None
+
+
+def create_model(handle: RunHandle, name: str, digest: str, note: str = "") -> str:
     """Create an empty model of the run for a checkpoint of that digest, and return its id.
 
-    ``store_model`` completes it.
+    ``store_model`` completes it. note: its description.
     """
     client = connect(handle.tracking_uri)
-    params = {DIGEST: digest}
-    return client.create_logged_model(handle.experiment_id, name, handle.run_id, params=params).model_id
+    params, tags = {DIGEST: digest}, {NOTE: note} if note else None
+    return client.create_logged_model(
+        handle.experiment_id, name, handle.run_id, params=params, tags=tags
+    ).model_id
 
 
 def store_model(
-    handle: RunHandle, model_id: str, folder: Path, *, step: int, metrics: dict[str, float]
+    handle: RunHandle,
+    model_id: str,
+    folder: Path,
+    *,
+    step: int,
+    metrics: dict[str, float],
+    data: DataKey | None = None,
 ) -> None:
-    """Store a folder's files and scores as a model of the run. Safe to repeat."""
+    """Store a folder's files and scores, those of ``data``, as a model of the run. Safe to repeat."""
     client = connect(handle.tracking_uri)
     client.log_model_artifacts(model_id, str(folder))
     client.finalize_logged_model(model_id, "READY")
@@ -73,26 +98,37 @@ def store_model(
         client.log_outputs(handle.run_id, [LoggedModelOutput(model_id, step)])  # MLflow refuses a repetition
     now = int(time.time() * 1000)
     scores = [
-        Metric(key, value, now, step, model_id=model_id, run_id=handle.run_id)
+        Metric(key, value, now, step, model_id, *(data or (None, None)), handle.run_id)
         for key, value in metrics.items()
     ]
     client.log_batch(handle.run_id, scores)
 
 
-def register(handle: RunHandle, model_id: str, registration: Registration) -> None:
-    """Make the model the newest version of the name and point the alias at it. Safe to repeat."""
+def register(handle: RunHandle, model_id: str, registration: Registration, note: str = "") -> None:
+    """Make the model the newest version of the name and point the alias at it. Safe to repeat.
+
+    note: the version's description.
+    """
     client = connect(handle.tracking_uri)
     try:
-        client.create_registered_model(registration.name)
+        client.create_registered_model(registration.name, description=name_note())
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     versions = client.search_model_versions(f"name = '{registration.name}' and run_id = '{handle.run_id}'")
     # The artifacts' location, not a models:/ URI, which some stores would look up in the process's default store.
-    source = client.get_logged_model(model_id).artifact_location
+    model = client.get_logged_model(model_id)
+    source = model.artifact_location
     version = next((found for found in versions if found.source == source), None)
     if version is None:
-        version = client.create_model_version(registration.name, source, handle.run_id, model_id=model_id)
+        version = client.create_model_version(
+            registration.name, source, handle.run_id, description=note or None, model_id=model_id
+        )
+    # By this tag the model's own page knows its versions.
+    named = {"name": registration.name, "version": version.version}
+    known = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    if named not in known:
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*known, named])})
     if registration.alias is not None:
         client.set_registered_model_alias(registration.name, registration.alias, version.version)
 
@@ -158,11 +194,11 @@ def _digest(url: str) -> str | None:
 
 
 def _copy(local: Path, url: str, uri: str) -> None:
-    files = [path for path in local.iterdir() if path.is_file()]
+    """Copy the checkpoint's own files, not MLflow's beside them."""
     try:
         # complete.json last: it marks the copy as whole.
-        for path in sorted(files, key=lambda path: path.name == "complete.json"):
-            storage.put_verified(path, storage.join(url, path.name))
+        for name in (*checkpoint.EXPORTED, "complete.json"):
+            storage.put_verified(local / name, storage.join(url, name))
     except PermissionError as error:
         raise UserError(
             f"{uri} is not copied to {url} yet, and this job may not write there ({error}): name the run's folder "

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LoggedModelInput,
     Param,
     Run,
     RunTag,
@@ -32,6 +34,7 @@ from glefld import storage
 from glefld.errors import UserError
 from glefld.redaction import redacted, why
 from glefld.schema import Manifest
+from glefld.tracking import notes
 from glefld.tracking.mlflow_private import MLFLOW_PARENT_RUN_ID, resolve_tags
 
 logger = logging.getLogger(__name__)
@@ -39,7 +42,7 @@ logger = logging.getLogger(__name__)
 # MLflow's own limits.
 PARAMS_A_BATCH = 100
 PARAM_LENGTH = 6000
-DIGEST_LENGTH = 36
+DIGEST_LENGTH = 12  # of 36 that MLflow takes: its pages show them whole
 
 #: Set by ``connect`` where the user has set nothing.
 ENVIRONMENT = {
@@ -54,6 +57,8 @@ LOG_LEVELS = {
     # One warning per failed attempt; RunLog reports once what was not sent.
     "urllib3.connectionpool": logging.ERROR,
 }
+#: Fields of a job's options that the command line, and so a parameter, calls by another name.
+TYPED = {"system": "model", "config": "model", "recipe": "", "run": "output"}
 #: Environment variable with the commit, for code that runs outside a git clone, as on a cluster.
 COMMIT = "GLEFLD_GIT_COMMIT"
 
@@ -65,6 +70,18 @@ class RunHandle:
     tracking_uri: str
     experiment_id: str
     run_id: str
+
+
+class DataKey(NamedTuple):
+    """A data set as MLflow knows it."""
+
+    name: str
+    digest: str
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "DataKey":
+        """Rendered photos have a name of their own."""
+        return cls(manifest.title, manifest.content_hash[:DIGEST_LENGTH])
 
 
 def connect(uri: str) -> MlflowClient:
@@ -98,11 +115,14 @@ def start_run(
     experiment: str | None = None,
     resume: str | None = None,
     parent: RunHandle | None = None,
+    split: str = "training",
+    model_id: str | None = None,
 ) -> RunHandle:
     """Open a new run, or reopen the one whose id is ``resume``, and log what it was started with.
 
-    options: the job's dataclass, logged field by field, and as a whole in ``options.json``. data: the data set's URL.
-    parent: the run that MLflow shows this one under.
+    options: the job's dataclass, logged by the names that its options have on the command line, with _ for -, and as a
+    whole in ``options.json``. data: the data set's URL. parent: the run that MLflow shows this one under. split: what
+    of the data is used. model_id: of the model in MLflow that the run is about.
 
     UserError if there is no run to resume or the experiment is deleted, ConnectionError if the store does not answer.
     """
@@ -111,22 +131,31 @@ def start_run(
     except MlflowException as error:
         raise UserError(f"MLFLOW_TRACKING_URI={redacted(uri)} cannot be used{words(uri, error)}") from error
     try:
-        return _open_run(client, uri, options, manifest, data, name, experiment, resume, parent)
+        run = _open_run(client, uri, manifest, name, experiment, resume, parent)
+        try:
+            if resume is None:
+                models = [LoggedModelInput(model_id)] if model_id is not None else None
+                client.log_inputs(run.info.run_id, [_dataset_input(manifest, data, split)], models)
+            _describe(client, run, options, manifest, data)
+        except BaseException:
+            # The caller gets no handle to end the run with.
+            with contextlib.suppress(Exception):
+                client.set_terminated(run.info.run_id, "FAILED")
+            raise
     except (MlflowException, requests.RequestException) as error:
         raise unusable(uri, error) from error
+    return RunHandle(uri, run.info.experiment_id, run.info.run_id)
 
 
 def _open_run(
     client: MlflowClient,
     uri: str,
-    options: Any,
     manifest: Manifest,
-    data: str,
     name: str | None,
     experiment: str | None,
     resume: str | None,
     parent: RunHandle | None,
-) -> RunHandle:
+) -> Run:
     if resume is not None:
         try:
             run = client.get_run(resume)
@@ -137,24 +166,14 @@ def _open_run(
                 f"MLflow at {redacted(uri)} has no run {resume} to resume{words(uri, error)}"
             ) from error
         client.update_run(resume, status="RUNNING")
-    else:
-        experiment_id = _experiment(client, uri, experiment or f"glefld-{manifest.dataset}")
-        tags = redacted(resolve_tags()) | ({MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {})
-        run = client.create_run(experiment_id, run_name=name, tags=tags)
-    try:
-        if resume is None:
-            client.log_inputs(run.info.run_id, [_dataset_input(manifest, data)])
-        _describe(client, run, options, manifest)
-    except BaseException:
-        # The caller gets no handle to end the run with.
-        with contextlib.suppress(Exception):
-            client.set_terminated(run.info.run_id, "FAILED")
-        raise
-    return RunHandle(uri, run.info.experiment_id, run.info.run_id)
+        return run
+    experiment_id = _experiment(client, uri, experiment or f"glefld-{manifest.dataset}", manifest.dataset)
+    tags = redacted(resolve_tags()) | ({MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {})
+    return client.create_run(experiment_id, run_name=name, tags=tags)
 
 
-def _describe(client: MlflowClient, run: Run, options: Any, manifest: Manifest) -> None:
-    """Log options, data set and commit as the run's parameters, tags and artifacts."""
+def _describe(client: MlflowClient, run: Run, options: Any, manifest: Manifest, data: str) -> None:
+    """Log options, command, data set and commit as the run's parameters, tags and artifacts."""
     run_id = run.info.run_id
 
     params = {
@@ -163,7 +182,14 @@ def _describe(client: MlflowClient, run: Run, options: Any, manifest: Manifest) 
     new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
     for first in range(0, len(new), PARAMS_A_BATCH):
         client.log_batch(run_id, params=new[first : first + PARAMS_A_BATCH])
-    tags = {"dataset": manifest.dataset, "dataset_hash": manifest.content_hash, "git_commit": git_commit()}
+    tags = {
+        "dataset": manifest.dataset,
+        "dataset_hash": manifest.content_hash,
+        "rendered": str(manifest.rendered).lower(),
+        "git_commit": git_commit(),
+    }
+    if notes.NOTE not in run.data.tags:  # of a resumed run it may be the user's
+        tags[notes.NOTE] = notes.run_note(command(), manifest, data)[:PARAM_LENGTH]
     # MLflow's parameters cannot be changed, so a resumed run's new options become tags.
     known = run.data.params
     tags |= {f"resumed.{key}": value for key, value in params.items() if known.get(key, value) != value}
@@ -202,7 +228,7 @@ def where(handle: RunHandle) -> str:
         return str(redacted(handle.tracking_uri)).rstrip("/") + page
     # The one of this environment: another version of MLflow may not be able to read this store.
     server = Path(sys.executable).parent / "mlflow"
-    serve = f"{server} server --backend-store-uri {redacted(handle.tracking_uri)} --port 5000"
+    serve = f"{server} server --backend-store-uri {redacted(handle.tracking_uri)} --port 5000 --workers 1"
     return f"{serve}\n           http://127.0.0.1:5000{page}"
 
 
@@ -217,7 +243,7 @@ def words(uri: str, error: Exception) -> str:
     return why(uri, redacted(str(error))) or (f" (HTTP status {status[1]})" if status else "")
 
 
-def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+def _experiment(client: MlflowClient, uri: str, name: str, dataset: str) -> str:
     """The experiment's id. A missing one is created; with a SQLite file its artifacts lie beside that file."""
     folder = _sqlite_folder(uri)
     artifacts = str(folder / "mlartifacts") if folder is not None else None
@@ -225,7 +251,8 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return client.create_experiment(name, artifact_location=artifacts)
+                described = {notes.NOTE: notes.experiment_note(dataset)}
+                return client.create_experiment(name, artifact_location=artifacts, tags=described)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -246,26 +273,37 @@ def _sqlite_folder(uri: str) -> Path | None:
     return folder
 
 
-def _dataset_input(manifest: Manifest, data: str) -> DatasetInput:
+def _dataset_input(manifest: Manifest, data: str, split: str) -> DatasetInput:
+    name, digest = DataKey.of(manifest)
     dataset = Dataset(
-        name=manifest.dataset,
-        digest=manifest.content_hash[:DIGEST_LENGTH],
+        name=name,
+        digest=digest,
         source_type="local" if storage.is_local(data) else data.split("://")[0],
         source=json.dumps({"uri": redacted(data)}),
         profile=json.dumps({"rows": manifest.splits, "rejects": manifest.rejects}),
     )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", split)])
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested options as text, by dotted name."""
+    """Nested options as text, by the dotted names that the command line has for them."""
     flat: dict[str, str] = {}
     for key, item in value.items():
-        if isinstance(item, dict) and item:
-            flat |= _flat(item, f"{prefix}{key}.")
+        name = f"{prefix}{TYPED.get(key, key)}" if not prefix else f"{prefix}{key}"
+        if isinstance(item, dict) and (item or not name):
+            flat |= _flat(item, f"{name}." if name else "")
         else:
-            flat[f"{prefix}{key}"] = str(item)
+            flat[name] = str(item)
     return flat
+
+
+def command() -> str:
+    """The command line that started this process, without secrets."""
+    program = Path(sys.argv[0]).name
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    if program != "glefld" and main is not None:
+        program = f"python -m {main.name.removesuffix('.__main__')}"
+    return " ".join([program, *(shlex.quote(redacted(argument)) for argument in sys.argv[1:])])
 
 
 def git_commit() -> str:

@@ -44,20 +44,24 @@ def train_and_score(
     handle: "RunHandle",
     lease: Lease,
     registration: "Registration | None" = None,
+    system_metrics: bool = False,
 ) -> tuple[str, Report, Baselines]:
     """Train a job, log its best checkpoint and its scores on val, and end its MLflow run.
 
     lease: this driver's claim on the run. registration: registers the best checkpoint in MLflow's model registry.
+    system_metrics: log the load of the workers' machines.
     Returns the checkpoint's URL, its scores and those of the baselines. Raises what ``train`` raises.
     """
     with tracking.logged_run(handle, job.run) as log:
-        best, pictures = train(job, workers, handle, lease)
+        best, pictures = train(job, workers, handle, lease, system_metrics)
         report = evaluate.trained_report(best, job.data, evaluate.Tasks(cpus=workers.cpus, gpu=workers.gpu))
         baselines = log_best(best, job.data, log, report, pictures, registration)
     return best, report, baselines
 
 
-def train(job: Job, workers: WorkerGroup, handle: "RunHandle", lease: Lease) -> tuple[str, Pictures]:
+def train(
+    job: Job, workers: WorkerGroup, handle: "RunHandle", lease: Lease, system_metrics: bool = False
+) -> tuple[str, Pictures]:
     """Train the job and return the URL of its best checkpoint, and pictures of what it predicts on val.
 
     Raises UserError if the cluster has no room for the workers or a worker reports a user error, and Ray's error if
@@ -71,6 +75,7 @@ def train(job: Job, workers: WorkerGroup, handle: "RunHandle", lease: Lease) -> 
             "job": dataclasses.asdict(job),
             "handle": dataclasses.asdict(handle),
             "lease": dataclasses.asdict(lease),
+            "system_metrics": system_metrics,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
@@ -131,11 +136,20 @@ def log_best(
 ) -> Baselines:
     """Log scores, tables, pictures and the model to the run. Returns the scores of the baselines."""
     baselines = evaluate.baselines(data, "val", report.label)
+    manifest = open_dataset(data)
     scores = evaluation.evaluation_json(
-        report, dataset=open_dataset(data).dataset, split="val", checkpoint=best, baseline=baselines
+        report, dataset=manifest.dataset, split="val", checkpoint=best, baseline=baselines
     )
     evaluate.log_scores(log, scores, report, baselines, data, pictures)
     card = checkpoint.read_card(best)
-    numbers = {f"best_{name}": value for name, value in report.numbers().items()}
-    log.log_model(best, name=card.model, step=card.step, metrics=numbers, registration=registration)
+    numbers = {f"val_{name}": value for name, value in report.numbers().items()}
+    log.log_model(
+        best,
+        name=card.model,
+        step=card.step,
+        metrics=numbers,
+        data=tracking.DataKey.of(manifest),
+        note=tracking.model_note(card, manifest, data),
+        registration=registration,
+    )
     return baselines

@@ -3,6 +3,7 @@
 Ray Train's controller imports this module too, and workers wait for it: so the function imports what it needs itself.
 """
 
+import contextlib
 import statistics
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,11 +58,19 @@ def work(config: dict[str, Any]) -> Ended:
     context = ray.get_runtime_context()
     threads = max(1, int(context.get_assigned_resources().get("CPU", 1)))
     torch.set_num_threads(threads)
-    node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    loading = loading_threads(device.type == "cuda", threads, node)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    node = next(node for node in nodes if node["NodeID"] == context.get_node_id())
+    loading = loading_threads(device.type == "cuda", threads, node["Resources"])
     first = ray.train.get_context().get_world_rank() == 0
     ray_private.quiet_train_worker()
-    log = tracking.RunLog(tracking.RunHandle(**config["handle"]), job.run) if first else None
+    handle = tracking.RunHandle(**config["handle"])
+    log = tracking.RunLog(handle, job.run) if first else None
+    load: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if (
+        config["system_metrics"] and ray.train.get_context().get_local_rank() == 0
+    ):  # one worker of each machine
+        name = node["NodeManagerHostname"] if len(nodes) > 1 else None
+        load = tracking.system_metrics(log or tracking.RunLog(handle), name)
     lease = Lease(**config["lease"])
 
     run = job.run.rsplit("/", 1)[-1]
@@ -107,7 +116,8 @@ def work(config: dict[str, Any]) -> Ended:
     except UserError as error:
         return Ended(str(error), [])
     try:
-        loop.train(job, device, log_step, report, store_log, announce, loading)
+        with load:
+            loop.train(job, device, log_step, report, store_log, announce, loading)
     except Mistake as error:
         # Returned instead of raised: Ray would restart the group, only to fail the same way.
         return Ended(str(error), [])

@@ -145,7 +145,7 @@ def test_elastic_training_goes_on_with_fewer_and_takes_one_back(team: Team) -> N
     by_epoch = history(team.client, run, "workers")
     order = [int(by_epoch[step]) for step in sorted(by_epoch)]
     assert [n for i, n in enumerate(order) if i == 0 or n != order[i - 1]] == [2, 1, 2]
-    assert run.data.metrics["best_ne"] < 0.02
+    assert run.data.metrics["val_error_best"] < 0.02
 
 
 @dataclasses.dataclass

@@ -74,7 +74,7 @@ def test_the_demo_on_servers_tells_no_secret(
     for file in ("model.safetensors", "model.json"):
         assert storage.read_bytes(storage.join(fetched, file)) == storage.read_bytes(storage.join(best, file))
     assert storage.read_json(scores)["ne"]["average"] == pytest.approx(
-        trained.data.metrics["best_ne"], abs=1e-6
+        trained.data.metrics["val_error_best"], abs=1e-6
     )
     manifest = storage.read_json(storage.join(output, "_manifest.json"))
     assert (manifest["photos"], manifest["ok"]) == (40, 40)

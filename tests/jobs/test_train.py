@@ -204,7 +204,7 @@ def test_several_tasks_score_a_checkpoint_as_its_training_did(disturbed: Disturb
     best = checkpoint.resolve(str(disturbed.folder))
     data = str(disturbed.root / "data" / "fld")
     report = evaluation.evaluate_checkpoint(best, data, "val", evaluation.Tasks(number=3))
-    assert report.ne == pytest.approx(disturbed.run.data.metrics["best_ne"], abs=1e-6)
+    assert report.ne == pytest.approx(disturbed.run.data.metrics["val_error_best"], abs=1e-6)
 
 
 def test_a_finished_run_has_nothing_left_to_do(disturbed: Disturbed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ import pytest
 from mlflow import MlflowClient
 
 from glefld.errors import UserError
-from glefld.tracking import Registration, RunHandle, RunLog, logged_run, unsent
+from glefld.tracking import DataKey, Registration, RunHandle, RunLog, logged_run, unsent
 from glefld.tracking import log as tracking_log
-from glefld.tracking.items import Artifact, LoggedModel, LogItem, Metrics, Status, Tag, Value
+from glefld.tracking.items import Artifact, LoggedModel, LogItem, Metrics, Scored, Status, Tag, Value
 from glefld.tracking.outbox import Unsent
 from tests import dots
 
@@ -90,7 +90,7 @@ def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
                 waited += time.monotonic() - start
         assert waited < 10 * tracking_log.FLUSH_SECONDS, "15 epochs, of which only the first waits"
         log.log_text("a table", "val/table.txt")
-        log.log_model(url, name="gle", step=1, metrics={"best_ne": 0.5})
+        log.log_model(url, name="gle", step=1, metrics={"val_ne": 0.5})
     (warning,) = [
         r for r in caplog.records if r.levelno == logging.WARNING and r.name == "glefld.tracking.log"
     ]
@@ -109,7 +109,7 @@ def test_a_server_that_is_away_costs_no_time_and_nothing_logged(
     assert not list((tmp_path / "run").glob("unsent*"))
     # Resuming a finished run logs its model again.
     with logged_run(handle, run) as log:
-        log.log_model(url, name="gle", step=1, metrics={"best_ne": 0.5})
+        log.log_model(url, name="gle", step=1, metrics={"val_ne": 0.5})
     assert len(MlflowClient(handle.tracking_uri).search_logged_models([handle.experiment_id])) == 1
 
 
@@ -137,7 +137,17 @@ ITEMS: list[LogItem] = [
     Metrics((Value("loss", 0.5, 1700000000000, 3), Value("val_ne", float("inf"), 1700000000001, 3))),
     Tag("precision", "bf16"),
     Artifact("val/table.txt", "{run}/unsent/val/table.txt"),
-    LoggedModel("gle", "{run}/checkpoints/00000003", 3, {"best_ne": 0.5}, Registration("fld", "best"), "m-1"),
+    Metrics((Value("test_ne", 0.5, 1700000000000, 0),), Scored("m-1", DataKey("fld", "0123"))),
+    LoggedModel(
+        "gle",
+        "{run}/checkpoints/00000003",
+        3,
+        {"val_ne": 0.5},
+        Registration("fld", "best"),
+        DataKey("fld", "0123"),
+        "a note",
+        "m-1",
+    ),
     LoggedModel("gle", "{run}/checkpoints/00000003", 3, {}, None),
     Status("FAILED"),
 ]

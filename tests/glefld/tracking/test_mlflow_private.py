@@ -34,5 +34,9 @@ def test_a_runs_tags_name_who_started_it() -> None:
     assert all(isinstance(value, str) for value in tags.values())
 
 
+def test_the_versions_tag_is_the_one_that_the_models_page_reads() -> None:
+    assert mlflow_private.MLFLOW_MODEL_VERSIONS == "mlflow.modelVersions"
+
+
 def test_the_parents_tag_is_the_one_that_mlflow_nests_runs_by() -> None:
     assert mlflow_private.MLFLOW_PARENT_RUN_ID == "mlflow.parentRunId"

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from glefld import Landmarks, storage, tracking
 from glefld.errors import UserError
 from glefld.models import checkpoint
-from glefld.tracking import Registration, RunHandle, logged_run, model_registry
+from glefld.tracking import DataKey, Registration, RunHandle, logged_run, model_registry
 from tests import dots
 
 
@@ -31,7 +31,7 @@ def test_every_form_of_a_models_uri_fetches_the_stored_checkpoint(handle: RunHan
     with logged_run(handle) as log:
         for step in (1, 2):
             named = Registration("fld-gle", "champion")
-            log.log_model(url, name="gle", step=step, metrics={"best_ne": 0.09}, registration=named)
+            log.log_model(url, name="gle", step=step, metrics={"val_ne": 0.09}, registration=named)
     client = MlflowClient(handle.tracking_uri)
     first, second = client.get_run(handle.run_id).outputs.model_outputs
     assert {first.step, second.step} == {1, 2}
@@ -59,7 +59,7 @@ def test_storing_and_registering_a_model_can_be_repeated(handle: RunHandle, tmp_
     model_id = model_registry.create_model(handle, "gle", "digest")
     for _ in range(2):
         model_registry.store_model(
-            handle, model_id, tmp_path / "checkpoint", step=1, metrics={"best_ne": 0.09}
+            handle, model_id, tmp_path / "checkpoint", step=1, metrics={"val_ne": 0.09}
         )
         model_registry.register(handle, model_id, Registration("fld-gle", "champion"))
     assert model_registry.find_model(handle, "gle", 1, "digest") == model_id
@@ -67,6 +67,35 @@ def test_storing_and_registering_a_model_can_be_repeated(handle: RunHandle, tmp_
     client = MlflowClient(handle.tracking_uri)
     assert [v.version for v in client.search_model_versions("name = 'fld-gle'")] == [1]
     assert len(client.get_run(handle.run_id).outputs.model_outputs) == 1
+
+
+def test_a_models_page_has_its_words_scores_and_data(handle: RunHandle, tmp_path: Path) -> None:
+    """Of the training and of an evaluation, which finds the model by its checkpoint."""
+    url = dots.write_checkpoint(str(tmp_path / "checkpoint"))
+    val, test = DataKey("fld", "0123"), DataKey("fld (rendered)", "4567")
+    with logged_run(handle) as log:
+        named = Registration("fld-gle")
+        log.log_model(
+            url, name="gle", step=1, metrics={"val_ne": 0.09}, data=val, note="about it", registration=named
+        )
+    client = MlflowClient(handle.tracking_uri)
+    assert tracking.find_by_digest(handle.tracking_uri, "another") is None
+    model_id = tracking.find_by_digest(handle.tracking_uri, checkpoint.digest(url))
+    assert model_id is not None
+    other = dataclasses.replace(handle, run_id=client.create_run(handle.experiment_id).info.run_id)
+    with logged_run(other) as log:
+        log.log_scores({"test_ne": 0.1}, tracking.Scored(model_id, test))
+    model = client.get_logged_model(model_id)
+    assert model.tags["mlflow.note.content"] == "about it"
+    assert {(m.key, m.value, m.dataset_name, m.dataset_digest, m.run_id) for m in model.metrics or ()} == {
+        ("val_ne", 0.09, *val, handle.run_id),
+        ("test_ne", 0.1, *test, other.run_id),
+    }
+    (version,) = client.search_model_versions("name = 'fld-gle'")
+    assert version.description == "about it"
+    versions = json.loads(model.tags["mlflow.modelVersions"])
+    assert versions == [{"name": "fld-gle", "version": version.version}]
+    assert "normalised error" in (client.get_registered_model("fld-gle").description or "")
 
 
 @dataclasses.dataclass(frozen=True)

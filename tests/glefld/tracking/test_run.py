@@ -18,6 +18,7 @@ from glefld.errors import UserError
 from glefld.schema import FASHION8, Manifest
 from glefld.tracking import RunHandle, RunLog, finish, start_run, tracking_uri
 from glefld.tracking import run as tracking_run
+from glefld.tracking.notes import NOTE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Options:
     epochs: int = 3
     weights: str | None = None
     note: str = ""
-    config: dict[str, int] = dataclasses.field(default_factory=dict)
-    model: ModelOptions = ModelOptions()
+    system: str = "gle"
+    config: ModelOptions = ModelOptions()
+    recipe: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 MANIFEST = Manifest(
@@ -72,15 +74,15 @@ def artifact(handle: RunHandle, file: str) -> str:
 
 def test_a_run_records_its_options_and_data(uri: str, start: Callable[..., RunHandle]) -> None:
     """The handle survives pickling, by which it reaches a worker."""
-    handle = pickle.loads(pickle.dumps(start(Options(epochs=5, config={"width": 8}), name="first")))
+    handle = pickle.loads(pickle.dumps(start(Options(epochs=5, recipe={"width": 8}), name="first")))
     client = MlflowClient(uri)
     run = client.get_run(handle.run_id)
     assert run.info.status == "RUNNING"
     assert run.info.run_name == "first"
     assert client.get_experiment(handle.experiment_id).name == "glefld-fld"
     assert run.data.params == {
-        **{"epochs": "5", "weights": "None", "note": "", "config.width": "8"},
-        "model.modules": "2",
+        **{"epochs": "5", "weights": "None", "note": "", "width": "8"},
+        **{"model": "gle", "model.modules": "2"},
     }
     assert run.data.tags["dataset_hash"] == MANIFEST.content_hash
     assert Manifest.from_json(json.loads(artifact(handle, "manifest.json"))).splits == MANIFEST.splits
@@ -89,6 +91,43 @@ def test_a_run_records_its_options_and_data(uri: str, start: Callable[..., RunHa
     assert MANIFEST.content_hash.startswith(used.dataset.digest)
     root = Path(uri.removeprefix("sqlite:///")).parent
     assert (root / "mlartifacts").is_dir(), "artifacts lie beside the database, not in the working directory"
+
+
+def test_runs_are_found_by_their_options_as_typed(uri: str, start: Callable[..., RunHandle]) -> None:
+    """Without quotes around any name."""
+    found = start(Options(system="fpn", recipe={"input_size": 96}), experiment="searched")
+    start(Options(system="gle", recipe={"input_size": 96}), experiment="searched")
+    wanted = "params.model = 'fpn' and params.input_size = '96' and params.model.modules = '2'"
+    runs = MlflowClient(uri).search_runs([found.experiment_id], wanted)
+    assert [run.info.run_id for run in runs] == [found.run_id]
+
+
+def test_pages_say_what_was_run_on_which_photos(
+    uri: str, start: Callable[..., RunHandle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command without its secrets, the data, whether it was rendered, and what NE is; a user's words stay."""
+    monkeypatch.setattr(
+        "sys.argv", ["/bin/glefld", "train", "--data", "s3://key:hunter2@bucket/fld", "--name", "a b"]
+    )
+    client = MlflowClient(uri)
+    real = client.get_run(start(experiment="described").run_id)
+    assert "glefld train --data s3://bucket/fld --name 'a b'" in real.data.tags[NOTE]
+    assert "none is marked as rendered" in real.data.tags[NOTE]
+    assert real.data.tags["rendered"] == "false"
+    drawn = dataclasses.replace(MANIFEST, source={"rendered": True})
+    handle = start_run(
+        uri, options=Options(), manifest=drawn, data="/fld", experiment="described", split="test"
+    )
+    run = client.get_run(handle.run_id)
+    assert "**Rendered photos**" in run.data.tags[NOTE]
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, [tag.value for tag in used.tags]) == ("fld (rendered)", ["test"])
+    experiment = client.get_experiment(handle.experiment_id)
+    for note in (real.data.tags[NOTE], experiment.tags[NOTE]):
+        assert "**NE**, normalised error" in note
+    client.set_experiment_tag(handle.experiment_id, NOTE, "ours")
+    start(experiment="described")
+    assert client.get_experiment(handle.experiment_id).tags[NOTE] == "ours"
 
 
 def test_a_run_records_the_commit_or_warns_that_it_is_unknown(
@@ -131,11 +170,11 @@ def test_no_credentials_are_kept(start: Callable[..., RunHandle], uri: str, give
 
 def test_long_and_many_options_are_logged(start: Callable[..., RunHandle], uri: str) -> None:
     """MLflow takes 6,000 characters a parameter and 100 parameters a request; options.json is complete."""
-    options = Options(note="x" * 9000, config={f"k{i}": i for i in range(250)})
+    options = Options(note="x" * 9000, recipe={f"k{i}": i for i in range(250)})
     handle = start(options)
     params = MlflowClient(uri).get_run(handle.run_id).data.params
     assert len(params["note"]) == 6000
-    assert params["config.k249"] == "249"
+    assert params["k249"] == "249"
     assert json.loads(artifact(handle, "options.json")) == dataclasses.asdict(options)
 
 
