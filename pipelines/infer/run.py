@@ -312,12 +312,13 @@ def infer(
     total = len(plan.input.rows)
     done = sum(planned_rows(report) for report in finished.values())
     progress(done, total)
-    metrics.planned("infer", total - done)
+    metrics.rows_left("infer", total - done)
     todo = [Task(path, group) for group, path in enumerate(plan.paths()) if path not in finished]
     settings = writer_settings(plan, place, workers)
     for rows in write_shards(todo, plan.input.rows, settings, finished.values(), workers):
         done += rows
         progress(done, total)
+        metrics.rows_left("infer", total - done)
     manifest = _manifest(plan, place.complete(plan.paths(), plan.key))
     place.finish(manifest)
     return manifest

@@ -155,7 +155,7 @@ def ingest(plan: IngestPlan, output: str, progress: Callable[[int, int], None]) 
     settings = shard_settings(plan, output)
     done = sum(plan.rejects.values()) + sum(report["rows_in"] for report in finished.values())
     progress(done, plan.rows_in)
-    metrics.planned("ingest", plan.rows_in - done)
+    metrics.rows_left("ingest", plan.rows_in - done)
     if not finished:
         metrics.rows("ingest", plan.rejects)
     todo = [shard for shard in plan.shards if shard.path not in finished]
@@ -174,6 +174,7 @@ def ingest(plan: IngestPlan, output: str, progress: Callable[[int, int], None]) 
         for rows in tasks:
             done += rows
             progress(done, plan.rows_in)
+            metrics.rows_left("ingest", plan.rows_in - done)
     manifest = _manifest(plan, place.complete([shard.path for shard in plan.shards], plan.key), output)
     place.finish(manifest.to_json())
     return manifest
