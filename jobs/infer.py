@@ -151,7 +151,8 @@ def _retry(
 
 def choose_workers(options: Options) -> InferenceWorkers:
     """Choose the workers from the options and what is available. UserError for more GPU workers than GPUs."""
-    gpus = int(available().get("GPU", 0))
+    resources = available()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     machines = count_machines()
     gpu = use_gpu(options.device, gpus)
     least, most = parse_workers(options.num_workers or str(max(1, gpus if gpu else machines)))
@@ -163,6 +164,11 @@ def choose_workers(options: Options) -> InferenceWorkers:
     # On a cluster each worker looks at its own machine, which need not be like this one.
     threads = None if on_cluster() else max(1, (os.cpu_count() or 1) // sharing)
     readers = parse_workers(options.readers, "--readers") if options.readers else None
+    if readers is not None and least + readers[0] > cpus and not on_cluster():
+        # Each waits for the other's results, so one stage without a process would be the end of both.
+        raise UserError(
+            f"{least} workers and {readers[0]} readers need more than this machine's {cpus} CPUs: leave out --readers"
+        )
     return InferenceWorkers(
         least, most, options.threads or threads, gpu, options.batch_size, readers, sharing
     )
