@@ -1,8 +1,9 @@
 """What Prometheus is told of a job, through the metrics endpoint that Ray runs on each machine.
 
 Ray puts ``ray_`` before the names. Without Ray nothing is counted. A count costs a few microseconds, and there are some
-a shard, or some every ``log_steps`` steps of a training. infra/README.md says how they are scraped, and infra/grafana
-has a dashboard of them. The label is ``command``, since Prometheus has a label ``job`` of its own.
+a shard, or some every ``log_steps`` steps of a training. Counters stay until the machine's Ray ends, gauges go 20 s
+after they were set. infra/README.md says how they are scraped, and infra/grafana has a dashboard of them. The label is
+``command``, since Prometheus has a label ``job`` of its own.
 """
 
 import functools
@@ -12,7 +13,7 @@ import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
 #: Bounds of the buckets of ``glefld_shard_seconds``.
-SECONDS = [0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
+SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 
 
 @functools.cache

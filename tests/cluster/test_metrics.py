@@ -116,8 +116,11 @@ def test_every_panel_has_its_values(cluster: tuple[Host, str], empty_store: Path
         }
         wait_until(lambda: prometheus.values(outcomes) == expected, f"{expected} in Prometheus", 30)
         assert prometheus.values("sum by (run) (ray_glefld_training_images_total)") == {"run": 3 * 27}
-        assert prometheus.values("max by (run) (ray_glefld_training_epochs)") == {"run": 3}
-        assert prometheus.values("sum by (command) (ray_glefld_rows_left)") == {"ingest": 0, "infer": 0}
+        assert prometheus.values("max by (run) (last_over_time(ray_glefld_training_epochs[10m]))") == {
+            "run": 3
+        }
+        left = "sum by (command) (last_over_time(ray_glefld_rows_left[10m]))"
+        assert prometheus.values(left) == {"ingest": 0, "infer": 0}
         assert prometheus.values("sum(ray_glefld_shard_seconds_count{command='infer'})") == {"": 10}
 
         dashboard = json.loads((REPOSITORY / "infra/grafana/glefld.json").read_text())
