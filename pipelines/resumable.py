@@ -391,7 +391,7 @@ def run_tasks(
     todo = [{**item, "killers": []} for item in shards]
     while todo:
         left = yield from _write_all(job, todo, write, {**options, retries: 1}, first)
-        metrics.lost(job, len(left))
+        metrics.lost(job, min(len(left), MAX_LOST + 1))  # the others were not begun
         # If more than MAX_LOST were lost, these are among the first that are left: shards are begun in order.
         some, todo = left[: 2 * MAX_LOST], left[2 * MAX_LOST :]
         suspects = [{**item, "killers": find_killers(rows_of(item), unit, probe)} for item in some]

@@ -552,18 +552,20 @@ class ShardWriter:
         predictions = self.predict(rows, frozenset(task["killers"]), crops)
         errors: Counter[str] = Counter()
         answered = int(task["answered"] or "0", 16)
-        count = 0
+        count = kept_rows = 0
 
         def merged() -> Iterator[dict[str, Any]]:
             """Yield the shard's rows: those predicted now and, around them, those that earlier runs have answered."""
-            nonlocal answered
+            nonlocal answered, kept_rows
             if self.detector is not None:
                 photos = dict(zip(rows["uri"].to_pylist(), identities(rows), strict=True))
                 new = itertools.groupby(predictions, lambda row: row["uri"])
                 kept = itertools.groupby(before, lambda row: row["uri"])
                 for uri, group in kept if before else new:
                     if uri not in photos:
-                        yield from group
+                        for row in group:
+                            kept_rows += 1
+                            yield row
                         continue
                     if before:
                         answered -= photos[uri] * sum(row["status"] == "ok" for row in group)
@@ -577,6 +579,7 @@ class ShardWriter:
             garments = zip(predictions, identities(rows), strict=True)
             for row in before:
                 if row["status"] == "ok":
+                    kept_rows += 1
                     yield row
                     continue
                 found, identity = next(garments)
@@ -612,7 +615,7 @@ class ShardWriter:
             task["path"], self.settings.key, batches(), self.schema, report, compression="zstd"
         )
         waited = sum(runner.waited for runner in runners) - waited
-        return Done(len(rows), {"ok": count - errors.total(), **errors}, waited)
+        return Done(len(rows), {"ok": count - errors.total() - kept_rows, **errors}, waited)
 
     def _shard(self, path: str) -> list[dict[str, Any]]:
         """Return the rows of a shard that is there."""
