@@ -347,7 +347,7 @@ def from_bytes(data: bytes) -> pa.Table:
 class Done(NamedTuple):
     """What a task has done: the rows of its shard, how many of them ended how, and how long it waited for data."""
 
-    count: int
+    rows: int
     outcomes: Mapping[str, int]
     """Rows that were written by ``ok`` or by what was wrong with them."""
     waited: float = 0.0
@@ -498,7 +498,7 @@ def counted(item: dict[str, Any], write: Callable[[], Done]) -> dict[str, Any]:
     started = time.perf_counter()
     done, failure = (None, item["failure"]) if item.get("failure") else _caught(write)
     if done is not None:
-        answer |= {"count": done.count, "outcomes": json.dumps(done.outcomes), "waited": done.waited}
+        answer |= {"count": done.rows, "outcomes": json.dumps(done.outcomes), "waited": done.waited}
     raised, _, error = failure.partition(": ")
     return {**answer, "seconds": time.perf_counter() - started, "raised": raised, "error": error}
 

@@ -546,8 +546,7 @@ class ShardWriter:
         # Its worker died after it had put the shard in place. Read after the rows, which are then older.
         if before and (self.settings.output.footer(task["path"]) or {}).get("retry") == task["retry"]:
             return Done(len(rows), {})
-        runners = [self.predictor] if self.detector is None else [self.predictor, self.detector]
-        waited = sum(runner.waited for runner in runners)
+        waited = self._waited()
         crops = pickle.loads(task["crops"]) if "crops" in task else None
         predictions = self.predict(rows, frozenset(task["killers"]), crops)
         errors: Counter[str] = Counter()
@@ -614,8 +613,12 @@ class ShardWriter:
         self.settings.output.write(
             task["path"], self.settings.key, batches(), self.schema, report, compression="zstd"
         )
-        waited = sum(runner.waited for runner in runners) - waited
-        return Done(len(rows), {"ok": count - errors.total() - kept_rows, **errors}, waited)
+        outcomes = {"ok": count - errors.total() - kept_rows, **errors}
+        return Done(len(rows), outcomes, self._waited() - waited)
+
+    def _waited(self) -> float:
+        """Return in how many seconds so far a model had no data."""
+        return self.predictor.waited + (self.detector.waited if self.detector is not None else 0.0)
 
     def _shard(self, path: str) -> list[dict[str, Any]]:
         """Return the rows of a shard that is there."""
