@@ -370,7 +370,7 @@ def test_any_number_of_workers_writes_the_same_bytes(case: Case, tmp_path: Path)
     seen: list[tuple[int, int]] = []
     for number, other in enumerate(outputs[1:], 1):
         plan = plan_retry(other.options, str(other.output))
-        workers = dataclasses.replace(WORKERS, number=number)
+        workers = dataclasses.replace(WORKERS, least=number, most=number)
         retry(plan, str(other.output), workers, lambda done, total: seen.append((done, total)))
         assert seen[-1] == (4, 4)
         assert files(other.output) == files(case.output)
