@@ -269,6 +269,8 @@ def _answer(url: str, error: BaseException) -> bytes | BaseException:
         if code in _BEHIND_END:
             return b""
         return OSError(f"{public_url(url)}: {error}") if code == "NoSuchBucket" else error
+    if (code := getattr(error, "code", None)) is not None and url.startswith(("gs://", "gcs://")):
+        return b"" if int(code) == 416 else OSError(f"{public_url(url)}: {error}")  # gcsfs' own is none
     gone = isinstance(error, FileNotFoundError)  # with the URL's secrets
     if not is_http(url) or (isinstance(error, OSError) and not gone) or not isinstance(error, Exception):
         return error

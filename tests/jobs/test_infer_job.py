@@ -156,7 +156,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no number": ({"readers": "a few"}, "--readers must be N or MIN-MAX, such as 2 or 1-4, not 'a few'"),
     "more processes than CPUs": (
         {"readers": "100"},
-        "2 workers and 100 readers need more than this machine's",
+        "1 workers and 100 readers need more than this machine's",
     ),
     "empty shards": ({"shard_rows": 0}, "--shard-rows must be at least 1, not 0"),
     "overlays below zero": ({"overlays": -1}, "--overlays must be at least 0"),
