@@ -23,8 +23,8 @@ demo: setup  ## raw archive -> Parquet -> training -> NE -> predictions, on this
 test: setup lint types  ## lint, types and the whole suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What the tests of whole systems start: an S3 server, a database, hosts in network namespaces and a browser.
-SYSTEM := radosgw ceph-mon ceph-osd postgresql iproute2 chromium chromium-driver
+# What the tests of whole systems start: an S3 server, a database, hosts in network namespaces, a browser and Prometheus.
+SYSTEM := radosgw ceph-mon ceph-osd postgresql iproute2 chromium chromium-driver prometheus
 
 test-cluster: setup  ## the jobs against real servers; as root with apt their system packages are installed first
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s $(SYSTEM) >/dev/null 2>&1; then \

@@ -102,6 +102,7 @@ class Detector(Runner[Detected]):
                 words = f"{places} of {output.shape[1]} places, so the model has diverged"
                 yield BadAnswer("not_finite", words)
                 continue
+            assert crop.photo is not None
             moved = one.in_photo(torch.from_numpy(crop.to_photo), crop.photo.bounds)
             best = moved.best(self.least_score, self.most)
             yield Detected(crop.photo, best.boxes.float().numpy(), best.score.float().numpy())

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from glefld.data.augmentation import box_to_input, compose, invert, square_around
+from glefld.data.host import paint
 from glefld.data.loader import InputPipeline, to_photo
 from glefld.data.photos import decode_special, is_plain_jpeg, open_photo, orient, orientation
 from glefld.data.picture import Decoding, Picture
@@ -100,7 +102,20 @@ class Crop:
     picture: Picture
     box: tuple[float, ...]  # x1 y1 x2 y2, upright photo
     to_photo: np.ndarray  # [2, 3], affine, from the input to the upright photo
-    photo: Photo  # what it was cut from
+    photo: Photo | None  # what it was cut from; None once it is painted
+
+    def painted(self, size: int, fill: int) -> "Crop | BadPhoto":
+        """Return the crop with its input's pixels in place of the photo's bytes: decoded, shrunk and warped.
+
+        The CPU's pipeline makes the same input of it to the last bit, and DALI one that differs by rounding. size: the
+        model's. fill: the level outside the photo.
+        """
+        try:
+            pixels = paint(self.picture, size, fill).copy()
+        except BadPhoto as bad:
+            return bad
+        whole = Picture(pixels, size, size, np.eye(2, 3), decoding=self.picture.decoding)
+        return dataclasses.replace(self, picture=whole, photo=None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -254,6 +269,7 @@ class Runner(abc.ABC, Generic[Answer]):
         ).dtype
         device_id = (device.index or 0) if device.type == "cuda" else None
         self.pipeline = InputPipeline(card.input_size, model.normalisation, batch_size, device_id, threads)
+        self.waited = 0.0  # seconds in which the model had no crops
 
     def answers(self, crops: Iterable[Crop | Bad]) -> Iterator[Answer | Bad]:
         """Yield one answer per crop, in order. What is bad in place of a crop is passed through.
@@ -261,7 +277,14 @@ class Runner(abc.ABC, Generic[Answer]):
         A thread reads ``crops``, and others decode them, ahead of the model. A picture that cannot be decoded becomes a
         BadPhoto, one for which the model's output is not finite a BadAnswer.
         """
-        for batch, images in ahead(load_crops(self.pipeline, crops, self.batch_size), 2):
+        batches = ahead(load_crops(self.pipeline, crops, self.batch_size), 2)
+        while True:
+            started = time.perf_counter()
+            loaded = next(batches, None)
+            self.waited += time.perf_counter() - started
+            if loaded is None:
+                return
+            batch, images = loaded
             good = [crop for crop in batch if isinstance(crop, Crop)]
             found = self._infer(images, good) if good else iter(())
             for crop in batch:

@@ -1,6 +1,7 @@
-"""Files by URL: the same functions for local paths and ``s3://bucket/key``, on top of fsspec.
+"""Files by URL: the same functions for local paths, ``s3://bucket/key`` and what else fsspec opens.
 
-Credentials and the endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL).
+Credentials and the endpoint come from the environment (of S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+AWS_ENDPOINT_URL).
 Writes are atomic: local files are renamed into place, and an object appears only when its upload is complete.
 botocore and s3fs retry requests that fail, stall or are throttled, with exponential back-off.
 
@@ -9,6 +10,7 @@ Functions raise OSError or a botocore error when the storage fails, and UserErro
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -44,6 +46,10 @@ logger = logging.getLogger(__name__)
 _PART = re.compile("_part-[0-9a-f]{32}")
 #: Matches a chain of filesystems, such as ``simplecache::s3://bucket/key``. Elsewhere colons belong to a file's name.
 _CHAIN = re.compile("[a-z0-9]+::")
+#: Kinds of URL that need a package which is not installed with this one: the package, and the extra that brings it.
+EXTRAS = {"gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")} | dict.fromkeys(
+    ("abfs", "abfss", "az"), ("adlfs", "azure")
+)
 #: How object storage refuses a range that begins at the end of an object or behind it, as any of an empty one does.
 _BEHIND_END = ("InvalidRange", "416")
 
@@ -211,7 +217,7 @@ def state(url: str) -> State:
 
 def state_of(info: dict[str, Any]) -> State:
     """Return the state of a file of which its filesystem says this."""
-    version = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
+    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
     return State(info["size"], str(version).strip('"'))
 
 
@@ -263,6 +269,8 @@ def _answer(url: str, error: BaseException) -> bytes | BaseException:
         if code in _BEHIND_END:
             return b""
         return OSError(f"{public_url(url)}: {error}") if code == "NoSuchBucket" else error
+    if (code := getattr(error, "code", None)) is not None and url.startswith(("gs://", "gcs://")):
+        return b"" if int(code) == 416 else OSError(f"{public_url(url)}: {error}")  # gcsfs' own is none
     gone = isinstance(error, FileNotFoundError)  # with the URL's secrets
     if not is_http(url) or (isinstance(error, OSError) and not gone) or not isinstance(error, Exception):
         return error
@@ -482,6 +490,11 @@ def _split(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         os.fspath(url).encode()
     except UnicodeEncodeError:
         raise UserError(f"the path {url!r} is not UTF-8: rename the file or folder") from None
+    package, extra = EXTRAS.get(os.fspath(url).partition("://")[0], ("", ""))
+    if package and importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"{public_url(url)} needs the package {package}: pip install 'glefld[{extra}]', on each machine"
+        )
     try:
         fs, path = _opened(os.fspath(url))
     except Exception as error:  # some filesystems connect here, and raise what their libraries do

@@ -31,6 +31,7 @@ from jobs.cli import (
 from jobs.progress import RowBar, show_own_progress
 from pipelines.infer.retry import plan_retry, retry
 from pipelines.infer.run import InferenceWorkers, InferOptions, find_finished, infer, make_plan
+from pipelines.train.workers import parse_workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,15 @@ class Options(InferOptions):
     damaged photos have been replaced. The other options must be those of that run."""
     overlays: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Draw the first N predictions and a contact sheet of them to <output>/_overlays."""
-    num_workers: int | None = None
-    """Number of workers, each with its own copy of the model. Default: one per GPU, or one per machine without GPUs."""
+    num_workers: str | None = None
+    """Workers, each with its own copy of the model: N, or MIN-MAX for as many as there is work and room for. Default:
+    one per GPU, or one per machine without GPUs."""
+    readers: str | None = None
+    """Processes of one CPU each that read and decode photos for the workers, on any machine of a cluster: N or MIN-MAX.
+    Default: the workers' own threads do."""
     device: Device = "auto"
     threads: int | None = None
-    """Threads per worker, for decoding and computing. Default: this machine's CPUs, divided among its workers."""
+    """Threads per worker, for decoding and computing. Default: its machine's CPUs, divided among its workers."""
     batch_size: int = BATCH_SIZE
     """Garments per batch."""
 
@@ -62,7 +67,13 @@ class Options(InferOptions):
             )
         require_between("--batch-size", self.batch_size, 1)
         if self.num_workers is not None:
-            require_between("--num-workers", self.num_workers, 1)
+            parse_workers(self.num_workers)
+        if self.readers is not None:
+            parse_workers(self.readers, "--readers")
+            if self.detects:
+                raise UserError(
+                    "--readers does not go with --boxes detect: the worker opens what it detects in"
+                )
         if self.threads is not None:
             require_between("--threads", self.threads, 1)
 
@@ -140,14 +151,27 @@ def _retry(
 
 def choose_workers(options: Options) -> InferenceWorkers:
     """Choose the workers from the options and what is available. UserError for more GPU workers than GPUs."""
-    gpus = int(available().get("GPU", 0))
+    resources = available()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     machines = count_machines()
     gpu = use_gpu(options.device, gpus)
-    number = options.num_workers or max(1, gpus if gpu else machines)
-    if gpu and number > gpus and not on_cluster():
-        raise UserError(f"--num-workers {number}, but this machine has {gpus} GPUs: lower --num-workers")
-    threads = options.threads or max(1, (os.cpu_count() or 1) // -(-number // machines))
-    return InferenceWorkers(number, threads, gpu, options.batch_size)
+    least, most = parse_workers(options.num_workers or str(max(1, gpus if gpu else machines)))
+    if gpu and not on_cluster():
+        if least > gpus:
+            raise UserError(f"--num-workers {least}, but this machine has {gpus} GPUs: lower --num-workers")
+        most = min(most, gpus)
+    sharing = -(-most // machines)
+    # On a cluster each worker looks at its own machine, which need not be like this one.
+    threads = None if on_cluster() else max(1, (os.cpu_count() or 1) // sharing)
+    readers = parse_workers(options.readers, "--readers") if options.readers else None
+    if readers is not None and least + readers[0] > cpus and not on_cluster():
+        # Each waits for the other's results, so one stage without a process would be the end of both.
+        raise UserError(
+            f"{least} workers and {readers[0]} readers need more than this machine's {cpus} CPUs: leave out --readers"
+        )
+    return InferenceWorkers(
+        least, most, options.threads or threads, gpu, options.batch_size, readers, sharing
+    )
 
 
 def summary(manifest: dict[str, Any], rows_per_second: float | None) -> Table:

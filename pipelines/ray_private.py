@@ -145,6 +145,7 @@ def quiet_train_controller() -> None:
 def quiet_train_worker() -> None:
     """Keep off the driver's terminal the line on each report of a training worker, and the traceback of what failed.
 
+    Ray Train shows all that any library tells, so Azure's client is kept from telling each request.
     Of all workers that lose a neighbour, each would show one, which Ray's log files have too. The failure is told in
     one line each, and if it ends the training, the driver shows the traceback.
     """
@@ -152,6 +153,7 @@ def quiet_train_worker() -> None:
     from ray.train.v2._internal.execution import context
 
     context.logger.setLevel(logging.WARNING)
+    logging.getLogger("azure").setLevel(logging.WARNING)
     for handler in logging.getLogger("ray.train").handlers:
         if isinstance(handler, ray._private.log.PlainRayHandler):
             handler.addFilter(lambda record: record.name != util.logger.name)

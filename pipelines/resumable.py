@@ -15,11 +15,12 @@ import itertools
 import json
 import logging
 import posixpath
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +40,9 @@ from glefld.data.dataset import MANIFEST, read_manifest
 from glefld.errors import UserError
 from glefld.redaction import public_url
 from glefld.temporary import temporary_file, temporary_space
+from pipelines import metrics
+
+Result = TypeVar("Result")
 
 #: Rows per Parquet row group, which is also what a task buffers of its output and what training reads at a time: some
 #: 500 kB of crops. Larger ones are shuffled less well, and of a small data set fewer workers would have their share.
@@ -340,7 +344,25 @@ def from_bytes(data: bytes) -> pa.Table:
     return pa.ipc.open_stream(data).read_all()
 
 
+class Done(NamedTuple):
+    """What a task has done: the rows of its shard, how many of them ended how, and how long it waited for data."""
+
+    rows: int
+    outcomes: Mapping[str, int]
+    """Rows that were written by ``ok`` or by what was wrong with them."""
+    waited: float = 0.0
+    """Seconds in which a model had no data."""
+
+
+class Stage(NamedTuple):
+    """A stage before the one that writes: an actor class, and the options for Ray Data's ``map``."""
+
+    work: type
+    options: dict[str, Any]
+
+
 def run_tasks(
+    job: str,
     shards: list[dict[str, Any]],
     write: Any,
     *,
@@ -348,9 +370,12 @@ def run_tasks(
     unit: str,
     retries: Literal["max_retries", "max_task_retries"],
     rows_of: Callable[[Mapping[str, Any]], pa.Table] = lambda item: from_bytes(item["rows"]),
+    first: Stage | None = None,
     **options: Any,
 ) -> Iterator[int]:
     """Write the shards as Ray Data tasks, and yield the row count of each as it finishes.
+
+    job: its name in the metrics, to which each shard is added.
 
     A photo may kill the process that decodes it. A shard whose worker died twice is left for the end. Then its rows are
     halved until the photos are found that kill a worker with nothing else to do, and the shard is written without
@@ -359,17 +384,18 @@ def run_tasks(
     shards: ``rows_of`` each gives its rows. write: a function, or an actor class, that takes such an item and
     returns ``counted(...)``; it must not look at the photos that ``killers`` of the item names. probe: starts a task
     without retries that does with an Arrow stream of rows what ``write`` does, but writes nothing. unit: column that
-    names a row's photo. retries: Ray's option for the retries of a task or of an actor's task. options: passed to Ray
-    Data's ``map``.
+    names a row's photo. retries: Ray's option for the retries of a task or of an actor's task. first: what each item
+    goes through before, in other processes; returns ``prepared(...)``. options: passed to Ray Data's ``map``.
     Raises UserError if workers die for another reason, and OSError if a shard could not be written.
     """
     todo = [{**item, "killers": []} for item in shards]
     while todo:
-        left = yield from _write_all(todo, write, {**options, retries: 1})
+        left = yield from _write_all(job, todo, write, {**options, retries: 1}, first)
+        metrics.lost(job, min(len(left), MAX_LOST + 1))  # the others were not begun
         # If more than MAX_LOST were lost, these are among the first that are left: shards are begun in order.
-        first, todo = left[: 2 * MAX_LOST], left[2 * MAX_LOST :]
-        suspects = [{**item, "killers": find_killers(rows_of(item), unit, probe)} for item in first]
-        if lost := (yield from _write_all(suspects, write, {**options, retries: RETRIES})):
+        some, todo = left[: 2 * MAX_LOST], left[2 * MAX_LOST :]
+        suspects = [{**item, "killers": find_killers(rows_of(item), unit, probe)} for item in some]
+        if lost := (yield from _write_all(job, suspects, write, {**options, retries: RETRIES}, first)):
             found = [name for item in suspects for name in item["killers"]]
             named = f" (but for {len(found)}, such as {found[0]})" if found else ""
             raise UserError(
@@ -380,7 +406,7 @@ def run_tasks(
 
 
 def _write_all(
-    shards: list[dict[str, Any]], write: Any, options: dict[str, Any]
+    job: str, shards: list[dict[str, Any]], write: Any, options: dict[str, Any], first: Stage | None
 ) -> Generator[int, None, list[dict[str, Any]]]:
     """Yield the row count of each shard that was written; return the others, in order.
 
@@ -399,12 +425,15 @@ def _write_all(
         )
         # As of Ray 2.63 there is no other way to limit the retries.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
+        if first is not None:
+            graph = graph.map(first.work, max_task_retries=options["max_task_retries"], **first.options)
         graph = graph.map(write, **options)
     try:
         for result in graph.iter_rows():
             if result["raised"]:
                 raise RAISED[result["raised"]](result["error"])
             done.add(result["number"])
+            metrics.shard(job, json.loads(result["outcomes"]), result["seconds"], result["waited"])
             yield result["count"]
     except DEATHS as error:
         logger.warning(
@@ -460,17 +489,33 @@ def find_killers(rows: pa.Table, unit: str, probe: Callable[[bytes], ray.ObjectR
     return found
 
 
-def counted(item: dict[str, Any], write: Callable[[], int]) -> dict[str, Any]:
-    """Call ``write`` for an item of ``run_tasks`` and return its row count, or what it raised.
+def counted(item: dict[str, Any], write: Callable[[], Done]) -> dict[str, Any]:
+    """Call ``write`` for an item of ``run_tasks`` and return what it has done, or what it or an earlier stage raised.
 
     Ray Data would take an exception for a lost shard.
     """
-    answer = {"number": item["number"], "count": 0, "raised": "", "error": ""}
+    answer = {"number": item["number"], "count": 0, "outcomes": "{}", "seconds": 0.0, "waited": 0.0}
+    started = time.perf_counter()
+    done, failure = (None, item["failure"]) if item.get("failure") else _caught(write)
+    if done is not None:
+        answer |= {"count": done.rows, "outcomes": json.dumps(done.outcomes), "waited": done.waited}
+    raised, _, error = failure.partition(": ")
+    return {**answer, "seconds": time.perf_counter() - started, "raised": raised, "error": error}
+
+
+def prepared(item: dict[str, Any], name: str, prepare: Callable[[], bytes]) -> dict[str, Any]:
+    """Return an item of ``run_tasks`` with what ``prepare`` returns as ``name``, for the next stage."""
+    found, failure = _caught(prepare)
+    return {**item, name: found or b"", "failure": failure}
+
+
+def _caught(work: Callable[[], Result]) -> tuple[Result | None, str]:
+    """Return what ``work`` returns, or None and what it raised: a name of ``RAISED``, a colon and the message."""
     try:
-        return {**answer, "count": write()}
+        return work(), ""
     except UserError as error:
-        return {**answer, "raised": "UserError", "error": str(error)}
+        return None, f"UserError: {error}"
     except (OSError, BotoCoreError) as error:
-        return {**answer, "raised": "OSError", "error": f"{type(error).__name__}: {error}"}
+        return None, f"OSError: {type(error).__name__}: {error}"
     except Exception:
-        return {**answer, "raised": "RuntimeError", "error": f"a task failed\n{traceback.format_exc()}"}
+        return None, f"RuntimeError: a task failed\n{traceback.format_exc()}"

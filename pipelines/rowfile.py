@@ -1,7 +1,7 @@
 """Rows of a plan on disk: the driver holds none of millions, and each task reads its own from storage.
 
-The file is a sequence of Arrow streams, compressed, each with the rows of one shard. A task is given the file's URL
-and the bytes [start, stop) of its stream.
+The file is a sequence of Arrow streams, compressed; a shard has the rows of one or several. A task is given the file's
+URL and the bytes [start, stop) of its streams.
 """
 
 import hashlib
@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from glefld import storage
 from glefld.listing import regrouped
 from glefld.temporary import temporary_space
-from pipelines.resumable import from_bytes
 
 _COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
@@ -35,7 +34,15 @@ def read_stretch(stretch: Stretch) -> pa.Table:
     (data,) = storage.read_ranges([stretch["url"]], [stretch["start"]], [stretch["stop"]])
     if isinstance(data, BaseException):
         raise data
-    return from_bytes(data)
+    return _read_streams(data)
+
+
+def _read_streams(data: bytes) -> pa.Table:
+    file = pa.BufferReader(data)
+    tables = []
+    while file.tell() < len(data):
+        tables.append(pa.ipc.open_stream(file).read_all())
+    return pa.concat_tables(tables)
 
 
 class RowFile:
@@ -69,6 +76,11 @@ class RowFile:
         self._edges.append(self._file.tell())
         self._rows.append(len(rows))
 
+    def join(self, count: int) -> None:
+        """Make each ``count`` groups that follow one another one, from the first on."""
+        self._edges = [*self._edges[:-1:count], self._edges[-1]]
+        self._rows = [sum(self._rows[first : first + count]) for first in range(0, len(self._rows), count)]
+
     def __len__(self) -> int:
         return sum(self._rows)
 
@@ -83,7 +95,7 @@ class RowFile:
     def read(self, group: int) -> pa.Table:
         """Return the rows of a group."""
         start, stop = self._edges[group : group + 2]
-        return from_bytes(os.pread(self._file.fileno(), stop - start, start))
+        return _read_streams(os.pread(self._file.fileno(), stop - start, start))
 
     def __iter__(self) -> Iterator[pa.Table]:
         return map(self.read, range(self.groups))

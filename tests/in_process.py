@@ -40,7 +40,7 @@ def train_here(
 
 
 def predict_here(
-    shards: list[dict[str, Any]], write: type, *, fn_constructor_kwargs: dict[str, Any], **_: Any
+    job: str, shards: list[dict[str, Any]], write: type, *, fn_constructor_kwargs: dict[str, Any], **_: Any
 ) -> Iterator[int]:
     """In place of ``pipelines.infer.run.run_tasks``: the shards one after the other, by the same writer."""
     writer = write(**fn_constructor_kwargs)

@@ -139,7 +139,18 @@ def render_or_tell(picture: Picture, normalisation: Normalisation, out: np.ndarr
 
 def render(picture: Picture, normalisation: Normalisation, out: np.ndarray) -> None:
     """Write the normalised input to ``out``, [S, S, 3] float32. BadPhoto if the picture cannot be decoded."""
-    size, fill = len(out), normalisation.fill
+    size = len(out)
+    canvas = paint(picture, size, normalisation.fill)
+    cv2.subtract(canvas, (*normalisation.mean, 0), dst=out, dtype=cv2.CV_32F)  # type: ignore[call-overload]  # the stubs know no scalars
+    # In one loop a row: numpy is slow on a last dimension of three.
+    out.reshape(size, -1)[...] *= np.tile(1 / np.array(normalisation.std, np.float32), size)
+
+
+def paint(picture: Picture, size: int, fill: int) -> np.ndarray:
+    """Return the input before it is normalised, [S, S, 3] uint8, valid until the thread paints again.
+
+    fill: the level outside the picture. BadPhoto if the picture cannot be decoded.
+    """
     (a, b, x), (c, d, y) = picture.to_input.tolist()
     # How much the input shrinks the picture along its own axes.
     shrink = min(1, math.hypot(a, c)), min(1, math.hypot(b, d))
@@ -169,9 +180,7 @@ def render(picture: Picture, normalisation: Normalisation, out: np.ndarray) -> N
     canvas = cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=SCRATCH.get("canvas", size, size, 3))
     if picture.colour != PLAIN_COLOUR:
         cv2.transform(canvas, colour_matrix(*picture.colour), dst=canvas)
-    cv2.subtract(canvas, (*normalisation.mean, 0), dst=out, dtype=cv2.CV_32F)  # type: ignore[call-overload]  # the stubs know no scalars
-    # In one loop a row: numpy is slow on a last dimension of three.
-    out.reshape(size, -1)[...] *= np.tile(1 / np.array(normalisation.std, np.float32), size)
+    return canvas
 
 
 def decode(

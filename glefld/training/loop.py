@@ -29,7 +29,7 @@ from glefld.schema import Manifest, Split
 from glefld.scoring.evaluation import EVAL_BATCH, evaluate
 from glefld.scoring.metrics import Counters, Report
 from glefld.training.losses import total_loss
-from glefld.training.meter import Meter, learning_rate
+from glefld.training.meter import Meter, Seen, learning_rate
 from glefld.training.start import Job, Position, last_or_initial, origin
 
 
@@ -67,20 +67,21 @@ def train(
     store_log: Callable[[], None] = lambda: None,
     announce: Callable[[Began], None] = lambda began: None,
     loading_threads: int | None = None,
+    seen: Callable[[Seen], None] = lambda seen: None,
 ) -> None:
     """Train to the end, starting from the run's last checkpoint if it has one.
 
     log: gets metrics by step, on every rank. report: called on every rank once an epoch, before its checkpoint.
     store_log: called before a checkpoint within an epoch. announce: called on every rank before the first step.
-    loading_threads: CPU threads that load batches; by default as many as PyTorch computes with. Uses
-    torch.distributed's default group if there is one.
+    loading_threads: CPU threads that load batches; by default as many as PyTorch computes with. seen: gets what
+    happened since the last log. Uses torch.distributed's default group if there is one.
     Mistake for a data set or a number of workers that cannot be trained with, and once a logged loss or a prediction on
     the val split is not finite.
     """
     training, position = Training.begin(job, device, loading_threads)
     announce(Began(training.precision, training.steps, position.epoch * training.steps + position.step))
     while position.epoch < job.recipe.epochs:
-        training.epoch(position, log, store_log)
+        training.epoch(position, log, store_log, seen)
         scored = training.validate()
         position = Position(position.epoch + 1, best=min(scored.error, position.best))
         # Before the checkpoint: a worker lost in between repeats the epoch, and no metric is missing.
@@ -182,10 +183,11 @@ class Training:
         position: Position,
         log: Callable[[dict[str, float], int], None],
         store_log: Callable[[], None],
+        seen: Callable[[Seen], None],
     ) -> None:
         """Take the epoch's remaining steps, with the recipe's checkpoints in between."""
         recipe, steps = self.job.recipe, self.steps
-        meter = Meter(recipe, position.epoch * steps, steps, log)
+        meter = Meter(recipe, position.epoch * steps, steps, log, seen)
         kept = time.monotonic()
         batches = self._batches(position)
         self.parallel.train()

@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,17 +26,34 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
 
 
+class Seen(NamedTuple):
+    """What happened between two logs, on one rank."""
+
+    images: int
+    """Rows of the global batches."""
+    waited: float
+    """Seconds in which this rank had no data."""
+    loss: float
+    """Mean loss of the global batches."""
+
+
 class Meter:
     """Collects an epoch's losses on the device and logs means over ``log_steps`` steps, summed over the ranks.
 
     first: the epoch's first step, counted from the run's start. steps: steps of an epoch. The steps of a mean are the
     same wherever a run was resumed: they end at multiples of ``log_steps``, at a checkpoint and with the epoch.
+    seen: gets the same as sums, on every rank.
     """
 
     def __init__(
-        self, recipe: Recipe, first: int, steps: int, log: Callable[[dict[str, float], int], None]
+        self,
+        recipe: Recipe,
+        first: int,
+        steps: int,
+        log: Callable[[dict[str, float], int], None],
+        seen: Callable[[Seen], None] = lambda seen: None,
     ) -> None:
-        self.recipe, self.first, self.steps, self.log = recipe, first, steps, log
+        self.recipe, self.first, self.steps, self.log, self.seen = recipe, first, steps, log, seen
         self.losses: list[Tensor] = []
         self.figures: list[tuple[int, int, float]] = []
         self.since = time.perf_counter()
@@ -70,4 +88,5 @@ class Meter:
             },
             last,
         )
+        self.seen(Seen(sum(rows), sum(waits), statistics.fmean(values)))
         self.losses, self.figures, self.since = [], [], time.perf_counter()

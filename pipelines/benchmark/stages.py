@@ -308,7 +308,7 @@ def loop_rate(bench: Bench) -> float:
     def log(metrics: dict[str, float], _: int) -> None:
         rates.append(metrics["images_per_second"])
 
-    training.epoch(position, log, lambda: None)
+    training.epoch(position, log, lambda: None, lambda seen: None)
     return steady(rates)
 
 

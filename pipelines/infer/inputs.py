@@ -51,8 +51,8 @@ STORED = pa.schema(
 ARCHIVED_ROWS = pa.schema([*GARMENTS, *PLACES])
 STORED_ROWS = pa.schema([*GARMENTS, *STORED])
 LISTED_ROWS = pa.schema([*GARMENTS, *list(LISTED)[1:]])
-#: Rows that ``open_input`` puts together unless it is told: as many as a shard has by default.
-GROUP_ROWS = 2048
+#: Rows that ``open_input`` puts together unless it is told: as few as a shard has by default.
+GROUP_ROWS = 256
 #: Archives of a folder whose directories are read at the same time.
 INDEXERS = 4
 

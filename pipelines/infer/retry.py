@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from glefld import storage
 from glefld.data.dataset import MANIFEST
 from glefld.errors import UserError
+from pipelines import metrics
 from pipelines.infer.inputs import GARMENTS, occurrences
 from pipelines.infer.run import (
     MODULUS,
@@ -250,6 +251,7 @@ def retry(
     for rows in write_shards(retried.tasks, retried.rows, settings, retried.finished, workers):
         done += rows
         progress(done, total)
+        metrics.rows_left("infer", total - done)
     manifest = None
     if retried.manifest is not None:
         reports = place.complete(retried.paths, retried.key)

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import pickle
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -41,14 +42,27 @@ from glefld.predict import (
 from glefld.recipe import Precision
 from glefld.redaction import public_url
 from glefld.schema import MOST_GARMENTS, Split
-from pipelines.infer.inputs import DETECT, GARMENTS, Input, InputPhoto, Photos, file_hash, open_input
+from pipelines import metrics
+from pipelines.infer.inputs import (
+    DETECT,
+    GARMENTS,
+    GROUP_ROWS,
+    Input,
+    InputPhoto,
+    Photos,
+    file_hash,
+    open_input,
+)
 from pipelines.resumable import (
     KILLER,
     ROW_GROUP,
+    Done,
     ShardedOutput,
+    Stage,
     content_hash,
     counted,
     from_bytes,
+    prepared,
     require_outside,
     run_tasks,
     source_state,
@@ -63,6 +77,8 @@ PIXELS = ("pillow", "simplejpeg", "opencv-python-headless", "nvidia-dali-cuda120
 AHEAD_BYTES = 16 << 20
 #: The same in photos, for what is not read at all.
 MAX_AHEAD = 4096
+#: Shards of an input that has enough rows for them, and the most groups of rows in a shard.
+SHARDS, MOST_GROUPS = 64, 8
 #: Options that say how boxes are detected.
 OF_A_DETECTOR = ("detector", "most_garments", "least_score")
 #: In the output while its errors are retried: the retry's number, and the manifest from before.
@@ -92,8 +108,8 @@ class InferOptions:
     """With --boxes detect: least score of a box. Default: what the detector's training has chosen on its val split."""
     split: Split | None = None
     """Predict only this split of a data set. Default: all splits."""
-    shard_rows: int = 2048
-    """Rows per Parquet file."""
+    shard_rows: int | None = None
+    """Rows per Parquet file. Default: 256 to 2048, so that there are 64 files or more for many workers to share."""
     precision: Precision = PRECISION
     """Precision of the forward pass. auto: bf16 if a task measures the model to be faster in it, else fp32."""
     mirror: bool = False
@@ -104,7 +120,8 @@ class InferOptions:
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
-        require_between("--shard-rows", self.shard_rows, 1)
+        if self.shard_rows is not None:
+            require_between("--shard-rows", self.shard_rows, 1)
         require_between("--most-garments", self.most_garments, 1)
         if self.least_score is not None:
             require_between("--least-score", self.least_score, 0, 1)
@@ -133,12 +150,21 @@ class InferOptions:
 
 @dataclasses.dataclass(frozen=True)
 class InferenceWorkers:
-    """The workers and their resources. They change the predictions by rounding only."""
+    """The workers and their resources. They change the predictions by rounding only.
 
-    number: int
-    threads: int
+    The pool grows from ``least`` to ``most`` workers while shards wait and there is room, and shrinks when none do.
+    """
+
+    least: int
+    most: int
+    threads: int | None
+    """Threads of each that decode and compute; None: its share of the CPUs of its machine."""
     gpu: bool
     batch_size: int
+    readers: tuple[int, int] | None = None
+    """Least and most processes that read and decode for the workers; None: their own threads do."""
+    sharing: int = 1
+    """Workers without GPUs that share a machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,13 +202,22 @@ class WriterSettings:
     precision: Precision
     mirror: bool
     damaged: Damaged
-    threads: int
+    threads: int | None
     gpu: bool
     batch_size: int
+    sharing: int
     detector: str | None = None
     """Finds the boxes in the photos, which then are the rows; None: the rows are garments."""
     most_garments: int = MOST_GARMENTS
     least_score: float | None = None
+
+    def worker_threads(self) -> int:
+        """Return how many threads this process has to decode and compute with."""
+        if self.threads is not None:
+            return self.threads
+        here = ray.get_runtime_context().get_node_id()
+        node = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+        return max(1, int(node.get("CPU", 1) // (node.get("GPU", 1) if self.gpu else self.sharing)))
 
 
 def output_at(url: str) -> ShardedOutput:
@@ -239,12 +274,24 @@ def make_plan(options: InferOptions, output: str) -> InferencePlan:
     with place.claimed():
         if options.detector is not None:
             require_detector(options.detector, checkpoint.read_card(options.detector))
-        found = open_input(options.input, options.boxes, options.split, place.staging, options.shard_rows)
+        group = options.shard_rows or GROUP_ROWS
+        found = open_input(options.input, options.boxes, options.split, place.staging, group)
+        if options.shard_rows is None:
+            found.rows.join(groups_per_shard(len(found.rows)))
         # After what is told sooner: to build a model takes seconds.
         _, card = checkpoint.load(options.checkpoint)
     facts = [PREDICTIONS_VERSION, packages(), options.public(), found.version, ROW_GROUP, found.rows.digest]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     return InferencePlan(key, options, found, card)
+
+
+def groups_per_shard(rows: int) -> int:
+    """Return how many groups of ``GROUP_ROWS`` a shard has: as many as leave ``SHARDS`` shards to share.
+
+    By the rows alone: which files there are must not depend on the workers. More shards would cost more than they even
+    out, each some 13 ms of the driver, a file and a request of each who lists them.
+    """
+    return max(1, min(MOST_GROUPS, rows // (SHARDS * GROUP_ROWS)))
 
 
 def packages() -> dict[str, str]:
@@ -265,11 +312,13 @@ def infer(
     total = len(plan.input.rows)
     done = sum(planned_rows(report) for report in finished.values())
     progress(done, total)
+    metrics.rows_left("infer", total - done)
     todo = [Task(path, group) for group, path in enumerate(plan.paths()) if path not in finished]
     settings = writer_settings(plan, place, workers)
     for rows in write_shards(todo, plan.input.rows, settings, finished.values(), workers):
         done += rows
         progress(done, total)
+        metrics.rows_left("infer", total - done)
     manifest = _manifest(plan, place.complete(plan.paths(), plan.key))
     place.finish(manifest)
     return manifest
@@ -313,7 +362,16 @@ def write_shards(
     # Two retries at once may have different rows.
     url = storage.join(settings.output.staging, f"{rows.digest[:16]}.arrows")
     rows.upload(url)
+    # Actors, since their options for retries differ from tasks', and Ray Data runs two stages of actors apart.
+    reading = None
+    if workers.readers is not None:
+        compute = ray.data.ActorPoolStrategy(
+            min_size=workers.readers[0], max_size=workers.readers[1], max_tasks_in_flight_per_actor=2
+        )
+        arguments = {"settings": settings}
+        reading = Stage(ShardReader, {"compute": compute, "num_cpus": 1, "fn_constructor_kwargs": arguments})
     yield from run_tasks(
+        "infer",
         [{**task._asdict(), "rows": rows.stretch(task.group, url)} for task in tasks],
         ShardWriter,
         probe=functools.partial(
@@ -322,9 +380,12 @@ def write_shards(
         unit="uri",
         retries="max_task_retries",
         rows_of=lambda item: read_stretch(item["rows"]),
+        first=reading,
         fn_constructor_kwargs={"settings": settings},
         compute=ray.data.ActorPoolStrategy(
-            size=max(1, min(workers.number, len(tasks))), max_tasks_in_flight_per_actor=2
+            min_size=min(workers.least, len(tasks)),
+            max_size=min(workers.most, len(tasks)),
+            max_tasks_in_flight_per_actor=2,
         ),
         num_cpus=1,
         num_gpus=gpus,
@@ -346,7 +407,7 @@ def one_precision(settings: WriterSettings, finished: Iterable[dict[str, Any]]) 
 
 def measured_precision(settings: WriterSettings) -> Precision:
     """Time the model's forward pass in this process, on the resources of one worker."""
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.worker_threads())
     model, card = checkpoint.load(settings.checkpoint)
     model.to("cuda" if settings.gpu else "cpu").to(memory_format=torch.channels_last)
     return choose_precision("auto", model, card.input_size, settings.batch_size, training=False).precision
@@ -366,6 +427,7 @@ def writer_settings(plan: InferencePlan, output: ShardedOutput, workers: Inferen
         threads=workers.threads,
         gpu=workers.gpu,
         batch_size=workers.batch_size,
+        sharing=workers.sharing,
         detector=plan.options.detector,
         most_garments=plan.options.most_garments,
         least_score=plan.options.least_score,
@@ -407,19 +469,54 @@ def outcome(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+class ShardReader:
+    """Ray Data actor that reads and decodes a shard's photos for a ``ShardWriter``, on any machine with a CPU."""
+
+    def __init__(self, settings: WriterSettings) -> None:
+        self.settings = settings
+        self.card = checkpoint.read_card(settings.checkpoint)
+        torch.set_num_threads(1)
+
+    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
+        return prepared(task, "crops", lambda: pickle.dumps(list(self.crops(task)), pickle.HIGHEST_PROTOCOL))
+
+    def crops(self, task: dict[str, Any]) -> Iterator[Crop | Bad]:
+        """Yield the crops of a task's rows, each with its input's pixels."""
+        size, fill = self.card.input_size, self.card.normalisation.fill
+        rows = read_stretch(task["rows"])
+        for crop in read_crops(self.settings, rows, frozenset(task["killers"]), size, 1):
+            yield crop.painted(size, fill) if isinstance(crop, Crop) else crop
+
+
+def read_crops(
+    settings: WriterSettings, rows: pa.Table, killers: frozenset[str], size: int, threads: int
+) -> Iterator[Crop | Bad]:
+    """Yield the crop of each garment of ``Input.rows``. Threads read and open photos ahead of who takes them."""
+    # Reading waits for the network, opening and decoding for the CPU, the model for both: each in its own threads.
+    photos = ahead(settings.photos.read(rows), MAX_AHEAD, AHEAD_BYTES, _bytes)
+    places = zip(photos, rows["uri"].to_pylist(), rows["box"].to_pylist(), strict=True)
+
+    def crop(place: tuple[InputPhoto, str, list[float] | None]) -> Crop | Bad:
+        photo, uri, box = place
+        return BadPhoto(*KILLER) if uri in killers else _crop(photo, box, size, settings.damaged)
+
+    return in_threads(crop, places, threads)
+
+
 class ShardWriter:
     """Ray Data actor that loads the model and its input pipeline once, then writes one shard at a time."""
 
     def __init__(self, settings: WriterSettings) -> None:
         self.settings = settings
-        torch.set_num_threads(settings.threads)
+        self.threads = settings.worker_threads()
+        torch.set_num_threads(self.threads)
         # Do not test for CUDA here: Ray leaves GPUs visible to workers that did not request one.
         device = torch.device("cuda" if settings.gpu else "cpu")
         self.predictor = Predictor(
             settings.checkpoint,
             device,
             settings.batch_size,
-            settings.threads,
+            self.threads,
             settings.precision,
             settings.mirror,
         )
@@ -429,7 +526,7 @@ class ShardWriter:
                 settings.detector,
                 device,
                 settings.batch_size,
-                settings.threads,
+                self.threads,
                 settings.precision,
                 settings.most_garments,
                 settings.least_score,
@@ -439,31 +536,35 @@ class ShardWriter:
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
         return counted(task, lambda: self.write(task))
 
-    def write(self, task: dict[str, Any]) -> int:
-        """Predict a task's rows, garments or photos, and write its shard. Returns the number of these rows.
+    def write(self, task: dict[str, Any]) -> Done:
+        """Predict a task's rows, garments or photos, and write its shard. Returns what became of them.
 
-        ``killers`` are the uris of photos that must not be decoded.
+        ``killers`` are the uris of photos that must not be decoded; ``crops`` are a ``ShardReader``'s, if there is one.
         """
         rows = read_stretch(task["rows"])
         before = self._shard(task["path"]) if task["retry"] else []
         # Its worker died after it had put the shard in place. Read after the rows, which are then older.
         if before and (self.settings.output.footer(task["path"]) or {}).get("retry") == task["retry"]:
-            return len(rows)
-        predictions = self.predict(rows, frozenset(task["killers"]))
+            return Done(len(rows), {})
+        waited = self._waited()
+        crops = pickle.loads(task["crops"]) if "crops" in task else None
+        predictions = self.predict(rows, frozenset(task["killers"]), crops)
         errors: Counter[str] = Counter()
         answered = int(task["answered"] or "0", 16)
-        count = 0
+        count = kept_rows = 0
 
         def merged() -> Iterator[dict[str, Any]]:
             """Yield the shard's rows: those predicted now and, around them, those that earlier runs have answered."""
-            nonlocal answered
+            nonlocal answered, kept_rows
             if self.detector is not None:
                 photos = dict(zip(rows["uri"].to_pylist(), identities(rows), strict=True))
                 new = itertools.groupby(predictions, lambda row: row["uri"])
                 kept = itertools.groupby(before, lambda row: row["uri"])
                 for uri, group in kept if before else new:
                     if uri not in photos:
-                        yield from group
+                        for row in group:
+                            kept_rows += 1
+                            yield row
                         continue
                     if before:
                         answered -= photos[uri] * sum(row["status"] == "ok" for row in group)
@@ -477,6 +578,7 @@ class ShardWriter:
             garments = zip(predictions, identities(rows), strict=True)
             for row in before:
                 if row["status"] == "ok":
+                    kept_rows += 1
                     yield row
                     continue
                 found, identity = next(garments)
@@ -511,29 +613,31 @@ class ShardWriter:
         self.settings.output.write(
             task["path"], self.settings.key, batches(), self.schema, report, compression="zstd"
         )
-        return len(rows)
+        outcomes = {"ok": count - errors.total() - kept_rows, **errors}
+        return Done(len(rows), outcomes, self._waited() - waited)
+
+    def _waited(self) -> float:
+        """Return in how many seconds so far a model had no data."""
+        return self.predictor.waited + (self.detector.waited if self.detector is not None else 0.0)
 
     def _shard(self, path: str) -> list[dict[str, Any]]:
         """Return the rows of a shard that is there."""
         with storage.open(storage.join(self.settings.output.url, path)) as file:
             return pq.ParquetFile(file).read().to_pylist()
 
-    def predict(self, rows: pa.Table, killers: frozenset[str]) -> Iterator[dict[str, Any]]:
-        """Yield a row of predictions for each garment of ``Input.rows``, or for each that is found in its photos."""
+    def predict(
+        self, rows: pa.Table, killers: frozenset[str], crops: Iterable[Crop | Bad] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a row of predictions for each garment of ``Input.rows``, or for each that is found in its photos.
+
+        crops: of the garments; by default they are read here.
+        """
         if self.detector is not None:
             yield from self._detect(self.detector, rows, killers)
             return
-        size = self.predictor.card.input_size
-        damaged = self.settings.damaged
-        # Reading waits for the network, opening and decoding for the CPU, the model for both: each in its own threads.
-        photos = ahead(self.settings.photos.read(rows), MAX_AHEAD, AHEAD_BYTES, _bytes)
-        places = zip(photos, rows["uri"].to_pylist(), rows["box"].to_pylist(), strict=True)
-
-        def crop(place: tuple[InputPhoto, str, list[float] | None]) -> Crop | Bad:
-            photo, uri, box = place
-            return BadPhoto(*KILLER) if uri in killers else _crop(photo, box, size, damaged)
-
-        crops = in_threads(crop, places, self.settings.threads)
+        if crops is None:
+            size = self.predictor.card.input_size
+            crops = read_crops(self.settings, rows, killers, size, self.threads)
         answers = self.predictor.predict(crops)
         for garment, answer in zip(rows.select(GARMENTS.names).to_pylist(), answers, strict=True):
             yield {**garment, "model": self.settings.model, **answer_columns(answer, garment["box"])}
@@ -554,7 +658,7 @@ class ShardWriter:
             photo, uri = place
             return BadPhoto(*KILLER) if uri in killers else _whole(photo, input_size, damaged)
 
-        found = detector.detect(in_threads(whole, zip(photos, uris, strict=True), self.settings.threads))
+        found = detector.detect(in_threads(whole, zip(photos, uris, strict=True), self.threads))
         garments: deque[dict[str, Any]] = deque()  # whose answers are still to come
 
         def crops() -> Iterator[Crop | Bad]:

@@ -18,6 +18,7 @@ from glefld.data.prefetch import in_threads
 from glefld.datasets import LAYOUTS, read_annotations
 from glefld.errors import UserError
 from glefld.schema import Manifest, Shard
+from pipelines import metrics
 from pipelines.ingest.plan import IngestOptions, IngestPlan, PlannedShard, make_plan
 from pipelines.ingest.shard import ShardSettings, planned_rows, read_rows, rejects_path, write_shard
 from pipelines.ingest.source import Source, find_source, index, list_files
@@ -154,10 +155,14 @@ def ingest(plan: IngestPlan, output: str, progress: Callable[[int, int], None]) 
     settings = shard_settings(plan, output)
     done = sum(plan.rejects.values()) + sum(report["rows_in"] for report in finished.values())
     progress(done, plan.rows_in)
+    metrics.rows_left("ingest", plan.rows_in - done)
+    if not finished:
+        metrics.rows("ingest", plan.rejects)
     todo = [shard for shard in plan.shards if shard.path not in finished]
     for shards, held_out in _stages(todo, plan, output):
         work = {"settings": settings, "held_out": held_out}
         tasks = run_tasks(
+            "ingest",
             [shard.item for shard in shards],
             _write,
             rows_of=planned_rows,
@@ -169,6 +174,7 @@ def ingest(plan: IngestPlan, output: str, progress: Callable[[int, int], None]) 
         for rows in tasks:
             done += rows
             progress(done, plan.rows_in)
+            metrics.rows_left("ingest", plan.rows_in - done)
     manifest = _manifest(plan, place.complete([shard.path for shard in plan.shards], plan.key), output)
     place.finish(manifest.to_json())
     return manifest

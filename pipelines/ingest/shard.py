@@ -20,7 +20,7 @@ from glefld.schema import REJECT_SCHEMA, LandmarkSet, sample_schema
 from pipelines.archives import MEMBERS, Archive
 from pipelines.members import read_members
 from pipelines.photo_table import read_photos
-from pipelines.resumable import KILLER, ShardedOutput, from_bytes
+from pipelines.resumable import KILLER, Done, ShardedOutput, from_bytes
 
 #: A planned row: what the sample is made of, and where its photo is. ``archive`` is the number of its archive.
 PLANNED = pa.schema(
@@ -88,8 +88,8 @@ def rejects_path(split: str, index: int) -> str:
     return f"_rejects/{split}-{index:05d}.parquet"
 
 
-def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozenset[bytes]) -> int:
-    """Write one shard and its rejects. Returns the number of rows read.
+def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozenset[bytes]) -> Done:
+    """Write one shard and its rejects. Returns what became of the rows that were read.
 
     row: ``split`` and ``index``; ``file`` and ``group`` of its planned rows; and ``killers``, the names of photos that
     must not be decoded.
@@ -127,7 +127,7 @@ def write_shard(row: dict[str, Any], settings: ShardSettings, held_out: frozense
         use_dictionary=False,
         write_statistics=False,
     )
-    return len(rows)
+    return Done(len(rows), {"ok": kept, **Counter(r["reason"] for r in rejects)})
 
 
 def planned_rows(item: Mapping[str, Any]) -> pa.Table:

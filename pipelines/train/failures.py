@@ -6,7 +6,7 @@ from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
 from glefld.redaction import redacted
-from pipelines import ray_private
+from pipelines import metrics, ray_private
 from pipelines.train.events import WorkersLost, tell
 
 #: The longest reason in characters.
@@ -29,6 +29,7 @@ class TellFailures(UserCallback):
         again, self.left = self.left > 0, self.left - 1
         reasons = [f"worker {rank}: {reason(error)}" for rank, error in sorted(worker_exceptions.items())]
         tell(WorkersLost(self.run, reasons, again))
+        metrics.failed(self.run, len(worker_exceptions))
 
 
 def reason(error: Exception) -> str:

@@ -49,7 +49,7 @@ def work(config: dict[str, Any]) -> Ended:
     from glefld.errors import Mistake, UserError
     from glefld.training import loop
     from glefld.training.start import Job
-    from pipelines import ray_private
+    from pipelines import metrics, ray_private
     from pipelines.lease import Lease
     from pipelines.train.workers import loading_threads
 
@@ -93,6 +93,11 @@ def work(config: dict[str, Any]) -> Ended:
                 tell(Stepped(run, step + 1, rates[-1]))
                 told = time.monotonic()
 
+    def count(seen: "loop.Seen") -> None:
+        metrics.waits("train", seen.waited)
+        if log is not None:
+            metrics.trained(run, seen.images, seen.loss)
+
     def store_log() -> None:
         """Called before each checkpoint, which a worker must not write to a run that another driver has taken over."""
         if log is not None:
@@ -102,6 +107,7 @@ def work(config: dict[str, Any]) -> Ended:
     def report(epoch: "loop.EpochReport") -> None:
         if log is not None:
             log.log(epoch.metrics, epoch.step)
+            metrics.validated(run, epoch.epoch, epoch.error)
         store_log()
         if log is not None:
             names = {"val_ne": "NE", "val_box_ap": "1 - AP"}
@@ -117,7 +123,7 @@ def work(config: dict[str, Any]) -> Ended:
         return Ended(str(error), [])
     try:
         with load:
-            loop.train(job, device, log_step, report, store_log, announce, loading)
+            loop.train(job, device, log_step, report, store_log, announce, loading, count)
     except Mistake as error:
         # Returned instead of raised: Ray would restart the group, only to fail the same way.
         return Ended(str(error), [])

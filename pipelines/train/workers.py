@@ -26,14 +26,14 @@ class WorkerGroup:
         return self.least if self.least == self.most else (self.least, self.most)
 
 
-def parse_workers(text: str) -> tuple[int, int]:
-    """Parse ``N`` or ``MIN-MAX`` to (least, most). Raises UserError for anything else."""
+def parse_workers(text: str, option: str = "--num-workers") -> tuple[int, int]:
+    """Parse ``N`` or ``MIN-MAX`` to (least, most). Raises UserError for anything else, which names the option."""
     least, dash, most = text.partition("-")
     if not least.isdecimal() or (dash and not most.isdecimal()):
-        raise UserError(f"--num-workers must be N or MIN-MAX, such as 2 or 1-4, not {text!r}")
+        raise UserError(f"{option} must be N or MIN-MAX, such as 2 or 1-4, not {text!r}")
     bounds = int(least), int(most if dash else least)
     if not 1 <= bounds[0] <= bounds[1]:
-        raise UserError(f"--num-workers {text}: MIN must be at least 1 and at most MAX")
+        raise UserError(f"{option} {text}: MIN must be at least 1 and at most MAX")
     return bounds
 
 

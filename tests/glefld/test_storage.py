@@ -3,6 +3,7 @@
 import os
 import tempfile
 import threading
+import tomllib
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -240,3 +241,19 @@ def test_a_librarys_words_do_not_repeat_a_password(url: str) -> None:
         storage.require_access(url)
     assert UNUSABLE[url] in str(told.value)
     assert "hunter2" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("gs://bucket/photos", r"gs://bucket/photos needs the package gcsfs: pip install 'glefld\[gcs\]'"),
+        ("abfs://photos/raw", r"abfs://photos/raw needs the package adlfs: pip install 'glefld\[azure\]'"),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(url: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not it is installed here. The names are those of pyproject.toml."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert {extra for _, extra in storage.EXTRAS.values()} == set(project["optional-dependencies"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=words):
+        storage.exists(url)

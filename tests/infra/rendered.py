@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
 KUBERNETES = INFRA / "kubernetes"
 #: Everything that `kubectl apply -k` is meant for.
-TARGETS = ["", "on-premises", "jobs/ingest", "jobs/train", "jobs/infer"]
+TARGETS = ["", "on-premises", "monitoring", "jobs/ingest", "jobs/train", "jobs/infer"]
 COMPONENT = "app.kubernetes.io/component"
 
 Document = dict[str, Any]

@@ -56,7 +56,8 @@ def custom_schemas() -> dict[str, Any]:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_manifests_keep_to_kubernetes_schemas(target: str) -> None:
-    documents = [document for document in render(target) if "ray.io" not in document["apiVersion"]]
+    foreign = ("ray.io", "monitoring.coreos.com")  # the latter's schema is at hand nowhere
+    documents = [document for document in render(target) if not document["apiVersion"].startswith(foreign)]
     for document in documents:
         kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
     assert documents or target.startswith("jobs/")

@@ -84,6 +84,28 @@ def test_kuberays_operator_reaches_the_dashboard_alone() -> None:
     assert not passes("Ingress", one_pod("mlflow"), OPERATOR, "kuberay", 5000)
 
 
+def test_prometheus_reads_the_metrics_and_nothing_else() -> None:
+    prometheus = {"app.kubernetes.io/name": "prometheus"}
+    (monitor,) = of_kind("PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    for pod in pods():
+        ports = {p["name"]: p["containerPort"] for c in pod["spec"]["containers"] for p in c.get("ports", [])}
+        scraped = matches(monitor["spec"]["selector"], pod["labels"])
+        assert scraped is (endpoint["port"] in ports), pod["labels"]
+        if scraped:
+            port = ports[endpoint["port"]]
+            assert passes("Ingress", pod["labels"], prometheus, "monitoring", port)
+            assert not passes("Ingress", pod["labels"], prometheus, "monitoring", 8265)
+            assert not passes("Ingress", pod["labels"], prometheus, "other", port), (
+                "anybody may call a pod so"
+            )
+            assert not passes("Ingress", pod["labels"], ELSEWHERE, "monitoring", port)
+    for document in (*of_kind("RayCluster"), *of_kind("RayJob")):
+        cluster = document["spec"].get("rayClusterSpec", document["spec"])
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            assert group["rayStartParams"]["metrics-export-port"] == "8080"
+
+
 @pytest.mark.parametrize(
     ("source", "target", "port", "through"),
     [

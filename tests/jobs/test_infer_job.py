@@ -46,7 +46,7 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
         input=str(root / "photos.zip"),
         output=str(root / "output"),
         shard_rows=5,
-        num_workers=2,
+        num_workers="2",
         threads=1,
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +68,7 @@ def test_a_killed_inference_run_again_predicts_each_photo_once(
 ) -> None:
     """Whenever it was killed, the next run ends with each photo once, and redoes no finished shard.
 
-    The first moment is the one between the last shard and the manifest. The next run has one worker, not two.
+    The first moment is the one between the last shard and the manifest. The next run has one worker or two.
     """
     expected = storage.read_json(storage.join(str(undisturbed.output), "_manifest.json"))
     count = len(expected["shards"])
@@ -79,7 +79,7 @@ def test_a_killed_inference_run_again_predicts_each_photo_once(
     assert wanted <= len(kept)
     if moment == 0:
         assert not (output / "_manifest.json").exists(), "killed too late to show anything"
-    run(dataclasses.replace(options, num_workers=1))
+    run(dataclasses.replace(options, num_workers="1-2"))
     assert kept.items() <= shards(output).items()
     assert storage.read_json(str(output / "_manifest.json"))["content_hash"] == expected["content_hash"]
     assert sorted(path.name for path in output.iterdir()) == [
@@ -127,7 +127,7 @@ def test_a_killed_retry_run_again_predicts_each_error_once(
     kill_job("infer", arguments(killed), moment, count, lambda: len(replaced()), tmp_path)
     kept = replaced()
     assert storage.exists(str(output / "_retry.json"))
-    run(dataclasses.replace(killed, num_workers=1))
+    run(dataclasses.replace(killed, num_workers="1-2"))
     assert kept.items() <= replaced().items()
     assert files(output) == files(tmp_path / "whole")
     assert storage.read_json(str(output / "_manifest.json"))["errors"] == {"unreadable_photo": 1}
@@ -152,7 +152,12 @@ def test_a_finished_inference_says_so_and_draws(
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such checkpoint": ({"checkpoint": "/nope"}, "--checkpoint: /nope is neither a checkpoint nor a run"),
-    "no workers": ({"num_workers": 0}, "--num-workers must be at least 1, not 0"),
+    "no workers": ({"num_workers": "0"}, "--num-workers 0: MIN must be at least 1 and at most MAX"),
+    "no number": ({"readers": "a few"}, "--readers must be N or MIN-MAX, such as 2 or 1-4, not 'a few'"),
+    "more processes than CPUs": (
+        {"readers": "100"},
+        "1 workers and 100 readers need more than this machine's",
+    ),
     "empty shards": ({"shard_rows": 0}, "--shard-rows must be at least 1, not 0"),
     "overlays below zero": ({"overlays": -1}, "--overlays must be at least 0"),
     "no such input": ({"input": "/nope"}, "/nope does not exist: --input must be"),

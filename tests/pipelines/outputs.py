@@ -23,7 +23,7 @@ from pipelines.ingest.run import begin, ingest, prepare, shard_settings
 from pipelines.ingest.shard import write_shard
 from pipelines.rowfile import RowFile
 
-WORKERS = InferenceWorkers(number=1, threads=1, gpu=False, batch_size=4)
+WORKERS = InferenceWorkers(least=1, most=1, threads=1, gpu=False, batch_size=4)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pipelines.infer import run as infer_run
 from pipelines.infer.run import InferOptions
 from pipelines.ingest import plan as ingest_plan
 from pipelines.ingest.plan import IngestOptions
-from pipelines.resumable import MARKER, counted, find_killers, run_tasks, to_bytes
+from pipelines.resumable import MARKER, Done, counted, find_killers, run_tasks, to_bytes
 from tests import dots
 from tests.pipelines.outputs import INFER, INGEST, Kind, files
 from tests.raw_layouts import jpeg, photos, rows, write_fld
@@ -280,17 +280,25 @@ def run(
             os.kill(os.getpid(), signal.SIGKILL)
         return len(names)
 
-    def write(item: dict[str, Any]) -> dict[str, Any]:
+    def work(item: dict[str, Any]) -> Done:
         count = look(item["rows"], item["killers"], True)
         with open(log, "a") as file:
             file.writelines(f"{name}\n" for name in item["killers"])
-        return {"number": item["number"], "count": count, "raised": "", "error": ""}
+        return Done(count, {"ok": count})
+
+    def write(item: dict[str, Any]) -> dict[str, Any]:
+        return counted(item, lambda: work(item))
 
     def probe(rows: bytes) -> None:
         look(rows, [], False)
 
     tasks = run_tasks(
-        shards, write, probe=ray.remote(max_retries=0)(probe).remote, unit="name", retries="max_retries"
+        "ingest",
+        shards,
+        write,
+        probe=ray.remote(max_retries=0)(probe).remote,
+        unit="name",
+        retries="max_retries",
     )
     return list(tasks)
 
@@ -355,10 +363,11 @@ def test_what_a_task_raises_is_raised_here(error: Exception) -> None:
     """A user's error and the storage's as what they are, any other with its traceback; none is taken for a death."""
     expected = {UserError: UserError, FileNotFoundError: OSError, KeyError: RuntimeError}[type(error)]
 
-    def fail() -> int:
+    def fail() -> Done:
         raise error
 
     tasks = run_tasks(
+        "ingest",
         items(1, 2),
         lambda item: counted(item, fail),
         probe=ray.remote(lambda rows: None).remote,

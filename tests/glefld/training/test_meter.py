@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glefld.recipe import Recipe
-from glefld.training.meter import Meter, learning_rate
+from glefld.training.meter import Meter, Seen, learning_rate
 
 
 def test_learning_rates_follow_the_schedule() -> None:
@@ -30,7 +30,8 @@ def test_the_means_of_so_many_steps_are_logged_as_the_last_of_them() -> None:
     recipe = Recipe(log_steps=4)
     for begun, expected in ((0, {13: 1.5, 17: 5.5, 19: 8.5}), (2, {13: 2.5, 17: 5.5, 19: 8.5})):
         entries: list[tuple[dict[str, float], int]] = []
-        meter = Meter(recipe, 10, 10, lambda *entry, entries=entries: entries.append(entry))  # type: ignore[misc]
+        seen: list[Seen] = []
+        meter = Meter(recipe, 10, 10, lambda *entry, entries=entries: entries.append(entry), seen.append)  # type: ignore[misc]
         for step in range(begun, 10):
             meter.add(step, torch.tensor(float(step)), 8, waited=step / 10)
         meter.flush()
@@ -40,3 +41,6 @@ def test_the_means_of_so_many_steps_are_logged_as_the_last_of_them() -> None:
         assert logged[17]["data_wait_seconds"] == pytest.approx(0.55)
         assert logged[17]["learning_rate"] == learning_rate(recipe, 17, 10)
         assert min(metrics["images_per_second"] for metrics in logged.values()) > 0
+        assert [found.loss for found in seen] == list(expected.values())
+        assert sum(found.images for found in seen) == 8 * (10 - begun)
+        assert sum(found.waited for found in seen) == pytest.approx(sum(range(begun, 10)) / 10)

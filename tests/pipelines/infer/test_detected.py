@@ -135,7 +135,7 @@ def test_shards_are_the_same_bytes_for_any_number_of_workers(options: InferOptio
     INFER.write(options, str(tmp_path / "alone"), 1)
     INFER.finish(options, str(tmp_path / "alone"))
     seen: list[tuple[int, int]] = []
-    workers = InferenceWorkers(number=2, threads=1, gpu=False, batch_size=4)
+    workers = InferenceWorkers(least=2, most=2, threads=1, gpu=False, batch_size=4)
     output = str(tmp_path / "two")
     infer(make_plan(options, output), output, workers, lambda *done: seen.append(done))
     assert files(tmp_path / "alone") == files(tmp_path / "two")
@@ -162,7 +162,7 @@ def test_errors_are_detected_again(
     output = tmp_path / "output"
     before = INFER.finish(chosen, str(output))
     assert before["errors"] == {"unreadable_photo": 3}
-    workers = InferenceWorkers(number=1, threads=1, gpu=False, batch_size=4)
+    workers = InferenceWorkers(least=1, most=1, threads=1, gpu=False, batch_size=4)
 
     def again(where: Path) -> dict[str, Any]:
         manifest = retry(plan_retry(chosen, str(where)), str(where), workers, lambda *_: None)
@@ -209,7 +209,7 @@ def manifest_of(output: Path) -> dict[str, Any]:
 def test_a_photo_that_kills_its_worker_is_one_row(options: InferOptions, tmp_path: Path) -> None:
     output = str(tmp_path / "output")
     plan = make_plan(options, output)
-    workers = InferenceWorkers(number=1, threads=1, gpu=False, batch_size=4)
+    workers = InferenceWorkers(least=1, most=1, threads=1, gpu=False, batch_size=4)
     writer = ShardWriter(writer_settings(plan, output_at(output), workers))
     rows = plan.input.rows.read(0)
     killer = rows["uri"][1].as_py()

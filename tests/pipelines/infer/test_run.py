@@ -36,6 +36,7 @@ from pipelines.infer.run import (
     InferOptions,
     ShardWriter,
     find_finished,
+    groups_per_shard,
     infer,
     make_plan,
     measured_precision,
@@ -46,13 +47,14 @@ from pipelines.infer.run import (
 from pipelines.ingest.plan import IngestOptions
 from pipelines.ingest.run import ingest, prepare
 from pipelines.resumable import MARKER
+from pipelines.rowfile import RowFile, read_stretch
 from tests import dots, typed
 from tests.ingested import write_dataset
 from tests.pipelines.outputs import planned
 from tests.raw_layouts import Row, write_fld
 
 WIDTH, HEIGHT = 120, 160
-WORKERS = InferenceWorkers(number=2, threads=1, gpu=False, batch_size=4)
+WORKERS = InferenceWorkers(least=2, most=2, threads=1, gpu=False, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -301,8 +303,11 @@ def test_a_data_set_agrees_with_its_photos(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_lost_worker_and_missing_shards_are_made_good(model: str, tmp_path: Path) -> None:
-    """A worker killed on the way costs nothing but time, and a second run makes only what is missing."""
+def test_lost_processes_and_missing_shards_are_made_good(model: str, tmp_path: Path) -> None:
+    """A worker and a reader killed on the way cost nothing but time, and a second run makes only what is missing.
+
+    Whoever reads the photos, the bytes are those of a worker that does all by itself.
+    """
     seed = random.randrange(1 << 31)
     print("seed", seed)
     files, _ = make_photos(40, bad=3)
@@ -319,13 +324,15 @@ def test_a_lost_worker_and_missing_shards_are_made_good(model: str, tmp_path: Pa
         seen.append((done, total))
         if done and not killed:
             alive = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
-            killed.append(next(actor.pid for actor in alive if "ShardWriter" in actor.class_name))
-            os.kill(killed[0], signal.SIGKILL)
+            for stage in ("ShardWriter", "ShardReader"):
+                killed.append(next(actor.pid for actor in alive if stage in actor.class_name))
+                os.kill(killed[-1], signal.SIGKILL)
 
+    workers = dataclasses.replace(WORKERS, readers=(1, 2))
     assert (
-        check(infer(plan, str(output), WORKERS, progress), output)["content_hash"] == expected["content_hash"]
+        check(infer(plan, str(output), workers, progress), output)["content_hash"] == expected["content_hash"]
     )
-    assert killed
+    assert len(set(killed)) == 2
     assert seen[-1] == (43, 43)
 
     parts = sorted(output.glob("part-*"))
@@ -335,11 +342,47 @@ def test_a_lost_worker_and_missing_shards_are_made_good(model: str, tmp_path: Pa
     lost.copy().pop().write_bytes(b"PAR1 and no more")  # as some clients of object stores leave a file
     (output / f"_part-{uuid.uuid4().hex}").write_bytes(b"PAR1")
     kept = {path: path.stat().st_ino for path in parts if path.exists() and path not in lost}
-    alone = dataclasses.replace(WORKERS, number=1)
+    alone = dataclasses.replace(WORKERS, least=1, most=1)
     assert (
         check(infer(plan, str(output), alone, progress), output)["content_hash"] == expected["content_hash"]
     )
     assert {path: path.stat().st_ino for path in kept} == kept
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_pool_grows_with_the_work_and_the_bytes_stay(model: str, tmp_path: Path) -> None:
+    """From one worker to as many as there is room for, of those that there are shards for; each file stays the same."""
+    files, _ = make_photos(12, bad=1)
+    options = InferOptions(model, str(write_folder(tmp_path / "input", files)), shard_rows=2)
+    expected = run_here(options, tmp_path / "one")
+
+    def workers() -> set[str]:
+        actors = list_actors(ray.get_runtime_context().gcs_address, limit=1000)
+        return {actor.actor_id for actor in actors if "ShardWriter" in actor.class_name}
+
+    output = tmp_path / "output"
+    before = workers()
+    elastic = dataclasses.replace(WORKERS, least=1, most=100)
+    found = infer(make_plan(options, str(output)), str(output), elastic, lambda *_: None)
+    assert check(found, output)["content_hash"] == expected["content_hash"]
+    for path in output.glob("part-*"):
+        assert path.read_bytes() == (tmp_path / "one" / path.name).read_bytes()
+    assert 1 < len(workers() - before) <= 4  # CPUs of the test's Ray
+
+
+def test_shards_are_many_enough_to_share_and_no_smaller(model: str, tmp_path: Path) -> None:
+    """By the number of rows: 64 shards where there are rows for them, of 256 to 2048 rows; or as the user says."""
+    cases = {100: 1, 10_000: 1, 32_767: 1, 32_768: 2, 100_000: 6, 131_072: 8, 10_000_000: 8}
+    assert {rows: groups_per_shard(rows) for rows in cases} == cases
+    rows = pa.table({"name": [f"{i}" for i in range(11)]})
+    file = RowFile.of([rows], rows.schema, 2)
+    file.join(3)
+    assert [table["name"].to_pylist() for table in file] == [
+        ["0", "1", "2", "3", "4", "5"],
+        ["6", "7", "8", "9", "10"],
+    ]
+    file.upload(str(tmp_path / "rows"))
+    assert read_stretch(file.stretch(1, str(tmp_path / "rows"))) == rows.slice(6)
 
 
 def test_a_finished_output_is_left_alone(model: str, tmp_path: Path) -> None:
@@ -354,7 +397,7 @@ def test_a_finished_output_is_left_alone(model: str, tmp_path: Path) -> None:
     found = find_finished(options, str(output))
     assert found is not None
     assert found["content_hash"] == manifest["content_hash"]
-    with pytest.raises(UserError, match=r"shard_rows 2048 \(now 7\)"):
+    with pytest.raises(UserError, match=r"shard_rows None \(now 7\)"):
         find_finished(dataclasses.replace(options, shard_rows=7), str(output))
     write_csv(boxes, [{"uri": "000.PNG", "box": (1, 1, 60, 61)}])
     with pytest.raises(UserError, match=r"boxes '.*boxes\.csv@\w+' \(now"):
