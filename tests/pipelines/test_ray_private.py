@@ -181,13 +181,29 @@ def test_only_what_rays_own_code_says_of_itself_is_noise(line: str, noise: bool)
 
 
 def test_a_driver_says_nothing_of_rays_inside() -> None:
-    """Of its token, of having started and of an actor that may be restarted. What a worker says is passed on."""
+    """Of its token, of having started and of an actor that may be restarted. What a worker says is passed on.
+
+    So is, in one line, that Ray's first start failed, since another program had taken its port; of it nothing is left.
+    """
     code = """
-import os, sys, time
+import os, socket, sys, time
+import psutil
 import ray
 from jobs.cli import start_ray
+from pipelines import ray_private
+
+choose = ray_private.choose_gcs_port
+other = socket.socket()
+
+def too_late(port):
+    ray_private.choose_gcs_port = choose
+    other.bind(("127.0.0.1", port))
+    choose(port)
+
+ray_private.choose_gcs_port = too_late
 start_ray(num_cpus=1)
-print("told", file=sys.stderr)
+servers = [child for child in psutil.Process().children() if "gcs_server" in child.name()]
+print("told", len(servers), file=sys.stderr)
 
 @ray.remote(max_restarts=1, max_task_retries=1)
 class Restarted:
@@ -212,7 +228,7 @@ time.sleep(2)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "told\n"
+    assert done.stderr == "Ray did not start (Failed to start GCS): trying once more\ntold 1\n"
     (line,) = done.stdout.splitlines()
     assert line.endswith(" shown")
     assert "\x1b" not in line
