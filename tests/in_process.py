@@ -31,6 +31,7 @@ def task_here(function: Callable[..., Any]) -> SimpleNamespace:
 
 def without_ray() -> None:
     """Let this whole process train so, and start no Ray for it, which takes ten seconds."""
+    torch.set_num_threads(1)
     cli.start_ray = lambda **_: None
     run.train = train_here
 
@@ -47,6 +48,7 @@ def without_ray_until_killed() -> None:
             yield count
         threading.Event().wait()
 
+    torch.set_num_threads(1)
     cli.start_ray = lambda **_: None
     infer_run.run_tasks = ingest_run.run_tasks = shards
 
