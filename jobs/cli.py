@@ -134,6 +134,24 @@ def reader_left() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+@contextlib.contextmanager
+def needing_no_reader() -> Iterator[None]:
+    """Go on after this block though the reader of stdout has left in it, as ``head`` does.
+
+    For what a job prints before its work is complete: the rest of the output goes nowhere, and the work is done.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not reader_left():
+            raise
+        _discard_output()
+    except SystemExit as end:  # rich's, which has discarded stdout by itself
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+
+
 def _discard_output() -> None:
     """Let what is still in stdout's buffer go nowhere, so that Python does not fail again at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -356,6 +374,26 @@ def _start_ray(dashboard: bool, local: dict[str, Any]) -> None:
         ray.init(logging_level=level)
         return
     ray_private.listen_on_loopback()
+    options = {"include_dashboard": dashboard, "logging_level": level, **local}
+    try:
+        _start_local_ray(options)
+    except Exception as error:  # Ray has no class of its own for this
+        # Ray waits 30 s for its processes to find each other, however busy the machine is. A port may be gone as well.
+        print(f"Ray did not start ({_first_sentence(error)}): trying once more", file=sys.stderr)
+        try:
+            _start_local_ray(options)
+        except Exception as again:
+            raise UserError(
+                f"Ray did not start, twice ({_first_sentence(again)}): this machine may be too busy, or have no memory "
+                f"or no room in /tmp left ({DEBUG}=1 shows the traceback)"
+            ) from again
+
+
+def _start_local_ray(options: dict[str, Any]) -> None:
+    import ray
+
+    from pipelines import ray_private
+
     # Parts of Ray Train find their cluster by its address, which fails if a second cluster runs on this machine.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -365,9 +403,13 @@ def _start_ray(dashboard: bool, local: dict[str, Any]) -> None:
     # Ray's processes inherit these. A runtime environment would do, but not for the workers that Ray starts ahead.
     with (
         variables(RAY_ADDRESS=address, **ray_private.waiting_threads(), **ray_private.one_machine()),
-        ray_private.without_autoscaler(),
+        ray_private.local_node(),
     ):
-        ray.init(address="local", include_dashboard=dashboard, logging_level=level, **local)
+        ray.init(address="local", **options)
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from jobs.cli import (
     available,
     main,
     naming,
+    needing_no_reader,
     on_cluster,
     open_data,
     resolve_checkpoint,
@@ -144,7 +145,8 @@ def run(options: Options) -> None:
             detected=detected,
         )
         # Print and write the scores before logging, which can fail with the MLflow server.
-        print_scores(manifest.title, report, baseline, seconds, detected)
+        with needing_no_reader():
+            print_scores(manifest.title, report, baseline, seconds, detected)
         if output is not None:
             storage.write_json(output, scores)
             print(f"written to {output}")

@@ -66,18 +66,33 @@ def choose_gcs_port(port: int) -> None:
     os.environ[ray._private.ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE] = str(port)
 
 
-@contextlib.contextmanager
-def without_autoscaler() -> Iterator[None]:
-    """Start no autoscaler with a local Ray: one machine has nothing to scale.
+class _LocalNode(ray._private.node.Node):
+    """The processes of a Ray on one machine."""
 
-    Its process takes a second of CPU to start, and Ray's shutdown waits a second for it in vain.
-    """
-    start = ray._private.node.Node.start_monitor
-    ray._private.node.Node.start_monitor = lambda node: None
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """End all processes again if one of them does not come up: Ray would leave the others until this one ends."""
+        try:
+            super().__init__(*arguments, **named)
+        except BaseException:
+            self.kill_all_processes(check_alive=False, wait=True)
+            raise
+
+    def start_monitor(self) -> None:
+        """Start no autoscaler: one machine has nothing to scale.
+
+        Its process takes a second of CPU to start, and Ray's shutdown waits a second for it in vain.
+        """
+
+
+@contextlib.contextmanager
+def local_node() -> Iterator[None]:
+    """Let ``ray.init`` start a ``_LocalNode``."""
+    node = ray._private.node.Node
+    ray._private.node.Node = _LocalNode
     try:
         yield
     finally:
-        ray._private.node.Node.start_monitor = start
+        ray._private.node.Node = node
 
 
 def waiting_threads() -> dict[str, str]:

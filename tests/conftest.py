@@ -1,7 +1,9 @@
 """What all tests share: one Ray cluster for the whole run, and the real photos where there are any."""
 
+import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,23 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture
+def ingest_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ingest in the test's own process, where it is not Ray's tasks that are tested: these take a second to start."""
+    from tests.in_process import shards_here
+
+    monkeypatch.setattr("pipelines.ingest.run.run_tasks", shards_here)
+
+
+@pytest.fixture
+def evaluate_here(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluate in the test's own process, task after task, where it is not Ray's that are tested: each new worker of
+    Ray's imports PyTorch. Give each task one CPU: it sets this process's number of threads."""
+    from tests.in_process import task_here
+
+    monkeypatch.setattr("pipelines.evaluate._task", lambda function, tasks: task_here(function))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real photos beside the repository; the test is skipped where there is none."""
@@ -39,15 +58,33 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that ``make`` fills, once for all processes that share the tests (pytest-xdist): others wait for it."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / f"shared-{name}"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made := folder.with_suffix(".made")).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A data set of ``boxed`` photos, and the run of a small detector that was trained on it."""
     from tests import boxed
 
-    root = tmp_path_factory.mktemp("detector")
-    data = boxed.write_dataset(root / "data", {"train": 64, "val": 24})
-    boxed.train_detector(data, str(root / "run"))
-    return data, str(root / "run")
+    def make(folder: Path) -> None:
+        data = boxed.write_dataset(folder / "data", {"train": 64, "val": 24})
+        boxed.train_detector(data, str(folder / "run"))
+
+    root = made_once(tmp_path_factory, "detector", make)
+    return str(root / "data"), str(root / "run")
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +92,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new MLflow SQLite file, to be copied: making one runs all of MLflow's migrations, some ten seconds."""
     from mlflow import MlflowClient
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    def make(folder: Path) -> None:
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+
+    return made_once(tmp_path_factory, "mlflow", make) / "mlflow.db"

@@ -10,6 +10,7 @@ PRELOAD = [
     "pipelines.infer.overlays",
     "pipelines.ingest.run",
     "tests.dots",
+    "tests.in_process",
 ]
 
 

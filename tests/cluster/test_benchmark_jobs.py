@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.benchmark import Options, run
+from pipelines.benchmark import whole_jobs
 from tests.pipelines.benchmark.bench import TINY, measured, write_material
 
 
@@ -23,7 +24,8 @@ def test_whole_jobs_of_data(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_whole_jobs_of_a_model(tmp_path: Path) -> None:
+def test_whole_jobs_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_jobs, "IMPORTED", ("train",))  # of four jobs, each by a new process
     made = write_material(tmp_path)
     options = Options(
         **TINY | {"repeats": 1},

@@ -36,6 +36,7 @@ from tests.cluster.runs import (
     times_logged,
 )
 from tests.cluster.servers import wait_until
+from tests.in_process import shards_here
 from tests.ingested import write_dataset
 from tests.raw_layouts import photos, rows, write_fld
 
@@ -317,7 +318,7 @@ def test_the_faults_left_no_trace_in_the_training(
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
-    """A source in the bucket, and what one machine makes of it on its own disk."""
+    """A source in the bucket, and what one process makes of it on its own disk."""
 
     source: str
     made: Manifest
@@ -325,13 +326,16 @@ class Raw:
 
 
 @pytest.fixture(scope="module")
-def raw(shared: Team, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Raw:
+def raw(shared: Team, tmp_path_factory: pytest.TempPathFactory) -> Raw:
     listed = rows(1000)
     folder = tmp_path_factory.mktemp("raw")
     local = write_fld(folder / "source", listed, photos(listed, width=300, height=400))
     source = upload(local, f"{shared.root}/raw")
     here = folder / "here"
-    ingest.run(ingest.Options("fld", source, output=str(here), shard_mib=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.ingest.run.run_tasks", shards_here)
+        patch.setattr("jobs.ingest.start_ray", lambda **_: None)
+        ingest.run(ingest.Options("fld", source, output=str(here), shard_mib=1))
     made = open_dataset(str(here))
     assert len(made.shards) > 50
     return Raw(source, made, contents(str(here)))

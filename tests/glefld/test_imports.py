@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -148,9 +149,16 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-FORKS = """
-import importlib, json, os, sys
-for name in sys.argv[1:]:
+LOADED = """
+import importlib, json, logging, os, sys
+
+def state():
+    from fsspec.config import conf
+    levels = {name: each.level for name, each in logging.root.manager.loggerDict.items() if hasattr(each, "level")}
+    return {"environment": dict(os.environ), "fsspec": repr(conf), "levels": levels}
+
+modules, libraries, ours = json.loads(sys.argv[1])
+for name in modules:
     if name in ("torch", "ray.data"):
         importlib.import_module(name)
         continue
@@ -159,29 +167,66 @@ for name in sys.argv[1:]:
         print(json.dumps([name, list(sys.modules)]), flush=True)
         os._exit(0)
     assert os.wait()[1] == 0, name
+
+for name in libraries:
+    importlib.import_module(name)
+before = state()
+for name in ours:
+    importlib.import_module(name)
+print(json.dumps([before, state()]))
 """
+#: What our modules import, and may change something outside as it is imported.
+LIBRARIES = (
+    "ray",
+    "ray.data",
+    "ray.train.torch",
+    "ray.job_submission",
+    "mlflow",
+    "torch",
+    "s3fs",
+    "tyro",
+    "nvidia.dali",
+)
+
+
+class Loaded(NamedTuple):
+    """What imports do in a new process."""
+
+    packages: dict[str, set[str]]
+    """By module, the packages that a process has loaded which imports it alone."""
+    before: dict[str, Any]
+    """Environment, fsspec's configuration and logging levels when all libraries are imported."""
+    after: dict[str, Any]
+    """The same when all modules of ours are imported too."""
 
 
 @pytest.fixture(scope="module")
-def loaded() -> dict[str, set[str]]:
-    """By module, the packages that a process has loaded which imports it alone.
+def loaded() -> Loaded:
+    """By one process for all: PyTorch, Ray and MLflow take seconds to import.
 
-    Those that may use PyTorch, or Ray too, are forks of a process that has it, as these take seconds to import.
+    Modules that may use PyTorch, or Ray too, are imported by forks of it once it has these.
     """
     without = [name for name in NOT_LOADED if "torch" in NOT_LOADED[name]]
     with_torch = [name for name in NOT_LOADED if "ray" in NOT_LOADED[name] and name not in without]
     with_both = [name for name in NOT_LOADED if name not in (*without, *with_torch)]
-    command = [sys.executable, "-c", FORKS, *without, "torch", *with_torch, "ray.data", *with_both]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    ours = [
+        str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+        for path in MODULES
+    ]
+    given = json.dumps([[*without, "torch", *with_torch, "ray.data", *with_both], LIBRARIES, ours])
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, given], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    answers = map(json.loads, done.stdout.splitlines())
-    return {module: {name.partition(".")[0] for name in names} for module, names in answers}
+    *answers, last = map(json.loads, done.stdout.splitlines())
+    packages = {module: {name.partition(".")[0] for name in names} for module, names in answers}
+    return Loaded(packages, *last)
 
 
 @pytest.mark.parametrize("module", NOT_LOADED)
-def test_a_module_loads_no_more_than_it_needs(module: str, loaded: dict[str, set[str]]) -> None:
-    assert module.partition(".")[0] in loaded[module]
-    assert not NOT_LOADED[module] & loaded[module]
+def test_a_module_loads_no_more_than_it_needs(module: str, loaded: Loaded) -> None:
+    assert module.partition(".")[0] in loaded.packages[module]
+    assert not NOT_LOADED[module] & loaded.packages[module]
 
 
 def test_imports_point_down() -> None:
@@ -289,33 +334,17 @@ def test_private_names_of_libraries_stand_in_one_file_each() -> None:
     assert not wrong
 
 
-def test_importing_changes_nothing_outside() -> None:
+def test_importing_changes_nothing_outside(loaded: Loaded) -> None:
     """Environment, fsspec's configuration and logging levels stay as the libraries leave them."""
-    libraries = (
-        "import ray, ray.data, ray.train.torch, ray.job_submission, mlflow, torch, s3fs, tyro, nvidia.dali"
-    )
-    modules = [
-        str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
-        for path in MODULES
-    ]
-    code = f"""
-import json, logging, os
-{libraries}
-from fsspec.config import conf
-def state():
-    levels = {{n: l.level for n, l in logging.root.manager.loggerDict.items() if hasattr(l, "level")}}
-    return {{"environment": dict(os.environ), "fsspec": repr(conf), "levels": {{n: l for n, l in levels.items() if l}}}}
-before = state()
-import importlib
-for module in {modules}:
-    importlib.import_module(module)
-after = state()
-changed = {{key: (before[key], after[key]) for key in ("fsspec",) if before[key] != after[key]}}
-env = {{k: v for k, v in after["environment"].items() if before["environment"].get(k) != v}}
-ours = ("urllib3", "mlflow", "alembic", "ray", "botocore", "s3fs", "glefld", "pipelines", "jobs")
-levels = {{n: l for n, l in after["levels"].items() if before["levels"].get(n) != l and n.split(".")[0] in ours}}
-print(json.dumps([changed, sorted(k for k in env if k.startswith(("RAY_", "MLFLOW_", "AWS_", "GLEFLD_"))), levels]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == [{}, [], {}]
+    before, after = loaded.before, loaded.after
+    assert after["fsspec"] == before["fsspec"]
+    variables = {
+        name for name, value in after["environment"].items() if before["environment"].get(name) != value
+    }
+    assert not [name for name in variables if name.startswith(("RAY_", "MLFLOW_", "AWS_", "GLEFLD_"))]
+    packages = ("urllib3", "mlflow", "alembic", "ray", "botocore", "s3fs", "glefld", "pipelines", "jobs")
+    assert not {
+        name: level
+        for name, level in after["levels"].items()
+        if level and before["levels"].get(name, 0) != level and name.partition(".")[0] in packages
+    }

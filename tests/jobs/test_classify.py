@@ -107,6 +107,7 @@ def test_the_documented_classifier_guides_the_documented_block() -> None:
     assert train.make_job(block, "/root", "", "", begun=True).weights == weights.HUB
 
 
+@pytest.mark.usefixtures("evaluate_here")
 def test_evaluate_writes_the_accuracy(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the split that training never saw: JSON with accuracy and the most frequent class's, and the table.
 
@@ -114,7 +115,9 @@ def test_evaluate_writes_the_accuracy(root: Path, capsys: pytest.CaptureFixture[
     """
     out = str(root / "evaluation.json")
     guide = str(root / "runs" / "guide")
-    evaluate.run(evaluate.Options("image-folder", guide, "test", root=str(root), output=out))
+    evaluate.run(
+        evaluate.Options("image-folder", guide, "test", root=str(root), output=out, cpus_per_worker=1)
+    )
     scores = json.loads(Path(out).read_text())
     assert (scores["dataset"], scores["rows"], scores["label"]) == ("image-folder", ROWS["test"], "category")
     assert 0.5 < scores["accuracy"]["top1"] <= scores["accuracy"]["top3"] == scores["accuracy"]["top5"] == 1

@@ -51,7 +51,7 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
 ) -> None:
     """A child run each, beneath the parent, the classifier's among them; run again, nothing is trained anew.
 
-    Ray's workers train the first system (two side by side: tests/cluster/test_submit.py). The others are trained here.
+    They are trained here; by Ray's workers, two side by side, in tests/cluster/test_submit.py.
     """
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
@@ -71,9 +71,9 @@ def test_it_ends_in_one_table_and_goes_on_where_it_was_stopped(
     )
     measured = jobs.compare.measure
     monkeypatch.setattr(jobs.compare, "measure", unmeasured)
-    run(dataclasses.replace(options, models=options.models[:1]))
     monkeypatch.setattr(train, "train", train_here)
     monkeypatch.setattr(compare, "_child", task_here(compare._child._function))
+    run(dataclasses.replace(options, models=options.models[:1]))
     with monkeypatch.context() as patch:
         patch.setattr(jobs.compare, "measure", measured)
         run(options)

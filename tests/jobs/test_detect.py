@@ -15,7 +15,7 @@ from glefld import storage
 from glefld.detect import DETECTOR
 from jobs import evaluate, infer, predict, train
 from tests import boxed, dots
-from tests.in_process import predict_here, train_here
+from tests.in_process import shards_here, train_here
 from tests.mistakes import forbid_ray, one_line
 
 LINE = (
@@ -74,7 +74,7 @@ def test_a_detector_is_trained_and_scored(
     shutil.rmtree(root / "runs" / "trained")
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("evaluate_here")
 def test_evaluate_scores_a_detector(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """AP, AP50, AP75 and AR in the table and the JSON; on two tasks as on one, with the same page."""
     scores, pages = [], []
@@ -89,6 +89,7 @@ def test_evaluate_scores_a_detector(root: Path, capsys: pytest.CaptureFixture[st
                 output=output,
                 report=page,
                 num_workers=workers,
+                cpus_per_worker=1,
             )
         )
         scores.append(json.loads(Path(output).read_text())["boxes"])
@@ -105,12 +106,19 @@ def test_evaluate_scores_a_detector(root: Path, capsys: pytest.CaptureFixture[st
         assert name in printed
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("evaluate_here")
 def test_landmarks_are_scored_in_detected_boxes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Beside those in true boxes, in the same unit, of the garments that were found."""
     output = str(root / "end-to-end.json")
     chosen = evaluate.Options(
-        "fld", str(root / "landmarks"), "val", root=str(root), output=output, boxes="detect", num_workers=2
+        "fld",
+        str(root / "landmarks"),
+        "val",
+        root=str(root),
+        output=output,
+        boxes="detect",
+        num_workers=2,
+        cpus_per_worker=1,
     )
     evaluate.run(chosen)
     scores = json.loads(Path(output).read_text())
@@ -130,7 +138,7 @@ def test_photos_without_boxes(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The newest detector is taken and named; the summary counts garments, and photos without any as errors."""
-    monkeypatch.setattr("pipelines.infer.run.run_tasks", predict_here)
+    monkeypatch.setattr("pipelines.infer.run.run_tasks", shards_here)
     monkeypatch.setattr("jobs.infer.start_ray", lambda **_: None)
     older = root / "runs" / "older"
     shutil.copytree(root / "runs" / "finder", older)

@@ -104,7 +104,7 @@ def in_pictures(data: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ingest_here")
 @pytest.mark.parametrize("name", DATASETS)
 def test_there_and_back(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Boxes, points, visibility and splits to 1e-3 pixels; landmark names, order, pairs, types, as they were.
@@ -145,7 +145,7 @@ def test_there_and_back(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
             assert picture.size == expected["size"]
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ingest_here")
 def test_pycocotools_reads_it(tmp_path: Path) -> None:
     """As its COCO class does: categories, keypoints by v, and a photo for each annotation."""
     data = ingested("coco 3", tmp_path)
@@ -169,7 +169,7 @@ def test_pycocotools_reads_it(tmp_path: Path) -> None:
     assert total == 40
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ingest_here")
 def test_mistakes_of_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ingested("coco 4", tmp_path)
     output = str(tmp_path / "out")

@@ -14,7 +14,7 @@ import pytest
 from glefld import storage
 from jobs.infer import Options, run
 from tests import dots
-from tests.in_process import predict_here
+from tests.in_process import shards_here, without_ray_until_killed
 from tests.killing import MOMENTS, kill_job
 from tests.mistakes import everything, forbid_ray, one_line, write_wrong_files
 from tests.pipelines.outputs import files
@@ -34,7 +34,7 @@ def points() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Options:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Options:
     """Options for photos of many shards, and the predictions that they give when nothing happens, made here."""
     root = tmp_path_factory.mktemp("undisturbed")
     with zipfile.ZipFile(root / "photos.zip", "w") as archive:
@@ -50,7 +50,8 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
         threads=1,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.infer.run.run_tasks", predict_here)
+        patch.setattr("pipelines.infer.run.run_tasks", shards_here)
+        patch.setattr("jobs.infer.start_ray", lambda **_: None)
         run(options)
     return options
 
@@ -62,23 +63,28 @@ def arguments(options: Options) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_inference_run_again_predicts_each_photo_once(
-    moment: int, undisturbed: Options, tmp_path: Path
+    moment: int, undisturbed: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever it was killed, the next run ends with each photo once, and redoes no finished shard.
 
-    The first moment is the one between the last shard and the manifest. The next run has one worker or two.
+    The first moment is the one between the last shard and the manifest. At the second, two of Ray's workers are killed,
+    and the next run has one or two. At the others the job's own process predicts.
     """
+    before = None if moment == 1 else without_ray_until_killed
     expected = storage.read_json(storage.join(str(undisturbed.output), "_manifest.json"))
     count = len(expected["shards"])
     output = tmp_path / "output"
     options = dataclasses.replace(undisturbed, output=str(output))
-    wanted = kill_job("infer", arguments(options), moment, count, lambda: len(shards(output)), tmp_path)
+    line = arguments(options)
+    wanted = kill_job("infer", line, moment, count, lambda: len(shards(output)), tmp_path, before)
     kept = shards(output)
     assert wanted <= len(kept)
-    if moment == 0:
+    if before is not None:
         assert not (output / "_manifest.json").exists(), "killed too late to show anything"
+        monkeypatch.setattr("pipelines.infer.run.run_tasks", shards_here)
     run(dataclasses.replace(options, num_workers="1-2"))
     assert kept.items() <= shards(output).items()
     assert storage.read_json(str(output / "_manifest.json"))["content_hash"] == expected["content_hash"]
@@ -99,18 +105,24 @@ def test_a_killed_inference_run_again_predicts_each_photo_once(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_retry_run_again_predicts_each_error_once(
-    moment: int, undisturbed: Options, tmp_path: Path
+    moment: int, undisturbed: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Photos are replaced and their errors retried. Killed whenever, and run again with another number of workers, it
-    ends with the bytes of a retry that was not killed, and replaces no shard twice."""
+    """Photos are replaced and their errors retried. Killed whenever, and run again, it ends with the bytes of a retry
+    that was not killed, and replaces no shard twice.
+
+    The killed process writes the shards itself, by the writer that Ray's workers run, and does not come to its end. At
+    the second moment Ray's workers go on.
+    """
     photos, names = tmp_path / "photos", sorted(points())[:40]
     photos.mkdir()
     bad = [name for name in names if int(name[:3]) % 3]
     for name in names:
         (photos / name).write_bytes(b"no picture" if name in bad else _photo(name))
     options = dataclasses.replace(undisturbed, input=str(photos), output=str(tmp_path / "whole"))
+    monkeypatch.setattr("pipelines.infer.run.run_tasks", shards_here)
     run(options)
     shutil.copytree(tmp_path / "whole", output := tmp_path / "output")
     for name in bad[:-1]:
@@ -124,9 +136,12 @@ def test_a_killed_retry_run_again_predicts_each_error_once(
         return {name: inode for name, inode in shards(output).items() if before.get(name) != inode}
 
     killed = dataclasses.replace(whole, output=str(output))
-    kill_job("infer", arguments(killed), moment, count, lambda: len(replaced()), tmp_path)
+    line = arguments(killed)
+    kill_job("infer", line, moment, count, lambda: len(replaced()), tmp_path, without_ray_until_killed)
     kept = replaced()
     assert storage.exists(str(output / "_retry.json"))
+    if moment == 1:
+        monkeypatch.undo()
     run(dataclasses.replace(killed, num_workers="1-2"))
     assert kept.items() <= replaced().items()
     assert files(output) == files(tmp_path / "whole")
@@ -137,6 +152,7 @@ def _photo(name: str) -> bytes:
     return dots.encoded(dots.photo(points()[name], WIDTH, HEIGHT), "JPEG")
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_finished_inference_says_so_and_draws(
     undisturbed: Options, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import tyro
 
 from glefld.data.dataset import open_dataset
 from jobs.ingest import Options, run
+from tests.in_process import shards_here, without_ray_until_killed
 from tests.killing import MOMENTS, kill_job
 from tests.mistakes import answering, everything, forbid_ray, one_line, write_wrong_files
 from tests.raw_layouts import fld_lists, photos, rows, write_fld
@@ -41,22 +42,25 @@ def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_ingest_run_again_gives_the_same_data_set(
-    moment: int, undisturbed: Options, tmp_path: Path
+    moment: int, undisturbed: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whenever it was killed, the next run ends with the undisturbed data set and redoes no finished shard.
 
-    The first moment is the one between the last shard and the manifest.
+    The first moment is the one between the last shard and the manifest. At the second, Ray's workers are killed. At the
+    others the job's own process writes the shards.
     """
+    before = None if moment == 1 else without_ray_until_killed
     expected = Path(str(undisturbed.output))
     count = len(open_dataset(str(expected)).shards)
     output = tmp_path / "output"
     options = dataclasses.replace(undisturbed, output=str(output))
     arguments = ["--dataset", "fld", "--source", options.source, "--output", str(output), "--shard-mib", "1"]
-    wanted = kill_job("ingest", arguments, moment, count, lambda: len(shards(output)), tmp_path)
+    wanted = kill_job("ingest", arguments, moment, count, lambda: len(shards(output)), tmp_path, before)
     kept = shards(output)
     assert wanted <= len(kept)
-    if moment == 0:
+    if before is not None:
         assert not (output / "_manifest.json").exists(), "killed too late to show anything"
+        monkeypatch.setattr("pipelines.ingest.run.run_tasks", shards_here)
     run(options)
     assert files(output) == files(expected)
     assert kept.items() <= shards(output).items()

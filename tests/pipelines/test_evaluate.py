@@ -83,7 +83,7 @@ def test_where_nothing_is_shared_both_are_named(
         shared_labels(url, data_of(tmp_path / "data", scored))
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("evaluate_here")
 def test_other_labels_change_no_score(tmp_path: Path) -> None:
     """Trained on landmarks alone, a checkpoint scores the same where the same photos have categories as well."""
     url = dots.write_checkpoint(str(tmp_path / "checkpoint"))

@@ -33,7 +33,7 @@ from pipelines.infer.run import (
 )
 from pipelines.resumable import KILLER
 from tests import boxed, dots
-from tests.in_process import predict_here
+from tests.in_process import shards_here
 from tests.pipelines.outputs import INFER, files, planned
 
 PHOTOS = 14
@@ -149,7 +149,7 @@ def test_errors_are_detected_again(
 
     Nothing is lost if it is killed between two shards; with another number of workers the bytes are the same.
     """
-    monkeypatch.setattr("pipelines.infer.run.run_tasks", predict_here)
+    monkeypatch.setattr("pipelines.infer.run.run_tasks", shards_here)
     rng = np.random.default_rng(8)
     folder = tmp_path / "photos"
     folder.mkdir()

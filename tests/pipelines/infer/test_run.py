@@ -49,6 +49,7 @@ from pipelines.ingest.run import ingest, prepare
 from pipelines.resumable import MARKER
 from pipelines.rowfile import RowFile, read_stretch
 from tests import dots, typed
+from tests.in_process import shards_here
 from tests.ingested import write_dataset
 from tests.pipelines.outputs import planned
 from tests.raw_layouts import Row, write_fld
@@ -270,7 +271,7 @@ def test_boxes_name_the_garments(
         np.testing.assert_allclose(landmarks, points[name][which], atol=136 / dots.SIZE)
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ingest_here")
 def test_a_data_set_agrees_with_its_photos(model: str, tmp_path: Path) -> None:
     """The stored crops give, in the original photo's pixels, what the photos give with the annotated boxes."""
     rng = np.random.default_rng(9)
@@ -303,8 +304,10 @@ def test_a_data_set_agrees_with_its_photos(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_lost_processes_and_missing_shards_are_made_good(model: str, tmp_path: Path) -> None:
-    """A worker and a reader killed on the way cost nothing but time, and a second run makes only what is missing.
+def test_lost_processes_and_missing_shards_are_made_good(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker and a reader killed on the way cost nothing but time; a second run, here, makes only what is missing.
 
     Whoever reads the photos, the bytes are those of a worker that does all by itself.
     """
@@ -343,6 +346,7 @@ def test_lost_processes_and_missing_shards_are_made_good(model: str, tmp_path: P
     (output / f"_part-{uuid.uuid4().hex}").write_bytes(b"PAR1")
     kept = {path: path.stat().st_ino for path in parts if path.exists() and path not in lost}
     alone = dataclasses.replace(WORKERS, least=1, most=1)
+    monkeypatch.setattr("pipelines.infer.run.run_tasks", shards_here)
     assert (
         check(infer(plan, str(output), alone, progress), output)["content_hash"] == expected["content_hash"]
     )

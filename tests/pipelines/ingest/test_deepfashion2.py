@@ -141,7 +141,7 @@ def run(options: IngestOptions, output: Path) -> Manifest:
     return ingest(prepare(options, str(output)), str(output), lambda done, total: None)
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ingest_here")
 def test_garments_of_a_photo_are_no_duplicates(tmp_path: Path) -> None:
     """--dedupe turns away a train photo that stands in val too, with all its garments, and nothing else."""
     files = deepfashion2_files(PHOTOS)

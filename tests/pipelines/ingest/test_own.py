@@ -20,7 +20,7 @@ from pipelines.ingest.run import find_finished, ingest, prepare
 from tests.coco_files import annotation, category, coco, image
 from tests.raw_layouts import jpeg, write_archive, write_files
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = pytest.mark.usefixtures("ingest_here")
 
 
 def run(source: Path, output: Path, **options: Any) -> Manifest:

@@ -25,7 +25,8 @@ from tests.blots import HEIGHT, WIDTH, image_folder
 from tests.pipelines.ingest.secretive import SecretiveFileSystem
 from tests.raw_layouts import Row, jpeg, photos, rows, write_archive, write_fld
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+#: By Ray's tasks, and in this process where these are not what is tested.
+RAY, HERE = (pytest.mark.usefixtures(name) for name in ("ray_cluster", "ingest_here"))
 
 
 def run(options: IngestOptions, output: Path) -> Manifest:
@@ -65,6 +66,7 @@ def irregular(listed: Sequence[Row]) -> list[Row]:
     return [*listed[:5], twice, absent, *listed[5:]]
 
 
+@RAY
 def test_every_kind_of_archive_gives_the_same_data(tmp_path: Path) -> None:
     """What is stored depends on the photos, not on how they were packed; nor do the rows turned away."""
     listed = rows(20)
@@ -82,6 +84,7 @@ def test_every_kind_of_archive_gives_the_same_data(tmp_path: Path) -> None:
     assert manifest.splits == {"train": 13, "val": 4, "test": 2}
 
 
+@HERE
 @pytest.mark.parametrize("margin", [0.25, "full"])
 def test_an_image_folder(margin: float | str, tmp_path: Path) -> None:
     """A folder and archives of it, with folders around, are the same data: whole photos, no landmarks, categories."""
@@ -112,6 +115,7 @@ def test_an_image_folder(margin: float | str, tmp_path: Path) -> None:
         assert f"/{manifest.categories[row['category'] - 1]}/" in row["source_uri"]
 
 
+@HERE
 def test_changed_pixels_change_the_hash(tmp_path: Path) -> None:
     listed = rows(10)
     hashes = set()
@@ -122,6 +126,7 @@ def test_changed_pixels_change_the_hash(tmp_path: Path) -> None:
     assert len(hashes) == 2
 
 
+@HERE
 @pytest.mark.parametrize("dedupe", [False, True])
 def test_photos_in_several_splits(dedupe: bool, tmp_path: Path) -> None:
     """They are named either way; --dedupe keeps the train copies out and leaves val and test whole."""
@@ -146,6 +151,7 @@ def many_shards(tmp_path: Path) -> IngestOptions:
     return IngestOptions("fld", str(write_fld(tmp_path / "source", listed, images)), shard_mib=1)
 
 
+@RAY
 def test_finished_shards_are_kept(tmp_path: Path) -> None:
     """Whatever is missing is made again and nothing else; the outcome is the undisturbed one, byte for byte."""
     seed = int(np.random.default_rng().integers(1 << 31))
@@ -177,6 +183,7 @@ def test_finished_shards_are_kept(tmp_path: Path) -> None:
     assert redone == lost | {"_manifest.json"}
 
 
+@RAY
 def test_a_shard_that_storage_has_lost_is_told(tmp_path: Path) -> None:
     """As where a write fails silently: one line, and the same command writes it again."""
     options, output = many_shards(tmp_path), tmp_path / "output"
@@ -192,6 +199,7 @@ def test_a_shard_that_storage_has_lost_is_told(tmp_path: Path) -> None:
     run(options, output)
 
 
+@HERE
 def test_a_finished_data_set_is_left_alone(tmp_path: Path) -> None:
     """The same options find it; others are refused and named; without a manifest its shards are refused too."""
     listed = rows(10)
@@ -212,6 +220,7 @@ def test_a_finished_data_set_is_left_alone(tmp_path: Path) -> None:
         open_dataset(str(output))
 
 
+@HERE
 def test_rejects_of_an_abandoned_plan_do_not_stay(tmp_path: Path) -> None:
     """A run killed between its first rejects and its first shard leaves rejects that the next must not keep."""
     listed = rows(10)
@@ -222,6 +231,7 @@ def test_rejects_of_an_abandoned_plan_do_not_stay(tmp_path: Path) -> None:
     assert run(options, tmp_path / "output").rejects == {}
 
 
+@RAY
 def test_an_archive_that_goes_away_is_the_users_to_mend(tmp_path: Path) -> None:
     """An error inside a task comes back as one line that says what happened, and leaves no manifest."""
     listed = rows(10)
@@ -246,6 +256,7 @@ def test_the_manifest_names_the_source_without_secrets(tmp_path: Path) -> None:
     assert (plan.source["files"], plan.source["files_not_used"]) == (11, 1)
 
 
+@HERE
 @pytest.mark.parametrize("layout", ["fld", "deepfashion", "deepfashion-fine"])
 def test_planted_irregularities_meet_their_reasons(layout: str, tmp_path: Path) -> None:
     """Each row that synthesize spoils on purpose is turned away for just that, each odd but good one is kept."""
@@ -270,6 +281,7 @@ REAL = {
 }
 
 
+@RAY
 @pytest.mark.parametrize(("dataset", "folder"), REAL)
 def test_real_photos(dataset: str, folder: str, shared_data: Path, tmp_path: Path) -> None:
     """The real data sets come in whole: the only rows turned away are the 38 without any landmark."""
