@@ -5,9 +5,7 @@ Letters in shapes: n boxes of a photo, S the square input's size.
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,21 +13,14 @@ from glefld import storage
 from glefld.errors import BadAnswer, NoGarment, UserError, require_between
 from glefld.models import MODELS, checkpoint
 from glefld.models.checkpoint import ModelCard
-from glefld.predict import BATCH_SIZE, PRECISION, Bad, Crop, Photo, Runner, run_model
+from glefld.predict import Runner, run_model
+from glefld.prediction import BATCH_SIZE, PRECISION, Bad, Crop, Detected
 from glefld.recipe import Precision
 from glefld.redaction import public_url
 from glefld.schema import MOST_GARMENTS
 
 #: Environment variable: the detector of those who name none.
 DETECTOR = "GLEFLD_DETECTOR"
-
-
-class Detected(NamedTuple):
-    """The garments found in one photo, best first."""
-
-    photo: Photo
-    boxes: np.ndarray  # [n, 4] float32 x1 y1 x2 y2, upright photo's pixels
-    score: np.ndarray  # [n] float32, the probability that it is an annotated garment's, as on the val split
 
 
 def default_detector(root: str) -> tuple[str, str]:

@@ -1,0 +1,182 @@
+"""Inference with ONNX Runtime instead of PyTorch: a file of ``glefld export`` answers as its checkpoint does.
+
+Nothing here loads PyTorch, so the first answer comes in about a second. Letters in shapes: n boxes, K landmarks.
+"""
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glefld import storage
+from glefld.data.augmentation import compose, invert, transform
+from glefld.data.decoding import SCRATCH, decode
+from glefld.data.prefetch import in_threads
+from glefld.errors import BadAnswer, BadInput, BadPhoto, UserError
+from glefld.prediction import BATCH_SIZE, Bad, Crop, Prediction
+from glefld.redaction import public_url
+from glefld.schema import Labels, LandmarkSet
+
+if TYPE_CHECKING:
+    from glefld.models.checkpoint import ModelCard
+
+ENDING = ".onnx"
+#: The key under which a file holds its checkpoint's card.
+CARD = "glefld_card"
+#: Errors and worse: a file of one's own is no news.
+LOG_SEVERITY = 3
+
+
+def is_onnx(url: str) -> bool:
+    """Return whether a path or URL is one of an exported model."""
+    return url.lower().endswith(ENDING)
+
+
+def require_package(name: str) -> ModuleType:
+    """Import one of the packages that exported models need; UserError if it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"exported models need the package {name}, which is not installed: pip install 'glefld[export]'"
+        ) from error
+
+
+class OnnxPredictor:
+    """Runs an exported landmark model on the CPU: crops in, predictions out."""
+
+    def __init__(self, url: str, batch_size: int = BATCH_SIZE, threads: int | None = None) -> None:
+        """Load the file at ``url``.
+
+        batch_size: garments of one photo at a time. threads: each takes a photo, decodes it and runs the model; by
+        default one for each CPU.
+        UserError if it is no file of ``glefld export``, or onnxruntime is missing.
+        """
+        runtime = require_package("onnxruntime")
+        self.url = url
+        self.batch_size = batch_size
+        self.threads = threads or cpus()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = 1  # photos side by side keep the CPUs busier than parts of one
+        options.log_severity_level = LOG_SEVERITY
+        data = storage.read_bytes(url)
+        try:
+            self._session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own, which share no class
+            words = " ".join(str(error).split())[:200]
+            raise UserError(f"{public_url(url)} cannot be read by ONNX Runtime: {words}") from error
+        self.facts: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        """What the file says of itself, as ``glefld.export.facts``."""
+        if CARD not in self.facts:
+            raise UserError(f"{public_url(url)} was not made by glefld export: it has no {CARD}")
+        card = json.loads(self.facts[CARD])
+        self.landmark_set: LandmarkSet = Labels.from_json(card["labels"]).landmark_set
+        self.input_size: int = card["input_size"]
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    @property
+    def card(self) -> "ModelCard":
+        """The card of the checkpoint that it was made from. Imports PyTorch."""
+        from glefld.models.checkpoint import ModelCard
+
+        return ModelCard.parse(self.facts[CARD].encode(), public_url(self.url))
+
+    @property
+    def name(self) -> str:
+        """The model's name in the predictions: the file's URL and the hash of the checkpoint it was made from."""
+        return f"{public_url(self.url)}@{self.facts['checkpoint']}"
+
+    @property
+    def mirror(self) -> bool:
+        """Whether answers are averaged with those for the mirror images."""
+        return bool(json.loads(self.facts["mirror"]))
+
+    def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad]:
+        """Yield one prediction per crop, in order. What is bad in place of a crop is passed through.
+
+        A picture that cannot be decoded becomes a BadPhoto, one for which the model's output is not finite a BadAnswer.
+        """
+        for answers in in_threads(self._answers, _by_photo(crops, self.batch_size), self.threads):
+            yield from answers
+
+    def _answers(self, group: list[Crop] | Bad) -> list[Prediction | Bad]:
+        """Answer the crops of one photo."""
+        if isinstance(group, BadInput):
+            return [group]
+        try:
+            pixels, to_pixels = upright_pixels(group)
+        except BadPhoto as bad:
+            return [bad] * len(group)
+        corners = np.array([crop.box for crop in group]).reshape(-1, 2, 2)
+        boxes = transform(corners, to_pixels).reshape(-1, 4).astype(np.float32)
+        found = dict(
+            zip(self._outputs, self._session.run(None, {"photo": pixels, "boxes": boxes}), strict=True)
+        )
+        found["landmarks"] = transform(found["landmarks"].astype(np.float64), invert(to_pixels)).astype(
+            np.float32
+        )
+        rows = ({name: values[i] for name, values in found.items()} for i in range(len(group)))
+        return [self._prediction(crop, row) for crop, row in zip(group, rows, strict=True)]
+
+    def _prediction(self, crop: Crop, row: dict[str, Any]) -> Prediction | BadAnswer:
+        """Return one garment's answer from its row of the outputs."""
+        name, sure = None, None
+        has = np.ones(len(self.landmark_set), bool)
+        if "garment_type" in row:
+            type_, sure = (
+                self.landmark_set.garment_types[row["garment_type"]],
+                float(row["garment_type_score"]),
+            )
+            if not math.isfinite(sure):
+                return BadAnswer("not_finite", "the garment type, so the model has diverged")
+            name = type_.name
+            has[:] = False
+            has[list(type_.landmarks)] = True
+        if lost := int((~np.isfinite(row["scores"][has])).sum()):
+            return BadAnswer("not_finite", f"{lost} of {has.sum()} heatmaps, so the model has diverged")
+        return Prediction(crop.box, row["landmarks"], row["scores"], row.get("visibility"), name, sure)
+
+
+def cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _by_photo(crops: Iterable[Crop | Bad], most: int) -> Iterator[list[Crop] | Bad]:
+    """Group consecutive crops of one photo, at most so many."""
+    group: list[Crop] = []
+    for crop in crops:
+        together = isinstance(crop, Crop) and len(group) < most and group and group[0].photo is crop.photo
+        if group and not together:
+            yield group
+            group = []
+        if isinstance(crop, Crop):
+            group = [*group, crop]
+        else:
+            yield crop
+    if group:
+        yield group
+
+
+def upright_pixels(crops: list[Crop]) -> tuple[np.ndarray, np.ndarray]:
+    """Decode the photo of some crops: its pixels [H, W, 3] uint8, upright, and the map [2, 3] from the photo to them.
+
+    It is decoded as small as the largest of the crops needs. BadPhoto if it cannot be decoded.
+    """
+    (a, b), (c, d) = np.abs([crop.picture.to_input[:, :2] for crop in crops]).max(axis=0)
+    photo = crops[0].photo
+    shrink = min(1.0, math.hypot(a, c)), min(1.0, math.hypot(b, d))
+    pixels, reduced = decode(crops[0].picture, shrink, SCRATCH)
+    turn = photo.to_upright[:, :2]
+    height, width = pixels.shape[:2]
+    if turn[0, 0] == 0:  # x and y change places
+        pixels, height, width = pixels.swapaxes(0, 1), width, height
+    flip_x, flip_y = turn.sum(axis=1) < 0
+    pixels = pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+    turned = np.column_stack([turn / reduced, [width * flip_x, height * flip_y]])
+    return np.ascontiguousarray(pixels), compose(turned, invert(photo.to_upright))
