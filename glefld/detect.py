@@ -14,7 +14,7 @@ from glefld.errors import BadAnswer, NoGarment, UserError, require_between
 from glefld.models import MODELS, checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.predict import Runner, run_model
-from glefld.prediction import BATCH_SIZE, PRECISION, Bad, Crop, Detected
+from glefld.prediction import BATCH_SIZE, PRECISION, Bad, Crop, Detected, no_garment
 from glefld.recipe import Precision
 from glefld.redaction import public_url
 from glefld.schema import MOST_GARMENTS
@@ -92,4 +92,4 @@ class Detector(Runner[Detected]):
 
     def nothing(self) -> NoGarment:
         """Return what is to be said of a photo without boxes."""
-        return NoGarment("no_garment", f"no box has a score of {self.least_score:.3f} or more")
+        return no_garment(self.least_score)

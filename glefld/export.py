@@ -1,7 +1,8 @@
-"""Export of a landmark model as one file that needs nothing of this project: ONNX, or a program of ``torch.export``.
+"""Export of a model as one file that needs nothing of this project: ONNX, or a program of ``torch.export``.
 
-The graph (``glefld.models.graph``) takes a photo's pixels and boxes and answers landmarks in the photo. The file also
-says what its numbers mean: see ``facts``. ``glefld.onnx_model`` reads an ONNX file again.
+The graph (``glefld.models.graph``) takes a photo's pixels and boxes and answers landmarks in the photo; a detector's
+takes the pixels and answers boxes. The file also says what its numbers mean: see ``facts``. ``glefld.onnx_model`` reads
+an ONNX file again.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import dataclasses
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,16 +22,13 @@ import glefld
 from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
-from glefld.models.graph import Answer, PhotoGraph
+from glefld.models.fcos import FCOS
+from glefld.models.graph import DetectorGraph, LandmarkGraph
 from glefld.models.system import Model
-from glefld.onnx_model import CARD, require_package
+from glefld.onnx_model import CARD, PACKAGES, require_package
 from glefld.predict import checkpoint_hash, require_landmarks
-from glefld.schema import Visibility
+from glefld.schema import MOST_GARMENTS, Visibility
 
-Format = Literal["onnx", "torch"]
-ENDINGS: dict[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
-#: What ``--format onnx`` needs besides PyTorch.
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 #: The version of ONNX's operators. Runtimes of 2024 and later have it.
 OPSET = 20
 #: The photo and the boxes that are traced, and compared after the export: sides and corners without a common measure.
@@ -47,11 +45,11 @@ class Exported:
     facts: dict[str, str]
     """What the file says of itself."""
     difference: float
-    """Largest difference between the graph's landmarks and PyTorch's on a picture of noise, in its pixels."""
+    """Largest difference between the file's landmarks or boxes and PyTorch's on a picture of noise, in its pixels."""
 
 
-def export(url: str, path: Path, format_: Format, mirror: bool = False) -> Exported:
-    """Write the landmark model of a checkpoint to a local file, and compare its answers with PyTorch's.
+def export(url: str, path: Path, format_: Literal["onnx", "torch"], mirror: bool = False) -> Exported:
+    """Write the model of a checkpoint to a local file, and compare its answers with PyTorch's.
 
     mirror: average with the answers for mirror images, at twice the time.
     UserError if the checkpoint cannot be read or its model cannot be exported, or if a package is missing; RuntimeError
@@ -61,62 +59,72 @@ def export(url: str, path: Path, format_: Format, mirror: bool = False) -> Expor
         for name in PACKAGES:
             require_package(name)
     model, card = checkpoint.load(url)
-    require_landmarks(url, card)
-    require_exportable(model, card)
-    graph = PhotoGraph(model, card.input_size, mirror).eval()
-    found = facts(url, card, mirror)
+    graph = graph_of(url, model, card, mirror).eval()
+    found = facts(url, model, card, mirror)
+    photo, boxes = example()
+    inputs = {"photo": photo} if model.detects else {"photo": photo, "boxes": boxes}
     with torch.no_grad(), quiet():
-        inputs = example()
-        expected = graph.answer(*inputs)
-        names = [name for name, value in expected._asdict().items() if value is not None]
+        named = graph.answer(*inputs.values())
         try:
             program = trace(graph, inputs)
             if format_ == "torch":
                 torch.export.save(program, path, extra_files={"glefld.json": json.dumps(found)})
             else:
-                write_onnx(program, names, found, path)
+                write_onnx(program, list(inputs), list(named), found, path)
         except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
             words = " ".join(str(error.__cause__ or error).split())[:300]
             raise UserError(
                 f"{card.model} cannot be exported by PyTorch {torch.__version__}: {words}"
             ) from error
         answer = run_torch(path, inputs) if format_ == "torch" else run_onnx(path, inputs)
-    difference = (Answer.of(answer, names).landmarks - expected.landmarks).abs()
-    difference = difference[~expected.landmarks.isnan()]
+    expected = named["boxes" if model.detects else "landmarks"]  # the first output
+    difference = (answer[0] - expected).abs()[~expected.isnan()]
     if difference.numel() and not difference.median() <= MOST_DIFFERENCE:
         raise RuntimeError(f"the exported graph differs from PyTorch by {difference.median():.3g} pixels")
     return Exported(found, difference.max().item() if difference.numel() else 0.0)
 
 
-def require_exportable(model: Model, card: ModelCard) -> None:
-    """UserError for a system with a guide, whose attention is a gradient."""
+def graph_of(url: str, model: Model, card: ModelCard, mirror: bool) -> LandmarkGraph | DetectorGraph:
+    """Return the model's graph; UserError if it has none."""
+    if isinstance(model, FCOS):
+        if mirror:
+            raise UserError("--mirror is for landmark models: leave it out for a detector")
+        if model.least_score is None:
+            raise UserError(f"{url} was saved before its first epoch ended: give a later checkpoint")
+        return DetectorGraph(model, card.input_size, model.least_score, MOST_GARMENTS)
+    require_landmarks(url, card)
     if getattr(model, "guide", None) is not None:
         raise UserError(
             f"{card.model} with --model.attention {card.config['attention']} cannot be exported: its attention is a "
             "gradient (Grad-CAM), which exported graphs do not compute. Train with --model.attention nonlocal or none"
         )
+    return LandmarkGraph(model, card.input_size, mirror)
 
 
-def facts(url: str, card: ModelCard, mirror: bool) -> dict[str, str]:
+def facts(url: str, model: Model, card: ModelCard, mirror: bool) -> dict[str, str]:
     """Return what the file says of itself, each value as text; lists and mappings are JSON."""
+    common = {
+        "glefld": glefld.__version__,
+        "model": card.model,
+        "checkpoint": checkpoint_hash(url),
+        "input_size": str(card.input_size),
+        "training_data": f"{card.dataset} {card.data_hash}".strip(),
+        "licence": f"the graph: Apache-2.0; the weights: the terms of {card.dataset}, which they were trained on",
+        CARD: json.dumps(dataclasses.asdict(card)),
+    }
+    if model.detects:
+        return common | {"least_score": str(model.least_score), "most_garments": str(MOST_GARMENTS)}
     names = card.labels.landmark_set.landmarks
     pairs = [(names[i], names[m]) for i, m in enumerate(card.labels.landmark_set.mirror) if i < m]
     types = {
         type_.name: [names[i] for i in type_.landmarks] for type_ in card.labels.landmark_set.garment_types
     }
-    return {
-        "glefld": glefld.__version__,
-        "model": card.model,
-        "checkpoint": checkpoint_hash(url),
+    return common | {
         "landmarks": json.dumps(names),
         "mirror_pairs": json.dumps(pairs),
         "garment_types": json.dumps(types),
         "visibility": json.dumps({code.value: code.name.lower() for code in Visibility}),
-        "input_size": str(card.input_size),
         "mirror": json.dumps(mirror),
-        "training_data": f"{card.dataset} {card.data_hash}".strip(),
-        "licence": f"the graph: Apache-2.0; the weights: the terms of {card.dataset}, which they were trained on",
-        CARD: json.dumps(dataclasses.asdict(card)),
     }
 
 
@@ -127,26 +135,33 @@ def example() -> tuple[Tensor, Tensor]:
     return photo, torch.tensor(BOXES)
 
 
-def trace(graph: PhotoGraph, inputs: tuple[Tensor, Tensor]) -> ExportedProgram:
+def trace(graph: LandmarkGraph | DetectorGraph, inputs: dict[str, Tensor]) -> ExportedProgram:
     """Return the graph for photos of any size and any number of boxes."""
-    sizes = ({0: Dim("height"), 1: Dim("width")}, {0: Dim("boxes")})
-    return torch.export.export(graph, inputs, dynamic_shapes=sizes, strict=False)
+    sizes = {"photo": {0: Dim("height"), 1: Dim("width")}, "boxes": {0: Dim("boxes")}}
+    shapes = tuple(sizes[name] for name in inputs)
+    return torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
 
 
-def write_onnx(program: ExportedProgram, names: list[str], found: dict[str, str], path: Path) -> None:
+def write_onnx(
+    program: ExportedProgram,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    found: dict[str, str],
+    path: Path,
+) -> None:
     """Write the program as ONNX in one file, with what it says of itself."""
     solvable = program.run_decompositions({torch.ops.aten._linalg_solve_ex.default: _solve_ex})
     onnx = torch.onnx.export(
         solvable,
-        input_names=["photo", "boxes"],
-        output_names=names,
+        input_names=inputs,
+        output_names=outputs,
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
     )
     assert onnx is not None
     onnx.model.metadata_props.update(found)
-    onnx.model.doc_string = "Fashion landmarks of a photo's garments, exported by glefld"
+    onnx.model.doc_string = "A fashion landmark model or garment detector, exported by glefld"
     onnx.save(path, external_data=False)
 
 
@@ -179,18 +194,16 @@ def _solve_ex(
     return found, a, pivots, torch.zeros(a.shape[:-2], dtype=torch.int32)
 
 
-def run_torch(path: Path, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    return torch.export.load(path).module()(*inputs)
+def run_torch(path: Path, inputs: dict[str, Tensor]) -> Sequence[Tensor]:
+    return torch.export.load(path).module()(*inputs.values())
 
 
-def run_onnx(path: Path, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+def run_onnx(path: Path, inputs: dict[str, Tensor]) -> Sequence[Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    given = zip(("photo", "boxes"), inputs, strict=True)
-    return tuple(
-        torch.from_numpy(value) for value in session.run(None, {name: value.numpy() for name, value in given})
-    )
+    found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return [torch.from_numpy(value) for value in found]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeGuard, Union, cast, overload
 
 import numpy as np
 from botocore.exceptions import BotoCoreError, ClientError
@@ -27,7 +27,7 @@ from glefld.coco_format import to_coco
 from glefld.data.photos import open_photo, upright_rgb
 from glefld.data.prefetch import in_threads
 from glefld.errors import BadBox, BadInput, BadPhoto, NoGarment, UserError
-from glefld.onnx_model import ENDING, OnnxPredictor, is_onnx
+from glefld.onnx_model import ENDING, OnnxDetector, OnnxPredictor, is_onnx
 from glefld.prediction import (
     BATCH_SIZE,
     PRECISION,
@@ -43,7 +43,6 @@ from glefld.recipe import Precision
 from glefld.redaction import public_url, redacted
 from glefld.schema import MOST_GARMENTS, LandmarkSet, Visibility
 
-# PyTorch takes seconds to import, and an exported model does without it.
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -53,9 +52,9 @@ if TYPE_CHECKING:
     from glefld.predict import Predictor
 
 #: A photo: path or URL, a file's bytes, a picture of Pillow's, RGB pixels [H, W, 3] uint8, or [3, H, W] of PyTorch's.
-Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor"
+Source: TypeAlias = Union[str, os.PathLike[str], bytes, Image.Image, np.ndarray, "Tensor"]
 #: x1 y1 x2 y2 of one garment or of several; None takes the whole photo.
-Boxes: TypeAlias = "Sequence[float] | Sequence[Sequence[float] | None] | np.ndarray | Tensor | None"
+Boxes: TypeAlias = Union[Sequence[float], Sequence[Sequence[float] | None], np.ndarray, "Tensor", None]
 #: Environment variable: the checkpoint of those who name none.
 CHECKPOINT = "GLEFLD_CHECKPOINT"
 #: One thread at a time decodes what callers have opened: they may give a picture twice, and Pillow reads it when asked.
@@ -188,7 +187,10 @@ class Landmarks:
     """A trained landmark model: photos in, ``Result`` out."""
 
     def __init__(
-        self, predictor: "Predictor | OnnxPredictor", checkpoint: str, detector: "Detector | None" = None
+        self,
+        predictor: "Predictor | OnnxPredictor",
+        checkpoint: str,
+        detector: "Detector | OnnxDetector | None" = None,
     ) -> None:
         """Use ``load``; this is for those who have a predictor of the checkpoint or exported file at this URL."""
         self.predictor = predictor
@@ -230,24 +232,11 @@ class Landmarks:
         place = storage.absolute(root or os.environ.get("GLEFLD_ROOT") or "./glefld-data")
         given = os.fspath(checkpoint) if checkpoint is not None else default_checkpoint(place)[0]
         url = find_checkpoint(given, place)
-        exported = (
-            _load_exported(url, device, batch_size, threads, precision, mirror) if is_onnx(url) else None
-        )
-        if exported is not None and detector is None:
-            return cls(exported, url)
-        # PyTorch takes seconds to import.
-        import torch
-
-        from glefld.detect import Detector
-        from glefld.predict import Predictor
-
-        chosen = _device(device)
-        threads = threads or torch.get_num_threads()
+        predictor = _load(url, device, batch_size, threads, precision, mirror)
         finder = None
         if detector is not None:
             found = find_checkpoint(os.fspath(detector), place)
-            finder = Detector(found, chosen, batch_size, threads, precision, most_garments, least_score)
-        predictor = exported or Predictor(url, chosen, batch_size, threads, precision, mirror)
+            finder = _load_detector(found, device, batch_size, threads, precision, most_garments, least_score)
         return cls(predictor, url, finder)
 
     @property
@@ -332,7 +321,7 @@ class Landmarks:
         if self.detector is None:
             yield from ((*pair, None) for pair in opened)
             return
-        size = self.detector.card.input_size
+        size = self.detector.input_size
         waiting: deque[tuple[Request, Photo | BadPhoto]] = deque()
 
         def wholes() -> Iterator[Crop | Bad]:
@@ -418,25 +407,53 @@ def _label(garment: Prediction) -> str:
     return f"{garment.garment_type} {garment.garment_type_score:.2f}"
 
 
-def _load_exported(
+def _load(
     url: str,
     device: "str | torch.device",
     batch_size: int,
     threads: int | None,
     precision: Precision,
     mirror: bool,
-) -> OnnxPredictor:
-    """Load an exported file; UserError for an option that it cannot heed."""
+) -> "Predictor | OnnxPredictor":
+    if is_onnx(url):
+        _require_cpu(device, precision)
+        exported = OnnxPredictor(url, batch_size, threads)
+        if mirror and not exported.mirror:
+            raise UserError(f"mirror: {public_url(url)} was exported without it: glefld export --mirror")
+        return exported
+    import torch  # it takes seconds to import, and an exported model does without it
+
+    from glefld.predict import Predictor
+
+    return Predictor(url, _device(device), batch_size, threads or torch.get_num_threads(), precision, mirror)
+
+
+def _load_detector(
+    url: str,
+    device: "str | torch.device",
+    batch_size: int,
+    threads: int | None,
+    precision: Precision,
+    most_garments: int,
+    least_score: float | None,
+) -> "Detector | OnnxDetector":
+    if is_onnx(url):
+        _require_cpu(device, precision)
+        return OnnxDetector(url, threads, most_garments, least_score)
+    import torch  # as above
+
+    from glefld.detect import Detector
+
+    count = threads or torch.get_num_threads()
+    return Detector(url, _device(device), batch_size, count, precision, most_garments, least_score)
+
+
+def _require_cpu(device: "str | torch.device", precision: Precision) -> None:
+    """UserError for what exported files cannot do."""
     if str(device) not in ("auto", "cpu"):
-        raise UserError(
-            f"device {device}: {ENDING} files run on the CPU here: load their checkpoint for a GPU"
-        )
+        raise UserError(f"device {device}: {ENDING} files run on the CPU: load their checkpoint for a GPU")
     if precision == "bf16":
         raise UserError(f"precision bf16: {ENDING} files compute in fp32: load their checkpoint for bf16")
-    found = OnnxPredictor(url, batch_size, threads)
-    if mirror and not found.mirror:
-        raise UserError(f"mirror: {public_url(url)} was exported without it: glefld export --mirror")
-    return found
 
 
 def _device(device: "str | torch.device") -> "torch.device":

@@ -17,15 +17,17 @@ from glefld import storage
 from glefld.data.augmentation import compose, invert, transform
 from glefld.data.decoding import SCRATCH, decode
 from glefld.data.prefetch import in_threads
-from glefld.errors import BadAnswer, BadInput, BadPhoto, UserError
-from glefld.prediction import BATCH_SIZE, Bad, Crop, Prediction
+from glefld.errors import BadAnswer, BadInput, BadPhoto, NoGarment, UserError, require_between
+from glefld.prediction import BATCH_SIZE, Bad, Crop, Detected, Prediction, no_garment
 from glefld.redaction import public_url
-from glefld.schema import Labels, LandmarkSet
+from glefld.schema import MOST_GARMENTS, Labels
 
 if TYPE_CHECKING:
     from glefld.models.checkpoint import ModelCard
 
 ENDING = ".onnx"
+#: What exporting needs besides PyTorch; the last one is all that an exported file needs.
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 #: The key under which a file holds its checkpoint's card.
 CARD = "glefld_card"
 #: Errors and worse: a file of one's own is no news.
@@ -47,37 +49,29 @@ def require_package(name: str) -> ModuleType:
         ) from error
 
 
-class OnnxPredictor:
-    """Runs an exported landmark model on the CPU: crops in, predictions out."""
+class OnnxModel:
+    """An exported file, which runs on the CPU."""
 
-    def __init__(self, url: str, batch_size: int = BATCH_SIZE, threads: int | None = None) -> None:
-        """Load the file at ``url``.
-
-        batch_size: garments of one photo at a time. threads: each takes a photo, decodes it and runs the model; by
-        default one for each CPU.
-        UserError if it is no file of ``glefld export``, or onnxruntime is missing.
-        """
+    def __init__(self, url: str, threads: int | None) -> None:
+        """Load the file at ``url``; UserError if it is no file of ``glefld export``, or onnxruntime is missing."""
         runtime = require_package("onnxruntime")
         self.url = url
-        self.batch_size = batch_size
         self.threads = threads or cpus()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = 1  # photos side by side keep the CPUs busier than parts of one
         options.log_severity_level = LOG_SEVERITY
         data = storage.read_bytes(url)
         try:
-            self._session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self.session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own, which share no class
             words = " ".join(str(error).split())[:200]
             raise UserError(f"{public_url(url)} cannot be read by ONNX Runtime: {words}") from error
-        self.facts: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        self.facts: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         """What the file says of itself, as ``glefld.export.facts``."""
         if CARD not in self.facts:
             raise UserError(f"{public_url(url)} was not made by glefld export: it has no {CARD}")
-        card = json.loads(self.facts[CARD])
-        self.landmark_set: LandmarkSet = Labels.from_json(card["labels"]).landmark_set
-        self.input_size: int = card["input_size"]
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.input_size = int(self.facts["input_size"])
+        self._outputs = [output.name for output in self.session.get_outputs()]
 
     @property
     def card(self) -> "ModelCard":
@@ -91,10 +85,28 @@ class OnnxPredictor:
         """The model's name in the predictions: the file's URL and the hash of the checkpoint it was made from."""
         return f"{public_url(self.url)}@{self.facts['checkpoint']}"
 
-    @property
-    def mirror(self) -> bool:
-        """Whether answers are averaged with those for the mirror images."""
-        return bool(json.loads(self.facts["mirror"]))
+    def run(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the outputs by name."""
+        return dict(zip(self._outputs, self.session.run(None, inputs), strict=True))
+
+
+class OnnxPredictor(OnnxModel):
+    """Runs an exported landmark model: crops in, predictions out."""
+
+    def __init__(self, url: str, batch_size: int = BATCH_SIZE, threads: int | None = None) -> None:
+        """Load the file at ``url``.
+
+        batch_size: garments of one photo at a time. threads: each takes a photo, decodes it and runs the model; by
+        default one for each CPU.
+        UserError if it is no landmark model of ``glefld export``, or onnxruntime is missing.
+        """
+        super().__init__(url, threads)
+        if "landmarks" not in self.facts:
+            raise UserError(f"{public_url(url)} is a detector: give a landmark model")
+        self.batch_size = batch_size
+        self.landmark_set = Labels.from_json(json.loads(self.facts[CARD])["labels"]).landmark_set
+        self.mirror: bool = json.loads(self.facts["mirror"])
+        """Whether answers are averaged with those for the mirror image."""
 
     def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad]:
         """Yield one prediction per crop, in order. What is bad in place of a crop is passed through.
@@ -114,9 +126,7 @@ class OnnxPredictor:
             return [bad] * len(group)
         corners = np.array([crop.box for crop in group]).reshape(-1, 2, 2)
         boxes = transform(corners, to_pixels).reshape(-1, 4).astype(np.float32)
-        found = dict(
-            zip(self._outputs, self._session.run(None, {"photo": pixels, "boxes": boxes}), strict=True)
-        )
+        found = self.run(photo=pixels, boxes=boxes)
         found["landmarks"] = transform(found["landmarks"].astype(np.float64), invert(to_pixels)).astype(
             np.float32
         )
@@ -140,6 +150,58 @@ class OnnxPredictor:
         if lost := int((~np.isfinite(row["scores"][has])).sum()):
             return BadAnswer("not_finite", f"{lost} of {has.sum()} heatmaps, so the model has diverged")
         return Prediction(crop.box, row["landmarks"], row["scores"], row.get("visibility"), name, sure)
+
+
+class OnnxDetector(OnnxModel):
+    """Runs an exported detector: photos in, boxes out."""
+
+    def __init__(
+        self,
+        url: str,
+        threads: int | None = None,
+        most: int = MOST_GARMENTS,
+        least_score: float | None = None,
+    ) -> None:
+        """Load the file at ``url``; threads: as of ``OnnxPredictor``.
+
+        most: so many boxes of a photo at most. least_score: of each; by default the file's own.
+        UserError if it is no detector of ``glefld export``, it does not put out so many boxes or such low scores, or
+        onnxruntime is missing.
+        """
+        super().__init__(url, threads)
+        if "least_score" not in self.facts:
+            raise UserError(f"{public_url(url)} is no detector: give an exported one")
+        own = float(self.facts["least_score"])
+        self.most, self.least_score = most, own if least_score is None else least_score
+        require_between("most_garments of an exported detector", most, 1, int(self.facts["most_garments"]))
+        require_between("least_score of this exported detector", self.least_score, own, 1)
+
+    def detect(self, photos: Iterable[Crop | Bad]) -> Iterator[Detected | Bad]:
+        """Yield the boxes of each photo, in order; there may be none. What is bad is passed through in its place.
+
+        photos: ``glefld.prediction.open_upright(data).whole(detector.input_size)``.
+        """
+        return in_threads(self._detected, photos, self.threads)
+
+    def _detected(self, crop: Crop | Bad) -> Detected | Bad:
+        if not isinstance(crop, Crop):
+            return crop
+        try:
+            pixels, to_pixels = upright_pixels([crop])
+        except BadPhoto as bad:
+            return bad
+        found = self.run(photo=pixels)
+        if not np.isfinite(found["scores"]).all():
+            return BadAnswer("not_finite", "the boxes, so the model has diverged")
+        good = np.flatnonzero(found["scores"] >= self.least_score)[: self.most]
+        corners = transform(found["boxes"][good].astype(np.float64).reshape(-1, 2, 2), invert(to_pixels))
+        low, high = np.array(crop.photo.bounds).reshape(2, 2)
+        boxes = corners.clip(low, high).reshape(-1, 4).astype(np.float32)
+        return Detected(crop.photo, boxes, found["scores"][good])
+
+    def nothing(self) -> NoGarment:
+        """Return what is to be said of a photo without boxes."""
+        return no_garment(self.least_score)
 
 
 def cpus() -> int:

@@ -119,6 +119,16 @@ class Runner(abc.ABC, Generic[Answer]):
         device_id = (device.index or 0) if device.type == "cuda" else None
         self.pipeline = InputPipeline(card.input_size, model.normalisation, batch_size, device_id, threads)
 
+    @property
+    def input_size(self) -> int:
+        """S, which crops are made for."""
+        return self.card.input_size
+
+    @property
+    def threads(self) -> int:
+        """The number of threads that decode."""
+        return self.pipeline.threads
+
     def answers(self, crops: Iterable[Crop | Bad]) -> Iterator[Answer | Bad]:
         """Yield one answer per crop, in order. What is bad in place of a crop is passed through.
 
@@ -168,16 +178,6 @@ class Predictor(Runner[Prediction]):
     def landmark_set(self) -> LandmarkSet:
         """The landmarks that it answers, and the garment types."""
         return self.card.labels.landmark_set
-
-    @property
-    def input_size(self) -> int:
-        """S, which crops are made for."""
-        return self.card.input_size
-
-    @property
-    def threads(self) -> int:
-        """The number of threads that decode."""
-        return self.pipeline.threads
 
     def predict(self, crops: Iterable[Crop | Bad]) -> Iterator[Prediction | Bad]:
         """Yield one prediction per crop, as ``answers`` does."""

@@ -124,6 +124,11 @@ class Detected(NamedTuple):
     score: np.ndarray  # [n] float32, the probability that it is an annotated garment's, as on the val split
 
 
+def no_garment(least_score: float) -> NoGarment:
+    """Return what is to be said of a photo in which a detector finds no box of this score."""
+    return NoGarment("no_garment", f"no box has a score of {least_score:.3f} or more")
+
+
 def prepare(
     data: bytes,
     size: int,

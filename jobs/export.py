@@ -1,4 +1,4 @@
-"""Export a landmark model as one file for other programs: a photo's pixels and boxes in, landmarks in the photo out."""
+"""Export a model as one file for other programs: a photo's pixels and boxes in, landmarks in the photo out."""
 
 import dataclasses
 from pathlib import Path
@@ -48,7 +48,7 @@ def run(options: Options) -> None:
     for key in ("model", "checkpoint", "training_data", "input_size", "licence"):
         console.print(f"{key:14} {done.facts[key]}", soft_wrap=True, highlight=False)
     console.print(
-        f"{'checked':14} landmarks differ from PyTorch's by at most {done.difference:.2g} pixels",
+        f"{'checked':14} differs from PyTorch by at most {done.difference:.2g} pixels",
         soft_wrap=True,
         highlight=False,
     )
