@@ -150,9 +150,10 @@ def write_onnx(
     path: Path,
 ) -> None:
     """Write the program as ONNX in one file, with what it says of itself."""
-    solvable = program.run_decompositions({torch.ops.aten._linalg_solve_ex.default: _solve_ex})
+    if any(node.target == torch.ops.aten.linalg_solve.default for node in program.graph.nodes):
+        program = program.run_decompositions({torch.ops.aten._linalg_solve_ex.default: _solve_ex})
     onnx = torch.onnx.export(
-        solvable,
+        program,
         input_names=inputs,
         output_names=outputs,
         opset_version=OPSET,

@@ -173,12 +173,14 @@ def along(low: Tensor, high: Tensor, count: int, size: int) -> tuple[Tensor, Ten
     number = torch.arange(size, dtype=torch.float64)
     place = (low[:, None] + (number + 0.5) * scale[:, None]) / step - 0.5  # [n, S], in the shrunk photo
     shrunk = place[:, :1].floor() + torch.arange(size + EDGE, dtype=torch.float64)  # [n, S + EDGE]
-    # Its weights have 15 bits, and most of them the picture's first pixel, whose filter the edge cuts.
-    largest = triangle(torch.zeros_like(step), step, count).amax(dim=-1, keepdim=True)
-    unit = 2 ** ((MOST_WEIGHT / largest).log2().ceil() - 1).clamp(max=MOST_BITS)
-    shrink = (triangle(shrunk, step, count) * unit + 0.5).floor() / unit
-    blend = (1 - (place[:, :, None] - shrunk[:, None]).abs()).clamp(min=0)
     inside = (shrunk >= 0) & (shrunk < kept[:, None])
+    # Its weights have 15 bits, the largest one of the whole photo. Where it is not here it is at the edge, which cuts
+    # the filter.
+    some = torch.cat([torch.zeros_like(step), shrunk.clamp(min=0).minimum(kept[:, None] - 1)], dim=1)
+    weight = triangle(some, step, count)
+    unit = 2 ** ((MOST_WEIGHT / weight.amax(dim=(1, 2), keepdim=True)).log2().ceil() - 1).clamp(max=MOST_BITS)
+    shrink = (weight[:, 1:] * unit + 0.5).floor() / unit
+    blend = (1 - (place[:, :, None] - shrunk[:, None]).abs()).clamp(min=0)
     return shrink.float(), torch.where(inside[:, None], blend, 0).float()
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from glefld.detect import Detector
 from glefld.errors import BadAnswer, BadPhoto, UserError
 from glefld.export import export
 from glefld.landmarks import Result
-from glefld.models import MODELS, checkpoint
+from glefld.models import MODELS, checkpoint, distribution
 from glefld.models.graph import crops
 from glefld.onnx_model import OnnxDetector, OnnxPredictor
 from glefld.prediction import Detected, open_pixels
@@ -44,8 +45,16 @@ def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_steps() -> Iterator[None]:
+    """The decoding's steps are unrolled, and thirty of them take PyTorch a minute to export."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distribution, "STEPS", 3)
+        yield
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(few_steps: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dots' network and a model that tells types and visibility, each as a checkpoint and as ONNX."""
     root = tmp_path_factory.mktemp("export")
     dots.write_checkpoint(str(root / "dots"))
