@@ -109,6 +109,7 @@ def facts(url: str, model: Model, card: ModelCard, mirror: bool) -> dict[str, st
         "checkpoint": checkpoint_hash(url),
         "input_size": str(card.input_size),
         "training_data": f"{card.dataset} {card.data_hash}".strip(),
+        "first_weights": card.weights,
         "licence": f"the graph: Apache-2.0; the weights: the terms of {card.dataset}, which they were trained on",
         CARD: json.dumps(dataclasses.asdict(card)),
     }
