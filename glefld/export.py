@@ -24,6 +24,7 @@ from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.fcos import FCOS
 from glefld.models.graph import DetectorGraph, LandmarkGraph
+from glefld.models.sanl import SANL
 from glefld.models.system import Model
 from glefld.onnx_model import CARD, PACKAGES, require_package
 from glefld.predict import checkpoint_hash, require_landmarks
@@ -93,10 +94,10 @@ def graph_of(url: str, model: Model, card: ModelCard, mirror: bool) -> LandmarkG
             raise UserError(f"{url} was saved before its first epoch ended: give a later checkpoint")
         return DetectorGraph(model, card.input_size, model.least_score, MOST_GARMENTS)
     require_landmarks(url, card)
-    if getattr(model, "guide", None) is not None:
+    if isinstance(model, SANL) and model.guide is not None:
         raise UserError(
-            f"{card.model} with --model.attention {card.config['attention']} cannot be exported: its attention is a "
-            "gradient (Grad-CAM), which exported graphs do not compute. Train with --model.attention nonlocal or none"
+            f"sanl with --model.attention {model.attention} cannot be exported: its attention is a gradient (Grad-CAM), "
+            "which exported graphs do not compute. Train with --model.attention nonlocal or none"
         )
     return LandmarkGraph(model, card.input_size, mirror)
 

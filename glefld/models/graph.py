@@ -93,7 +93,7 @@ class LandmarkGraph(Graph):
         if output.garment_type is not None:
             sure, type_ = output.garment_type.softmax(dim=-1).max(dim=-1)
         elif len(self.lacks) == 1:  # a set of one type needs no answer of the model
-            sure, type_ = torch.ones(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)
+            sure, type_ = torch.ones_like(boxes[:, 0]), torch.zeros_like(boxes[:, 0], dtype=torch.int64)
         else:
             return found
         lacks = self.lacks[type_]  # [n, K]

@@ -33,7 +33,11 @@ ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT = 240, 160
 BOXES = [(0, 0, WIDTH, HEIGHT), (30.5, 10.25, 199.75, 150), (-20, 60, 90, 400), (100, 70, 130, 95)]
 #: A case for each system that finds landmarks. SANL's guide is a gradient, so without it.
-SYSTEMS = [case for case in EACH_SYSTEM if MODELS[CASES[case][0]].task == "landmarks" and case != "sanl"]
+SYSTEMS = [
+    "sanl-nonlocal" if case == "sanl" else case
+    for case in EACH_SYSTEM
+    if MODELS[CASES[case][0]].task == "landmarks"
+]
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
