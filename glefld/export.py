@@ -96,7 +96,7 @@ def graph_of(url: str, model: Model, card: ModelCard, mirror: bool) -> LandmarkG
     require_landmarks(url, card)
     if isinstance(model, SANL) and model.guide is not None:
         raise UserError(
-            f"sanl with --model.attention {model.attention} cannot be exported: its attention is a gradient (Grad-CAM), "
+            f"sanl with --model.attention {model.attention} cannot be exported: its attention is a gradient, Grad-CAM, "
             "which exported graphs do not compute. Train with --model.attention nonlocal or none"
         )
     return LandmarkGraph(model, card.input_size, mirror)
