@@ -118,7 +118,7 @@ class Result:
         """Return the upright photo in RGB, read again from where it was given; BadPhoto if that is not possible."""
         if isinstance(self.photo, Image.Image):
             return upright_rgb(self.photo)
-        if _is_pixels(self.photo):
+        if not isinstance(self.photo, str | os.PathLike | bytes):
             return Image.fromarray(_pixels(self.photo))
         with open_photo(_read(self.photo)) as image:
             return upright_rgb(image)
@@ -543,7 +543,7 @@ def _open(request: Request) -> tuple[Request, Photo | BadPhoto]:
         if isinstance(photo, Image.Image):
             with _PILLOW:
                 return request, open_pixels(np.asarray(upright_rgb(photo)))
-        if _is_pixels(photo):
+        if not isinstance(photo, str | os.PathLike | bytes):
             return request, open_pixels(_pixels(photo))
         return request, open_upright(_read(photo))
     except BadPhoto as bad:

@@ -170,9 +170,10 @@ def along(low: Tensor, high: Tensor, count: int, size: int) -> tuple[Tensor, Ten
     scale = (high - low) / size  # photo's pixels per pixel of the input
     kept = (count / scale.clamp(min=1)).round().clamp(min=1)  # pixels of the whole photo when shrunk
     step = (count / kept)[:, None]  # photo's pixels per pixel of the shrunk one
-    number = torch.arange(size, dtype=torch.float64)
-    place = (low[:, None] + (number + 0.5) * scale[:, None]) / step - 0.5  # [n, S], in the shrunk photo
-    shrunk = place[:, :1].floor() + torch.arange(size + EDGE, dtype=torch.float64)  # [n, S + EDGE]
+    first, stride = (low + 0.5 * scale)[:, None] / step - 0.5, scale[:, None] / step
+    # [n, S], in pixels of the shrunk photo and, as OpenCV computes it, with 24 bits
+    place = first.float() + stride.float() * torch.arange(size, dtype=torch.float32)
+    shrunk = place[:, :1].double().floor() + torch.arange(size + EDGE, dtype=torch.float64)  # [n, S + EDGE]
     inside = (shrunk >= 0) & (shrunk < kept[:, None])
     # Its weights have 15 bits, the largest one of the whole photo. Where it is not here it is at the edge, which cuts
     # the filter.
@@ -180,8 +181,8 @@ def along(low: Tensor, high: Tensor, count: int, size: int) -> tuple[Tensor, Ten
     weight = triangle(some, step, count)
     unit = 2 ** ((MOST_WEIGHT / weight.amax(dim=(1, 2), keepdim=True)).log2().ceil() - 1).clamp(max=MOST_BITS)
     shrink = (weight[:, 1:] * unit + 0.5).floor() / unit
-    blend = (1 - (place[:, :, None] - shrunk[:, None]).abs()).clamp(min=0)
-    return shrink.float(), torch.where(inside[:, None], blend, 0).float()
+    blend = (1 - (place[:, :, None] - shrunk[:, None].float()).abs()).clamp(min=0)
+    return shrink.float(), torch.where(inside[:, None], blend, 0)
 
 
 def triangle(number: Tensor, step: Tensor, count: int) -> Tensor:
