@@ -74,7 +74,7 @@ $(UV): uv.txt
 
 lock: $(UV)  ## renew requirements.txt from pyproject.toml
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--group dev pyproject.toml --output-file requirements.txt
+		--group dev --extra export pyproject.toml --output-file requirements.txt
 
 clean:
 	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache

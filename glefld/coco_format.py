@@ -4,11 +4,13 @@ A garment type is a category with the landmarks that it has, and a last one, ``g
 type. Coordinates are continuous, as ``info`` says, so that ``datasets.coco`` reads them back as they were.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
+from glefld.errors import BadInput
+from glefld.prediction import Prediction
 from glefld.schema import GarmentType, LandmarkSet, Visibility
 
 #: Keys of ``info`` in files of our own, and the values of the last one.
@@ -83,4 +85,64 @@ def annotation(
         "area": round((x2 - x1) * (y2 - y1) if area is None else area, DIGITS),
         "num_keypoints": int((v > 0).sum()),
         "keypoints": keypoints,
+    }
+
+
+class Answered(Protocol):
+    """A photo and what a model says of it, as ``glefld.landmarks.Result``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> tuple[int, int] | None: ...
+    @property
+    def garments(self) -> Sequence[Prediction]: ...
+    @property
+    def errors(self) -> Sequence[BadInput]: ...
+
+
+def to_coco(results: Iterable[Answered], landmark_set: LandmarkSet) -> dict[str, Any]:
+    """Return the garments of photos as COCO keypoints, which pycocotools loads as it does ground truth.
+
+    Each garment type is a category with the landmarks that it has; of models that do not tell the type, and only then,
+    there is a category ``garment`` with all of them. v is 2 for visible landmarks, 1 for occluded and 0 for absent
+    ones, which are at (0, 0). Besides COCO's fields, an annotation has a ``score``, the mean of its landmarks',
+    ``keypoint_scores``, and the ``box_score`` of a detected box. Coordinates are continuous, not pixels' numbers.
+    ``info`` lists the errors, with their photos; one that cannot be read is no image.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    errors: list[dict[str, str]] = []
+    for result in results:
+        errors += [{"photo": result.name, "error": str(error)} for error in result.errors]
+        if result.size is None:
+            continue
+        width, height = result.size
+        images.append({"id": len(images) + 1, "file_name": result.name, "width": width, "height": height})
+        for garment in result.garments:
+            numbers = {"id": len(annotations) + 1, "image_id": len(images)}
+            annotations.append(numbers | _predicted(garment, landmark_set))
+    last = types(landmark_set)[-1].code
+    untyped = any(found["category_id"] == last for found in annotations)
+    return {
+        "info": info("predictions of glefld", landmark_set) | {"errors": errors},
+        "images": images,
+        "annotations": annotations,
+        "categories": categories(landmark_set, untyped),
+    }
+
+
+def _predicted(garment: Prediction, landmark_set: LandmarkSet) -> dict[str, Any]:
+    *known, untyped = types(landmark_set)
+    own = next((type_ for type_ in known if type_.name == garment.garment_type), untyped)
+    seen = garment.visibility if garment.visibility is not None else np.zeros(len(landmark_set), np.int8)
+    visibility = np.where(np.isnan(garment.score), Visibility.ABSENT, seen)
+    found = annotation(own, garment.box, garment.landmarks, visibility)
+    here = np.array(found["keypoints"][2::3]) > 0
+    score = garment.score[list(own.landmarks)]
+    return {
+        **found,
+        "score": round(float(score[here].mean()), DIGITS) if here.any() else 0.0,
+        "keypoint_scores": [round(value, DIGITS) for value in np.where(here, score, 0).tolist()],
+        **({"box_score": round(garment.box_score, DIGITS)} if garment.box_score is not None else {}),
     }

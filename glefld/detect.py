@@ -5,9 +5,7 @@ Letters in shapes: n boxes of a photo, S the square input's size.
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,28 +13,14 @@ from glefld import storage
 from glefld.errors import BadAnswer, NoGarment, UserError, require_between
 from glefld.models import MODELS, checkpoint
 from glefld.models.checkpoint import ModelCard
-from glefld.predict import BATCH_SIZE, PRECISION, Bad, Crop, Photo, Runner, rounded, run_model
+from glefld.predict import Runner, run_model
+from glefld.prediction import BATCH_SIZE, PRECISION, Bad, Crop, Detected, no_garment
 from glefld.recipe import Precision
 from glefld.redaction import public_url
 from glefld.schema import MOST_GARMENTS
 
 #: Environment variable: the detector of those who name none.
 DETECTOR = "GLEFLD_DETECTOR"
-
-
-class Detected(NamedTuple):
-    """The garments found in one photo, best first."""
-
-    photo: Photo
-    boxes: np.ndarray  # [n, 4] float32 x1 y1 x2 y2, upright photo's pixels
-    score: np.ndarray  # [n] float32, the probability that it is an annotated garment's, as on the val split
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return the boxes and their scores as JSON-serialisable values."""
-        return [
-            {"box": [rounded(value) for value in box], "box_score": rounded(score)}
-            for box, score in zip(self.boxes.tolist(), self.score.tolist(), strict=True)
-        ]
 
 
 def default_detector(root: str) -> tuple[str, str]:
@@ -88,7 +72,7 @@ class Detector(Runner[Detected]):
     def detect(self, photos: Iterable[Crop | Bad]) -> Iterator[Detected | Bad]:
         """Yield the boxes of each photo, in order; there may be none. What is bad is passed through in its place.
 
-        photos: ``glefld.predict.open_upright(data).whole(detector.card.input_size)``; read as by ``answers``.
+        photos: ``glefld.prediction.open_upright(data).whole(detector.card.input_size)``; read as by ``answers``.
         """
         return self.answers(photos)
 
@@ -109,4 +93,4 @@ class Detector(Runner[Detected]):
 
     def nothing(self) -> NoGarment:
         """Return what is to be said of a photo without boxes."""
-        return NoGarment("no_garment", f"no box has a score of {self.least_score:.3f} or more")
+        return no_garment(self.least_score)

@@ -12,32 +12,30 @@ applied), continuous: pixel i covers [i, i + 1).
 import dataclasses
 import itertools
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Self, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeGuard, Union, cast, overload
 
 import numpy as np
-import torch
 from botocore.exceptions import BotoCoreError, ClientError
 from PIL import Image
-from torch import Tensor
 
-from glefld import coco_format, storage
+from glefld import storage
+from glefld.coco_format import to_coco
 from glefld.data.photos import open_photo, upright_rgb
 from glefld.data.prefetch import in_threads
-from glefld.detect import Detected, Detector
 from glefld.errors import BadBox, BadInput, BadPhoto, NoGarment, UserError
-from glefld.models import checkpoint
-from glefld.models.checkpoint import ModelCard
-from glefld.predict import (
+from glefld.onnx_model import ENDING, OnnxDetector, OnnxPredictor, is_onnx
+from glefld.prediction import (
     BATCH_SIZE,
     PRECISION,
     Bad,
     Crop,
+    Detected,
     Photo,
     Prediction,
-    Predictor,
     open_pixels,
     open_upright,
 )
@@ -45,10 +43,18 @@ from glefld.recipe import Precision
 from glefld.redaction import public_url, redacted
 from glefld.schema import MOST_GARMENTS, LandmarkSet, Visibility
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from glefld.detect import Detector
+    from glefld.models.checkpoint import ModelCard
+    from glefld.predict import Predictor
+
 #: A photo: path or URL, a file's bytes, a picture of Pillow's, RGB pixels [H, W, 3] uint8, or [3, H, W] of PyTorch's.
-Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
+Source: TypeAlias = Union[str, os.PathLike[str], bytes, Image.Image, np.ndarray, "Tensor"]
 #: x1 y1 x2 y2 of one garment or of several; None takes the whole photo.
-Boxes: TypeAlias = Sequence[float] | Sequence[Sequence[float] | None] | np.ndarray | Tensor | None
+Boxes: TypeAlias = Union[Sequence[float], Sequence[Sequence[float] | None], np.ndarray, "Tensor", None]
 #: Environment variable: the checkpoint of those who name none.
 CHECKPOINT = "GLEFLD_CHECKPOINT"
 #: One thread at a time decodes what callers have opened: they may give a picture twice, and Pillow reads it when asked.
@@ -112,7 +118,7 @@ class Result:
         """Return the upright photo in RGB, read again from where it was given; BadPhoto if that is not possible."""
         if isinstance(self.photo, Image.Image):
             return upright_rgb(self.photo)
-        if isinstance(self.photo, np.ndarray | Tensor):
+        if not isinstance(self.photo, str | os.PathLike | bytes):
             return Image.fromarray(_pixels(self.photo))
         with open_photo(_read(self.photo)) as image:
             return upright_rgb(image)
@@ -188,11 +194,16 @@ class Result:
 class Landmarks:
     """A trained landmark model: photos in, ``Result`` out."""
 
-    def __init__(self, predictor: Predictor, checkpoint: str, detector: Detector | None = None) -> None:
-        """Use ``load``; this is for those who have a ``Predictor`` of the checkpoint at this URL."""
+    def __init__(
+        self,
+        predictor: "Predictor | OnnxPredictor",
+        checkpoint: str,
+        detector: "Detector | OnnxDetector | None" = None,
+    ) -> None:
+        """Use ``load``; this is for those who have a predictor of the checkpoint or exported file at this URL."""
         self.predictor = predictor
         self.checkpoint = checkpoint
-        """URL of the checkpoint."""
+        """URL of the checkpoint, or of the exported file."""
         self.detector = detector
         """Finds the garments of photos that are given without boxes; None takes these whole."""
 
@@ -202,7 +213,7 @@ class Landmarks:
         checkpoint: str | os.PathLike[str] | None = None,
         *,
         root: str | None = None,
-        device: str | torch.device = "auto",
+        device: "str | torch.device" = "auto",
         batch_size: int = BATCH_SIZE,
         threads: int | None = None,
         precision: Precision = PRECISION,
@@ -213,37 +224,38 @@ class Landmarks:
     ) -> Self:
         """Load a model.
 
-        checkpoint: a run's folder (its best checkpoint) or a checkpoint's, path or URL, or a model in MLflow
-        (``models:/NAME@ALIAS``, ``runs:/ID``), for which alone MLflow is imported. Default: $GLEFLD_CHECKPOINT, else
-        the newest run below the root. root: the folder of runs and of copies of MLflow's models. Default: $GLEFLD_ROOT,
-        else ./glefld-data. device: ``auto`` (a GPU if there is one), ``cpu``, ``gpu`` or one of PyTorch's. batch_size:
+        checkpoint: a run's folder (its best checkpoint) or a checkpoint's, path or URL; or a model in MLflow
+        (``models:/NAME@ALIAS``, ``runs:/ID``), for which alone MLflow is imported; or a file of ``glefld export``, for
+        which not even PyTorch is imported, and which runs on the CPU. Default: $GLEFLD_CHECKPOINT, else the newest run
+        below the root. root: the folder of runs and of copies of MLflow's models. Default: $GLEFLD_ROOT, else
+        ./glefld-data. device: ``auto`` (a GPU if there is one), ``cpu``, ``gpu`` or one of PyTorch's. batch_size:
         garments at a time. threads: that decode; by default as many as PyTorch computes with. precision: of the forward
         pass. mirror: average with the answers for mirror images, a little better at twice the time. detector: a run or
         checkpoint of a detector, named as ``checkpoint`` is, which finds the garments of photos that are given without
         boxes, at most so many of at least this score (by default what its training has chosen); None takes photos
         whole.
-        UserError if there is no such checkpoint, it is not a landmark model's or there is no such device.
+        UserError if there is no such checkpoint, it is not a landmark model's, there is no such device, or an exported
+        file cannot do what an option asks for.
         """
         place = storage.absolute(root or os.environ.get("GLEFLD_ROOT") or "./glefld-data")
         given = os.fspath(checkpoint) if checkpoint is not None else default_checkpoint(place)[0]
-        chosen = choose_device(device)
         url = find_checkpoint(given, place)
-        threads = threads or torch.get_num_threads()
+        predictor = _load(url, device, batch_size, threads, precision, mirror)
         finder = None
         if detector is not None:
             found = find_checkpoint(os.fspath(detector), place)
-            finder = Detector(found, chosen, batch_size, threads, precision, most_garments, least_score)
-        return cls(Predictor(url, chosen, batch_size, threads, precision, mirror), url, finder)
+            finder = _load_detector(found, device, batch_size, threads, precision, most_garments, least_score)
+        return cls(predictor, url, finder)
 
     @property
-    def card(self) -> ModelCard:
+    def card(self) -> "ModelCard":
         """The checkpoint's card: labels, input size, recipe, and scores on the val split."""
         return self.predictor.card
 
     @property
     def landmark_set(self) -> LandmarkSet:
         """The landmarks' names, and the garment types with the landmarks that each has."""
-        return self.card.labels.landmark_set
+        return self.predictor.landmark_set
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -265,7 +277,7 @@ class Landmarks:
         A photo or box that cannot be used is an answer of its ``Result``, and raises nothing here. UserError for what
         is no photo at all, such as pixels of another shape or type, before anything is predicted.
         """
-        if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor):
+        if isinstance(images, str | os.PathLike | bytes | Image.Image) or _is_pixels(images):
             (result,) = self.stream([_request(images, cast(Boxes, boxes), 0)])
             return result
         photos = list(images)
@@ -280,7 +292,7 @@ class Landmarks:
 
     def stream(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Yield the result of each photo, in order and in constant memory; threads read and open photos ahead."""
-        size, threads = self.card.input_size, self.predictor.pipeline.threads
+        size, threads = self.predictor.input_size, self.predictor.threads
         asked: deque[_Asked] = deque()
 
         def crops() -> Iterator[Crop | Bad]:
@@ -317,7 +329,7 @@ class Landmarks:
         if self.detector is None:
             yield from ((*pair, None) for pair in opened)
             return
-        size = self.detector.card.input_size
+        size = self.detector.input_size
         waiting: deque[tuple[Request, Photo | BadPhoto]] = deque()
 
         def wholes() -> Iterator[Crop | Bad]:
@@ -359,6 +371,8 @@ def default_checkpoint(root: str) -> tuple[str, str]:
     """Return the checkpoint of those who name none, and why it is that one, in words; UserError if there is none."""
     if named := os.environ.get(CHECKPOINT):
         return named, f"${CHECKPOINT}"
+    from glefld.models import checkpoint  # with PyTorch
+
     if (run := checkpoint.newest_run(root)) is not None:
         return run, "the newest run"
     raise UserError(
@@ -370,7 +384,7 @@ def default_checkpoint(root: str) -> tuple[str, str]:
 def find_checkpoint(given: str, root: str) -> str:
     """Return the URL of a checkpoint: of a run its best one, of a model in MLflow a copy below the root.
 
-    UserError if there is none, or its place cannot be accessed.
+    An exported file is one too. UserError if there is none, or its place cannot be accessed.
     """
     if given.startswith(("models:/", "runs:/")):
         from glefld import tracking  # with MLflow, which takes seconds to import
@@ -380,6 +394,12 @@ def find_checkpoint(given: str, root: str) -> str:
         return tracking.fetch(given, uri, storage.join(root, "models"))
     url = storage.absolute(given)
     storage.require_access(url)
+    if is_onnx(url):
+        if not storage.is_file(url):
+            raise UserError(f"{public_url(url)}: there is no such file")
+        return url
+    from glefld.models import checkpoint  # with PyTorch
+
     return checkpoint.resolve(url)
 
 
@@ -389,65 +409,67 @@ def present(garment: Prediction) -> np.ndarray:
     return known if garment.visibility is None else known & (garment.visibility <= Visibility.OCCLUDED)
 
 
-def to_coco(results: Iterable[Result], landmark_set: LandmarkSet) -> dict[str, Any]:
-    """Return the garments of photos as COCO keypoints, which pycocotools loads as it does ground truth.
-
-    Each garment type is a category with the landmarks that it has; of models that do not tell the type, and only then,
-    there is a category ``garment`` with all of them. v is 2 for visible landmarks, 1 for occluded and 0 for absent
-    ones, which are at (0, 0). Besides COCO's fields, an annotation has a ``score``, the mean of its landmarks',
-    ``keypoint_scores``, and the ``box_score`` of a detected box. Coordinates are continuous, not pixels' numbers.
-    ``info`` lists the errors, with their photos; one that cannot be read is no image.
-    """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    errors: list[dict[str, str]] = []
-    for result in results:
-        errors += [{"photo": result.name, "error": str(error)} for error in result.errors]
-        if result.size is None:
-            continue
-        width, height = result.size
-        images.append({"id": len(images) + 1, "file_name": result.name, "width": width, "height": height})
-        for garment in result.garments:
-            annotation = {"id": len(annotations) + 1, "image_id": len(images)}
-            annotations.append(annotation | _annotation(garment, landmark_set))
-    last = coco_format.types(landmark_set)[-1].code
-    untyped = any(annotation["category_id"] == last for annotation in annotations)
-    return {
-        "info": coco_format.info("predictions of glefld", landmark_set) | {"errors": errors},
-        "images": images,
-        "annotations": annotations,
-        "categories": coco_format.categories(landmark_set, untyped),
-    }
-
-
-def _annotation(garment: Prediction, landmark_set: LandmarkSet) -> dict[str, Any]:
-    *types, untyped = coco_format.types(landmark_set)
-    own = next((type_ for type_ in types if type_.name == garment.garment_type), untyped)
-    seen = garment.visibility if garment.visibility is not None else np.zeros(len(landmark_set), np.int8)
-    visibility = np.where(np.isnan(garment.score), Visibility.ABSENT, seen)
-    found = coco_format.annotation(own, garment.box, garment.landmarks, visibility)
-    here = np.array(found["keypoints"][2::3]) > 0
-    score = garment.score[list(own.landmarks)]
-    return {
-        **found,
-        "score": round(float(score[here].mean()), coco_format.DIGITS) if here.any() else 0.0,
-        "keypoint_scores": [round(value, coco_format.DIGITS) for value in np.where(here, score, 0).tolist()],
-        **(
-            {"box_score": round(garment.box_score, coco_format.DIGITS)}
-            if garment.box_score is not None
-            else {}
-        ),
-    }
-
-
 def _label(garment: Prediction) -> str:
     if garment.garment_type is None or garment.garment_type_score is None:
         return ""
     return f"{garment.garment_type} {garment.garment_type_score:.2f}"
 
 
-def choose_device(device: str | torch.device) -> torch.device:
+def _load(
+    url: str,
+    device: "str | torch.device",
+    batch_size: int,
+    threads: int | None,
+    precision: Precision,
+    mirror: bool,
+) -> "Predictor | OnnxPredictor":
+    if is_onnx(url):
+        _require_cpu(device, precision)
+        exported = OnnxPredictor(url, batch_size, threads)
+        if mirror and not exported.mirror:
+            raise UserError(f"mirror: {public_url(url)} was exported without it: glefld export --mirror")
+        return exported
+    import torch  # it takes seconds to import, and an exported model does without it
+
+    from glefld.predict import Predictor
+
+    return Predictor(
+        url, choose_device(device), batch_size, threads or torch.get_num_threads(), precision, mirror
+    )
+
+
+def _load_detector(
+    url: str,
+    device: "str | torch.device",
+    batch_size: int,
+    threads: int | None,
+    precision: Precision,
+    most_garments: int,
+    least_score: float | None,
+) -> "Detector | OnnxDetector":
+    if is_onnx(url):
+        _require_cpu(device, precision)
+        return OnnxDetector(url, threads, most_garments, least_score)
+    import torch  # as above
+
+    from glefld.detect import Detector
+
+    count = threads or torch.get_num_threads()
+    return Detector(url, choose_device(device), batch_size, count, precision, most_garments, least_score)
+
+
+def _require_cpu(device: "str | torch.device", precision: Precision) -> None:
+    """UserError for what exported files cannot do."""
+    if str(device) not in ("auto", "cpu"):
+        raise UserError(f"device {device}: {ENDING} files run on the CPU: load their checkpoint for a GPU")
+    if precision == "bf16":
+        raise UserError(f"precision bf16: {ENDING} files compute in fp32: load their checkpoint for bf16")
+
+
+def choose_device(device: "str | torch.device") -> "torch.device":
     """Return the device of this name: ``auto``, ``cpu``, ``gpu`` or one of PyTorch's; UserError if there is none."""
+    import torch
+
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -468,7 +490,7 @@ def _request(photo: Any, boxes: Boxes, number: int) -> Request:
         name = public_url(os.fspath(photo))
     else:
         name = f"photo {number + 1}"
-        if isinstance(photo, np.ndarray | Tensor):
+        if _is_pixels(photo):
             _require_pixels(photo)
         elif not isinstance(photo, bytes | Image.Image):
             raise UserError(
@@ -477,8 +499,8 @@ def _request(photo: Any, boxes: Boxes, number: int) -> Request:
             )
     if boxes is None:
         return Request(photo, name=name)
-    entries: list[Any] = boxes.tolist() if isinstance(boxes, np.ndarray | Tensor) else list(boxes)
-    entries = [box.tolist() if isinstance(box, Tensor) else box for box in entries]
+    entries: list[Any] = boxes.tolist() if _is_pixels(boxes) else list(boxes)
+    entries = [box.tolist() if _is_tensor(box) else box for box in entries]
     if _is_box(entries):
         entries = [entries]
     for box in entries:
@@ -494,12 +516,22 @@ def _is_box(value: Any) -> bool:
     return all(isinstance(corner, float | int | np.number) for corner in value)
 
 
-def _require_pixels(pixels: np.ndarray | Tensor) -> None:
+def _is_tensor(value: object) -> "TypeGuard[Tensor]":
+    """Whether it is a tensor. Who has made one has loaded PyTorch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _is_pixels(value: object) -> "TypeGuard[np.ndarray | Tensor]":
+    return isinstance(value, np.ndarray) or _is_tensor(value)
+
+
+def _require_pixels(pixels: "np.ndarray | Tensor") -> None:
     """UserError unless these are [H, W, 3] uint8 of NumPy's or [3, H, W] uint8 of PyTorch's, with a pixel at least."""
     numpys = isinstance(pixels, np.ndarray)
     shape, kind = (
         tuple(pixels.shape),
-        "uint8" if pixels.dtype in (np.uint8, torch.uint8) else str(pixels.dtype),
+        str(pixels.dtype).removeprefix("torch."),
     )
     channels = shape[-1 if numpys else 0] if len(shape) == 3 else None
     if channels != 3 or kind != "uint8" or 0 in shape:
@@ -511,7 +543,7 @@ def _require_pixels(pixels: np.ndarray | Tensor) -> None:
         )
 
 
-def _pixels(pixels: np.ndarray | Tensor) -> np.ndarray:
+def _pixels(pixels: "np.ndarray | Tensor") -> np.ndarray:
     """Return [H, W, 3] uint8."""
     return pixels if isinstance(pixels, np.ndarray) else pixels.permute(1, 2, 0).cpu().numpy()
 
@@ -522,7 +554,7 @@ def _open(request: Request) -> tuple[Request, Photo | BadPhoto]:
         if isinstance(photo, Image.Image):
             with _PILLOW:
                 return request, open_pixels(np.asarray(upright_rgb(photo)))
-        if isinstance(photo, np.ndarray | Tensor):
+        if not isinstance(photo, str | os.PathLike | bytes):
             return request, open_pixels(_pixels(photo))
         return request, open_upright(_read(photo))
     except BadPhoto as bad:

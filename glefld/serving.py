@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from glefld.detect import Detected, Detector
+from glefld.detect import Detector
 from glefld.errors import BadBox, BadInput, BadPhoto
 from glefld.landmarks import Landmarks, Request, choose_device
 from glefld.models import MODELS, checkpoint
-from glefld.predict import Bad, Crop, open_upright
+from glefld.prediction import Bad, Crop, Detected, open_upright
 
 #: A photo's file may have so many bytes, and be asked about so many boxes.
 MOST_BYTES = 32 << 20

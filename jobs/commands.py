@@ -32,6 +32,7 @@ COMMANDS = {
         Command("predict", USE, "landmarks of a few photos, at once", on_cluster=False),
         Command("infer", USE, "landmarks of up to millions of photos, to Parquet"),
         Command("evaluate", USE, "score a model on a split, beside published figures"),
+        Command("export", USE, "a model as one ONNX file, for other programs", on_cluster=False),
         Command("train", MAKE, "train a system, or a detector; --resume continues a run"),
         Command("compare", MAKE, "train several systems alike, for one table"),
         Command("synthesize", DATA, "render garments with exact annotations"),

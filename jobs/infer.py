@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from glefld import storage
 from glefld.errors import UserError, require_between
-from glefld.predict import BATCH_SIZE
+from glefld.prediction import BATCH_SIZE
 from glefld.redaction import public_url
 from jobs.cli import (
     Device,

@@ -56,14 +56,15 @@ class Options:
     from stdin."""
     checkpoint: str | None = None
     """Folder of a checkpoint, or of a run (its best one): path, URL or MLflow model (models:/NAME@ALIAS, runs:/ID).
-    Default: $GLEFLD_CHECKPOINT, else the newest run below --root."""
+    Or a file of export (.onnx), which answers without PyTorch. Default: $GLEFLD_CHECKPOINT, else the newest run below
+    --root."""
     boxes: str = WHOLE
     """whole: each photo is one garment. detect: a detector finds them. Or a CSV or Parquet file with one row per
     garment: uri (the photo as given, or its path within a given folder) and x1, y1, x2, y2 in pixels of the upright
     photo."""
     detector: str | None = None
-    """Detector for --boxes detect: checkpoint or run, path, URL or MLflow model. Default: $GLEFLD_DETECTOR, else the
-    newest run of a detector below --root."""
+    """Detector for --boxes detect: checkpoint or run, path, URL or MLflow model, or a file of export. Default:
+    $GLEFLD_DETECTOR, else the newest run of a detector below --root."""
     most_garments: int = MOST_GARMENTS
     """With --boxes detect: most garments of a photo, those with the best scores."""
     least_score: float | None = None
@@ -141,17 +142,22 @@ def meant(given: str, root: str) -> contextlib.AbstractContextManager[None]:
 
 def choose_detector(given: str | None, root: str) -> str:
     """Return the URL of the detector's checkpoint, and tell which it is if --detector does not."""
-    from glefld.detect import default_detector, require_detector
     from glefld.landmarks import find_checkpoint
-    from glefld.models import checkpoint
+    from glefld.onnx_model import is_onnx
 
     why = ""
     if given is None:
+        from glefld.detect import default_detector
+
         with naming(f"--boxes {DETECT}"):
             given, why = default_detector(root)
     with naming("--detector"), meant(given, root):
         url = find_checkpoint(given, root)
-        require_detector(url, checkpoint.read_card(url))
+        if not is_onnx(url):
+            from glefld.detect import require_detector
+            from glefld.models import checkpoint
+
+            require_detector(url, checkpoint.read_card(url))
     if why:
         print(f"detector {public_url(url)}, {why}", file=sys.stderr)
     return url
@@ -289,7 +295,7 @@ class Count:
 
 def above(result: "Result", least: float) -> "Result":
     """Return the result without the places of landmarks with a lower score."""
-    from glefld.predict import Prediction
+    from glefld.prediction import Prediction
 
     return dataclasses.replace(
         result,
@@ -352,7 +358,7 @@ def write_csv(results: Iterable["Result"], model: "Landmarks", file: IO[bytes]) 
 
 def write_coco(results: Iterable["Result"], model: "Landmarks", file: IO[bytes]) -> None:
     """Write one JSON object of images, annotations and categories."""
-    from glefld.landmarks import to_coco
+    from glefld.coco_format import to_coco
 
     file.write(json.dumps(to_coco(results, model.landmark_set), ensure_ascii=False).encode() + b"\n")
 
@@ -362,9 +368,9 @@ def write_parquet(results: Iterable["Result"], model: "Landmarks", file: IO[byte
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from glefld.predict import answer_columns, model_name, prediction_schema
+    from glefld.prediction import answer_columns, prediction_schema
 
-    name, schema = model_name(model.checkpoint), prediction_schema(model.landmark_set)
+    name, schema = model.predictor.name, prediction_schema(model.landmark_set)
 
     def rows() -> Iterator[dict[str, Any]]:
         for result in results:

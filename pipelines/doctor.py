@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from glefld import storage, tracking
 from glefld.data.dataset import open_dataset, read_manifest
 from glefld.errors import UserError
+from glefld.onnx_model import PACKAGES
 from glefld.redaction import public_url, redacted
 
 Status = Literal["ok", "warning", "problem"]
@@ -61,6 +62,7 @@ def examine(root: str, named: str, on_cluster: bool) -> Iterator[Finding]:
         "PyTorch": pytorch,
         "GPU": gpu,
         "DALI": dali,
+        "export": exporting,
         "Ray": lambda: ray_version(on_cluster),
         "MLflow": lambda: mlflow(root, on_cluster),
         "weights": weights,
@@ -193,6 +195,16 @@ def dali() -> Finding:
 
     use = "decodes on GPUs" if torch.cuda.is_available() else "not used without a GPU"
     return Finding("ok", "DALI", f"{importlib.import_module('nvidia.dali').__version__}, {use}")
+
+
+def exporting() -> Finding:
+    """The packages that exported models need, which are an extra."""
+    try:
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    except importlib.metadata.PackageNotFoundError as error:
+        text = f"not possible, {error.name} is not installed: pip install 'glefld[export]'"
+        return Finding("ok", "export", text)
+    return Finding("ok", "export", ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
 def ray_version(on_cluster: bool) -> Finding:

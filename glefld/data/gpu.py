@@ -17,7 +17,8 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from glefld.data.augmentation import compose
-from glefld.data.host import Loaded, decode
+from glefld.data.decoding import decode
+from glefld.data.host import Loaded
 from glefld.data.photos import is_decodable_jpeg
 from glefld.data.picture import Normalisation, Picture
 from glefld.errors import BadPhoto

@@ -5,13 +5,12 @@ shrinks, OpenCV warps; all of them release the GIL. S is the square input's size
 """
 
 import math
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glefld.data.photos import decode_any, decode_jpeg
+from glefld.data.decoding import SCRATCH, decode
 from glefld.data.picture import PLAIN_COLOUR, Normalisation, Picture
 from glefld.errors import BadPhoto
 
@@ -27,11 +26,6 @@ Item = TypeVar("Item")
 
 #: Batches that are being decoded beyond the one that is waited for.
 AHEAD = 1
-#: A JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves this many times the pixels needed along each side. What the
-#: reduced decoding blurs differently is then mostly removed by the antialiasing that follows.
-REDUCED_OVERSAMPLING = 2
-#: The shortest side that a reduced picture may have.
-MIN_REDUCED = 64
 #: NTSC's luma and chroma: the space in which DALI's ``color_twist`` turns the hue and scales the saturation.
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
 YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
@@ -106,28 +100,6 @@ class Buffers:
         return array
 
 
-class Scratch(threading.local):
-    """Each thread's own memory for steps in between, for the same reason."""
-
-    #: Larger pictures get memory of their own, so that a huge one does not stay.
-    most = 16 << 20
-
-    def __init__(self) -> None:
-        self._held: dict[str, np.ndarray] = {}
-
-    def get(self, name: str, *shape: int) -> np.ndarray:
-        """Return a uint8 array of this shape with any content, valid until the name is asked for again."""
-        count = math.prod(shape)
-        if count > self.most:
-            return np.empty(shape, np.uint8)
-        if name not in self._held or self._held[name].size < count:
-            self._held[name] = np.empty(count, np.uint8)
-        return self._held[name][:count].reshape(shape)
-
-
-SCRATCH = Scratch()
-
-
 def render_or_tell(picture: Picture, normalisation: Normalisation, out: np.ndarray) -> BadPhoto | None:
     """Like ``render``, but returns a BadPhoto."""
     try:
@@ -181,30 +153,6 @@ def paint(picture: Picture, size: int, fill: int) -> np.ndarray:
     if picture.colour != PLAIN_COLOUR:
         cv2.transform(canvas, colour_matrix(*picture.colour), dst=canvas)
     return canvas
-
-
-def decode(
-    picture: Picture, shrink: tuple[float, float] = (1, 1), scratch: Scratch | None = None
-) -> tuple[np.ndarray, int]:
-    """Return a picture's pixels, [H, W, 3] uint8 RGB, and the factor by which they are reduced: 1, 2, 4 or 8.
-
-    shrink: the share of the width and of the height that is needed. scratch: where to decode a JPEG to.
-    BadPhoto if the picture cannot be decoded.
-    """
-    data = picture.encoded
-    if data.ndim == 3:
-        return data, 1
-    most = min(1 / max(shrink) / REDUCED_OVERSAMPLING, min(picture.width, picture.height) / MIN_REDUCED)
-    reduced = next((factor for factor in (8, 4, 2) if factor <= most), 1)
-    width, height = -(-picture.width // reduced), -(-picture.height // reduced)
-    options: dict[str, Any] = {"min_width": width, "min_height": height} if reduced > 1 else {}
-    if scratch is not None:
-        options["buffer"] = scratch.get("decoded", height * width * 3)
-    pixels = decode_jpeg(data, "RGB", damaged=picture.decoding == "lenient", **options)
-    if pixels is not None:
-        return pixels, reduced
-    # Pillow supports more kinds of JPEG and has the last word.
-    return np.array(decode_any(data.tobytes())), 1
 
 
 def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:

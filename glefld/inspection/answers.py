@@ -12,7 +12,8 @@ import torch
 
 from glefld.errors import UserError
 from glefld.models import checkpoint
-from glefld.predict import Crop, Prediction, Predictor, prepare, require_landmarks
+from glefld.predict import Predictor, require_landmarks
+from glefld.prediction import Crop, Prediction, prepare
 from glefld.schema import LandmarkSet
 
 #: The columns that ``crops`` needs.

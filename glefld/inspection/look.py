@@ -10,7 +10,8 @@ import numpy as np
 from glefld.inspection import answers, copies
 from glefld.inspection.answers import Answers
 from glefld.inspection.rows import Group, Readers, Rows, spread
-from glefld.predict import Crop, Predictor
+from glefld.predict import Predictor
+from glefld.prediction import Crop
 
 
 class Looked(NamedTuple):

@@ -18,7 +18,7 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image
 
 from glefld.models.system import Found
 
@@ -107,6 +107,13 @@ class Detector(FCOS):
         images = len(output)
         answers = self.postprocess_detections(named, [anchors] * images, [(size, size)] * images)
         return [Found(answer["boxes"], answer["scores"]) for answer in answers]
+
+    def every_box(self, output: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Return the box and the score of each place of one image [1, A, 6]: [A, 4] and [A], not calibrated."""
+        named = _named(output[0].float())
+        boxes = self.box_coder.decode(named["bbox_regression"], torch.cat(self._places(output, size)))
+        score = (named["cls_logits"].sigmoid() * named["bbox_ctrness"].sigmoid()).sqrt()[:, 0]
+        return clip_boxes_to_image(boxes, (size, size)), score
 
     def _places(self, output: Tensor, size: int) -> list[Tensor]:
         """Return the squares that the places stand for, of each level [n, 4]."""

@@ -259,6 +259,10 @@ def resolve(url: str) -> str:
         return url
     if (best := pointed(url, "best")) is not None:
         return storage.join(url, best)
+    if url.lower().endswith((".onnx", ".pt2")):
+        raise UserError(
+            f"{url} is an exported model, which glefld predict takes if it is ONNX: give its checkpoint"
+        )
     raise UserError(
         f"{url} is neither a checkpoint nor a run with a best one: it has no complete.json and no best.json"
     )

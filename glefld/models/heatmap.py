@@ -103,7 +103,7 @@ class Codec:
         is the idea of DARK (Zhang et al., CVPR 2020, https://arxiv.org/abs/1910.06278). DARK uses a Taylor expansion,
         which needs a neighbour on both sides of the maximum.
         """
-        p = p.expand(len(log), -1, -1)
+        p = p.expand(log.shape[0], -1, -1)
         square, one = p.square().sum(-1), torch.ones_like(log)
         if self.kind == "exponential":
             u = 2 * self.scale(side) * log

@@ -4,8 +4,10 @@ import copy
 import dataclasses
 import functools
 import itertools
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,14 @@ from glefld.data.augmentation import NO_AUGMENTATION, Augmentation
 from glefld.data.loader import Batch, BatchLoader, InputPipeline
 from glefld.data.picture import IMAGENET
 from glefld.data.reader import SplitReader
-from glefld.errors import BadBox, BadPhoto
+from glefld.errors import BadBox, BadPhoto, UserError
+from glefld.export import export
 from glefld.models.system import Model, Output
-from glefld.predict import Bad, Crop, Prediction, Predictor, prepare
+from glefld.onnx_model import OnnxPredictor
+from glefld.predict import Predictor
+from glefld.prediction import Bad, Crop, Prediction, prepare
 from glefld.recipe import Recipe, mirror_only
-from glefld.temporary import temporary_file
+from glefld.temporary import temporary_file, temporary_folder
 from glefld.training.loop import Training, train_step
 from glefld.training.start import Job
 from pipelines.benchmark import ceilings, crop_script, material, peers
@@ -392,6 +397,9 @@ def predict(bench: Bench) -> dict[str, Measurement]:
         )
         skip = cpus * peers.AHEAD + 1
         cases["peer"] = lambda: stream_rate(theirs, skip, seconds, lambda rows: rows)
+    if (exported := _exported(bench)) is not None:
+        streams["onnx"] = exported.predict(_crops(held, size))
+        cases["onnx"] = lambda: stream("onnx")
     figures = bench.interleave(cases)
     for name in streams:
         streams[name].close()  # type: ignore[attr-defined]
@@ -416,7 +424,34 @@ def predict(bench: Bench) -> dict[str, Measurement]:
             f"libjpeg-turbo decodes the same photos, {cpus} threads",
             facts=facts,
         ),
-    }
+    } | (
+        {
+            "predict/onnx": Measurement(
+                "images/s",
+                "higher",
+                figures["onnx"],
+                peer=figures["ours"],
+                peer_is="glefld.predict with PyTorch, the same photos",
+                facts=facts,
+            )
+        }
+        if exported is not None
+        else {}
+    )
+
+
+def _exported(bench: Bench) -> OnnxPredictor | None:
+    """Return the checkpoint as ONNX; None on a GPU, where it does not run, or if it cannot be exported here."""
+    if bench.resources.gpu:
+        return None
+    with temporary_folder() as folder:
+        local = Path(folder, "model.onnx")
+        try:
+            export(bench.material.checkpoint, local, "onnx")
+        except UserError as error:
+            print(f"predict/onnx is left out: {error}", file=sys.stderr)
+            return None
+        return OnnxPredictor(str(local), threads=bench.resources.cpus)
 
 
 def _crops(held: Iterable[tuple[bytes, Any, Any]], size: int) -> Iterator[Crop | Bad]:

@@ -19,25 +19,24 @@ import torch
 
 from glefld import storage
 from glefld.data.prefetch import ahead, in_threads
-from glefld.detect import Detected, Detector, require_detector
+from glefld.detect import Detector, require_detector
 from glefld.errors import BadBox, BadPhoto, UserError, require_between
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.precision import choose_precision
-from glefld.predict import (
+from glefld.predict import Predictor, model_name, painted, require_landmarks
+from glefld.prediction import (
     PRECISION,
     Bad,
     Crop,
     Damaged,
+    Detected,
     Photo,
     Prediction,
-    Predictor,
     answer_columns,
-    model_name,
     open_upright,
     prediction_schema,
     prepare,
-    require_landmarks,
 )
 from glefld.recipe import Precision
 from glefld.redaction import public_url
@@ -485,7 +484,7 @@ class ShardReader:
         size, fill = self.card.input_size, self.card.normalisation.fill
         rows = read_stretch(task["rows"])
         for crop in read_crops(self.settings, rows, frozenset(task["killers"]), size, 1):
-            yield crop.painted(size, fill) if isinstance(crop, Crop) else crop
+            yield painted(crop, size, fill) if isinstance(crop, Crop) else crop
 
 
 def read_crops(

@@ -13,13 +13,14 @@ from glefld.data.augmentation import NO_AUGMENTATION
 from glefld.data.dataset import open_dataset
 from glefld.data.garments import PhotoBoxes
 from glefld.data.loader import BatchLoader
-from glefld.detect import Detected, Detector
+from glefld.detect import Detector
 from glefld.errors import BadAnswer, BadPhoto, UserError
 from glefld.landmarks import Landmarks
 from glefld.models import checkpoint
 from glefld.models.checkpoint import ModelCard
 from glefld.models.system import Found, Model
-from glefld.predict import Bad, Crop, Prediction, Predictor, open_upright
+from glefld.predict import Predictor
+from glefld.prediction import Bad, Crop, Detected, Prediction, open_upright
 from glefld.scoring.evaluation import pair
 from tests import boxed, dots
 

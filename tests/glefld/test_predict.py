@@ -23,7 +23,8 @@ from glefld.data.picture import IMAGENET
 from glefld.data.reader import SplitReader
 from glefld.errors import BadAnswer, BadBox, BadPhoto
 from glefld.models.calibration import Calibration
-from glefld.predict import Crop, Prediction, Predictor, prepare
+from glefld.predict import Predictor
+from glefld.prediction import Crop, Prediction, open_pixels, open_upright, prepare
 from glefld.schema import sample_schema
 from glefld.scoring.evaluation import evaluate
 from tests import dots, typed
@@ -292,7 +293,7 @@ def test_several_crops_of_a_photo_that_is_opened_once(predictor: Predictor) -> N
     """Each is what ``prepare`` makes of the file, also where pixels are given in its place."""
     image = example(9)[1]
     data = stored(image, 7, "PNG")
-    opened, pixels = predict.open_upright(data), predict.open_pixels(np.asarray(image))
+    opened, pixels = open_upright(data), open_pixels(np.asarray(image))
     assert opened.bounds == pixels.bounds == (0, 0, WIDTH, HEIGHT)
     for box in (None, (8.0, 16.0, 104.0, 144.0)):
         expected = prepare(data, dots.SIZE, box)

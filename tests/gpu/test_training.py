@@ -14,7 +14,8 @@ from glefld.data.loader import Batch
 from glefld.models import MODELS
 from glefld.models.blocks import NonLocal
 from glefld.models.precision import choose_precision
-from glefld.predict import Prediction, Predictor, prepare
+from glefld.predict import Predictor
+from glefld.prediction import Prediction, prepare
 from glefld.recipe import Precision, Recipe
 from glefld.schema import GarmentType, Labels, LandmarkSet
 from glefld.training.loop import EpochReport, train, train_step

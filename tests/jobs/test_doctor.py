@@ -47,6 +47,7 @@ def test_a_machine_that_is_as_it_should_be(tmp_path: Path, capsys: pytest.Captur
             "PyTorch",
             "GPU",
             "DALI",
+            "export",
             "Ray",
             "MLflow",
         ),

@@ -18,7 +18,7 @@ import tyro
 from PIL import Image
 from pycocotools.coco import COCO
 
-from glefld.predict import prediction_schema
+from glefld.prediction import prediction_schema
 from jobs.predict import Options, run
 from tests import dots, typed
 from tests.mistakes import answering, everything, one_line, write_wrong_files

@@ -34,7 +34,8 @@ from glefld.datasets.deepfashion2 import read_photo
 from glefld.datasets.lists import ListFiles
 from glefld.errors import BadBox, BadPhoto, UserError
 from glefld.models import checkpoint
-from glefld.predict import Bad, Crop, Prediction, Predictor, prepare
+from glefld.predict import Predictor
+from glefld.prediction import Bad, Crop, Prediction, prepare
 from pipelines.infer.inputs import open_input
 from pipelines.ingest import run as ingest_run
 from pipelines.ingest.plan import IngestOptions

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, JpegImagePlugin
 from glefld.data.host import decode
 from glefld.data.photos import MAX_SCANNED_PIXELS, MAX_SCANS, decode_rgb, encode_jpeg, orient
 from glefld.errors import BadPhoto
-from glefld.predict import prepare
+from glefld.prediction import prepare
 from tests.natural import picture
 from tests.raw_layouts import jpeg
 

@@ -15,7 +15,8 @@ from glefld.data.picture import Normalisation
 from glefld.errors import UserError
 from glefld.models import build_model, checkpoint
 from glefld.models.system import Model
-from glefld.predict import Predictor, checkpoint_hash, prepare
+from glefld.predict import Predictor, checkpoint_hash
+from glefld.prediction import prepare
 from tests import dots
 from tests.dots import LABELS, SIZE, card, encoded, network, write_checkpoint
 from tests.full_disk import on_full_disk

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from glefld.detect import Detected, Detector
+from glefld.detect import Detector
 from glefld.errors import UserError
 from glefld.models import checkpoint
-from glefld.predict import open_upright, prediction_schema
+from glefld.prediction import Detected, open_upright, prediction_schema
 from pipelines.infer.overlays import write_overlays
 from pipelines.infer.retry import begin, plan_retry, retry
 from pipelines.infer.run import (

@@ -28,7 +28,7 @@ from glefld import storage
 from glefld.data.dataset import MANIFEST
 from glefld.errors import UserError
 from glefld.models import checkpoint
-from glefld.predict import prediction_schema
+from glefld.prediction import prediction_schema
 from glefld.schema import GarmentType, Labels, Visibility
 from pipelines.infer.overlays import write_overlays
 from pipelines.infer.run import (
