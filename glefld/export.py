@@ -29,6 +29,7 @@ from glefld.models.system import Model
 from glefld.onnx_model import CARD, PACKAGES, require_package
 from glefld.predict import checkpoint_hash, require_landmarks
 from glefld.schema import MOST_GARMENTS, Visibility
+from glefld.torch_private import EXPORT_ERRORS, SOLVE
 
 #: The version of ONNX's operators. Runtimes of 2024 and later have it.
 OPSET = 20
@@ -72,7 +73,7 @@ def export(url: str, path: Path, format_: Literal["onnx", "torch"], mirror: bool
                 torch.export.save(program, path, extra_files={"glefld.json": json.dumps(found)})
             else:
                 write_onnx(program, list(inputs), list(named), found, path)
-        except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
+        except EXPORT_ERRORS as error:
             words = " ".join(str(error.__cause__ or error).split())[:300]
             raise UserError(
                 f"{card.model} cannot be exported by PyTorch {torch.__version__}: {words}"
@@ -153,7 +154,7 @@ def write_onnx(
 ) -> None:
     """Write the program as ONNX in one file, with what it says of itself."""
     if any("linalg_solve" in str(node.target) for node in program.graph.nodes):
-        program = program.run_decompositions({torch.ops.aten._linalg_solve_ex.default: _solve_ex})
+        program = program.run_decompositions({SOLVE: _solve_ex})
     onnx = torch.onnx.export(
         program,
         input_names=inputs,

@@ -529,12 +529,9 @@ def _is_pixels(value: object) -> "TypeGuard[np.ndarray | Tensor]":
 def _require_pixels(pixels: "np.ndarray | Tensor") -> None:
     """UserError unless these are [H, W, 3] uint8 of NumPy's or [3, H, W] uint8 of PyTorch's, with a pixel at least."""
     numpys = isinstance(pixels, np.ndarray)
-    shape, kind = (
-        tuple(pixels.shape),
-        str(pixels.dtype).removeprefix("torch."),
-    )
+    shape, kind = tuple(pixels.shape), str(pixels.dtype)
     channels = shape[-1 if numpys else 0] if len(shape) == 3 else None
-    if channels != 3 or kind != "uint8" or 0 in shape:
+    if channels != 3 or kind not in ("uint8", "torch.uint8") or 0 in shape:
         wanted = "[height, width, 3]" if numpys else "[3, height, width]"
         several = ": give several photos as a list of them" if len(shape) == 4 else ""
         raise UserError(

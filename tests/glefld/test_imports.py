@@ -109,7 +109,7 @@ BELOW = {
         "errors",
         "recipe",
     },
-    "export": {"predict", "onnx_model", "models", "schema", "errors"},
+    "export": {"predict", "onnx_model", "models", "schema", "errors", "torch_private"},
     "detect": {
         "predict",
         "prediction",
@@ -141,6 +141,7 @@ BELOW = {
     "serving": {"landmarks", "detect", "predict", "prediction", "models", "errors"},
     "coco_format": {"prediction", "schema", "errors"},
     "pages": set(),
+    "torch_private": set(),
     "recipe": {"data", "errors"},
     "listing": {"storage", "temporary"},
     "storage": {"redaction", "temporary", "errors"},
@@ -294,6 +295,7 @@ PRIVATE = {
     "pipelines/ray_private.py": "ray",
     "glefld/tracking/mlflow_private.py": "mlflow",
     "jobs/tyro_private.py": "tyro",
+    "glefld/torch_private.py": "torch",
     # These two test what Ray's private names do: ours, and how `ray up` reads a cluster file.
     "tests/pipelines/test_ray_private.py": "ray",
     "tests/infra/test_compose.py": "ray",
