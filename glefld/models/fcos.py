@@ -77,7 +77,7 @@ def preset(name: Preset, dataset: str) -> tuple[FCOSConfig, Recipe]:
         schedule="cosine",
         warmup_epochs=0.3,
         weight_decay=0.01,
-        augmentation=Augmentation(rotate=0, scale=0.5, shift=0.1, stretch=0.6, colour=0.2),
+        augmentation=Augmentation(rotate=0, scale=0.5, shift=0.1, colour=0.2),
     )
 
 
