@@ -29,7 +29,7 @@ from glefld.models.system import Model
 from glefld.onnx_model import CARD, PACKAGES, require_package
 from glefld.predict import checkpoint_hash, require_landmarks
 from glefld.schema import MOST_GARMENTS, Visibility
-from glefld.torch_private import EXPORT_ERRORS, SOLVE
+from glefld.torch_private import EXPORT_ERRORS
 
 #: The version of ONNX's operators. Runtimes of 2024 and later have it.
 OPSET = 20
@@ -153,8 +153,9 @@ def write_onnx(
     path: Path,
 ) -> None:
     """Write the program as ONNX in one file, with what it says of itself."""
-    if any("linalg_solve" in str(node.target) for node in program.graph.nodes):
-        program = program.run_decompositions({SOLVE: _solve_ex})
+    solve = torch.ops.aten.linalg_solve.default
+    if any(node.target == solve for node in program.graph.nodes):
+        program = program.run_decompositions({solve: _solve})
     onnx = torch.onnx.export(
         program,
         input_names=inputs,
@@ -169,15 +170,11 @@ def write_onnx(
     onnx.save(path, external_data=False)
 
 
-def _solve_ex(
-    a: Tensor, b: Tensor, *, left: bool = True, check_errors: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _solve(a: Tensor, b: Tensor) -> Tensor:
     """Solve a [n, u, u] x = b [n, u] or [n, u, m] by elimination, for which ONNX has no operator.
 
-    Without pivoting: the matrices of ``heatmap.Codec`` are symmetric and positive definite. The decomposition of a
-    solved system, which nobody reads, is ``a`` itself.
+    Without pivoting: the matrices of ``heatmap.Codec`` are symmetric and positive definite.
     """
-    assert left
     unknowns = a.shape[-1]
     vector = b.ndim == a.ndim - 1
     rows = [[a[..., i, j, None] for j in range(unknowns)] for i in range(unknowns)]
@@ -193,9 +190,7 @@ def _solve_ex(
             (rows[i][unknowns - 1 - k] * value for k, value in enumerate(x)), torch.zeros_like(right[i])
         )
         x.append((right[i] - known) / rows[i][i])
-    found = torch.cat(x[::-1], dim=-1) if vector else torch.stack(x[::-1], dim=-2)
-    pivots = torch.zeros(a.shape[:-1], dtype=torch.int32)
-    return found, a, pivots, torch.zeros(a.shape[:-2], dtype=torch.int32)
+    return torch.cat(x[::-1], dim=-1) if vector else torch.stack(x[::-1], dim=-2)
 
 
 def run_torch(path: Path, inputs: dict[str, Tensor]) -> Sequence[Tensor]:

@@ -39,7 +39,6 @@ def help_text() -> str:
         f"usage: {called()} COMMAND [OPTIONS]",
         "",
         "Fashion landmark detection: from raw archives to models to predictions.",
-        "",
     ]
     for group, commands in groupby(COMMANDS.values(), lambda command: command.group):
         lines += [group, *(f"  {command.name:{width}}{command.line}" for command in commands)]

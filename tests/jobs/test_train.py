@@ -147,7 +147,7 @@ def test_a_killed_worker_costs_neither_the_run_nor_a_step(disturbed: Disturbed) 
     steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "loss")}
     assert steps == set(range(3 * 6))
     assert {m.step for m in client.get_metric_history(run.info.run_id, "val_ne")} == {6, 12, 18}
-    assert run.data.params["recipe.batch_size"] == "8"
+    assert run.data.params["batch_size"] == "8"
     assert run.data.tags["dataset_hash"] == "dots-0"
     artifacts = {f.path for f in client.list_artifacts(run.info.run_id, "val")}
     assert artifacts == {
