@@ -4,7 +4,6 @@ The scores are printed as tables, logged to an MLflow run and optionally written
 """
 
 import dataclasses
-import shlex
 import time
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,7 +16,7 @@ from glefld.datasets import Dataset
 from glefld.detect import require_detector
 from glefld.errors import UserError, require_between
 from glefld.models import MODELS, checkpoint
-from glefld.redaction import public_url, redacted
+from glefld.redaction import public_url
 from glefld.schema import Labels, Manifest, Split
 from glefld.scoring import evaluation
 from glefld.scoring.baselines import Baselines
@@ -195,21 +194,9 @@ def describe(
     }
     if detector is not None:
         facts["detector"] = public_url(detector)
-    facts["command"] = command(options)
+    facts["command"] = tracking.command()
     facts["version"] = f"glefld {__version__}, commit {tracking.git_commit()}"
     return facts
-
-
-def command(options: Options) -> str:
-    """Return the command line that has these options."""
-    words = ["glefld", "evaluate"]
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        if value is True:
-            words.append(f"--{field.name.replace('_', '-')}")
-        elif value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", str(redacted(value))]
-    return shlex.join(words)
 
 
 def choose_detector(options: Options, data: str, manifest: Manifest, shared: Labels) -> str | None:

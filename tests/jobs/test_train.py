@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import html
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from ray.util.state import list_actors
 
+from glefld import tracking
 from glefld.errors import UserError
 from glefld.models import checkpoint, weights
 from glefld.models.backbones import EMBEDDED
@@ -253,7 +255,7 @@ def test_evaluate_writes_its_json_and_run(root: Path, monkeypatch: pytest.Monkey
     assert Path(logged).read_bytes() == page.read_bytes()
     text = page.read_text()
     assert text.count("data:image/webp") == 23, "the worst garments, of which there are no more"
-    assert f"--report {page} --root {root} --num-workers 2" in text
+    assert html.escape(tracking.command()) in text
 
 
 def command(root: Path, more: str) -> list[str]:
