@@ -48,8 +48,12 @@ _LOG_LEVEL_SET = re.compile(rb"\[\d{4}-[^]]*\] logging\.cc:\d+: Set ray log leve
 _SCALING_POLICIES = "ray.train.v2._internal.execution.scaling_policy"
 #: Name by which a driver registers what prints the lines of its workers' logs.
 _PRINT_LOGS = "ray_print_logs"
-#: Matches a line by the part of Ray's C++ code that is in each worker.
-_CORE_WORKER = re.compile(r"\[\d{4}-[\d-]+ [\d:,.]+ [IWE] \d+ \d+\] (\(\S+\) )?core_worker\w*\.cc:\d+: ")
+#: Matches a line by the part of Ray's C++ code that is in each worker, and one of Ray Train's on a busy machine: what
+#: cleans up after the controller asked in vain whether it lives, and goes on.
+_NOISE = re.compile(
+    r"\[\d{4}-[\d-]+ [\d:,.]+ [IWE] \d+ \d+\] (\(\S+\) )?core_worker\w*\.cc:\d+: "
+    r"|Failed to query Ray Train Controller actor state\. .*Continuing to monitor\.$"
+)
 
 
 def listen_on_loopback() -> None:
@@ -154,7 +158,9 @@ def quiet_train_controller() -> None:
 
     On a busy machine that comes and goes. A cluster without room is told by the autoscaler, and by Ray Train.
     """
-    logging.getLogger(f"{_SCALING_POLICIES}.autoscaling_coordinator_client").setLevel(logging.ERROR)
+    # Not by its level, which is lost when Ray Train configures its loggers.
+    sender = logging.getLogger(f"{_SCALING_POLICIES}.autoscaling_coordinator_client")
+    sender.addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def quiet_train_worker() -> None:
@@ -226,8 +232,8 @@ def _is_worth_telling(record: logging.LogRecord) -> bool:
 
 
 def is_noise(line: str) -> bool:
-    """Return whether a line of a worker's log is of Ray's C++ part and about its internals alone."""
-    return _CORE_WORKER.match(line) is not None
+    """Return whether a line of a worker's log is of Ray's own code and about its internals alone."""
+    return _NOISE.match(line) is not None
 
 
 @contextlib.contextmanager

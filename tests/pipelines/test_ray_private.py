@@ -173,6 +173,11 @@ def test_lines_of_workers_are_taken_or_shown(capsys: pytest.CaptureFixture[str])
             False,
         ),
         ("core_worker.cc:2465: said by a program", False),
+        (
+            "Failed to query Ray Train Controller actor state. State API may be temporarily unavailable. "
+            "Continuing to monitor.",
+            True,
+        ),
         ("Workers (tasks / actors) killed due to memory pressure (OOM)", False),
     ],
 )

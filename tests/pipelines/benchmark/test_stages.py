@@ -21,7 +21,11 @@ MEASURED = {
         "loader/evaluation": (True, True),
     },
     "step": {"step": (True, True)},
-    "predict": {"predict": (True, True), "predict/data": (True, False)},
+    "predict": {
+        "predict": (True, True),
+        "predict/data": (True, False),
+        "predict/onnx": (False, True),
+    },
     "shard": {"shard": (True, True)},
 }
 

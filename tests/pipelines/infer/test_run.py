@@ -320,22 +320,33 @@ def test_lost_processes_and_missing_shards_are_made_good(
 
     output = tmp_path / "output"
     plan = make_plan(options, str(output))
-    killed: list[int] = []
+    killed: dict[str, int] = {}
+    ended = threading.Event()
     seen: list[tuple[int, int]] = []
 
     def progress(done: int, total: int) -> None:
         seen.append((done, total))
-        if done and not killed:
-            alive = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
-            for stage in ("ShardWriter", "ShardReader"):
-                killed.append(next(actor.pid for actor in alive if stage in actor.class_name))
-                os.kill(killed[-1], signal.SIGKILL)
+
+    def kill_one_of_each() -> None:
+        """As soon as it is there: all photos may be read before the first answer."""
+        address = ray.get_runtime_context().gcs_address
+        while len(killed) < 2 and not ended.wait(0.1):
+            for actor in list_actors(address, filters=[("state", "=", "ALIVE")]):
+                for stage in ("ShardWriter", "ShardReader"):
+                    if stage in actor.class_name and stage not in killed:
+                        killed[stage] = actor.pid
+                        os.kill(actor.pid, signal.SIGKILL)
 
     workers = dataclasses.replace(WORKERS, readers=(1, 2))
-    assert (
-        check(infer(plan, str(output), workers, progress), output)["content_hash"] == expected["content_hash"]
-    )
-    assert len(set(killed)) == 2
+    killer = threading.Thread(target=kill_one_of_each)
+    killer.start()
+    try:
+        manifest = check(infer(plan, str(output), workers, progress), output)
+    finally:
+        ended.set()
+        killer.join()
+    assert manifest["content_hash"] == expected["content_hash"]
+    assert len(killed) == 2
     assert seen[-1] == (43, 43)
 
     parts = sorted(output.glob("part-*"))
