@@ -90,8 +90,8 @@ def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_all_jobs_can_be_submitted() -> None:
-    """All but submit itself, doctor, which examines the machine it is called on, and predict, which needs no Ray."""
-    assert {*COMMANDS} - {*SUBMITTED} == {"submit", "doctor", "predict"}
+    """All but submit itself, doctor, which examines the machine it is called on, and the two that need no Ray."""
+    assert {*COMMANDS} - {*SUBMITTED} == {"submit", "doctor", "predict", "export"}
 
 
 def test_our_options_may_stand_anywhere() -> None:
