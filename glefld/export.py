@@ -173,24 +173,18 @@ def write_onnx(
 def _solve(a: Tensor, b: Tensor) -> Tensor:
     """Solve a [n, u, u] x = b [n, u] or [n, u, m] by elimination, for which ONNX has no operator.
 
-    Without pivoting: the matrices of ``heatmap.Codec`` are symmetric and positive definite.
+    Without pivoting: the matrices of ``heatmap.Codec`` are symmetric and positive definite. All rows at once, since
+    what an export takes are nodes.
     """
     unknowns = a.shape[-1]
     vector = b.ndim == a.ndim - 1
-    rows = [[a[..., i, j, None] for j in range(unknowns)] for i in range(unknowns)]
-    right = [b[..., i, None] if vector else b[..., i, :] for i in range(unknowns)]
+    rows = torch.cat([a, b[..., None] if vector else b], dim=-1)
+    unit = torch.eye(unknowns, dtype=a.dtype, device=a.device)
     for i in range(unknowns):
-        for below in range(i + 1, unknowns):
-            factor = rows[below][i] / rows[i][i]
-            rows[below] = [x - factor * y for x, y in zip(rows[below], rows[i], strict=True)]
-            right[below] = right[below] - factor * right[i]
-    x: list[Tensor] = []  # the last unknown first
-    for i in reversed(range(unknowns)):
-        known = sum(
-            (rows[i][unknowns - 1 - k] * value for k, value in enumerate(x)), torch.zeros_like(right[i])
-        )
-        x.append((right[i] - known) / rows[i][i])
-    return torch.cat(x[::-1], dim=-1) if vector else torch.stack(x[::-1], dim=-2)
+        pivot = rows[..., i : i + 1, :] / rows[..., i : i + 1, i : i + 1]
+        rows = rows - (rows[..., i : i + 1] - unit[:, i : i + 1]) * pivot
+    x = rows[..., unknowns:]
+    return x[..., 0] if vector else x
 
 
 def run_torch(path: Path, inputs: dict[str, Tensor]) -> Sequence[Tensor]:
