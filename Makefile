@@ -72,9 +72,12 @@ $(UV): uv.txt
 	.tools/bin/python -m pip install --quiet --require-hashes --only-binary :all: --requirement uv.txt
 	@touch $@
 
+# With Google's and Azure's storage too: make lock EXTRAS="export gcs azure"
+EXTRAS := export
+
 lock: $(UV)  ## renew requirements.txt from pyproject.toml
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--group dev --extra export pyproject.toml --output-file requirements.txt
+		--group dev $(addprefix --extra ,$(EXTRAS)) pyproject.toml --output-file requirements.txt
 
 clean:
 	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache

@@ -28,7 +28,7 @@ from glefld.models.sanl import SANL
 from glefld.models.system import Model
 from glefld.onnx_model import CARD, PACKAGES, require_package
 from glefld.predict import checkpoint_hash, require_landmarks
-from glefld.schema import MOST_GARMENTS, Visibility
+from glefld.schema import MOST_GARMENTS, RENDERED, Visibility
 from glefld.torch_private import EXPORT_ERRORS
 
 #: The version of ONNX's operators. Runtimes of 2024 and later have it.
@@ -36,6 +36,8 @@ OPSET = 20
 #: The photo and the boxes that are traced, and compared after the export: sides and corners without a common measure.
 PHOTO = (157, 211)
 BOXES = ((0.0, 0.0, 211.0, 157.0), (20.25, 10.5, 150.75, 140.0), (-5.0, 40.0, 60.5, 170.0))
+#: The axes of each input that may have any size, and their names in the file.
+SIZES = {"photo": {0: "height", 1: "width"}, "boxes": {0: "count"}, "images": {0: "count"}}
 #: Most that the exported graph may differ from PyTorch, half of the landmarks at least, in pixels of that photo.
 MOST_DIFFERENCE = 0.02
 
@@ -105,6 +107,12 @@ def graph_of(url: str, model: Model, card: ModelCard, mirror: bool) -> LandmarkG
 
 def facts(url: str, model: Model, card: ModelCard, mirror: bool) -> dict[str, str]:
     """Return what the file says of itself, each value as text; lists and mappings are JSON."""
+    rendered = card.dataset.endswith(RENDERED)
+    terms = (
+        "trained on rendered photos, so no data set's terms"
+        if rendered
+        else f"the terms of {card.dataset}, which they were trained on"
+    )
     common = {
         "glefld": glefld.__version__,
         "model": card.model,
@@ -112,7 +120,7 @@ def facts(url: str, model: Model, card: ModelCard, mirror: bool) -> dict[str, st
         "input_size": str(card.input_size),
         "training_data": f"{card.dataset} {card.data_hash}".strip(),
         "first_weights": card.weights,
-        "licence": f"the graph: Apache-2.0; the weights: the terms of {card.dataset}, which they were trained on",
+        "licence": f"the graph: Apache-2.0; the weights: {terms}, and of what they started from: {card.weights}",
         CARD: json.dumps(dataclasses.asdict(card)),
     }
     if model.detects:
@@ -140,8 +148,7 @@ def example() -> tuple[Tensor, Tensor]:
 
 def trace(graph: LandmarkGraph | DetectorGraph, inputs: dict[str, Tensor]) -> ExportedProgram:
     """Return the graph for photos of any size and any number of boxes."""
-    sizes = {"photo": {0: Dim("height"), 1: Dim("width")}, "boxes": {0: Dim("boxes")}}
-    shapes = tuple(sizes[name] for name in inputs)
+    shapes = tuple({axis: Dim(size) for axis, size in SIZES[name].items()} for name in inputs)
     return torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
 
 
@@ -161,6 +168,7 @@ def write_onnx(
         input_names=inputs,
         output_names=outputs,
         opset_version=OPSET,
+        dynamic_shapes={name: SIZES[name] for name in inputs},  # their names: the program knows the rest
         dynamo=True,
         verbose=False,
     )

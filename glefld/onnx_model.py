@@ -15,7 +15,7 @@ import numpy as np
 
 from glefld import storage
 from glefld.data.augmentation import compose, invert, transform
-from glefld.data.decoding import SCRATCH, decode
+from glefld.data.decoding import SCRATCH, decode, turn
 from glefld.data.prefetch import in_threads
 from glefld.errors import BadAnswer, BadInput, BadPhoto, NoGarment, UserError, require_between
 from glefld.prediction import BATCH_SIZE, Bad, Crop, Detected, Prediction, no_garment
@@ -45,7 +45,7 @@ def require_package(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"exported models need the package {name}, which is not installed: pip install 'glefld[export]'"
+            f"exported models need the package {name}, which is not installed here: install it"
         ) from error
 
 
@@ -236,11 +236,6 @@ def upright_pixels(crops: list[Crop]) -> tuple[np.ndarray, np.ndarray]:
     assert photo is not None, "painted crops have lost their photo"
     shrink = min(1.0, math.hypot(a, c)), min(1.0, math.hypot(b, d))
     pixels, reduced = decode(crops[0].picture, shrink, SCRATCH)
-    turn = photo.to_upright[:, :2]
-    height, width = pixels.shape[:2]
-    if turn[0, 0] == 0:  # x and y change places
-        pixels, height, width = pixels.swapaxes(0, 1), width, height
-    flip_x, flip_y = turn.sum(axis=1) < 0
-    pixels = pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-    turned = np.column_stack([turn / reduced, [width * flip_x, height * flip_y]])
-    return np.ascontiguousarray(pixels), compose(turned, invert(photo.to_upright))
+    pixels, turned = turn(pixels, photo.to_upright[:, :2])
+    turned[:, :2] /= reduced
+    return pixels, compose(turned, invert(photo.to_upright))

@@ -117,6 +117,8 @@ def _asked(photo: Any, boxes: Any) -> Request | BadInput:
 def _file(photo: Any) -> bytes:
     if isinstance(photo, str):
         _require_size(len(photo) * 3 // 4)
+        if photo.startswith("data:"):  # as browsers and their canvases give a file
+            photo = photo.partition(",")[2]
         try:
             photo = base64.b64decode("".join(photo.split()), validate=True)
         except (binascii.Error, ValueError) as error:  # ValueError: letters beyond ASCII

@@ -46,10 +46,8 @@ logger = logging.getLogger(__name__)
 _PART = re.compile("_part-[0-9a-f]{32}")
 #: Matches a chain of filesystems, such as ``simplecache::s3://bucket/key``. Elsewhere colons belong to a file's name.
 _CHAIN = re.compile("[a-z0-9]+::")
-#: Kinds of URL that need a package which is not installed with this one: the package, and the extra that brings it.
-EXTRAS = {"gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")} | dict.fromkeys(
-    ("abfs", "abfss", "az"), ("adlfs", "azure")
-)
+#: Kinds of URL, and the package that each needs and that is not installed with this one.
+PACKAGES = dict.fromkeys(("gs", "gcs"), "gcsfs") | dict.fromkeys(("abfs", "abfss", "az"), "adlfs")
 #: How object storage refuses a range that begins at the end of an object or behind it, as any of an empty one does.
 _BEHIND_END = ("InvalidRange", "416")
 
@@ -490,11 +488,9 @@ def _split(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         os.fspath(url).encode()
     except UnicodeEncodeError:
         raise UserError(f"the path {url!r} is not UTF-8: rename the file or folder") from None
-    package, extra = EXTRAS.get(os.fspath(url).partition("://")[0], ("", ""))
-    if package and importlib.util.find_spec(package) is None:
-        raise UserError(
-            f"{public_url(url)} needs the package {package}: pip install 'glefld[{extra}]', on each machine"
-        )
+    package = PACKAGES.get(os.fspath(url).partition("://")[0])
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UserError(f"{public_url(url)} needs the package {package}: install it on each machine")
     try:
         fs, path = _opened(os.fspath(url))
     except Exception as error:  # some filesystems connect here, and raise what their libraries do

@@ -7,6 +7,7 @@ from typing import Literal
 from rich.console import Console
 
 from glefld import storage
+from glefld.errors import UserError
 from glefld.temporary import temporary_folder
 from jobs.cli import Root, main, resolve_checkpoint, resolve_url
 
@@ -24,7 +25,7 @@ class Options:
     format: Format = "onnx"
     """onnx: for ONNX Runtime and others. torch: a program of torch.export, for PyTorch without this project."""
     output: str | None = None
-    """File to write, path or URL. Default: model.onnx or model.pt2 in this folder."""
+    """File to write, path or URL, ending in .onnx or .pt2. Default: model.onnx or model.pt2 in this folder."""
     mirror: bool = False
     """Average each answer with that for the mirror image, at twice the time."""
     root: Root = None
@@ -32,8 +33,11 @@ class Options:
 
 def run(options: Options) -> None:
     """Write the file, and print what it holds. UserError if an option is wrong or the model cannot be exported."""
-    name = f"model{ENDINGS[options.format]}"
+    ending = ENDINGS[options.format]
+    name = f"model{ending}"
     output = resolve_url(options.output or name, "--output")
+    if not output.lower().endswith(ending):
+        raise UserError(f"--output {output}: a file of --format {options.format} must end in {ending}")
     storage.require_writable(output, "--output", folder=False)
     checkpoint = resolve_checkpoint(options.checkpoint, "--checkpoint", options.root)
 

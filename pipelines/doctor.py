@@ -202,7 +202,7 @@ def exporting() -> Finding:
     try:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     except importlib.metadata.PackageNotFoundError as error:
-        text = f"not possible, {error.name} is not installed: pip install 'glefld[export]'"
+        text = f"not possible until {error.name} is installed"
         return Finding("ok", "export", text)
     return Finding("ok", "export", ", ".join(f"{name} {version}" for name, version in versions.items()))
 

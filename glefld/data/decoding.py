@@ -60,3 +60,18 @@ def decode(
         return pixels, reduced
     # Pillow supports more kinds of JPEG and has the last word.
     return np.array(decode_any(data.tobytes())), 1
+
+
+def turn(pixels: np.ndarray, linear: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Exchange and mirror a picture's axes as a map does: pixels [H, W, 3], linear [2, 2] -> pixels and map to them.
+
+    Sums of whole levels are rounded after each axis, so a filter gives the upright picture's result only once the
+    picture is upright. linear: of the map; zero off one of the diagonals.
+    """
+    height, width = pixels.shape[:2]
+    signs = np.sign(linear)
+    if signs[0, 0] == 0:  # x and y change places
+        pixels, height, width = pixels.swapaxes(0, 1), width, height
+    flip_x, flip_y = signs.sum(axis=1) < 0
+    pixels = pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+    return np.ascontiguousarray(pixels), np.column_stack([signs, [width * flip_x, height * flip_y]])

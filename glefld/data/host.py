@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from glefld.data.decoding import SCRATCH, decode
+from glefld.data.augmentation import compose, invert
+from glefld.data.decoding import SCRATCH, decode, turn
 from glefld.data.picture import PLAIN_COLOUR, Normalisation, Picture
 from glefld.errors import BadPhoto
 
@@ -123,15 +124,18 @@ def paint(picture: Picture, size: int, fill: int) -> np.ndarray:
 
     fill: the level outside the picture. BadPhoto if the picture cannot be decoded.
     """
-    (a, b, x), (c, d, y) = picture.to_input.tolist()
+    (a, b, _), (c, d, _) = picture.to_input.tolist()
     # How much the input shrinks the picture along its own axes.
-    shrink = min(1, math.hypot(a, c)), min(1, math.hypot(b, d))
-    pixels, reduced = decode(picture, shrink, SCRATCH)
+    pixels, reduced = decode(picture, (min(1, math.hypot(a, c)), min(1, math.hypot(b, d))), SCRATCH)
+    to_input = picture.to_input * (reduced, reduced, 1)
+    if (b == c == 0 and min(a, d) < 0) or a == d == 0:
+        pixels, turned = turn(pixels, to_input[:, :2])
+        to_input = compose(to_input, invert(turned))
+    (a, b, x), (c, d, y) = to_input.tolist()
     height, width = pixels.shape[:2]
-    a, b, c, d = (value * reduced for value in (a, b, c, d))
     # Shrink with an antialiased resize first, so that the affine map works near scale 1 and does not alias.
-    new_width = max(1, round(width * min(1, shrink[0] * reduced)))
-    new_height = max(1, round(height * min(1, shrink[1] * reduced)))
+    new_width = max(1, round(width * min(1, math.hypot(a, c))))
+    new_height = max(1, round(height * min(1, math.hypot(b, d))))
     if (new_width, new_height) != (width, height):
         pixels = resize(pixels, new_width, new_height)
         a, c = a * width / new_width, c * width / new_width

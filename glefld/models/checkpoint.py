@@ -61,6 +61,7 @@ class ModelCard:
     weights: str
     """Where the backbone's first weights were from (``weights.describe``)."""
     dataset: str
+    """The title of the data set it was trained on, which says so if its photos were rendered."""
     data_hash: str
     recipe: dict[str, Any]
     epoch: int

@@ -43,13 +43,13 @@ class LandmarkGraph(Graph):
     """A landmark model with its crop before it and its decoding behind it.
 
     photo [H, W, 3] uint8, upright RGB, and boxes [n, 4] float32 x1 y1 x2 y2 in its pixels, which are clipped to it. A
-    box without any area in the photo is answered with NaN. The outputs:
+    box without any area in the photo is answered with NaN, and all landmarks absent. The outputs:
 
     landmarks           [n, K, 2] float32 x y, photo's pixels; NaN where the garment type has none
     scores              [n, K] float32; NaN with the landmark
     visibility          [n, K] int8, codes of schema.Visibility; with models that tell
     garment_type        [n] int64, index into the garment types; with models that tell, or if there is one type
-    garment_type_score  [n] float32
+    garment_type_score  [n] float32; NaN for a box without area, whose type says nothing
     """
 
     lacks: Tensor
@@ -89,7 +89,8 @@ class LandmarkGraph(Graph):
             "scores": torch.where(good[:, None], scores, torch.nan),
         }
         if output.visibility is not None:
-            found["visibility"] = self.codes[output.visibility.argmax(dim=-1)]
+            seen = self.codes[output.visibility.argmax(dim=-1)]
+            found["visibility"] = torch.where(good[:, None], seen, int(Visibility.ABSENT))
         if output.garment_type is not None:
             sure, type_ = output.garment_type.softmax(dim=-1).max(dim=-1)
         elif len(self.lacks) == 1:  # a set of one type needs no answer of the model
@@ -123,7 +124,10 @@ class DetectorGraph(Graph):
         return tuple(self.answer(photo).values())
 
     def answer(self, photo: Tensor) -> dict[str, Tensor]:
-        """[H, W, 3] -> boxes [n, 4] float32 x1 y1 x2 y2 in the photo's pixels and scores [n] float32, best first"""
+        """[H, W, 3] -> boxes [n, 4] float32 x1 y1 x2 y2 in the photo's pixels and scores [n] float32, best first
+
+        A network that has diverged is answered with one box of the score NaN.
+        """
         from torchvision.ops import nms  # torchvision is slow to import
 
         from glefld.models import anchors
@@ -134,6 +138,7 @@ class DetectorGraph(Graph):
         output = self.model(self.inputs(photo, x, y, x + side, y + side)).boxes
         assert output is not None
         boxes, scores = self.model.detector.every_box(output, self.size)
+        diverged = ~(boxes.isfinite().all() & scores.isfinite().all())
         kept = torch.zeros_like(scores).index_fill(0, nms(boxes, scores, anchors.OVERLAP), 1)
         scores, places = (scores * kept).topk(min(anchors.MOST, len(scores)))
         corners = boxes[places].double().view(-1, 2, 2) * (side / self.size) + torch.cat([x, y])
@@ -141,7 +146,9 @@ class DetectorGraph(Graph):
         good = (corners[:, 1] > corners[:, 0]).all(dim=1) & (scores > anchors.LEAST_SCORE)
         scores = self.model.calibration(scores)
         good = good & (scores >= self.least_score)
-        chosen = (good & (good.cumsum(dim=0) <= self.most)).nonzero()[:, 0]
+        first = torch.arange(len(scores), device=scores.device) < 1
+        chosen = (good & (good.cumsum(dim=0) <= self.most) | diverged & first).nonzero()[:, 0]
+        scores = torch.where(diverged, torch.nan, scores)
         return {"boxes": corners.flatten(1)[chosen].float(), "scores": scores[chosen]}
 
 

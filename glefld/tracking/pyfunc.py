@@ -77,7 +77,9 @@ def write(folder: Path, card: ModelCard, run_id: str, model_id: str) -> None:
     )
     model.save(str(folder / "MLmodel"))
     pins = [f"{name}=={importlib.metadata.version(name)}" for name in PINNED]
-    (folder / "requirements.txt").write_text("\n".join([f"glefld=={glefld.__version__}", *pins]) + "\n")
+    # Whoever asked a package index for glefld would get what somebody else has put there.
+    note = f"# and glefld {glefld.__version__}, which no package index has: serve with --env-manager local"
+    (folder / "requirements.txt").write_text("\n".join([note, *pins]) + "\n")
     (folder / "python_env.yaml").write_text(
         f"python: {platform.python_version()}\nbuild_dependencies: []\ndependencies: [-r requirements.txt]\n"
     )

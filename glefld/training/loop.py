@@ -284,7 +284,7 @@ class Training:
                 calibration=self.model.calibration,
                 least_score=self.model.least_score,
                 weights=self.origin,
-                dataset=self.job.dataset,
+                dataset=self.manifest.title,
                 data_hash=self.manifest.content_hash,
                 recipe=dataclasses.asdict(self.job.recipe),
                 epoch=position.epoch,

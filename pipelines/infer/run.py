@@ -69,7 +69,7 @@ from pipelines.resumable import (
 from pipelines.rowfile import RowFile, read_stretch
 
 #: Raise this when the same photos and checkpoint would give other rows.
-PREDICTIONS_VERSION = 4
+PREDICTIONS_VERSION = 5
 #: The packages that determine a model's input.
 PIXELS = ("pillow", "simplejpeg", "opencv-python-headless", "nvidia-dali-cuda120")
 #: Bytes of photos that are read ahead of the model, besides the range that is being read.

@@ -22,12 +22,13 @@ from glefld.data import host
 from glefld.data.picture import Normalisation
 from glefld.detect import Detector
 from glefld.errors import BadAnswer, BadPhoto, UserError
-from glefld.export import export, quiet, run_onnx, write_onnx
+from glefld.export import export, facts, quiet, run_onnx, write_onnx
 from glefld.landmarks import Result
 from glefld.models import MODELS, checkpoint, distribution
 from glefld.models.graph import crops
 from glefld.onnx_model import OnnxDetector, OnnxPredictor
 from glefld.prediction import Detected, open_pixels
+from glefld.schema import Visibility
 from tests import dots, typed
 from tests.dots import card
 from tests.glefld.models.test_every_model import CASES, EACH_SYSTEM, LABELS, build
@@ -259,12 +260,13 @@ def test_photos_of_any_kind_have_the_checkpoints_answers(place: Path, tmp_path: 
     for one, other in zip(ours(photos, boxes), theirs(photos, boxes), strict=True):
         same(one, other, pixels=math.inf, scores=math.inf)
         for mine, its in zip(one.garments, other.garments, strict=True):
-            far = np.linalg.norm(mine.landmarks - its.landmarks, axis=-1)
-            distances += far[its.score > 0.5].tolist()  # a dot outside the box is nowhere
+            far = np.linalg.norm(mine.landmarks - its.landmarks, axis=-1)[its.score > 0.5]
+            distances += far.tolist()  # a dot outside the box is nowhere
     assert len(distances) > 30
-    # Where OpenCV warps what the graph has turned before, a level of rounding can move a dot by half a pixel.
-    assert np.median(distances) < 0.01
-    assert max(distances) < 1
+    # A level that OpenCV rounds otherwise can move a dot of a few pixels.
+    assert np.median(distances) < 0.001
+    assert np.quantile(distances, 0.9) < 0.05
+    assert max(distances) < 0.5
 
 
 def test_types_and_visibility_are_those_of_the_checkpoint(place: Path) -> None:
@@ -302,25 +304,68 @@ def test_what_the_file_says_of_itself(place: Path) -> None:
     )
 
 
+def test_axes_of_any_size_have_names(place: Path) -> None:
+    session = OnnxPredictor(str(place / "typed.onnx")).session
+    assert {each.name: each.shape for each in session.get_inputs()} == {
+        "photo": ["height", "width", 3],
+        "boxes": ["count", 4],
+    }
+    assert all(each.shape[0] == "count" for each in session.get_outputs())
+
+
+@pytest.mark.parametrize(
+    ("title", "first", "words"),
+    [
+        ("fld", "random", "the weights: the terms of fld, which"),
+        ("fld (rendered)", "runs/first", "the weights: trained on rendered photos, so no data set's terms"),
+    ],
+)
+def test_the_licence_follows_from_the_data(title: str, first: str, words: str, place: Path) -> None:
+    """Rendered photos bind nobody, but what a training started from may."""
+    model, found = checkpoint.load(str(place / "dots"))
+    licence = facts(
+        str(place / "dots"), model, dataclasses.replace(found, dataset=title, weights=first), False
+    )["licence"]
+    assert words in licence
+    assert licence.endswith(f"of what they started from: {first}")
+
+
 def test_a_box_without_area_is_nan(place: Path) -> None:
-    """For those who use the file without this project, which would not ask."""
-    session = OnnxPredictor(str(place / "dots.onnx")).session
+    """For those who use the file without this project, which would not ask. Where visibility is told, all is absent."""
     boxes = np.array([[5, 5, 5, 9], [0, 0, WIDTH, HEIGHT], [-9, 5, -3, 9], [50, 50, 20, 60]], np.float32)
-    landmarks, scores, *_ = session.run(None, {"photo": noise(WIDTH, HEIGHT), "boxes": boxes})
-    assert np.isnan(landmarks).all(axis=(1, 2)).tolist() == [True, False, True, True]
-    assert np.isnan(scores).all(axis=1).tolist() == [True, False, True, True]
+    for name in ("dots", "typed"):
+        found = OnnxPredictor(str(place / f"{name}.onnx")).run(photo=noise(WIDTH, HEIGHT), boxes=boxes)
+        for key in ("landmarks", "scores", "garment_type_score"):
+            lost = np.isnan(found[key].reshape(len(boxes), -1)).all(axis=1)
+            assert lost.tolist() == [True, False, True, True], key
+        if name == "typed":
+            absent = (found["visibility"] == Visibility.ABSENT).all(axis=1)
+            assert absent.tolist() == [True, False, True, True]
 
 
-def test_a_diverged_network_has_no_answer(tmp_path: Path) -> None:
-    checkpoint.save(
-        str(tmp_path / "model"), dots.overflowing(), card(dots.MODEL, dots.CONFIG, dots.LABELS, dots.SIZE)
-    )
-    export(str(tmp_path / "model"), tmp_path / "model.onnx", "onnx")
-    photo = dots.photo(np.array([[60.0, 60.0], [150.0, 90.0]]), WIDTH, HEIGHT)
-    for model in both(tmp_path, "model"):
-        (answer,) = model(photo).answers
-        assert isinstance(answer, BadAnswer)
-        assert str(answer) == "not_finite: 2 of 2 heatmaps, so the model has diverged"
+def diverged(path: Path) -> str:
+    """Write the file again as of a model that has diverged, with NaN in the place of its weights."""
+    import onnx
+
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims:
+            lost = np.full(tuple(tensor.dims), np.nan, np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(lost, tensor.name))
+    written = path.with_name(f"diverged-{path.name}")
+    onnx.save(model, written)
+    return str(written)
+
+
+def test_a_diverged_network_has_no_answer(place: Path, finder: Path) -> None:
+    """Neither a place somewhere nor, of a detector, that there is nothing."""
+    (answer,) = Landmarks.load(diverged(place / "dots.onnx"))(noise(WIDTH, HEIGHT)).answers
+    assert isinstance(answer, BadAnswer)
+    assert str(answer) == "not_finite: 2 of 2 heatmaps, so the model has diverged"
+    detector = OnnxDetector(diverged(finder / "finder.onnx"))
+    (found,) = detector.detect([open_pixels(noise(90, 80)).whole(64)])
+    assert isinstance(found, BadAnswer)
+    assert str(found) == "not_finite: the boxes, so the model has diverged"
 
 
 def test_a_program_of_torch_export(place: Path, tmp_path: Path) -> None:
@@ -426,8 +471,8 @@ def test_a_missing_package_is_named(
     missing: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=rf"{missing}.*pip install 'glefld\[export\]'"):
+    with pytest.raises(UserError, match=f"need the package {missing}, which is not"):
         export(str(place / "dots"), tmp_path / "model.onnx", "onnx")
     if missing == "onnxruntime":
-        with pytest.raises(UserError, match=r"glefld\[export\]"):
+        with pytest.raises(UserError, match="onnxruntime"):
             Landmarks.load(place / "dots.onnx")

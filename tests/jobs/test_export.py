@@ -49,6 +49,8 @@ def test_a_mistake_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) 
     for options, words in (
         (export.Options(str(place / "absent")), "--checkpoint"),
         (export.Options(str(place / "dots"), output=str(place / "photo.png" / "x.onnx")), "--output"),
+        (export.Options(str(place / "dots"), output=str(place / "x.pt2")), "must end in .onnx"),
+        (export.Options(str(place / "dots"), "torch", str(place / "x.onnx")), "must end in .pt2"),
     ):
         with redirect_stdout(io.StringIO()):
             assert words in one_line(lambda options=options: export.run(options), capsys)  # type: ignore[misc]

@@ -59,6 +59,26 @@ def test_both_engines_load_the_same(encoding: str, change: str) -> None:
     assert apart.max() < 3.5
 
 
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("flip_x", [False, True])
+@pytest.mark.parametrize("flip_y", [False, True])
+def test_a_turned_picture_gives_the_upright_ones_input(swap: bool, flip_x: bool, flip_y: bool) -> None:
+    """All eight ways of EXIF, but for pixels where OpenCV's map rounds otherwise: whoever turns first agrees."""
+    upright = np.random.default_rng(3).integers(0, 256, (211, 157, 3), np.uint8)
+    linear, offset = np.diag([1.0 - 2 * flip_x, 1.0 - 2 * flip_y]), np.array([[157 * flip_x], [211 * flip_y]])
+    stored = upright[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+    if swap:
+        stored, linear = stored.swapaxes(0, 1), linear[:, ::-1]
+    box = np.array([[SIZE / 120, 0, -9.5], [0, SIZE / 190, -3.25]])
+    turned = compose(box, np.concatenate([linear, offset], axis=1))
+    inputs = [
+        host.paint(Picture(np.ascontiguousarray(pixels), *pixels.shape[1::-1], affine), SIZE, 0).astype(int)
+        for pixels, affine in ((upright, box), (stored, turned))
+    ]
+    assert np.abs(inputs[0] - inputs[1]).max() <= 1
+    assert (inputs[0] != inputs[1]).mean() < 0.001
+
+
 OTHER = Normalisation((10.0, 100.0, 190.0), (2.0, 50.0, 400.0))
 OTHERS = {"host": lambda: HostEngine(SIZE, OTHER, 2), "DALI": lambda: DaliEngine(SIZE, OTHER, 8, None, 2)}
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from glefld import storage
 from glefld.data.augmentation import Augmentation
-from glefld.data.dataset import open_dataset
+from glefld.data.dataset import MANIFEST, open_dataset
 from glefld.data.loader import BatchLoader, InputPipeline
 from glefld.data.order import share
 from glefld.data.picture import IMAGENET
@@ -125,6 +125,15 @@ def weights(folder: Path) -> torch.Tensor:
     assert last is not None
     model, _ = checkpoint.load(storage.join(str(folder), last))
     return torch.cat([p.flatten() for p in model.parameters()])
+
+
+def test_a_card_says_that_photos_were_rendered(tmp_path: Path) -> None:
+    """An export's licence goes by it."""
+    path = Path(write_dataset(tmp_path / "data", {"train": 8, "val": 2}), MANIFEST)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"source": {"rendered": True}}))
+    run(str(path.parent), tmp_path / "run", dataclasses.replace(RECIPE, epochs=1))
+    _, card = checkpoint.load(checkpoint.resolve(str(tmp_path / "run")))
+    assert card.dataset == "fld (rendered)"
 
 
 @dataclasses.dataclass(frozen=True)
