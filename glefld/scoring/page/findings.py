@@ -47,37 +47,29 @@ BIASED, LEAST_BIAS = 0.35, 0.01
 HARDER = 1.25
 #: Names in a sentence.
 MOST_NAMES = 5
-#: Below so many garments a landmark's score says little.
+#: Below so many garments a landmark's score says little, and so does a split's.
 FEW = 100
+#: Of fewer garments a mean is not compared: the bootstrap's interval of one or two has hardly any width.
+LEAST = 20
 
 
 def of_landmarks(scored: Scored, rows: LandmarkRows, views: Mapping[str, Mean]) -> list[Point]:
     """Return the findings of a landmark model. views: NE of the garments by view."""
     report, detected = scored.report, scored.detected
     assert report.ne is not None
+    garments = rows.by_garment(rows.error)
+    number = int((~np.isnan(garments)).sum())
     result = []
     constant = scored.baseline.mean_position_by_type.ne
-    if constant is not None and report.ne > HARDLY_BETTER * constant:
+    if number >= LEAST and constant is not None and report.ne > HARDLY_BETTER * constant:
+        how = "worse" if report.ne > constant else "hardly better"
         result.append(
             Point(
-                f"It is hardly better than a constant answer ({cell(report.ne)}; each type's mean position "
+                f"It is {how} than a constant answer ({cell(report.ne)}; each type's mean position "
                 f"{cell(constant)}): train longer, or look whether boxes and annotations of this split fit the model's."
             )
         )
-    garments = rows.by_garment(rows.error)
-    tail, median = share_of_worst(garments, TAIL), float(np.nanmedian(garments))
-    result.append(
-        Point(
-            f"The worst tenth of the garments holds {percent(tail)} of the error; half of the garments are off by "
-            f"{cell(median)} or less. A few wrong answers, rather than general vagueness, are what is left to win: "
-            "look at them first."
-            if tail > HEAVY_TAIL
-            else f"The error is spread: the worst tenth of the garments holds {percent(tail)} of it, and half of the "
-            f"garments are off by {cell(median)} or less. More data, a larger input or a larger backbone help here, "
-            "not single mistakes.",
-            WORST_GARMENTS,
-        )
-    )
+    result += _tail(garments) if number >= FEW else _too_few(number)
     sides = exchanged_sides(rows)
     if len(sides.garments):
         one = len(sides.garments) == 1
@@ -90,20 +82,22 @@ def of_landmarks(scored: Scored, rows: LandmarkRows, views: Mapping[str, Mean]) 
                 SIDES,
             )
         )
-    result += _extremes(report.ne_by_landmark, report.ne_landmark_intervals, "landmark")
-    result += _extremes(report.ne_by_type, report.ne_intervals, "garment type")
-    result += _extremes(
-        {name: group.mean for name, group in views.items()},
-        {name: group.interval for name, group in views.items()},
-        "view",
-    )
-    result += _offsets(report, bias(rows, len(report.ne_by_landmark)))
-    result += _sizes(by_size(rows.sides.max(axis=1), garments))
-    if report.confidence is not None:
-        result += _scores(report.confidence, scored.split)
+    if number >= FEW:
+        result += extremes(report.ne_by_landmark, report.ne_landmark_intervals, report.counted, "landmark")
+        result += extremes(report.ne_by_type, report.ne_intervals, _of_types(report, rows), "garment type")
+        result += extremes(
+            {name: group.mean for name, group in views.items()},
+            {name: group.interval for name, group in views.items()},
+            {name: group.garments for name, group in views.items()},
+            "view",
+        )
+        result += _offsets(report, bias(rows, len(report.ne_by_landmark)))
+        result += _sizes(by_size(rows.sides.max(axis=1), garments))
+        if report.confidence is not None:
+            result += _scores(report.confidence, scored.split)
     result += _types(report, rows)
-    few = [name for name, number in report.counted.items() if 0 < number < FEW]
-    if few:
+    few = [name for name, counted in report.counted.items() if 0 < counted < FEW]
+    if few and number >= FEW:
         result.append(
             Point(
                 f"Fewer than {FEW} garments show {listed(few)}: do not compare models by "
@@ -159,7 +153,9 @@ def of_boxes(scores: BoxScores, rows: BoxRows) -> list[Point]:
             )
         )
     found = by_size(rows.size.astype(np.float64), (rows.overlap > 0).astype(np.float64))
-    if len(found) > 1:
+    if len(rows.size) < FEW:
+        result += _too_few(len(rows.size))
+    elif len(found) > 1:
         low, high = min(found, key=lambda g: g.mean), max(found, key=lambda g: g.mean)
         if low.interval[1] < high.interval[0]:
             result.append(
@@ -181,11 +177,53 @@ def listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _extremes(
-    values: Mapping[str, float | None], intervals: Mapping[str, tuple[float, float]], what: str
+def _too_few(number: int) -> list[Point]:
+    """Tell that so many garments, fewer than ``FEW``, are no basis for what else would be told."""
+    return [
+        Point(
+            f"This split has only {count(number, 'garment')} to score. Fewer than {FEW} do not tell where the error "
+            "lies."
+        )
+    ]
+
+
+def _tail(garments: NDArray[np.floating]) -> list[Point]:
+    """Tell whether a few garments have much of the error. garments: [N] errors, NaN where nothing is visible."""
+    tail, median = share_of_worst(garments, TAIL), float(np.nanmedian(garments))
+    return [
+        Point(
+            f"The worst tenth of the garments holds {percent(tail)} of the error; half of the garments are off by "
+            f"{cell(median)} or less. A few wrong answers, rather than general vagueness, are what is left to win: "
+            "look at them first."
+            if tail > HEAVY_TAIL
+            else f"The error is spread: the worst tenth of the garments holds {percent(tail)} of it, and half of the "
+            f"garments are off by {cell(median)} or less. More data, a larger input or a larger backbone help here, "
+            "not single mistakes.",
+            WORST_GARMENTS,
+        )
+    ]
+
+
+def _of_types(report: Report, rows: LandmarkRows) -> dict[str, int]:
+    """Return how many garments of each type show a landmark."""
+    shown = rows.garment_type[(rows.garment_type >= 0) & (rows.visible > 0)]
+    return dict(
+        zip(report.ne_by_type, np.bincount(shown, minlength=len(report.ne_by_type)).tolist(), strict=True)
+    )
+
+
+def extremes(
+    values: Mapping[str, float | None],
+    intervals: Mapping[str, tuple[float, float]],
+    garments: Mapping[str, int],
+    what: str,
 ) -> list[Point]:
-    """Tell the worst and the best, if their intervals are apart, and so much that it matters."""
-    known = {name: value for name, value in values.items() if value is not None and name in intervals}
+    """Tell the worst and the best of those with enough garments, if their intervals are far enough apart to matter."""
+    known = {
+        name: value
+        for name, value in values.items()
+        if value is not None and name in intervals and garments[name] >= LEAST
+    }
     if len(known) < 2:
         return []
     worst, best = max(known, key=lambda name: known[name]), min(known, key=lambda name: known[name])
