@@ -180,6 +180,12 @@ class Page:
     sections: Sequence[Section]
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one."""
+    plural = noun + ("es" if noun.endswith("x") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 def html(page: Page) -> str:
     """Return the page as the text of an HTML file."""
     titles = [section.title for section in page.sections]

@@ -1,7 +1,6 @@
 """The page about a data set: what is in it, what training makes of it, and what is probably wrong with it."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -30,6 +29,7 @@ from glefld.pages import (
     Section,
     Table,
     Text,
+    count,
 )
 from glefld.predict import Predictor
 from glefld.redaction import public_url
@@ -91,12 +91,17 @@ class Inspection:
     within: list[np.ndarray]
     """The same within one split."""
     near: list[Copy]
-    """Pairs across splits that look the same, but for those of the same bytes."""
+    """Pairs across splits that look the same, one for each pair of photos, but for those of the same bytes."""
     rejected: dict[str, list[rejects.Reject]]
 
     @property
     def manifest(self) -> Manifest:
         return self.readers.manifest
+
+    @property
+    def alike(self) -> int:
+        """How many photos of a split look like one of a split before it."""
+        return len({int(self.rows.photo[copy.second]) for copy in self.near})
 
 
 def inspect(
@@ -128,14 +133,20 @@ def inspect(
 
 
 def _near(rows: Rows, looked: Looked) -> list[Copy]:
-    found = []
+    """Return the pairs that look the same. Of two photos with several garments each, the two rows that differ least."""
+    found: list[Copy] = []
     split = rows.split[looked.places]
     for index in range(1, len(rows.splits)):
         first, second = looked.places[split < index], looked.places[split == index]
-        pairs = copies.near(looked.hashes[split < index], looked.hashes[split == index])
-        for a, b, bits in itertools.islice(pairs, MOST_PAIRS):
-            if rows.content[first[a]] != rows.content[second[b]]:
-                found.append(Copy(int(first[a]), int(second[b]), bits))
+        of_photos: dict[tuple[int, int], Copy] = {}
+        for a, b, bits in copies.near(looked.hashes[split < index], looked.hashes[split == index]):
+            copy = Copy(int(first[a]), int(second[b]), bits)
+            photos = int(rows.photo[copy.first]), int(rows.photo[copy.second])
+            if photos not in of_photos and len(of_photos) == MOST_PAIRS:
+                break
+            if photos not in of_photos or bits < of_photos[photos].bits:
+                of_photos[photos] = copy
+        found += [c for c in of_photos.values() if rows.content[c.first] != rows.content[c.second]]
     return sorted(found, key=lambda copy: (copy.bits, copy.first, copy.second))
 
 
@@ -223,8 +234,8 @@ def numbers(found: Inspection) -> list[Number]:
         Number("unusual places", f"{place_rows:,}", _percent(place_rows, len(rows)) + " of the garments"),
         Number(
             "photos in several splits",
-            f"{len(found.across) + len(found.near):,}",
-            f"{len(found.across)} of the same bytes, {len(found.near)} alike",
+            f"{len(found.across) + found.alike:,}",
+            f"{len(found.across):,} of the same bytes, {found.alike:,} alike",
         ),
     ]
 
@@ -232,24 +243,35 @@ def numbers(found: Inspection) -> list[Number]:
 def _points(found: Inspection) -> list[Point]:
     """What to do next, in the order of what it is worth."""
     points = []
-    if found.across or found.near:
+    if found.across:
         points.append(
             Point(
-                f"{len(found.across) + len(found.near)} photos of one split are also in another one, so scores are too "
-                "good. Ingest with --dedupe, or remove them:",
+                f"{count(len(found.across), 'photo')} of one split {_are(len(found.across))} also in another one, with "
+                "the same bytes, so scores are too good. Ingest with --dedupe, which drops them from train, and take "
+                "out of the source what val and test share:",
+                COPIES,
+            )
+        )
+    if found.near:
+        points.append(
+            Point(
+                f"{count(found.alike, 'photo')} of one split {'looks' if found.alike == 1 else 'look'} like one of "
+                "another split, so scores may be too good. Ingest does not see that: take them out of the source. "
+                "--suspects lists them:",
                 COPIES,
             )
         )
     for kinds, what, title in (
-        (SIDE_KINDS, "probably have left and right the wrong way round, or some of them", SIDES),
+        (SIDE_KINDS, "probably {} left and right the wrong way round, or some of them", SIDES),
         (
             PLACE_KINDS,
-            "have a landmark in an unusual place: a mistake, another type of garment or a rare pose",
+            "{} a landmark in an unusual place: a mistake, another type of garment or a rare pose",
             PLACES,
         ),
     ):
         if number := found.suspects.garments(*kinds):
-            points.append(Point(f"{number:,} garments {what}. Look at the worst ones:", title))
+            told = what.format("has" if number == 1 else "have")
+            points.append(Point(f"{count(number, 'garment')} {told}. Look at the worst ones:", title))
     if found.looked.answers is None and len(found.manifest.landmark_set):
         points.append(
             Point(
@@ -510,9 +532,10 @@ def _copies(found: Inspection) -> list[Part]:
     compared = " and ".join(f"{n:,} of {split}" for n, split in zip(number, rows.splits, strict=True))
     parts.append(
         Text(
-            f"{len(found.across):,} photos are in several splits with the same bytes, {len(found.within):,} several "
-            f"times in one split, and {len(found.near):,} pairs across splits look alike. Alike are pictures whose "
-            f"hashes differ in at most {copies.MOST_BITS} of 256 bits; compared were {compared}."
+            f"{count(len(found.across), 'photo')} {_are(len(found.across))} in several splits with the same bytes, "
+            f"{len(found.within):,} several times in one split, and {count(len(found.near), 'pair')} of photos across "
+            f"splits {'looks' if len(found.near) == 1 else 'look'} alike. Alike are pictures whose hashes differ in at "
+            f"most {copies.MOST_BITS} of 256 bits; compared were {compared}."
         )
     )
     if len(rows.splits) == 1:
@@ -566,6 +589,10 @@ def _rejects(found: Inspection) -> list[Part]:
     if pictures:
         parts.append(Pictures(pictures))
     return parts
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _percent(part: float, whole: float) -> str:

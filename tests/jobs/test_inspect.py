@@ -1,19 +1,22 @@
 """The job that makes a page about a data set: it finds what was planted, and says what it read."""
 
 import csv
+import io
 import re
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tyro
 from mlflow import MlflowClient
+from PIL import Image
 
 from glefld import storage
 from glefld.models.calibration import Calibration
-from glefld.schema import NO_LANDMARKS
+from glefld.schema import FASHION8, NO_LANDMARKS
 from jobs.inspect import Options, run
 from tests import dots, doubtful
 from tests.mistakes import one_line
@@ -63,9 +66,39 @@ def test_what_was_planted_is_found_and_nothing_else(data: str, tmp_path: Path) -
     assert backs is not None
     assert float(backs[1]) == pytest.approx(100 * len(doubtful.BACKS) / 160, abs=0.1)
     assert "numbers</dt><dd>of 160 of 160 rows" in page
+    assert "1 photo of one split is also in another one, with the same bytes" in page
+    assert "Ingest with --dedupe, which drops them from train" in page
+    assert "1 photo of one split looks like one of another split" in page
+    assert "1 garment has a landmark in an unusual place" in page
     assert "&lt;b&gt;as it is&lt;/b&gt;" in page
     assert page.count("<img") == 12 + 4 + 6 + 3 + 2 + 1  # samples, charts, maps, suspects, copies, a reject
     assert len(page) < 2_000_000
+
+
+def test_photos_that_look_alike_are_counted_as_photos_and_dedupe_is_not_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two photos of train are saved again in val. Each has three garments and is stored as a whole: 18 pairs of rows.
+
+    ``--dedupe`` would not drop them, since their bytes differ.
+    """
+    monkeypatch.setattr("glefld.inspection.report.MOST_PAIRS", 2)  # as many as there are pairs of photos
+    rng = np.random.default_rng(0)
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+    for number in range(10):
+        photo = doubtful.garment("train", number, rng)
+        with Image.open(io.BytesIO(photo["image"])) as image:
+            again = doubtful.jpeg(image.convert("RGB"), quality=50)
+        splits["train"] += [{**photo, "sample_id": f"fld/train/{number}#{i}"} for i in range(3)]
+        if number in (4, 6):
+            other = {"source_uri": f"val/{number}.jpg", "image": again, "photo_hash": bytes([number] * 16)}
+            splits["val"] += [{**photo, **other, "sample_id": f"fld/val/{number}#{i}"} for i in range(3)]
+    page, found = inspect(doubtful.write(tmp_path / "data", FASHION8, splits, []), tmp_path)
+    assert {(name, kind) for name, kind, _ in found} == {("val/4", "near_copy"), ("val/6", "near_copy")}
+    assert "2 photos of one split look like one of another split" in page
+    assert "0 of the same bytes, 2 alike" in page
+    assert "2 pairs of photos across splits look alike" in page
+    assert "--dedupe" not in page
 
 
 def test_a_sample_of_a_data_set_that_is_not_on_this_machine(data: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from glefld import pages
 from glefld.scoring import analysis
 from glefld.scoring.examples import Example
 from glefld.scoring.page import charts, findings
-from glefld.scoring.page.parts import CURVES, SIZE, WORST, WORST_PHOTOS, Scored, count, percent, picture
+from glefld.scoring.page.parts import CURVES, SIZE, WORST, WORST_PHOTOS, Scored, percent, picture
 from glefld.scoring.rows import BoxRows
 from glefld.scoring.tables import cell
 
@@ -73,7 +73,7 @@ def _worst(rows: BoxRows, drawn: Sequence[Example]) -> pages.Section:
     for photo, example in zip(worst_photos(rows), drawn, strict=True):
         missed, wrong = int(rows.missed[photo]), int(rows.wrong[photo])
         words = [f"{missed} missed"] if missed else []
-        words += [count(wrong, "wrong box")] if wrong else []
+        words += [pages.count(wrong, "wrong box")] if wrong else []
         pictures.append(picture(example, ", ".join(words) or "loose"))
     text = (
         "White boxes are annotated, yellow ones found, with their scores. A wrong box may well be a garment: many "

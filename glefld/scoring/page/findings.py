@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glefld.models.calibration import RIGHT_WITHIN
-from glefld.pages import Point
+from glefld.pages import Point, count
 from glefld.scoring.analysis import Mean, SizeGroup, bias, by_size, confusion, exchanged_sides, share_of_worst
 from glefld.scoring.boxes import BoxScores
 from glefld.scoring.confidence import Confidence
@@ -26,7 +26,6 @@ from glefld.scoring.page.parts import (
     WORST_GARMENTS,
     WORST_PHOTOS,
     Scored,
-    count,
     percent,
 )
 from glefld.scoring.rows import BoxRows, LandmarkRows

@@ -25,7 +25,6 @@ from glefld.scoring.page.parts import (
     WORST,
     WORST_GARMENTS,
     Scored,
-    count,
     percent,
     picture,
 )
@@ -208,7 +207,7 @@ def _by_landmark(scored: Scored, rows: LandmarkRows, views: Mapping[str, analysi
             "",
             "mean NE of the garments by view",
         )
-        numbers = ", ".join(f"{count(group.garments, name)}" for name, group in views.items())
+        numbers = ", ".join(pages.count(group.garments, name) for name, group in views.items())
         parts.append(pages.Chart(by_view, f"{numbers}."))
     parts += [words, table] if few else [pages.Fold("All landmarks", [words, table])]
     return pages.Section(BY_LANDMARK, parts)
@@ -252,8 +251,8 @@ def _sides(report: Report, rows: LandmarkRows, ids: Mapping[int, str]) -> pages.
     parts: list[pages.Part] = [
         pages.Text(
             f"{percent(report.left_right_confusion)} of the landmarks that have a partner are predicted nearer to it "
-            f"than to their own place. {count(number, 'garment')} of {len(rows.visible):,} would be less than half as "
-            "wrong with all sides exchanged."
+            f"than to their own place. {pages.count(number, 'garment')} of {len(rows.visible):,} would be less than "
+            "half as wrong with all sides exchanged."
         )
     ]
     if number:

@@ -57,12 +57,6 @@ def percent(share: float) -> str:
     )
 
 
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural unless it is one."""
-    plural = noun + ("es" if noun.endswith("x") else "s")
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
 def picture(example: Example, caption: str) -> pages.Picture:
     """Return an example as a picture of the page."""
     small = example.picture.copy()
