@@ -16,6 +16,7 @@ from glefld.datasets import Dataset
 from glefld.detect import require_detector
 from glefld.errors import UserError, require_between
 from glefld.models import MODELS, checkpoint
+from glefld.pages import count
 from glefld.redaction import public_url
 from glefld.schema import Labels, Manifest, Split
 from glefld.scoring import evaluation
@@ -186,11 +187,11 @@ def describe(
         "system": card.model,
         "options": config,
         "checkpoint": public_url(url),
-        "trained": f"on {card.dataset} ({same}), {card.epoch:,} epochs, {card.step:,} steps",
+        "trained": f"on {card.dataset} ({same}), {count(card.epoch, 'epoch')}, {count(card.step, 'step')}",
         "first weights": card.weights,
         "input": f"{card.input_size} pixels" + (", each also mirrored" if options.mirror else ""),
         "data set": f"{public_url(data)}, data {manifest.content_hash[:12]}",
-        "split": f"{options.split}, {manifest.splits[options.split]:,} rows",
+        "split": f"{options.split}, {count(manifest.splits[options.split], 'row')}",
     }
     if detector is not None:
         facts["detector"] = public_url(detector)

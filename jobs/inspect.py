@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import io
 import os
-from typing import Annotated
+from typing import Annotated, cast
 
 import tyro
 from rich.console import Console
@@ -74,6 +74,12 @@ def run(options: Options) -> None:
     root = resolve_root(options.root)
     data, manifest = _open(options, root)
     splits = [split for split in SPLITS if manifest.splits.get(split) and options.split in (None, split)]
+    if not splits and options.split is None:
+        reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in manifest.rejects.items())
+        raise UserError(
+            f"the data set {data} has no rows"
+            + (f": all {manifest.rows_in:,} were rejected ({reasons})" if reasons else "")
+        )
     if not splits:
         raise UserError(f"--split {options.split}: the data set {data} has no rows in it")
     output, named = resolve_output(options.output, options.root, lambda: f"inspect/{manifest.dataset}.html")
@@ -85,6 +91,7 @@ def run(options: Options) -> None:
     uri = None
     if options.mlflow:
         from glefld import tracking
+        from glefld.models.checkpoint import digest
 
         uri = tracking.tracking_uri(root, on_cluster())
         tracking.require_answer(uri)
@@ -116,13 +123,17 @@ def run(options: Options) -> None:
         storage.write_bytes(listed, _csv(rows))
         console.print(f"{len(rows):,} findings in {listed}", highlight=False, soft_wrap=True)
     if uri is not None:
+        model_id = tracking.find_by_digest(uri, digest(checkpoint)) if checkpoint is not None else None
         handle = tracking.start_run(
             uri,
-            options=options,
+            # The name, also if --data alone was given: runs are searched by it.
+            options=dataclasses.replace(options, dataset=cast(Dataset, manifest.dataset)),
             manifest=manifest,
             data=data,
             name=f"inspect-{options.split or 'all'}",
             experiment=options.experiment,
+            split=options.split or "all",
+            model_id=model_id,
         )
         with tracking.logged_run(handle) as log:
             log.log_text(text, "inspect.html")

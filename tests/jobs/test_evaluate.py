@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from glefld.data.dataset import open_dataset
 from glefld.models import build_model, checkpoint
 from glefld.schema import FASHION8, Labels
-from jobs.evaluate import Options, run
+from jobs.evaluate import Options, describe, run
 from tests import dots
 from tests.ingested import write_dataset
 from tests.mistakes import NO_SERVER, everything, forbid_ray, one_line, write_wrong_files
@@ -78,6 +79,17 @@ def test_a_mistake_is_one_line_before_ray_starts(
     told = one_line(lambda: run(dataclasses.replace(options, **changes)), capsys)
     assert message.format(place=place) in told
     assert everything(place) == before
+
+
+def test_one_of_anything_is_told_in_the_singular(options: Options, place: Path) -> None:
+    url = f"{place}/checkpoint"
+    card = dataclasses.replace(checkpoint.read_card(url), epoch=1, step=1)
+    manifest = open_dataset(f"{place}/data/fld")
+    facts = describe(options, url, card, "data", dataclasses.replace(manifest, splits={"val": 1}), None)
+    assert facts["trained"].endswith("1 epoch, 1 step")
+    assert facts["split"] == "val, 1 row"
+    facts = describe(options, url, dataclasses.replace(card, epoch=2, step=3000), "data", manifest, None)
+    assert facts["trained"].endswith("2 epochs, 3,000 steps")
 
 
 @pytest.mark.parametrize("checkpoint", ["{place}/checkpoint", "models:/gle@champion"])

@@ -15,8 +15,11 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from glefld import storage
+from glefld.models import checkpoint
 from glefld.models.calibration import Calibration
 from glefld.schema import FASHION8, NO_LANDMARKS
+from glefld.tracking import RunHandle
+from glefld.tracking.model_registry import create_model
 from jobs.inspect import Options, run
 from tests import dots, doubtful
 from tests.mistakes import one_line
@@ -136,6 +139,36 @@ def test_one_split_alone_and_mlflow_has_the_page(
     assert logged.info.status == "FINISHED"
     copy = client.download_artifacts(logged.info.run_id, "inspect.html", str(tmp_path))
     assert Path(copy).read_text() == page
+    assert logged.data.params["dataset"] == "fld", "runs are searched by it, and --data alone was given"
+    assert contexts(client, logged.info.run_id) == ["val"]
+
+
+def contexts(client: MlflowClient, run_id: str) -> list[str]:
+    """What of its data MLflow says a run has used."""
+    used = client.get_run(run_id).inputs.dataset_inputs
+    return [tag.value for data in used for tag in data.tags]
+
+
+def test_mlflow_knows_the_model_that_was_asked(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its page lists the inspection among its runs, as it lists evaluations. Nothing was trained on the data."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = MlflowClient(uri)
+    trained = client.create_run(client.create_experiment("trained")).info
+    url = dots.write_checkpoint(str(tmp_path / "checkpoint"), calibration=Calibration(offset=1.0))
+    handle = RunHandle(uri, trained.experiment_id, trained.run_id)
+    model_id = create_model(handle, "gle", checkpoint.digest(url))
+    data = doubtful.write_dots(tmp_path, exchanged=set(), far=set())
+    run(Options(data=data, root=str(tmp_path), checkpoint=url, mlflow=True))
+    experiment = client.get_experiment_by_name("glefld-fld")
+    assert experiment is not None
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert contexts(client, logged.info.run_id) == ["all"]
+    used = client.get_run(logged.info.run_id).inputs.model_inputs
+    assert [model.model_id for model in used] == [model_id]
 
 
 def test_a_model_contradicts_wrong_annotations(tmp_path: Path) -> None:
@@ -181,3 +214,21 @@ def test_a_mistake_is_one_line(
     given = {name: places.get(str(value), value) for name, value in options.items()}
     line = one_line(lambda: run(Options(root=str(tmp_path), **given)), capsys)  # type: ignore[arg-type]
     assert named in line
+
+
+def test_a_data_set_without_rows_is_one_line_that_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No split was named, so none is named."""
+    names = ("sample_id", "split", "source_uri", "detail")
+    rejects = [
+        {**dict.fromkeys(names, "x"), "reason": reason, "photo_hash": None}
+        for reason in ("missing_photo", "missing_photo", "no_landmarks")
+    ]
+    (tmp_path / "data").mkdir()
+    empty = doubtful.write(tmp_path / "data", FASHION8, {}, rejects)
+    line = one_line(lambda: run(Options(data=empty, root=str(tmp_path))), capsys)
+    assert line.strip().endswith(
+        f"the data set {empty} has no rows: all 3 were rejected (missing_photo 2, no_landmarks 1)"
+    )
+    assert "--split" not in line
