@@ -105,8 +105,8 @@ class ShardedOutput:
         options = manifest.get("options")
         if not isinstance(options, dict):
             raise UserError(
-                f"{self.url} holds a {MANIFEST} without options, which jobs.{self.job} has not written: choose another "
-                "--output"
+                f"{self.url} holds a {MANIFEST} without options, which glefld {self.job} has not written: choose "
+                "another --output"
             )
         differing = [name for name in wanted if options.get(name) != wanted[name]]
         if differing:
@@ -157,14 +157,15 @@ class ShardedOutput:
         if (marker := self._marker()) is not None:
             if marker["job"] != self.job:
                 raise UserError(
-                    f"{self.url} holds the output of jobs.{marker['job']}: choose another --output for jobs.{self.job}"
+                    f"{self.url} holds the output of glefld {marker['job']}: choose another --output for glefld "
+                    f"{self.job}"
                 )
             return False
         if storage.is_file(self.url):
             raise UserError(f"{self.url} is a file: --output must be a folder")
         if self.manifest() is None and (there := storage.entries(self.url)):
             raise UserError(
-                f"{self.url} already holds {there[0].name}, which jobs.{self.job} has not written: choose a new or "
+                f"{self.url} already holds {there[0].name}, which glefld {self.job} has not written: choose a new or "
                 "empty folder as --output"
             )
         self._mark("")

@@ -88,7 +88,7 @@ def published(dataset: str, landmarks: Sequence[str]) -> tuple[Published, ...]:
 def note(dataset: str) -> str:
     """Return the note to print wherever published figures are shown, or would be: rendered photos have none."""
     if dataset.endswith(RENDERED):
-        return "photos made by jobs.synthesize: not comparable with any published figure"
+        return "photos made by glefld synthesize: not comparable with any published figure"
     if dataset == "deepfashion-fine":
         # The fine lists re-annotate some of DeepFashion's photos. There are no closer published figures.
         return (

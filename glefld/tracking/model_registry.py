@@ -202,7 +202,7 @@ def _copy(local: Path, url: str, uri: str) -> None:
     except PermissionError as error:
         raise UserError(
             f"{uri} is not copied to {url} yet, and this job may not write there ({error}): name the run's folder "
-            "instead, or register the model with jobs.train --register, which makes the copy"
+            "instead, or register the model with glefld train --register, which makes the copy"
         ) from error
 
 

@@ -53,11 +53,11 @@ class BenchmarkOptions:
     dataset: Dataset = "fld"
     """Data set to measure on."""
     source: str | None = None
-    """Raw data set, as for jobs.ingest. Default: --rows photos are rendered."""
+    """Raw data set, as for glefld ingest. Default: --rows photos are rendered."""
     data: str | None = None
     """Ingested data set, path or URL. Default: the source is ingested."""
     photos: str | None = None
-    """Photos for predict and infer, as for jobs.infer --input. Default: the source's img.zip, else the data set."""
+    """Photos for predict and infer, as for glefld infer --input. Default: the source's img.zip, else the data set."""
     checkpoint: str | None = None
     """Checkpoint for predict, infer and evaluate. Default: the system with random weights."""
     model: str = "fpn"

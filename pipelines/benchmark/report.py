@@ -68,7 +68,7 @@ def _stages(stages: Mapping[str, Any]) -> rich.table.Table:
 
 def _growth(job: str, grown: Mapping[str, Any]) -> rich.table.Table:
     table = _table(
-        f"jobs.{job}: growth",
+        f"glefld {job}: growth",
         "rows",
         "s",
         "min to max",

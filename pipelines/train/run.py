@@ -106,7 +106,7 @@ def train(
             raise UserError(
                 f"the cluster had no room for {workers.most} workers of {workers.cpus} CPUs"
                 f"{' and a GPU' if workers.gpu else ''} in {START_TRIES} tries: add machines or lower --num-workers, "
-                "then continue with --resume (jobs.train) or the same --name (jobs.compare)"
+                "then continue with --resume (glefld train) or the same --name (glefld compare)"
             ) from error
     if ended.mistake is not None:
         raise UserError(ended.mistake)

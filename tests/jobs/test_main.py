@@ -1,12 +1,15 @@
 """The command ``glefld``: what it lists, how it is found again when mistyped, completion, and the wheel it comes in."""
 
+import ast
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,29 @@ def test_every_module_with_a_command_line_is_a_command() -> None:
         path.stem for path in (ROOT / "jobs").glob("*.py") if 'if __name__ == "__main__"' in path.read_text()
     }
     assert modules == {each.module for each in commands.COMMANDS.values()} | {"__main__"}
+
+
+def words(path: Path) -> Iterator[str]:
+    """The texts of a module that a user may read: all but docstrings, and the docstring of a command, its help."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)]
+    inner = {node.body[0].value for node in nodes if path.parent.name != "jobs" or node is not tree}  # type: ignore[attr-defined]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inner:
+            yield node.value
+
+
+def test_messages_name_commands_as_they_are_typed() -> None:
+    """``glefld train``, as the documentation does, and not the module that runs it."""
+    own = [path for name in ("glefld", "pipelines", "jobs") for path in (ROOT / name).rglob("*.py")]
+    modules = "|".join(c.module for c in commands.COMMANDS.values())
+    # What an f-string fills in follows "jobs." at the end of its text.
+    named = re.compile(rf"\s\(?jobs\.({modules}|$)")
+    wrong = [
+        f"{path.relative_to(ROOT)}: {text}" for path in own for text in words(path) if named.search(text)
+    ]
+    assert not [line for line in wrong if not re.search(r"(python -m|import) jobs\.", line)]
 
 
 def test_the_version(called: list[str], capsys: pytest.CaptureFixture[str]) -> None:

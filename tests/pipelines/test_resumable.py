@@ -68,7 +68,7 @@ FOREIGN = ["_staging/draft.txt", "_rejects/mine.parquet", f"_part-{7:032x}", "no
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_folder_with_other_content_is_refused_and_left_alone(job: Job, name: str) -> None:
     storage.write_bytes(str(job.output / name), b"somebody's work")
-    with pytest.raises(UserError, match=r"already holds .*, which jobs\.(ingest|infer) has not written"):
+    with pytest.raises(UserError, match=r"already holds .*, which glefld (ingest|infer) has not written"):
         job.write()
     assert files(job.output) == {name: b"somebody's work"}
 
@@ -84,7 +84,7 @@ def test_another_jobs_output_is_refused(tmp_path: Path, model: str) -> None:
     made = Job("ingest", tmp_path / "a", model)
     made.write(1)
     before = files(made.output)
-    with pytest.raises(UserError, match=r"holds the output of jobs\.ingest: choose another --output"):
+    with pytest.raises(UserError, match=r"holds the output of glefld ingest: choose another --output"):
         INFER.write(Job("infer", tmp_path / "b", model).options, str(made.output), None)
     assert files(made.output) == before
 
@@ -199,7 +199,7 @@ STRANGE = {
     "a manifest without options": (
         "_manifest.json",
         '{"shards": [], "content_hash": "0"}',
-        "a _manifest.json without options, which jobs",
+        "a _manifest.json without options, which glefld",
     ),
 }
 

@@ -72,7 +72,7 @@ def test_rendered_photos_stand_beside_no_published_figure():
     """And the table says what they are."""
     printed = text("fld (rendered)", report(), Baselines(report(ne=0.177), report(ne=0.149), report()))
     assert "normalised error on fld (rendered)" in printed
-    assert "not comparable with any published figure" in printed
+    assert "photos made by glefld synthesize: not comparable with any published figure" in printed
     assert not any(system.system in printed for system in FLD)
     assert pose_lines("fld (rendered)") == []
 

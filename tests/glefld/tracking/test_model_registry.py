@@ -240,7 +240,7 @@ def test_who_may_not_write_finds_the_copy_that_another_has_made(logged: Logged) 
     fsspec.register_implementation("readonly", ReadOnly, clobber=True)
     writer = dataclasses.replace(logged, folder=f"memory://{uuid.uuid4().hex}/models")
     reader = dataclasses.replace(writer, folder=writer.folder.replace("memory:", "readonly:"))
-    with pytest.raises(UserError, match=r"not copied .* may not write there .* jobs\.train --register"):
+    with pytest.raises(UserError, match=r"not copied .* may not write there .* glefld train --register"):
         reader.fetch()
     copy = writer.fetch()
     assert checkpoint.digest(reader.fetch()) == checkpoint.digest(str(logged.checkpoint))
