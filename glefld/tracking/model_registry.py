@@ -107,7 +107,7 @@ def store_model(
 def register(handle: RunHandle, model_id: str, registration: Registration, note: str = "") -> None:
     """Make the model the newest version of the name and point the alias at it. Safe to repeat.
 
-    note: the version's description.
+    note: the version's description. A name without a description gets one.
     """
     client = connect(handle.tracking_uri)
     try:
@@ -115,6 +115,8 @@ def register(handle: RunHandle, model_id: str, registration: Registration, note:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+        if not client.get_registered_model(registration.name).description:
+            client.update_registered_model(registration.name, description=name_note())
     versions = client.search_model_versions(f"name = '{registration.name}' and run_id = '{handle.run_id}'")
     # The artifacts' location, not a models:/ URI, which some stores would look up in the process's default store.
     model = client.get_logged_model(model_id)

@@ -244,7 +244,10 @@ def words(uri: str, error: Exception) -> str:
 
 
 def _experiment(client: MlflowClient, uri: str, name: str, dataset: str) -> str:
-    """The experiment's id. A missing one is created; with a SQLite file its artifacts lie beside that file."""
+    """The experiment's id. A missing one is created; with a SQLite file its artifacts lie beside that file.
+
+    It gets its description also if someone has created it without one.
+    """
     folder = _sqlite_folder(uri)
     artifacts = str(folder / "mlartifacts") if folder is not None else None
     try:
@@ -257,10 +260,12 @@ def _experiment(client: MlflowClient, uri: str, name: str, dataset: str) -> str:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
                 experiment = client.get_experiment_by_name(name)  # another job has just created it
+        if experiment.lifecycle_stage != "active":
+            raise UserError(f"the MLflow experiment {name!r} is deleted: restore it, or choose another name")
+        if notes.NOTE not in experiment.tags:  # else it is what someone wrote there, or has emptied
+            client.set_experiment_tag(experiment.experiment_id, notes.NOTE, notes.experiment_note(dataset))
     except MlflowException as error:
         raise unusable(uri, error) from error
-    if experiment.lifecycle_stage != "active":
-        raise UserError(f"the MLflow experiment {name!r} is deleted: restore it, or choose another name")
     return experiment.experiment_id
 
 

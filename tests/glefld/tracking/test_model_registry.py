@@ -69,6 +69,21 @@ def test_storing_and_registering_a_model_can_be_repeated(handle: RunHandle, tmp_
     assert len(client.get_run(handle.run_id).outputs.model_outputs) == 1
 
 
+def test_a_name_that_was_there_before_is_described_unless_someone_has(
+    handle: RunHandle, tmp_path: Path
+) -> None:
+    dots.write_checkpoint(str(tmp_path / "checkpoint"))
+    client = MlflowClient(handle.tracking_uri)
+    model_id = model_registry.create_model(handle, "gle", "digest")
+    model_registry.store_model(handle, model_id, tmp_path / "checkpoint", step=1, metrics={})
+    described = {"bare": None, "theirs": "words of theirs"}
+    for name, words in described.items():
+        client.create_registered_model(name, description=words)
+        model_registry.register(handle, model_id, Registration(name))
+        found = client.get_registered_model(name).description or ""
+        assert found == words if words is not None else "normalised error" in found
+
+
 def test_a_models_page_has_its_words_scores_and_data(handle: RunHandle, tmp_path: Path) -> None:
     """Of the training and of an evaluation, which finds the model by its checkpoint."""
     url = dots.write_checkpoint(str(tmp_path / "checkpoint"))

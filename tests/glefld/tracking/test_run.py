@@ -130,6 +130,19 @@ def test_pages_say_what_was_run_on_which_photos(
     assert client.get_experiment(handle.experiment_id).tags[NOTE] == "ours"
 
 
+def test_an_experiment_that_was_there_before_is_described_unless_someone_has(
+    uri: str, start: Callable[..., RunHandle]
+) -> None:
+    """Also where the words were taken away again, which leaves them empty."""
+    client = MlflowClient(uri)
+    described = {"bare": None, "theirs": "words of theirs", "emptied": ""}
+    for name, words in described.items():
+        experiment = client.create_experiment(name, tags={} if words is None else {NOTE: words})
+        start(experiment=name)
+        found = client.get_experiment(experiment).tags[NOTE]
+        assert found == words if words is not None else "**NE**, normalised error" in found
+
+
 def test_a_run_records_the_commit_or_warns_that_it_is_unknown(
     start: Callable[..., RunHandle],
     uri: str,
