@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -117,6 +118,19 @@ def write(result: dict[str, Any], output: str) -> None:
     storage.write_bytes(storage.join(output, "benchmark.png"), picture.getvalue())
 
 
+def metrics(stages: Mapping[str, Any]) -> dict[str, float]:
+    """Return the stages' figures and ratios as metrics; figures end with their unit, as ``step/ours_images_per_s``."""
+    found = {}
+    for stage, value in stages.items():
+        unit = value["unit"].replace("/", "_per_")
+        for figure in ("ours", "ceiling", "peer"):
+            found |= {
+                f"{stage}/{figure}_{unit}": value[figure],
+                f"{stage}/of_{figure}": value.get(f"of_{figure}"),
+            }
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def log(result: dict[str, Any], options: Options, made: "Material", uri: str) -> None:
     """Log the result to a new MLflow run: figures and ratios as metrics, tables, JSON and chart as artifacts."""
     handle = tracking.start_run(
@@ -128,16 +142,7 @@ def log(result: dict[str, Any], options: Options, made: "Material", uri: str) ->
         experiment=options.experiment,
     )
     with tracking.logged_run(handle) as run_log:
-        figures = ("ours", "ceiling", "peer", "of_ceiling", "of_peer")
-        run_log.log(
-            {
-                f"{name}/{figure}": value[figure]
-                for name, value in result["stages"].items()
-                for figure in figures
-                if value[figure] is not None
-            },
-            step=0,
-        )
+        run_log.log(metrics(result["stages"]), step=0)
         run_log.log_text(as_text(report.tables(result)), "benchmark.txt")
         run_log.log_dict(result, "benchmark.json")
         run_log.log_figure(report.chart(result), "benchmark.png")

@@ -262,7 +262,7 @@ def evaluation_json(
         "ne_occluded": report.ne_occluded,
         "pck": report.pck,
         "auc": report.auc,
-        "epe": report.epe,
+        "epe": report.epe_px,
         "left_right_confusion": report.left_right_confusion,
         "confidence": dataclasses.asdict(report.confidence) if report.confidence is not None else None,
         "visibility_f1": report.visibility_f1,

@@ -61,7 +61,7 @@ class Report:
     counted: dict[str, int]  # number of rows where each landmark is visible
     pck: float | None
     auc: float | None
-    epe: float | None  # pixels
+    epe_px: float | None
     left_right_confusion: (
         float | None
     )  # share of visible, mirror-paired landmarks predicted nearer to their partner
@@ -102,7 +102,7 @@ class Report:
                 "ne_occluded",
                 "pck",
                 "auc",
-                "epe",
+                "epe_px",
                 "left_right_confusion",
                 "garment_type_accuracy",
             )
@@ -353,7 +353,7 @@ class Counters(Sums):
             counted={n: int(visible[i]) for i, n in enumerate(names)},
             pck=_plain_mean(s["pck"], s["scored"]),
             auc=_plain_mean(s["auc"], s["scored"]),
-            epe=_ratio(s["epe"].sum(), s["scored"].sum()),
+            epe_px=_ratio(s["epe"].sum(), s["scored"].sum()),
             left_right_confusion=_ratio(s["confused"].sum(), s["paired"].sum()),
             confidence=confidence(s["given"], s["right"], s["error"]),
             visibility_f1=_f1(s["seen"]),

@@ -32,7 +32,7 @@ METRICS = (
     ),
     ("val_pck", "share, 0 to 1", "landmarks within .2 of the box's longer side; higher is better"),
     ("val_auc", "share, 0 to 1", "area under the share of landmarks within 0 to 30 pixels; higher is better"),
-    ("val_epe", "pixels of the photo", "mean distance; lower is better"),
+    ("val_epe_px", "pixels of the photo", "mean distance; lower is better"),
     (
         "val_left_right_confusion",
         "share, 0 to 1",

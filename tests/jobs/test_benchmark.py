@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs.benchmark import Options, run
+from jobs.benchmark import Options, metrics, run
 from tests.ingested import write_dataset
 from tests.mistakes import NO_SERVER, everything, one_line, write_wrong_files
 from tests.pipelines.benchmark.bench import TINY, measured, write_material
@@ -38,6 +38,33 @@ def test_the_result_is_printed_written_and_logged(
     printed = capsys.readouterr().out
     assert "measuring step" in printed
     assert "MLflow " in printed
+
+
+def test_logged_figures_end_with_their_unit_and_ratios_have_none() -> None:
+    stages = {
+        "step": {
+            "unit": "images/s",
+            "ours": 50.0,
+            "ceiling": 100.0,
+            "peer": None,
+            "of_ceiling": 0.5,
+            "of_peer": None,
+        },
+        "ingest": {
+            "unit": "s",
+            "ours": 3.0,
+            "ceiling": None,
+            "peer": None,
+            "of_ceiling": None,
+            "of_peer": None,
+        },
+    }
+    assert metrics(stages) == {
+        "step/ours_images_per_s": 50.0,
+        "step/ceiling_images_per_s": 100.0,
+        "step/of_ceiling": 0.5,
+        "ingest/ours_s": 3.0,
+    }
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from glefld.schema import (
 from glefld.scoring.baselines import Baselines, MeanPosition, fit_and_score
 from glefld.scoring.evaluation import evaluation_json
 from glefld.scoring.metrics import Counters, Report
+from glefld.tracking.notes import METRICS
 from tests.conftest import SHARED_DATA
 
 K = len(FASHION8)
@@ -139,6 +140,14 @@ def test_average_is_over_landmarks_not_over_points():
     assert report.rows == 4
 
 
+def test_the_only_score_with_a_unit_names_it():
+    """In MLflow, where a name is all that a chart shows; the experiment's page explains the same name."""
+    numbers = report_of(garment({"left_hem": (3.0, 4.0)})).numbers()
+    assert numbers["epe_px"] == pytest.approx(5)
+    assert "epe" not in numbers
+    assert ("val_epe_px", "pixels of the photo") in [(names, unit) for names, unit, _ in METRICS]
+
+
 @pytest.mark.parametrize("state", [Visibility.OCCLUDED, Visibility.CUT_OFF, Visibility.ABSENT])
 def test_only_visible_landmarks_enter_ne(state):
     """An occluded landmark has its own NE and enters the pixel scores; cut-off and absent count nowhere."""
@@ -148,8 +157,10 @@ def test_only_visible_landmarks_enter_ne(state):
     report = report_of(garment({**seen, "left_sleeve": (30, 80)}, {"left_sleeve": state}), other)
     if state == Visibility.OCCLUDED:
         assert report.ne_occluded == pytest.approx(0.5)
-        assert report.epe == pytest.approx(math.hypot(30, 80) / 3)
-        report = dataclasses.replace(report, ne_occluded=None, epe=alone.epe, pck=alone.pck, auc=alone.auc)
+        assert report.epe_px == pytest.approx(math.hypot(30, 80) / 3)
+        report = dataclasses.replace(
+            report, ne_occluded=None, epe_px=alone.epe_px, pck=alone.pck, auc=alone.auc
+        )
     assert report == alone
     assert report.counted["left_sleeve"] == 1
 
@@ -189,13 +200,13 @@ def test_pixel_scores_by_hand(offset, pck, auc):
     report = report_of(garment({"left_hem": offset}))
     assert report.pck == pck
     assert report.auc == pytest.approx(auc)
-    assert report.epe == pytest.approx(math.hypot(*offset), rel=1e-6)
+    assert report.epe_px == pytest.approx(math.hypot(*offset), rel=1e-6)
 
 
 def test_epe_is_pooled_and_pck_is_a_mean_over_landmarks():
     rows = [garment({"left_collar": (0, 0)})] * 3 + [garment({"left_hem": (0, 60)})]
     report = report_of(*rows)
-    assert report.epe == pytest.approx(15)
+    assert report.epe_px == pytest.approx(15)
     assert report.pck == pytest.approx(0.5)
     assert report.auc == pytest.approx(0.5 * 19 / 20)
 
@@ -270,7 +281,7 @@ def test_nothing_counted_is_null_not_a_division_by_zero():
     report = Counters(LABELS).report()
     assert report.rows == 0
     assert report.ne is None
-    assert report.epe is None
+    assert report.epe_px is None
     assert set(report.ne_by_landmark.values()) == {None}
     text = json.dumps(
         evaluation_json(report, dataset="fld", split="val", checkpoint="c", baseline=None), allow_nan=False
