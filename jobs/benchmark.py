@@ -120,7 +120,7 @@ def write(result: dict[str, Any], output: str) -> None:
 
 def metrics(stages: Mapping[str, Any]) -> dict[str, float]:
     """Return the stages' figures and ratios as metrics; figures end with their unit, as ``step/ours_images_per_s``."""
-    found = {}
+    found: dict[str, float | None] = {}
     for stage, value in stages.items():
         unit = value["unit"].replace("/", "_per_")
         for figure in ("ours", "ceiling", "peer"):

@@ -198,7 +198,7 @@ def page(found: Inspection, augmentation: Augmentation, facts: Mapping[str, str]
     splits = ", ".join(f"{manifest.splits[split]:,} {split}" for split in rows.splits)
     return Page(
         f"Data set {manifest.title}",
-        f"{garments:,} garments ({splits}) with the landmarks {manifest.landmark_set.name}",
+        f"{count(garments, 'garment')} ({splits}) with the landmarks {manifest.landmark_set.name}",
         [
             Numbers(numbers(found)),
             Points(_points(found)),

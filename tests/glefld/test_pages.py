@@ -108,3 +108,10 @@ def test_cells_have_one_form() -> None:
 def test_two_sections_of_one_name_are_refused() -> None:
     with pytest.raises(AssertionError, match="one title"):
         pages.html(Page("t", "", [], [Section("A b", []), Section("a-B", [pictures(1)])]))
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "words"), [(1, "row", "1 row"), (0, "row", "0 rows"), (2000, "box", "2,000 boxes")]
+)
+def test_a_noun_agrees_with_its_number(number: int, noun: str, words: str) -> None:
+    assert pages.count(number, noun) == words

@@ -46,5 +46,8 @@ def page(scored: Scored, drawn: Sequence[Example], ids: Mapping[int, str]) -> pa
     facts = pages.Section("What was scored", [pages.Facts(scored.facts)])
     title = f"{scored.facts['system']} on {scored.title}, {scored.split}"
     return pages.Page(
-        title, f"{scored.report.rows:,} rows, {scored.facts['checkpoint']}", parts, [*sections, facts]
+        title,
+        f"{pages.count(scored.report.rows, 'row')}, {scored.facts['checkpoint']}",
+        parts,
+        [*sections, facts],
     )

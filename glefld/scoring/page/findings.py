@@ -128,8 +128,8 @@ def of_boxes(scores: BoxScores, rows: BoxRows) -> list[Point]:
     clean = int(((rows.missed == 0) & (rows.wrong == 0)).sum())
     result = [
         Point(
-            f"{percent(clean / photos)} of the {photos:,} photos are answered without a mistake at the score that the "
-            f"training has chosen; {count(missed, 'garment')} ({percent(missed / max(scores.garments, 1))}) "
+            f"{percent(clean / photos)} of the photos ({photos:,}) are answered without a mistake at the score that "
+            f"the training has chosen; {count(missed, 'garment')} ({percent(missed / max(scores.garments, 1))}) "
             f"{'is' if missed == 1 else 'are'} missed, and {count(wrong, 'box')} "
             f"{'is' if wrong == 1 else 'are'} no annotated garment's.",
             CURVES,

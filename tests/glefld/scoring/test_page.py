@@ -196,6 +196,7 @@ def test_a_detectors_worst_photos_have_most_mistakes() -> None:
         made
     )
     assert "their boxes are loose" in told(made)
+    assert "of the photos (6) are answered without a mistake" in told(made)
     assert "This split has only 8 garments to score" in told(made)
     assert "2 missed, 3 wrong boxes" in pages.html(made)
 
