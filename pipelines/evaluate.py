@@ -34,7 +34,6 @@ from glefld.scoring.page import listed_rows, page, worst_rows
 from glefld.scoring.page.parts import Scored
 from glefld.scoring.rows import Rows, join, rows_of
 from glefld.scoring.tables import as_text, score_tables
-from pipelines.train.worker import Pictures
 
 if TYPE_CHECKING:
     from glefld.tracking import RunLog  # MLflow is slow to import, and the tasks do not need it
@@ -156,7 +155,7 @@ def shared_labels(url: str, data: str) -> Labels:
     return shared
 
 
-def draw_examples(url: str, data: str, split: Split, tasks: Tasks, mirror: bool = False) -> Pictures:
+def draw_examples(url: str, data: str, split: Split, tasks: Tasks, mirror: bool = False) -> list[draw.Tile]:
     """Draw predictions and ground truth for rows spread over a split, in a task."""
     return ray.get(_task(draw_here, tasks).remote(url, data, split, tasks, mirror))
 
@@ -205,7 +204,7 @@ def log_scores(
     report: Report,
     baseline: Baselines,
     data: str,
-    pictures: Pictures,
+    pictures: list[draw.Tile],
     detected: EndToEnd | None = None,
 ) -> None:
     """Log an evaluation to a run: the JSON from ``evaluation_json``, a table, charts and example pictures."""
@@ -283,7 +282,7 @@ def _count_detected(
     return evaluate(model, rows, loader, rank, tasks.number, labels, mirror, REPLICATES, boxes=boxes).vector()
 
 
-def draw_here(url: str, data: str, split: Split, tasks: Tasks, mirror: bool = False) -> Pictures:
+def draw_here(url: str, data: str, split: Split, tasks: Tasks, mirror: bool = False) -> list[draw.Tile]:
     """Draw them in this process, on the resources of one task."""
     model, loader = _open(url, data, split, tasks)
     return examples(model, SplitReader(data, open_dataset(data), split), loader, EXAMPLES, mirror)

@@ -11,6 +11,7 @@ import ray
 import torch
 
 from glefld.models import checkpoint
+from glefld.scoring.draw import Tile
 from glefld.tracking import RunHandle, RunLog
 from glefld.training import loop
 from glefld.training.start import Job
@@ -20,7 +21,6 @@ from pipelines.infer import run as infer_run
 from pipelines.ingest import run as ingest_run
 from pipelines.lease import Lease
 from pipelines.train import run
-from pipelines.train.worker import Pictures
 from pipelines.train.workers import WorkerGroup
 
 
@@ -55,7 +55,7 @@ def without_ray_until_killed() -> None:
 
 def train_here(
     job: Job, workers: WorkerGroup, handle: RunHandle, lease: Lease, system_metrics: bool = False
-) -> tuple[str, Pictures]:
+) -> tuple[str, list[Tile]]:
     """In place of ``pipelines.train.run.train``: the same loop, log, checkpoint and pictures."""
     log = RunLog(handle, job.run)
     loop.train(job, torch.device("cpu"), log.log, lambda epoch: log.log(epoch.metrics, epoch.step))

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
+#: A picture of a contact sheet, and its caption.
+Tile = tuple[Image.Image, str]
 Side = Literal["left", "right", "middle"]
 COLOURS: dict[Side, tuple[int, int, int]] = {
     "left": (255, 212, 0),
@@ -160,7 +162,7 @@ def boxes(
 
 
 def contact_sheet(
-    tiles: Sequence[tuple[Image.Image, str]],
+    tiles: Sequence[Tile],
     columns: int,
     *,
     tile: int = 256,

@@ -15,7 +15,7 @@ from glefld import storage
 from glefld.data.photos import open_photo, to_rgb, upright
 from glefld.errors import BadPhoto
 from glefld.schema import LandmarkSet, Visibility
-from glefld.scoring.draw import contact_sheet, overlay
+from glefld.scoring.draw import Tile, contact_sheet, overlay
 from glefld.scoring.tables import MOST_COLUMNS
 from pipelines.infer.inputs import InputPhoto
 from pipelines.infer.run import InferencePlan, InferOptions, make_plan, output_at
@@ -41,7 +41,7 @@ def write_overlays(options: InferOptions, output: str, number: int) -> str | Non
 
 def _write_overlays(plan: InferencePlan, output: str, number: int) -> str | None:
     output_at(output).reports(plan.paths(), plan.key)
-    tiles: list[tuple[Image.Image, str]] = []
+    tiles: list[Tile] = []
     landmark_set = plan.card.labels.landmark_set
     for i, (row, photo) in enumerate(itertools.islice(_predicted(plan, output), number)):
         picture, offset = _upright(photo)

@@ -18,13 +18,14 @@ from glefld.errors import UserError
 from glefld.models import checkpoint
 from glefld.scoring import evaluation
 from glefld.scoring.baselines import Baselines
+from glefld.scoring.draw import Tile
 from glefld.scoring.metrics import Report
 from glefld.training.start import Job
 from pipelines import evaluate, ray_private
 from pipelines.lease import Lease
 from pipelines.train.failures import TellFailures
 from pipelines.train.process_group import NodeAddressConfig
-from pipelines.train.worker import Ended, Pictures, best_checkpoint, work
+from pipelines.train.worker import Ended, best_checkpoint, work
 from pipelines.train.workers import WorkerGroup
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def train_and_score(
 
 def train(
     job: Job, workers: WorkerGroup, handle: "RunHandle", lease: Lease, system_metrics: bool = False
-) -> tuple[str, Pictures]:
+) -> tuple[str, list[Tile]]:
     """Train the job and return the URL of its best checkpoint, and pictures of what it predicts on val.
 
     Raises UserError if the cluster has no room for the workers or a worker reports a user error, and Ray's error if
@@ -131,7 +132,7 @@ def log_best(
     data: str,
     log: "RunLog",
     report: Report,
-    pictures: Pictures,
+    pictures: list[Tile],
     registration: "Registration | None",
 ) -> Baselines:
     """Log scores, tables, pictures and the model to the run. Returns the scores of the baselines."""

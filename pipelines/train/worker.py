@@ -12,15 +12,11 @@ from glefld import storage
 from pipelines.train.events import Began, EpochEnded, Stepped, tell
 
 if TYPE_CHECKING:
-    from PIL import Image
-
+    from glefld.scoring.draw import Tile
     from glefld.training import loop
 
 #: How often a worker tells the driver of its steps, at most.
 TELL_SECONDS = 1.0
-
-#: Drawn rows, with captions.
-Pictures = list[tuple["Image.Image", str]]
 
 
 def best_checkpoint(run: str) -> str:
@@ -36,7 +32,7 @@ class Ended(NamedTuple):
     """How a worker ended: with a user's mistake, or on rank 0 with pictures of what the best checkpoint predicts."""
 
     mistake: str | None
-    pictures: Pictures
+    pictures: "list[Tile]"
 
 
 def work(config: dict[str, Any]) -> Ended:
