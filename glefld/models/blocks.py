@@ -26,9 +26,11 @@ class NonLocal(nn.Module):
     its attention, softmax(theta phi^T + log attention), so that attention of 1 everywhere gives the plain block.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, scaled: bool = False) -> None:
+        """scaled: divide the products by the root of their number of terms, as Transformers do; the papers do not."""
         super().__init__()
         inner = channels // 2
+        self.scale = inner**-0.5 if scaled else 1.0
         self.theta = nn.Conv2d(channels, inner, 1)
         self.phi = nn.Conv2d(channels, inner, 1)
         self.g = nn.Conv2d(channels, inner, 1)
@@ -44,7 +46,7 @@ class NonLocal(nn.Module):
         if attention is not None:
             bias = attention.flatten(2).clamp(min=LEAST_ATTENTION).log().to(query.dtype)  # [B, 1, HW]
             bias = bias.unsqueeze(1)  # [B, 1, 1, HW]
-        y = attend(query, key, value, bias)  # [B, 1, HW, C / 2]
+        y = attend(query, key, value, bias, self.scale)  # [B, 1, HW, C / 2]
         y = y.squeeze(1).transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
         return x + self.norm(self.w(y))
 
@@ -53,8 +55,10 @@ class NonLocal(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return softmax(query key^T + bias) value; the papers do not scale the products.
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, scale: float = 1.0
+) -> Tensor:
+    """Return softmax(scale query key^T + bias) value.
 
     query, key, value and the result: [B, 1, N, C], one head, as only four dimensions have a fused kernel. bias:
     [B, 1, 1, N]. Memory grows linearly in N beyond ``PLAIN_POSITIONS``.
@@ -65,11 +69,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
             bias = bias.expand(-1, -1, positions, -1)
         # The fused kernels need each position's channels side by side, as they are in channels-last.
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        return F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)
+        return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
     with torch.autocast(
         "cpu", enabled=False
     ):  # it would make the weights fp32, which is no exacter: products are bf16
-        scores = query @ key.transpose(-1, -2)
+        scores = (query * scale) @ key.transpose(-1, -2)
         return (scores if bias is None else scores + bias).softmax(-1) @ value
 
 

@@ -38,6 +38,9 @@ class GLEConfig:
     """Initial weights of the modules. random: as in the paper. identity: each module starts close to the identity."""
     width: int = 64
     """Channels of the landmark branch. The paper has 64."""
+    scaled: bool = False
+    """Divide the non-local blocks' products by the root of their number of terms, so that the softmax stays soft; not
+    in the paper."""
 
     def __post_init__(self) -> None:
         require_between("--model.modules", self.modules, 0, 100)
@@ -49,9 +52,9 @@ class GLEConfig:
 class GlobalLocalModule(nn.Module):
     """One module: a residual non-local block, then twice 3x3 convolution, batch norm and ReLU."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, scaled: bool = False) -> None:
         super().__init__()
-        self.non_local = NonLocal(channels)
+        self.non_local = NonLocal(channels, scaled)
         self.local = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.BatchNorm2d(channels),
@@ -86,7 +89,9 @@ class GLE(Model):
         super().__init__(labels, Backbone(config.backbone, (8, 16, 32) if config.pyramid else (8,)))
         channels = config.pyramid or self.features.channels[0]
         self.pyramid = Pyramid(self.features.channels, channels) if config.pyramid else None
-        self.embedding = nn.Sequential(*(GlobalLocalModule(channels) for _ in range(config.modules)))
+        self.embedding = nn.Sequential(
+            *(GlobalLocalModule(channels, config.scaled) for _ in range(config.modules))
+        )
         self.branch = LandmarkBranch(channels, self.landmarks, config.width)
         if config.start == "identity":
             for module in self.embedding.children():

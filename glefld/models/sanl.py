@@ -50,6 +50,8 @@ class SANLConfig:
     """Label that --classifier was trained on. Default: category if the data set has it, else attributes, else type."""
     width: int = 256
     """Channels of the feature pyramid."""
+    scaled: bool = False
+    """Divide the non-local blocks' products by the root of their number of terms, so that the softmax stays soft."""
 
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
@@ -72,7 +74,7 @@ class SANL(Model):
         self.pyramid = FeaturePyramidNetwork(self.features.channels, config.width)
         levels = len(self.features.channels)
         self.blocks = nn.ModuleList(
-            NonLocal(config.width) for _ in range(levels if config.attention != "none" else 0)
+            NonLocal(config.width, config.scaled) for _ in range(levels if config.attention != "none" else 0)
         )
         for block in self.blocks:
             assert isinstance(block, NonLocal)
