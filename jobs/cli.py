@@ -409,7 +409,8 @@ def _start_local_ray(options: dict[str, Any]) -> None:
 
 
 def _first_sentence(error: Exception) -> str:
-    return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+    """Return the first sentence of an error's text, which may begin with an empty line, or else its class."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
 
 
 @contextlib.contextmanager

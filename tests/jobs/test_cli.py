@@ -10,6 +10,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from glefld.errors import UserError
+from jobs import cli
 from jobs.cli import guard, open_data, resolve_checkpoint
 
 
@@ -39,6 +40,19 @@ def test_what_disks_and_networks_answer_is_one_line_that_says_how_to_see_more(
     assert status == 1
     assert line.count("\n") == 1
     assert "GLEFLD_DEBUG=1" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("No room. Ray's own advice.", "No room"),
+        ("\nThe dashboard died.\nIts log", "The dashboard died"),
+        ("", "OSError"),
+    ],
+)
+def test_why_ray_did_not_start_is_told_in_words(text: str, told: str) -> None:
+    """Ray begins some of its errors with an empty line."""
+    assert cli._first_sentence(OSError(text)) == told
 
 
 def test_secrets_of_urls_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
