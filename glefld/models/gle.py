@@ -38,6 +38,10 @@ class GLEConfig:
     """Initial weights of the modules. random: as in the paper. identity: each module starts close to the identity."""
     width: int = 64
     """Channels of the landmark branch. The paper has 64."""
+    residual: bool = False
+    """Add what a module computes to its input, at first nothing, whatever --model.start says. Not in the paper."""
+    norm: bool = False
+    """Batch norm in the landmark branch. Not in the paper."""
     scaled: bool = False
     """Divide the non-local blocks' products by the root of their number of terms, so that the softmax stays soft; not
     in the paper."""
@@ -50,10 +54,15 @@ class GLEConfig:
 
 
 class GlobalLocalModule(nn.Module):
-    """One module: a residual non-local block, then twice 3x3 convolution, batch norm and ReLU."""
+    """One module: a residual non-local block, then twice 3x3 convolution, batch norm and ReLU.
 
-    def __init__(self, channels: int, scaled: bool = False) -> None:
+    Residual, which the paper's is not: relu(x + all of that but the last ReLU).
+    """
+
+    def __init__(self, channels: int, scaled: bool = False, residual: bool = False) -> None:
+        """scaled: as of ``NonLocal``."""
         super().__init__()
+        self.residual = residual
         self.non_local = NonLocal(channels, scaled)
         self.local = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
@@ -66,11 +75,20 @@ class GlobalLocalModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]"""
-        return self.local(self.non_local(x))
+        y = self.non_local(x)
+        return (x + self.local[:-1](y)).relu() if self.residual else self.local(y)
 
     def start_as_identity(self) -> None:
-        """Start close to the identity: zero the non-local term and make the convolutions near copies."""
+        """Start close to the identity: zero the non-local term and make the convolutions near copies.
+
+        A residual module starts as the identity itself, of features that are not negative.
+        """
         self.non_local.start_as_identity()
+        if self.residual:
+            last = self.local[-2]
+            assert isinstance(last, nn.BatchNorm2d)
+            nn.init.zeros_(last.weight)
+            return
         for layer in self.local:
             if isinstance(layer, nn.Conv2d):
                 noise = layer.weight.detach().clone()
@@ -89,13 +107,11 @@ class GLE(Model):
         super().__init__(labels, Backbone(config.backbone, (8, 16, 32) if config.pyramid else (8,)))
         channels = config.pyramid or self.features.channels[0]
         self.pyramid = Pyramid(self.features.channels, channels) if config.pyramid else None
-        self.embedding = nn.Sequential(
-            *(GlobalLocalModule(channels, config.scaled) for _ in range(config.modules))
-        )
-        self.branch = LandmarkBranch(channels, self.landmarks, config.width)
-        if config.start == "identity":
-            for module in self.embedding.children():
-                assert isinstance(module, GlobalLocalModule)
+        modules = [GlobalLocalModule(channels, config.scaled, config.residual) for _ in range(config.modules)]
+        self.embedding = nn.Sequential(*modules)
+        self.branch = LandmarkBranch(channels, self.landmarks, config.width, config.norm)
+        if config.start == "identity" or config.residual:
+            for module in modules:
                 module.start_as_identity()
 
     def forward(self, images: Tensor) -> Output:

@@ -110,8 +110,10 @@ def test_identity_start_passes_its_input_on() -> None:
     """A module that starts as identity gives features that follow its input, and a random one does not."""
     torch.manual_seed(0)
     x = torch.rand(4, 64, 14, 14)
-    same, other = GlobalLocalModule(64), GlobalLocalModule(64)
+    same, other, residual = GlobalLocalModule(64), GlobalLocalModule(64), GlobalLocalModule(64, residual=True)
     same.start_as_identity()
+    residual.start_as_identity()
+    torch.testing.assert_close(residual(x), x)
 
     def likeness(module: nn.Module) -> float:
         return torch.corrcoef(torch.stack([module(x).flatten(), x.flatten()]))[0, 1].item()
@@ -139,3 +141,22 @@ def test_wrong_options_end_in_one_line(name: str, config: dict[str, object], mes
 def test_config_names_its_defaults() -> None:
     """The paper's network is the default: VGG16, no pyramid, two modules, width 64, random start."""
     assert GLEConfig() == GLEConfig("vgg16", 0, 2, "random", 64)
+
+
+def test_a_residual_module_adds_what_another_computes() -> None:
+    torch.manual_seed(1)
+    plain = randomised(GlobalLocalModule(8))
+    residual = GlobalLocalModule(8, residual=True).double().eval()
+    residual.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 8, 5, 6, dtype=torch.float64)
+    added = residual(x) - x
+    assert added.abs().max() > 0.1
+    positive = added > 0
+    torch.testing.assert_close(added[positive], plain(x)[positive])
+
+
+def test_norms_of_the_branch_are_an_option() -> None:
+    for norm in (False, True):
+        layers = build_model("gle", {"backbone": "test_resnet", "norm": norm}, Labels(FASHION8)).branch.layers
+        norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in layers)
+        assert norms == (12 if norm else 0)
