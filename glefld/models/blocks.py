@@ -4,6 +4,7 @@ Letters in shapes: B batch, C channels, K landmarks, H and W the feature map's s
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,10 @@ from glefld.data.truth import SEEN
 
 #: Lower bound on attention: a position without any keeps a small weight instead of none.
 LEAST_ATTENTION = 0.01
+#: What a non-local block's softmax is of. plain: theta phi^T, as in the papers. scaled: that by the root of the number
+#: of its terms (Vaswani et al., NeurIPS 2017). cosine: the cosines of theta and phi, times a sharpness that is learned
+#: from 5 (Henry et al., "Query-Key Normalization", 2020).
+Products = Literal["plain", "scaled", "cosine"]
 #: On a CPU up to so many positions attend by plain matrix products, which hold a weight for each pair of them:
 #: PyTorch's fused kernel takes 1.7 to 3.2 times as long there. Beyond, memory counts.
 PLAIN_POSITIONS = 1024
@@ -26,11 +31,11 @@ class NonLocal(nn.Module):
     its attention, softmax(theta phi^T + log attention), so that attention of 1 everywhere gives the plain block.
     """
 
-    def __init__(self, channels: int, scaled: bool = False) -> None:
-        """scaled: divide the products by the root of their number of terms, as Transformers do; the papers do not."""
+    def __init__(self, channels: int, products: Products = "plain") -> None:
         super().__init__()
         inner = channels // 2
-        self.scale = inner**-0.5 if scaled else 1.0
+        self.scale = inner**-0.5 if products == "scaled" else 1.0
+        self.sharpness = nn.Parameter(torch.tensor(5.0)) if products == "cosine" else None
         self.theta = nn.Conv2d(channels, inner, 1)
         self.phi = nn.Conv2d(channels, inner, 1)
         self.g = nn.Conv2d(channels, inner, 1)
@@ -42,6 +47,9 @@ class NonLocal(nn.Module):
         query, key, value = (
             conv(x).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.theta, self.phi, self.g)
         )
+        if self.sharpness is not None:
+            query = (F.normalize(query, dim=-1) * self.sharpness).to(value.dtype)
+            key = F.normalize(key, dim=-1).to(value.dtype)
         bias = None
         if attention is not None:
             bias = attention.flatten(2).clamp(min=LEAST_ATTENTION).log().to(query.dtype)  # [B, 1, HW]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from glefld.errors import UserError, require_between
 from glefld.models.backbones import EMBEDDED, Backbone
-from glefld.models.blocks import LandmarkBranch, NonLocal, Pyramid
+from glefld.models.blocks import LandmarkBranch, NonLocal, Products, Pyramid
 from glefld.models.system import Model, Output, Preset, System
 from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
@@ -42,9 +42,9 @@ class GLEConfig:
     """Add what a module computes to its input, at first nothing, whatever --model.start says. Not in the paper."""
     norm: bool = False
     """Batch norm in the landmark branch. Not in the paper."""
-    scaled: bool = False
-    """Divide the non-local blocks' products by the root of their number of terms, so that the softmax stays soft; not
-    in the paper."""
+    products: Products = "plain"
+    """What the non-local blocks' softmax is of. plain: products, as in the paper. scaled: by the root of their number
+    of terms. cosine: cosines, with a learned sharpness."""
 
     def __post_init__(self) -> None:
         require_between("--model.modules", self.modules, 0, 100)
@@ -59,11 +59,10 @@ class GlobalLocalModule(nn.Module):
     Residual, which the paper's is not: relu(x + all of that but the last ReLU).
     """
 
-    def __init__(self, channels: int, scaled: bool = False, residual: bool = False) -> None:
-        """scaled: as of ``NonLocal``."""
+    def __init__(self, channels: int, products: Products = "plain", residual: bool = False) -> None:
         super().__init__()
         self.residual = residual
-        self.non_local = NonLocal(channels, scaled)
+        self.non_local = NonLocal(channels, products)
         self.local = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.BatchNorm2d(channels),
@@ -107,7 +106,9 @@ class GLE(Model):
         super().__init__(labels, Backbone(config.backbone, (8, 16, 32) if config.pyramid else (8,)))
         channels = config.pyramid or self.features.channels[0]
         self.pyramid = Pyramid(self.features.channels, channels) if config.pyramid else None
-        modules = [GlobalLocalModule(channels, config.scaled, config.residual) for _ in range(config.modules)]
+        modules = [
+            GlobalLocalModule(channels, config.products, config.residual) for _ in range(config.modules)
+        ]
         self.embedding = nn.Sequential(*modules)
         self.branch = LandmarkBranch(channels, self.landmarks, config.width, config.norm)
         if config.start == "identity" or config.residual:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from glefld.errors import UserError
 from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
-from glefld.models.blocks import HeatmapHead, NonLocal, conv_norm
+from glefld.models.blocks import HeatmapHead, NonLocal, Products, conv_norm
 from glefld.models.classifier import Guide, Label
 from glefld.models.heatmap import Codec
 from glefld.models.system import Guidance, Model, Output, Preset, System
@@ -50,8 +50,9 @@ class SANLConfig:
     """Label that --classifier was trained on. Default: category if the data set has it, else attributes, else type."""
     width: int = 256
     """Channels of the feature pyramid."""
-    scaled: bool = False
-    """Divide the non-local blocks' products by the root of their number of terms, so that the softmax stays soft."""
+    products: Products = "plain"
+    """What the blocks' softmax is of. plain: products. scaled: by the root of their number of terms. cosine: cosines,
+    with a learned sharpness."""
 
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
@@ -74,7 +75,8 @@ class SANL(Model):
         self.pyramid = FeaturePyramidNetwork(self.features.channels, config.width)
         levels = len(self.features.channels)
         self.blocks = nn.ModuleList(
-            NonLocal(config.width, config.scaled) for _ in range(levels if config.attention != "none" else 0)
+            NonLocal(config.width, config.products)
+            for _ in range(levels if config.attention != "none" else 0)
         )
         for block in self.blocks:
             assert isinstance(block, NonLocal)

@@ -1,6 +1,6 @@
 """Attention by plain products and by PyTorch's fused kernel."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glefld.models import blocks
-from glefld.models.blocks import NonLocal
+from glefld.models.blocks import NonLocal, Products
 
 
 class Largest(TorchDispatchMode):
@@ -27,14 +27,14 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("attention", [False, True])
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("products", get_args(Products))
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.bfloat16, 0.05)])
 def test_both_ways_are_one_function(
-    attention: bool, scaled: bool, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+    attention: bool, products: Products, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Output and gradients agree, also under autocast."""
     torch.manual_seed(0)
-    block = NonLocal(16, scaled).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    block = NonLocal(16, products).to(torch.float64 if dtype == torch.float64 else torch.float32)
     x = torch.randn(2, 16, 6, 7, dtype=block.w.weight.dtype, requires_grad=True)
     weight = torch.rand(2, 1, 6, 7, dtype=x.dtype) if attention else None
     found = []

@@ -1,6 +1,7 @@
 """SANL's block and its ablations."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from glefld.data.picture import IMAGENET, Normalisation
 from glefld.errors import UserError
 from glefld.models import build_model
-from glefld.models.blocks import NonLocal
+from glefld.models.blocks import NonLocal, Products
 from glefld.models.classifier import Guide, ResNetClassifier, ResNetConfig
 from glefld.models.sanl import SANL
 from glefld.schema import FASHION8, Labels
@@ -23,15 +24,20 @@ def test_attention_of_one_everywhere_is_the_plain_block() -> None:
     torch.testing.assert_close(block(x, torch.ones(2, 1, 5, 6)), block(x))
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-def test_the_block_by_plain_products(scaled: bool) -> None:
+@pytest.mark.parametrize("products", get_args(Products))
+def test_the_block_by_plain_products(products: Products) -> None:
     """softmax(theta phi^T + log attention) g, so a position without attention has a hundredth of its weight."""
     torch.manual_seed(0)
-    block = NonLocal(4, scaled).double().eval()
+    block = NonLocal(4, products).double().eval()
     x, attention = torch.randn(1, 4, 3, 3).double(), torch.rand(1, 1, 3, 3).double()
     attention[0, 0, 0, 0] = 0
     q, k, v = (conv(x)[0].flatten(1).T for conv in (block.theta, block.phi, block.g))
-    weight = (q @ k.T / (2**0.5 if scaled else 1)).exp() * attention.flatten().clamp(min=0.01)
+    match products:
+        case "scaled":
+            q = q / 2**0.5
+        case "cosine":
+            q, k = 5 * q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
+    weight = (q @ k.T).exp() * attention.flatten().clamp(min=0.01)
     y = (weight / weight.sum(dim=1, keepdim=True)) @ v
     expected = x + block.norm(block.w(y.T.reshape(1, 2, 3, 3)))
     torch.testing.assert_close(block(x, attention), expected)
