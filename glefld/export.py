@@ -37,7 +37,7 @@ OPSET = 20
 PHOTO = (157, 211)
 BOXES = ((0.0, 0.0, 211.0, 157.0), (20.25, 10.5, 150.75, 140.0), (-5.0, 40.0, 60.5, 170.0))
 #: The axes of each input that may have any size, and their names in the file.
-SIZES = {"photo": {0: "height", 1: "width"}, "boxes": {0: "count"}, "images": {0: "count"}}
+SIZES = {"photo": {0: "height", 1: "width"}, "boxes": {0: "count"}}
 #: Most that the exported graph may differ from PyTorch, half of the landmarks at least, in pixels of that photo.
 MOST_DIFFERENCE = 0.02
 
@@ -74,7 +74,7 @@ def export(url: str, path: Path, format_: Literal["onnx", "torch"], mirror: bool
             if format_ == "torch":
                 torch.export.save(program, path, extra_files={"glefld.json": json.dumps(found)})
             else:
-                write_onnx(program, list(inputs), list(named), found, path)
+                write_onnx(program, {name: SIZES[name] for name in inputs}, list(named), found, path)
         except EXPORT_ERRORS as error:
             words = " ".join(str(error.__cause__ or error).split())[:300]
             raise UserError(
@@ -154,21 +154,24 @@ def trace(graph: LandmarkGraph | DetectorGraph, inputs: dict[str, Tensor]) -> Ex
 
 def write_onnx(
     program: ExportedProgram,
-    inputs: Sequence[str],
+    sizes: dict[str, dict[int, str]],
     outputs: Sequence[str],
     found: dict[str, str],
     path: Path,
 ) -> None:
-    """Write the program as ONNX in one file, with what it says of itself."""
+    """Write the program as ONNX in one file, with what it says of itself.
+
+    sizes: by input the axes of any size, and their names.
+    """
     solve = torch.ops.aten.linalg_solve.default
     if any(node.target == solve for node in program.graph.nodes):
         program = program.run_decompositions({solve: _solve})
     onnx = torch.onnx.export(
         program,
-        input_names=inputs,
+        input_names=list(sizes),
         output_names=outputs,
         opset_version=OPSET,
-        dynamic_shapes={name: SIZES[name] for name in inputs},  # their names: the program knows the rest
+        dynamic_shapes=sizes,  # their names: the program knows the rest
         dynamo=True,
         verbose=False,
     )

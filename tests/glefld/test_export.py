@@ -170,7 +170,7 @@ def test_every_systems_network_has_a_graph(tmp_path: Path) -> None:
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), quiet():
         program = torch.export.export(networks, (images[:2],), dynamic_shapes=({0: Dim("n")},), strict=False)
-        write_onnx(program, ["images"], SYSTEMS, {}, path)
+        write_onnx(program, {"images": {0: "count"}}, SYSTEMS, {}, path)
         for count in (1, 3):
             found = run_onnx(path, {"images": images[:count]})
             for case, ours, theirs in zip(SYSTEMS, networks(images[:count]), found, strict=True):
