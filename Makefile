@@ -13,7 +13,7 @@ demo: setup  ## raw archive -> Parquet -> training -> NE -> predictions, on this
 	rm -rf $(DEMO)
 	$(BIN)/glefld synthesize --layout fld --count 4000 --output $(DEMO)/raw/fld
 	$(BIN)/glefld ingest --dataset fld --source $(DEMO)/raw/fld --root $(DEMO)
-	$(BIN)/glefld train --dataset fld --root $(DEMO) --name demo --input-size 64 --epochs 8
+	$(BIN)/glefld train --dataset fld --root $(DEMO) --name demo --input-size 96 --epochs 6
 	$(BIN)/glefld infer --checkpoint $(DEMO)/runs/demo --input $(DEMO)/data/fld --split test \
 		--output $(DEMO)/predictions --overlays 12
 	@echo "pictures   $(DEMO)/predictions/_overlays"

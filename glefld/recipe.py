@@ -87,7 +87,7 @@ class Recipe:
 #: The preset ``best``: half an hour on two CPU cores, from ImageNet weights. Tuned with
 #: ``fpn`` on the val split of DeepFashion's fine-grained lists (docs/experiments.md).
 BEST = Recipe(
-    input_size=128,
+    input_size=160,
     epochs=9,
     batch_size=16,
     learning_rate=2e-3,

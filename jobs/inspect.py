@@ -97,7 +97,7 @@ def run(options: Options) -> None:
         tracking.require_answer(uri)
 
     from glefld import pages
-    from glefld.inspection import answers, report
+    from glefld.inspection import answers, findings, report
     from glefld.inspection.rows import Readers
 
     model = None
@@ -105,7 +105,7 @@ def run(options: Options) -> None:
         with naming("--checkpoint"):
             model = answers.open_model(checkpoint, manifest.landmark_set, os.cpu_count() or 1)
     console = Console()
-    found = report.inspect(
+    found = findings.inspect(
         data,
         Readers(data, manifest, splits),
         model,
@@ -119,7 +119,7 @@ def run(options: Options) -> None:
     for number in report.numbers(found):
         console.print(f"{number.name:26s} {number.value:>9s}  {number.note}", highlight=False, soft_wrap=True)
     if listed is not None:
-        rows = report.suspect_rows(found)
+        rows = findings.suspect_rows(found)
         storage.write_bytes(listed, _csv(rows))
         console.print(f"{len(rows):,} findings in {listed}", highlight=False, soft_wrap=True)
     if uri is not None:

@@ -106,7 +106,7 @@ def write(
 
 
 def write_dataset(root: Path) -> str:
-    """120 train and 40 val garments with the mistakes above, and two rejects, of which one has a photo; its URL."""
+    """120 train and 40 val garments with the mistakes above, and three rejects, of which one has a photo; its URL."""
     rng = np.random.default_rng(0)
     train = [garment("train", i, rng) for i in range(120)]
     val = [garment("val", i, rng) for i in range(40)]
@@ -131,7 +131,11 @@ def write_dataset(root: Path) -> str:
             "detail": "<b>as it is</b>",
             "photo_hash": None,
         }
-        for reason, uri in (("no_landmarks", str(whole)), ("missing_photo", str(root / "nowhere.jpg")))
+        for reason, uri in (
+            ("no_landmarks", str(whole)),
+            ("missing_photo", str(root / "nowhere.jpg")),
+            ("unreadable_photo", f"{root}/{'x' * 300}.jpg"),  # the disk takes no such name
+        )
     ]
     return write(root / "data", FASHION8, {"train": train, "val": val}, rejects)
 

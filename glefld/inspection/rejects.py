@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -43,13 +44,19 @@ def read(data: str, each: int) -> dict[str, list[Reject]]:
 
 
 def picture(uri: str) -> Image.Image | None:
-    """Return a photo in small, as far as it can be decoded; None if it is not there, lies in a tar or on a server."""
+    """Return a photo in small, as far as it can be decoded; None if it is not there, lies in a tar or on a server.
+
+    OSError, or UserError, if a disk or a store does not give it: that is no reason why it was rejected.
+    """
     if storage.is_http(uri):
         return None
     try:
         data = _bytes(uri)
-        if data is None:
-            return None
+    except (FileNotFoundError, LookupError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None  # it is gone, or its archive or its place in there is damaged, which may be why it was rejected
+    if data is None:
+        return None
+    try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             return None

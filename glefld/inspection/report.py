@@ -1,17 +1,18 @@
 """The page about a data set: what is in it, what training makes of it, and what is probably wrong with it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from glefld.data.augmentation import Augmentation
-from glefld.inspection import copies, draws, rejects, shapes, suspects
-from glefld.inspection.look import Looked, look
-from glefld.inspection.rows import Readers, Rows
-from glefld.inspection.suspects import Kind, Suspect, Suspects
+from glefld.errors import UserError
+from glefld.inspection import copies, draws, rejects, shapes
+from glefld.inspection.findings import Copy, Inspection
+from glefld.inspection.rows import Rows
+from glefld.inspection.suspects import Kind, Suspect
 from glefld.pages import (
     Bar,
     Cell,
@@ -31,27 +32,21 @@ from glefld.pages import (
     Text,
     count,
 )
-from glefld.predict import Predictor
-from glefld.redaction import public_url
-from glefld.schema import VIEWS, Manifest, Visibility
+from glefld.redaction import public_url, redacted
+from glefld.schema import VIEWS, Visibility
 from glefld.scoring.tables import short_name
 
 #: Garments before and after augmentation, and how often each is augmented.
 SAMPLES = 12
 DRAWS = 3
-#: Pictures that are shown of what is probably wrong, of each kind; and of rejects, of each reason.
+#: Pictures that are shown of what is probably wrong, of each kind.
 SHOWN = 24
-SHOWN_REJECTS = 4
-#: Pairs that look alike are looked for until there are so many: pictures of one colour are all alike.
-MOST_PAIRS = 10_000
 #: Fewer garments of a type are told.
 FEW = 100
 #: Classes that are listed.
 MOST_CLASSES = 20
 #: Maps are drawn of at most this many garments of a type.
 MOST_MAPPED = 200_000
-
-Tell = Callable[[int, int], None]
 
 SAMPLES_TITLE, GARMENTS, LANDMARKS = "Augmentation", "Garments", "Landmarks"
 REJECTS, COPIES, SIDES, PLACES = "Rejects", "Copies", "Left and right", "Places"
@@ -65,122 +60,6 @@ KINDS: dict[Kind, str] = {
     "place": "landmarks far from where the garment's others say",
     "place_model": "landmarks far from where the model is sure that they are",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Copy:
-    """Two rows that show the same photo."""
-
-    first: int
-    second: int
-    bits: int
-    """By how many bits their hashes differ; -1 if their bytes are the same."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Inspection:
-    """All that was found in a data set."""
-
-    data: str
-    readers: Readers
-    rows: Rows
-    looked: Looked
-    suspects: Suspects
-    across: list[np.ndarray]
-    """Groups of rows whose photos are the same bytes, in several splits."""
-    within: list[np.ndarray]
-    """The same within one split."""
-    near: list[Copy]
-    """Pairs across splits that look the same, one for each pair of photos, but for those of the same bytes."""
-    rejected: dict[str, list[rejects.Reject]]
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.readers.manifest
-
-    @property
-    def alike(self) -> int:
-        """How many photos of a split look like one of a split before it."""
-        return len({int(self.rows.photo[copy.second]) for copy in self.near})
-
-
-def inspect(
-    data: str,
-    readers: Readers,
-    model: Predictor | None,
-    most_rows: int,
-    most_pictures: int,
-    progress: Callable[[str], AbstractContextManager[Tell]],
-) -> Inspection:
-    """Read about so many rows and pictures of each split. progress: begins what is told done and in all."""
-    landmark_set = readers.manifest.landmark_set
-    with progress("rows") as tell:
-        rows = readers.read(most_rows, tell)
-    with progress("pictures") as tell:
-        looked = look(readers, rows, most_pictures, model, tell)
-    across, within = copies.exact(rows.content, rows.photo, rows.split)
-    return Inspection(
-        data,
-        readers,
-        rows,
-        looked,
-        suspects.find(rows, landmark_set, looked.places, looked.answers),
-        across,
-        within,
-        _near(rows, looked),
-        rejects.read(data, SHOWN_REJECTS) if readers.manifest.rejects else {},
-    )
-
-
-def _near(rows: Rows, looked: Looked) -> list[Copy]:
-    """Return the pairs that look the same. Of two photos with several garments each, the two rows that differ least."""
-    found: list[Copy] = []
-    split = rows.split[looked.places]
-    for index in range(1, len(rows.splits)):
-        first, second = looked.places[split < index], looked.places[split == index]
-        of_photos: dict[tuple[int, int], Copy] = {}
-        for a, b, bits in copies.near(looked.hashes[split < index], looked.hashes[split == index]):
-            copy = Copy(int(first[a]), int(second[b]), bits)
-            photos = int(rows.photo[copy.first]), int(rows.photo[copy.second])
-            if photos not in of_photos and len(of_photos) == MOST_PAIRS:
-                break
-            if photos not in of_photos or bits < of_photos[photos].bits:
-                of_photos[photos] = copy
-        found += [c for c in of_photos.values() if rows.content[c.first] != rows.content[c.second]]
-    return sorted(found, key=lambda copy: (copy.bits, copy.first, copy.second))
-
-
-def suspect_rows(found: Inspection) -> list[dict[str, Any]]:
-    """Return all that is probably wrong, a row each, with the ids that a person needs to mend it."""
-    listed: list[tuple[int, str, str, float]]
-    listed = [(s.place, s.kind, s.what, s.score) for some in found.suspects.found.values() for s in some]
-    listed += [
-        (
-            int(place),
-            "copy",
-            f"the same photo {len(group)} times in {len(set(found.rows.split[group]))} splits",
-            0.0,
-        )
-        for group in found.across
-        for place in group
-    ]
-    others = found.readers.fetch(found.rows, [copy.first for copy in found.near], ["sample_id"])
-    listed += [
-        (copy.second, "near_copy", f"looks like {others[copy.first]['sample_id']}", float(copy.bits))
-        for copy in found.near
-    ]
-    ids = found.readers.fetch(found.rows, [place for place, *_ in listed], ["sample_id", "source_uri"])
-    return [
-        {
-            "sample_id": ids[place]["sample_id"],
-            "split": found.rows.splits[found.rows.split[place]],
-            "source_uri": public_url(ids[place]["source_uri"]),
-            "finding": kind,
-            "what": what,
-            "score": round(score, 4),
-        }
-        for place, kind, what, score in listed
-    ]
 
 
 def page(found: Inspection, augmentation: Augmentation, facts: Mapping[str, str]) -> Page:
@@ -580,14 +459,25 @@ def _rejects(found: Inspection) -> list[Part]:
         )
     ]
     pictures = []
+    refused: Counter[str] = Counter()
     for reason, some in found.rejected.items():
         for reject in some:
-            image = rejects.picture(reject.uri)
+            try:
+                image = rejects.picture(reject.uri)
+            except (OSError, UserError) as error:
+                refused[
+                    error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
+                ] += 1
+                continue
             if image is not None:
                 note = f"{reject.split}: {reject.sample_id} of {public_url(reject.uri)}"
                 pictures.append(Picture(image, f"{reason}: {reject.detail}", note))
     if pictures:
         parts.append(Pictures(pictures))
+    for cause, number in refused.items():
+        parts.append(
+            Text(f"{count(number, 'photo')} could not be fetched to be shown here: {redacted(cause)}.")
+        )
     return parts
 
 

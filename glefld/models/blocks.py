@@ -85,26 +85,52 @@ def attend(
         return (scores if bias is None else scores + bias).softmax(-1) @ value
 
 
-class Pyramid(nn.Module):
-    """A feature pyramid's way down to its finest level (Lin et al., CVPR 2017, https://arxiv.org/abs/1612.03144).
+class TopDown(nn.ModuleList):
+    """A feature pyramid's way down (Lin et al., CVPR 2017, https://arxiv.org/abs/1612.03144), without its 3x3 layers.
 
-    Each level is a 1x1 convolution of the backbone's features plus the level above, and a 3x3 convolution follows the
-    finest one.
+    Each level is a 1x1 convolution of the backbone's features plus the level above.
     """
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__(nn.Conv2d(c, width, 1) for c in channels)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The backbone's features, fine to coarse -> [B, width, h, w] each, in the same order"""
+        levels: list[Tensor] = []
+        for conv, own in zip(reversed(self), reversed(features), strict=True):
+            level = conv(own)
+            levels.append(level + upsampled(levels[-1], level) if levels else level)
+        return levels[::-1]
+
+
+class Pyramid(nn.Module):
+    """The finest level of a feature pyramid, and a 3x3 convolution."""
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.lateral = TopDown(channels, width)
         self.smooth = conv_norm(width, width)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """The backbone's features, fine to coarse -> [B, width, H, W] at the finest one's stride"""
-        x: Tensor | None = None
-        for conv, own in zip(reversed(self.lateral), reversed(features), strict=True):
-            level = conv(own)
-            x = level if x is None else level + F.interpolate(x, level.shape[2:], mode="bilinear")
-        assert x is not None
-        return self.smooth(x)
+        return self.smooth(self.lateral(features)[0])
+
+
+class Merge(nn.ModuleList):
+    """The levels of a pyramid at the finest one's size, a 3x3 convolution after each, added up."""
+
+    def __init__(self, levels: int, width: int) -> None:
+        super().__init__(conv_norm(width, width) for _ in range(levels))
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """[B, width, h, w] each, fine to coarse -> [B, width, H, W]"""
+        finest, *others = (conv(level) for conv, level in zip(self, levels, strict=True))
+        return torch.stack([finest, *(upsampled(level, finest) for level in others)]).sum(dim=0)
+
+
+def upsampled(x: Tensor, to: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, C, H, W], the size of the second one"""
+    return F.interpolate(x, to.shape[2:], mode="bilinear")
 
 
 class LandmarkBranch(nn.Module):

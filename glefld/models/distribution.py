@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from glefld.models.calibration import RIGHT_WITHIN
-from glefld.models.heatmap import PAPER_SIZE
+from glefld.models.heatmap import LEAST_SCALE, PAPER_SIZE
 
 #: Steps of Weiszfeld's iteration, which is slow where a distribution has several peaks of one height.
 STEPS = 30
@@ -28,13 +28,14 @@ class Distribution:
     """Maps of logits at a stride. The target is a Gaussian around the landmark, normalised to a sum of 1."""
 
     sigma: float = 8.0
-    """Standard deviation of the target, in pixels of a 224-pixel input."""
+    """Standard deviation of the target, in pixels of a 224-pixel input. On a map it is at least ``LEAST_SCALE`` pixels:
+    narrower ones would hardly tell where in a pixel the landmark is."""
     stride: int = 4
     """Input pixels per map pixel."""
 
     def encode(self, landmarks: Tensor, side: int) -> Tensor:
         """Return target distributions: [..., 2] (x, y in input pixels) -> [..., side, side]."""
-        sigma = self.sigma * side / PAPER_SIZE
+        sigma = max(self.sigma * side / PAPER_SIZE, LEAST_SCALE)
         centres = torch.arange(side, device=landmarks.device, dtype=landmarks.dtype) + 0.5
 
         def along(axis: int) -> Tensor:
@@ -66,7 +67,8 @@ class Distribution:
         point = centre(p)
         for _ in range(STEPS):
             point = centre(p * square_distance(point).clamp(min=NEAREST**2).rsqrt())
-        near = square_distance(point) <= (RIGHT_WITHIN * max(h, w)) ** 2
+        # A pixel that the circle's edge cuts counts in part: maps have few pixels.
+        near = (RIGHT_WITHIN * max(h, w) + 0.5 - square_distance(point).sqrt()).clamp(0, 1)
         score = (p * near).sum(dim=(1, 2))
         return (point * self.stride).view(b, k, 2), score.view(b, k)
 

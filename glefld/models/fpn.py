@@ -1,20 +1,31 @@
-"""FPN: a pretrained network of timm's, a feature pyramid down to stride 4, and distributions. This project's own.
+"""FPN: a pretrained network of timm's, a feature pyramid down to stride 8, and distributions, coarse to fine.
 
-The feature pyramid is that of Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017
-(https://arxiv.org/abs/1612.03144).
+This project's own. The feature pyramid is that of Lin et al., "Feature Pyramid Networks for Object Detection", CVPR
+2017 (https://arxiv.org/abs/1612.03144). That its levels are added up at the finest one's size is from Kirillov et al.,
+"Panoptic Feature Pyramid Networks", CVPR 2019 (https://arxiv.org/abs/1901.02446), and that a second head refines what a
+first one has found from SANL (``sanl``), of whose systems it was measured here that it pays.
+
+Maps at stride 8 are fine enough: a distribution's point lies between pixels, and what a larger input shows is worth far
+more than what a finer map could tell (docs/experiments.md).
 """
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 from glefld.errors import require_between
-from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
-from glefld.models.blocks import GarmentTypeHead, HeatmapHead, Pyramid, VisibilityHead
+from glefld.models.backbones import EMBEDDED, Backbone
+from glefld.models.blocks import GarmentTypeHead, HeatmapHead, Merge, TopDown, VisibilityHead
 from glefld.models.distribution import Distribution
 from glefld.models.system import Model, Output, Preset, System
 from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
+
+#: Strides of the pyramid's levels, the first of which is that of the maps.
+STRIDES = (8, 16, 32)
+#: How much wider the first head's distributions are than the second one's, as in SANL.
+COARSER = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +33,11 @@ class FPNConfig:
     """Options of ``fpn``. UserError for a width below 1 or a sigma that is not above 0."""
 
     backbone: str = EMBEDDED
-    """Network from timm with features at strides 4, 8, 16 and 32."""
+    """Network from timm with features at strides 8, 16 and 32."""
     width: int = 96
-    """Channels of the pyramid and the head."""
+    """Channels of the pyramid and the heads."""
+    refine: bool = True
+    """Refine the first head's distributions with a second head. Without it the first head's are the output."""
     sigma: float = 8.0
     """Standard deviation of the distributions that are aimed at, in pixels of a 224-pixel input."""
 
@@ -34,34 +47,47 @@ class FPNConfig:
 
 
 class FPN(Model):
-    """Backbone, feature pyramid and one distribution per landmark, at stride 4.
+    """Backbone, feature pyramid and one distribution per landmark, at stride 8.
 
     It also tells what is to be seen of each landmark and, where the landmark set has several, the garment's type.
     """
 
     features: Backbone
-    stride = 4
+    stride = STRIDES[0]
 
     def __init__(self, config: FPNConfig, labels: Labels) -> None:
         super().__init__(labels, Backbone(config.backbone, STRIDES))
-        self.codec = Distribution(config.sigma, stride=4)
-        self.pyramid = Pyramid(self.features.channels, config.width)
-        self.head = HeatmapHead(config.width, config.width, self.landmarks, bias=False)
-        self.visibility = VisibilityHead(config.width, self.features.channels[-1], self.landmarks)
+        own, width = self.features.channels, config.width
+        self.codec = Distribution(config.sigma, self.stride)
+        self.coarse_codec = Distribution(COARSER * config.sigma, self.stride)
+        self.top_down = TopDown(own, width)
+        self.merge = Merge(len(own), width)
+        self.coarse = HeatmapHead(width, width, self.landmarks, bias=False) if config.refine else None
+        seen = width + (self.landmarks if config.refine else 0)
+        self.head = HeatmapHead(seen, width, self.landmarks, bias=False)
+        self.visibility = VisibilityHead(width, own[-1], self.landmarks)
         types = len(labels.landmark_set.garment_types)
         # Last, so that it draws from the seed after all others.
-        self.garment_type = GarmentTypeHead(self.features.channels[-1], types) if types > 1 else None
+        self.garment_type = GarmentTypeHead(own[-1], types) if types > 1 else None
 
     def forward(self, images: Tensor) -> Output:
-        """[B, 3, H, W] -> logits [B, K, H / 4, W / 4], visibility [B, K, 3] and garment type [B, T] or None"""
+        """[B, 3, H, W] -> logits [B, K, H / 8, W / 8], coarse too, visibility [B, K, 3], garment type [B, T] or None"""
         features = self.features(images)
-        x = self.pyramid(features)
-        heatmaps = self.head(x)
+        x = self.merge(self.top_down(features))
+        coarse = self.coarse(x) if self.coarse is not None else None
+        heatmaps = self.head(x if coarse is None else torch.cat([x, by_peak(coarse)], dim=1))
         return Output(
             heatmaps,
+            coarse=coarse,
             visibility=self.visibility(x, heatmaps, features[-1]),
             garment_type=self.garment_type(features[-1]) if self.garment_type is not None else None,
         )
+
+
+def by_peak(logits: Tensor) -> Tensor:
+    """Logits [B, K, H, W] -> the distributions divided by their greatest values, so in [0, 1]"""
+    peak = logits.detach().amax(dim=(2, 3), keepdim=True)
+    return (logits - peak).exp()
 
 
 def preset(name: Preset, dataset: str) -> tuple[FPNConfig, Recipe]:

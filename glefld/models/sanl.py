@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from glefld.errors import UserError
 from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
-from glefld.models.blocks import HeatmapHead, NonLocal, Products, conv_norm
+from glefld.models.blocks import HeatmapHead, Merge, NonLocal, Products
 from glefld.models.classifier import Guide, Label
 from glefld.models.heatmap import Codec
 from glefld.models.system import Guidance, Model, Output, Preset, System
@@ -81,7 +81,7 @@ class SANL(Model):
         for block in self.blocks:
             assert isinstance(block, NonLocal)
             block.start_as_identity()
-        self.merge = nn.ModuleList(conv_norm(config.width, config.width) for _ in range(levels))
+        self.merge = Merge(levels, config.width)
         self.coarse = HeatmapHead(config.width, config.width, self.landmarks)
         self.fine = (
             HeatmapHead(config.width + self.landmarks, config.width, self.landmarks)
@@ -107,13 +107,7 @@ class SANL(Model):
         if self.blocks:
             maps = self.look(images, levels)
             levels = [block(x, m) for block, x, m in zip(self.blocks, levels, maps, strict=True)]
-        size = levels[0].shape[2:]
-        merged = torch.stack(
-            [
-                F.interpolate(conv(x), size, mode="bilinear") if x.shape[2:] != size else conv(x)
-                for conv, x in zip(self.merge, levels, strict=True)
-            ]
-        ).sum(dim=0)
+        merged = self.merge(levels)
         coarse = self.coarse(merged)
         if self.fine is None:
             return Output(coarse)

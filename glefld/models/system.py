@@ -84,7 +84,7 @@ class Model(nn.Module):
 
     stride: int = 8
     codec: Codec | Distribution = Codec()
-    coarse_codec: Codec = Codec()
+    coarse_codec: Codec | Distribution = Codec()
     objective: Objective = Objective()
     label: ClassLabel = "category"
     """The label that ``Output.classes`` predicts."""

@@ -74,6 +74,7 @@ def test_what_was_planted_is_found_and_nothing_else(data: str, tmp_path: Path) -
     assert "1 photo of one split looks like one of another split" in page
     assert "1 garment has a landmark in an unusual place" in page
     assert "&lt;b&gt;as it is&lt;/b&gt;" in page
+    assert "1 photo could not be fetched to be shown here: File name too long." in page
     assert page.count("<img") == 12 + 4 + 6 + 3 + 2 + 1  # samples, charts, maps, suspects, copies, a reject
     assert len(page) < 2_000_000
 
@@ -85,7 +86,7 @@ def test_photos_that_look_alike_are_counted_as_photos_and_dedupe_is_not_advised(
 
     ``--dedupe`` would not drop them, since their bytes differ.
     """
-    monkeypatch.setattr("glefld.inspection.report.MOST_PAIRS", 2)  # as many as there are pairs of photos
+    monkeypatch.setattr("glefld.inspection.findings.MOST_PAIRS", 2)  # as many as there are pairs of photos
     rng = np.random.default_rng(0)
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
     for number in range(10):

@@ -8,16 +8,16 @@ from glefld.models.distribution import Distribution
 CODEC = Distribution()
 
 
-@pytest.mark.parametrize("size", [64, 112, 224])
-def test_round_trip(size: int) -> None:
+@pytest.mark.parametrize(("size", "stride"), [(64, 4), (112, 4), (224, 4), (64, 8), (160, 8), (224, 8)])
+def test_round_trip(size: int, stride: int) -> None:
     """A target's logarithm decodes to its landmark, within a twentieth of a map pixel where no border cuts it."""
     seed = int(torch.randint(1 << 31, ()))
     print("seed", seed)
     torch.manual_seed(seed)
     landmarks = torch.rand(40, 8, 2) * size * 0.6 + size * 0.2
-    points, score = CODEC.decode(CODEC.encode(landmarks, size // 4).clamp(min=1e-12).log())
-    assert (points - landmarks).abs().max() < 0.05 * CODEC.stride
-    assert score.min() > 0.9
+    codec = Distribution(stride=stride)
+    points, _ = codec.decode(codec.encode(landmarks, size // stride).clamp(min=1e-12).log())
+    assert (points - landmarks).abs().max() < 0.05 * stride
 
 
 def test_targets_are_distributions_up_to_the_border() -> None:
@@ -35,6 +35,18 @@ def test_of_two_places_the_likelier_is_answered_with_its_probability() -> None:
     points, score = CODEC.decode((0.7 * two[0] + 0.3 * two[1]).clamp(min=1e-12).log()[None, None])
     assert (points[0, 0] - 16).abs().max() < 3
     assert score.item() == pytest.approx(0.7, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "least"), [(64, 4, 0.85), (224, 4, 0.95), (64, 8, 0.4), (160, 8, 0.9)]
+)
+def test_the_score_is_the_probability_near_the_point(size: int, stride: int, least: float) -> None:
+    """A target's is great, and does not jump as the landmark moves: a circle of few pixels counts parts of them."""
+    codec = Distribution(stride=stride)
+    landmarks = torch.linspace(0.4, 0.6, 1001)[:, None] * size * torch.tensor([1.0, 0.7])
+    _, score = codec.decode(codec.encode(landmarks, size // stride).clamp(min=1e-12).log()[:, None])
+    assert score.min() > least
+    assert score[:, 0].diff().abs().max() < 0.01
 
 
 def test_no_point_has_a_lower_expected_distance() -> None:
