@@ -354,6 +354,11 @@ def _part(path: str) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def is_unfinished(name: str) -> bool:
+    """Return whether a local file of this name is still being written, or was when its process died."""
+    return _PART.fullmatch(name) is not None
+
+
 def remove_unfinished(url: str) -> None:
     """Delete the temporary files that killed processes left in a local folder, but not in the folders below it.
 
@@ -361,7 +366,7 @@ def remove_unfinished(url: str) -> None:
     """
     if is_local(url):
         for part in Path(local_path(url)).glob("_part-*"):
-            if _PART.fullmatch(part.name):
+            if is_unfinished(part.name):
                 part.unlink(missing_ok=True)
 
 

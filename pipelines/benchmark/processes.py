@@ -101,7 +101,7 @@ class _Looking(threading.Thread):
     def files(self) -> None:
         assert self.watch is not None
         for entry in storage.entries(self.watch):
-            if not entry.is_folder:
+            if not entry.is_folder and not storage.is_unfinished(entry.name):
                 self.seen.setdefault(entry.name, time.time())
 
     def stop(self) -> None:

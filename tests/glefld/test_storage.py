@@ -259,3 +259,18 @@ def test_a_package_that_is_missing_is_named(url: str, words: str, monkeypatch: p
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=words):
         storage.exists(url)
+
+
+def test_a_file_in_the_making_is_told_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    replace = os.replace
+
+    def watched(source: Path, target: str) -> None:
+        names.extend(path.name for path in tmp_path.iterdir())
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    storage.write_bytes(str(tmp_path / "part-0.parquet"), b"data")
+    assert len(names) == 1
+    assert storage.is_unfinished(names[0])
+    assert not storage.is_unfinished("part-0.parquet")

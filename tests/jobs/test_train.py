@@ -476,7 +476,7 @@ WRONG = {
     "nothing to resume": ("--resume", "there is no run fld-fpn-"),
     "no such run": ("--resume --name never", "is not a run"),
     "no epochs": ("--epochs 0", "epochs must be at least 1, not 0"),
-    "a size that the network does not take": ("--input-size 102", "input-size must be a multiple of 4"),
+    "a size that the network does not take": ("--input-size 102", "input-size must be a multiple of 8"),
     "no GPU": ("--device gpu", "--device gpu: this machine has no GPU"),
     "no workers": ("--num-workers 0", "--num-workers 0: MIN must be at least 1"),
     "fewer workers at most than at least": ("--num-workers 4-1", "--num-workers 4-1: MIN must be"),

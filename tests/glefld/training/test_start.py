@@ -136,7 +136,7 @@ def test_a_card_tells_the_weights_behind_the_start(tmp_path: Path) -> None:
 def test_a_backbone_that_does_not_suit_the_size_is_refused(backbone: str, told: str) -> None:
     """Features that are not where their stride says, and a network of one size only."""
     config = {"backbone": backbone, "width": 8}
-    job = Job("fld", "", "", "fpn", config, dataclasses.replace(RECIPE, input_size=96))
+    job = Job("fld", "", "", "dafe", config, dataclasses.replace(RECIPE, input_size=96))
     with pytest.raises(UserError, match=rf"backbone {backbone} {told}.*--input-size 96"):
         initial_model(job, LABELS)
 
