@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from glefld.models.calibration import RIGHT_WITHIN
-from glefld.models.heatmap import LEAST_SCALE, PAPER_SIZE
+from glefld.models.heatmap import PAPER_SIZE
 
 #: Steps of Weiszfeld's iteration, which is slow where a distribution has several peaks of one height.
 STEPS = 30
 #: Distance in map pixels below which a pixel's pull stops growing. With less the points stick to pixels' centres: of
 #: targets whose landmark is known, 0.3 misses by up to 0.17 pixels, 1 by 0.03.
 NEAREST = 1.0
+#: Least standard deviation of a target in map pixels: a narrower one hardly tells where in a pixel the landmark is.
+LEAST_SIGMA = 0.5
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,13 @@ class Distribution:
     """Maps of logits at a stride. The target is a Gaussian around the landmark, normalised to a sum of 1."""
 
     sigma: float = 8.0
-    """Standard deviation of the target, in pixels of a 224-pixel input. On a map it is at least ``LEAST_SCALE`` pixels:
-    narrower ones would hardly tell where in a pixel the landmark is."""
+    """Standard deviation of the target, in pixels of a 224-pixel input; on a map ``LEAST_SIGMA`` pixels at least."""
     stride: int = 4
     """Input pixels per map pixel."""
 
     def encode(self, landmarks: Tensor, side: int) -> Tensor:
         """Return target distributions: [..., 2] (x, y in input pixels) -> [..., side, side]."""
-        sigma = max(self.sigma * side / PAPER_SIZE, LEAST_SCALE)
+        sigma = max(self.sigma * side / PAPER_SIZE, LEAST_SIGMA)
         centres = torch.arange(side, device=landmarks.device, dtype=landmarks.dtype) + 0.5
 
         def along(axis: int) -> Tensor:

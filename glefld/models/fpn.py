@@ -1,18 +1,19 @@
-"""FPN: a pretrained network of timm's, a feature pyramid down to stride 8, and distributions, coarse to fine.
+"""FPN: a pretrained network of timm's, a feature pyramid, and distributions, coarse to fine.
 
 This project's own. The feature pyramid is that of Lin et al., "Feature Pyramid Networks for Object Detection", CVPR
 2017 (https://arxiv.org/abs/1612.03144). That its levels are added up at the finest one's size is from Kirillov et al.,
 "Panoptic Feature Pyramid Networks", CVPR 2019 (https://arxiv.org/abs/1901.02446), and that a second head refines what a
 first one has found from SANL (``sanl``), of whose systems it was measured here that it pays.
 
-Maps at stride 8 are fine enough: a distribution's point lies between pixels, and what a larger input shows is worth far
-more than what a finer map could tell (docs/experiments.md).
+The pyramid ends at stride 8, where layers cost a quarter of what they would at stride 4: what a larger input shows is
+worth far more (docs/experiments.md). The last layer tells four parts of each position, the sub-pixel convolution of Shi
+et al., CVPR 2016 (https://arxiv.org/abs/1609.05158), so that the maps have stride 4 at hardly any cost.
 """
 
 import dataclasses
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glefld.errors import require_between
 from glefld.models.backbones import EMBEDDED, Backbone
@@ -22,8 +23,10 @@ from glefld.models.system import Model, Output, Preset, System
 from glefld.recipe import BEST, Recipe
 from glefld.schema import Labels
 
-#: Strides of the pyramid's levels, the first of which is that of the maps.
+#: Strides of the pyramid's levels.
 STRIDES = (8, 16, 32)
+#: How often a position of the finest level is divided in the maps, along each side.
+PARTS = 2
 #: How much wider the first head's distributions are than the second one's, as in SANL.
 COARSER = 2.0
 
@@ -47,7 +50,7 @@ class FPNConfig:
 
 
 class FPN(Model):
-    """Backbone, feature pyramid and one distribution per landmark, at stride 8.
+    """Backbone, feature pyramid and one distribution per landmark, at stride 4; the first head's are at stride 8.
 
     It also tells what is to be seen of each landmark and, where the landmark set has several, the garment's type.
     """
@@ -58,28 +61,34 @@ class FPN(Model):
     def __init__(self, config: FPNConfig, labels: Labels) -> None:
         super().__init__(labels, Backbone(config.backbone, STRIDES))
         own, width = self.features.channels, config.width
-        self.codec = Distribution(config.sigma, self.stride)
+        self.codec = Distribution(config.sigma, self.stride // PARTS)
         self.coarse_codec = Distribution(COARSER * config.sigma, self.stride)
         self.top_down = TopDown(own, width)
         self.merge = Merge(len(own), width)
         self.coarse = HeatmapHead(width, width, self.landmarks, bias=False) if config.refine else None
         seen = width + (self.landmarks if config.refine else 0)
-        self.head = HeatmapHead(seen, width, self.landmarks, bias=False)
+        self.head = HeatmapHead(seen, width, self.landmarks * PARTS**2, bias=False)
+        self.finer = nn.PixelShuffle(PARTS)
         self.visibility = VisibilityHead(width, own[-1], self.landmarks)
         types = len(labels.landmark_set.garment_types)
         # Last, so that it draws from the seed after all others.
         self.garment_type = GarmentTypeHead(own[-1], types) if types > 1 else None
 
     def forward(self, images: Tensor) -> Output:
-        """[B, 3, H, W] -> logits [B, K, H / 8, W / 8], coarse too, visibility [B, K, 3], garment type [B, T] or None"""
+        """Return logits [B, K, H / 4, W / 4], coarse [B, K, H / 8, W / 8] or None, visibility, garment type or None.
+
+        images: [B, 3, H, W]
+        """
         features = self.features(images)
         x = self.merge(self.top_down(features))
         coarse = self.coarse(x) if self.coarse is not None else None
-        heatmaps = self.head(x if coarse is None else torch.cat([x, by_peak(coarse)], dim=1))
+        parts = self.head(x if coarse is None else torch.cat([x, by_peak(coarse)], dim=1))
+        # A position's probability is that of its parts together.
+        places = parts.unflatten(1, (self.landmarks, PARTS**2)).logsumexp(dim=2)
         return Output(
-            heatmaps,
+            self.finer(parts),
             coarse=coarse,
-            visibility=self.visibility(x, heatmaps, features[-1]),
+            visibility=self.visibility(x, places, features[-1]),
             garment_type=self.garment_type(features[-1]) if self.garment_type is not None else None,
         )
 

@@ -167,7 +167,8 @@ def test_outputs_have_their_shapes(case: str, size: int) -> None:
         found = model.find_boxes(output.boxes, size)
         assert [f.boxes.shape[1:] for f in found] == [(4,)] * 2
     if output.coarse is not None:
-        assert output.coarse.shape == output.heatmaps.shape
+        coarse = size // model.coarse_codec.stride
+        assert output.coarse.shape == (2, K, coarse, coarse)
     if output.classes is not None:
         assert output.classes.shape == (2, len(LABELS.classes(model.label)))
     if output.attributes is not None:

@@ -39,7 +39,8 @@ def test_the_second_head_refines_the_first_ones_distributions() -> None:
     model, images = fpn(), torch.randn(2, 3, 64, 64)
     found = model(images)
     assert found.coarse is not None
-    assert found.coarse.shape == found.heatmaps.shape == (2, 8, 8, 8)
+    assert found.coarse.shape == (2, 8, 8, 8)
+    assert found.heatmaps.shape == (2, 8, 16, 16)
     assert isinstance(model.coarse_codec, Distribution)
     assert model.coarse_codec.sigma == 2 * model.codec.sigma
     with torch.no_grad():
