@@ -88,7 +88,8 @@ class Options(Generic[Config]):
     """landmarks; classify: the classifiers resnet and sanl-resnet, for their own use or to guide SANL; detect: fcos,
     which finds garments in photos that were ingested with --margin full."""
     preset: Preset = "best"
-    """best: this project's, for half an hour on two CPU cores, from ImageNet weights that are on board. paper: the
+    """best: this project's, from ImageNet weights that are on board; half an hour on two CPU cores with fpn and some
+    thousand photos. paper: the
     paper's network, and its or its released code's recipe, at 224 pixels."""
     data: str | None = None
     """Ingested data set, path or URL. Default: <root>/data/<dataset>."""

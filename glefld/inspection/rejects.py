@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-import zlib
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from glefld import storage
 from glefld.data.photos import FORMATS, MAX_PIXELS
+from glefld.datasets.lists import DAMAGED
 
 FOLDER = "_rejects"
 #: Files that are read. Each shard has one, so a few tell enough of a large data set; counts come from the manifest.
@@ -46,13 +46,13 @@ def read(data: str, each: int) -> dict[str, list[Reject]]:
 def picture(uri: str) -> Image.Image | None:
     """Return a photo in small, as far as it can be decoded; None if it is not there, lies in a tar or on a server.
 
-    OSError, or UserError, if a disk or a store does not give it: that is no reason why it was rejected.
+    Whatever a disk or a store raises that does not give it is raised: that is no reason why it was rejected.
     """
     if storage.is_http(uri):
         return None
     try:
         data = _bytes(uri)
-    except (FileNotFoundError, LookupError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (FileNotFoundError, LookupError, *DAMAGED):
         return None  # it is gone, or its archive or its place in there is damaged, which may be why it was rejected
     if data is None:
         return None

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from glefld.data.augmentation import Augmentation
-from glefld.errors import UserError
 from glefld.inspection import copies, draws, rejects, shapes
 from glefld.inspection.findings import Copy, Inspection
 from glefld.inspection.rows import Rows
@@ -464,10 +463,8 @@ def _rejects(found: Inspection) -> list[Part]:
         for reject in some:
             try:
                 image = rejects.picture(reject.uri)
-            except (OSError, UserError) as error:
-                refused[
-                    error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
-                ] += 1
+            except Exception as error:  # each store's library has its own; the page is made all the same
+                refused[_words(error)] += 1
                 continue
             if image is not None:
                 note = f"{reject.split}: {reject.sample_id} of {public_url(reject.uri)}"
@@ -479,6 +476,12 @@ def _rejects(found: Inspection) -> list[Part]:
             Text(f"{count(number, 'photo')} could not be fetched to be shown here: {redacted(cause)}.")
         )
     return parts
+
+
+def _words(error: Exception) -> str:
+    """Return what went wrong, in one line without file names."""
+    told = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    return told or type(error).__name__
 
 
 def _are(number: int) -> str:

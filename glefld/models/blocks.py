@@ -20,7 +20,7 @@ LEAST_ATTENTION = 0.01
 Products = Literal["plain", "scaled", "cosine"]
 #: On a CPU up to so many positions attend by plain matrix products, which hold a weight for each pair of them:
 #: PyTorch's fused kernel takes 1.7 to 3.2 times as long there. Beyond, memory counts.
-PLAIN_POSITIONS = 1024
+PLAIN_POSITIONS = 1600
 
 
 class NonLocal(nn.Module):
@@ -117,7 +117,11 @@ class Pyramid(nn.Module):
 
 
 class Merge(nn.ModuleList):
-    """The levels of a pyramid at the finest one's size, a 3x3 convolution after each, added up."""
+    """The levels of a pyramid added up at the finest one's size, a 3x3 convolution after each.
+
+    As in Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019 (https://arxiv.org/abs/1901.02446), but with
+    one convolution a level.
+    """
 
     def __init__(self, levels: int, width: int) -> None:
         super().__init__(conv_norm(width, width) for _ in range(levels))
@@ -231,12 +235,12 @@ class GarmentTypeHead(nn.Sequential):
 
 
 class HeatmapHead(nn.Sequential):
-    """Two 3x3 convolutions and one heatmap per landmark: [B, C, H, W] -> [B, K, H, W]
+    """Two 3x3 convolutions and so many maps M: [B, C, H, W] -> [B, M, H, W]
 
     bias: of the maps; a softmax over a map would take it away.
     """
 
-    def __init__(self, c_in: int, channels: int, landmarks: int, bias: bool = True) -> None:
-        last = nn.Conv2d(channels, landmarks, 1, bias=bias)
+    def __init__(self, c_in: int, channels: int, maps: int, bias: bool = True) -> None:
+        last = nn.Conv2d(channels, maps, 1, bias=bias)
         start_heatmaps(last)
         super().__init__(conv_norm(c_in, channels), conv_norm(channels, channels), last)

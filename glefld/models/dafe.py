@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from glefld.errors import UserError
 from glefld.models.backbones import EMBEDDED, STRIDES, Backbone
-from glefld.models.blocks import HeatmapHead, conv_norm
+from glefld.models.blocks import HeatmapHead, conv_norm, upsampled
 from glefld.models.heatmap import Codec
 from glefld.models.system import Model, Output, Preset, System
 from glefld.recipe import BEST, Recipe
@@ -64,7 +64,7 @@ class PlainSum(nn.Module):
 
     def forward(self, high: Tensor, low: Tensor) -> Tensor:
         """high [B, C, h, w], low [B, C, H, W] -> [B, C, H, W]"""
-        return F.interpolate(high, low.shape[2:], mode="bilinear") + low
+        return upsampled(high, low) + low
 
 
 class SpatialReuse(nn.Module):
@@ -78,7 +78,7 @@ class SpatialReuse(nn.Module):
 
     def forward(self, high: Tensor, low: Tensor) -> Tensor:
         """high [B, C, h, w], low [B, C, H, W] -> [B, C, H, W]"""
-        high = F.interpolate(high, low.shape[2:], mode="bilinear")
+        high = upsampled(high, low)
         return high + self.attention(high) * low
 
 

@@ -3,11 +3,12 @@
 This project's own. The feature pyramid is that of Lin et al., "Feature Pyramid Networks for Object Detection", CVPR
 2017 (https://arxiv.org/abs/1612.03144). That its levels are added up at the finest one's size is from Kirillov et al.,
 "Panoptic Feature Pyramid Networks", CVPR 2019 (https://arxiv.org/abs/1901.02446), and that a second head refines what a
-first one has found from SANL (``sanl``), of whose systems it was measured here that it pays.
+first one has found from SANL (``sanl``).
 
 The pyramid ends at stride 8, where layers cost a quarter of what they would at stride 4: what a larger input shows is
-worth far more (docs/experiments.md). The last layer tells four parts of each position, the sub-pixel convolution of Shi
-et al., CVPR 2016 (https://arxiv.org/abs/1609.05158), so that the maps have stride 4 at hardly any cost.
+worth far more (docs/experiments.md). The last layer predicts the 2 x 2 map pixels of each position, the sub-pixel
+convolution of Shi et al., CVPR 2016 (https://arxiv.org/abs/1609.05158), so that the maps have stride 4 at hardly any
+cost.
 """
 
 import dataclasses
@@ -25,22 +26,22 @@ from glefld.schema import Labels
 
 #: Strides of the pyramid's levels.
 STRIDES = (8, 16, 32)
-#: How often a position of the finest level is divided in the maps, along each side.
-PARTS = 2
+#: Map pixels to a position of the finest level, along each side.
+UPSCALE = 2
 #: How much wider the first head's distributions are than the second one's, as in SANL.
 COARSER = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class FPNConfig:
-    """Options of ``fpn``. UserError for a width below 1 or a sigma that is not above 0."""
+    """Options of ``fpn``. UserError for a width below 1 or a sigma below 0.1."""
 
     backbone: str = EMBEDDED
     """Network from timm with features at strides 8, 16 and 32."""
     width: int = 96
     """Channels of the pyramid and the heads."""
     refine: bool = True
-    """Refine the first head's distributions with a second head. Without it the first head's are the output."""
+    """Refine what a first head has found, in wider distributions, with a second one. Without it one head is all."""
     sigma: float = 8.0
     """Standard deviation of the distributions that are aimed at, in pixels of a 224-pixel input."""
 
@@ -61,32 +62,32 @@ class FPN(Model):
     def __init__(self, config: FPNConfig, labels: Labels) -> None:
         super().__init__(labels, Backbone(config.backbone, STRIDES))
         own, width = self.features.channels, config.width
-        self.codec = Distribution(config.sigma, self.stride // PARTS)
+        self.codec = Distribution(config.sigma, self.stride // UPSCALE)
         self.coarse_codec = Distribution(COARSER * config.sigma, self.stride)
         self.top_down = TopDown(own, width)
         self.merge = Merge(len(own), width)
         self.coarse = HeatmapHead(width, width, self.landmarks, bias=False) if config.refine else None
         seen = width + (self.landmarks if config.refine else 0)
-        self.head = HeatmapHead(seen, width, self.landmarks * PARTS**2, bias=False)
-        self.finer = nn.PixelShuffle(PARTS)
+        self.head = HeatmapHead(seen, width, self.landmarks * UPSCALE**2, bias=False)
+        self.pixel_shuffle = nn.PixelShuffle(UPSCALE)
         self.visibility = VisibilityHead(width, own[-1], self.landmarks)
         types = len(labels.landmark_set.garment_types)
         # Last, so that it draws from the seed after all others.
         self.garment_type = GarmentTypeHead(own[-1], types) if types > 1 else None
 
     def forward(self, images: Tensor) -> Output:
-        """Return logits [B, K, H / 4, W / 4], coarse [B, K, H / 8, W / 8] or None, visibility, garment type or None.
+        """[B, 3, H, W] -> logits [B, K, H / 4, W / 4] and [B, K, H / 8, W / 8], visibility [B, K, 3], type [B, T]
 
-        images: [B, 3, H, W]
+        The coarse logits are None without ``refine``, the type where the landmark set has less than two.
         """
         features = self.features(images)
         x = self.merge(self.top_down(features))
         coarse = self.coarse(x) if self.coarse is not None else None
-        parts = self.head(x if coarse is None else torch.cat([x, by_peak(coarse)], dim=1))
-        # A position's probability is that of its parts together.
-        places = parts.unflatten(1, (self.landmarks, PARTS**2)).logsumexp(dim=2)
+        pixels = self.head(x if coarse is None else torch.cat([x, by_peak(coarse)], dim=1))
+        # A position's probability is that of its map pixels together.
+        places = pixels.unflatten(1, (self.landmarks, UPSCALE**2)).logsumexp(dim=2)
         return Output(
-            self.finer(parts),
+            self.pixel_shuffle(pixels),
             coarse=coarse,
             visibility=self.visibility(x, places, features[-1]),
             garment_type=self.garment_type(features[-1]) if self.garment_type is not None else None,
@@ -95,6 +96,7 @@ class FPN(Model):
 
 def by_peak(logits: Tensor) -> Tensor:
     """Logits [B, K, H, W] -> the distributions divided by their greatest values, so in [0, 1]"""
+    # The peak is a unit here: its gradient would only move it against all else.
     peak = logits.detach().amax(dim=(2, 3), keepdim=True)
     return (logits - peak).exp()
 

@@ -27,7 +27,7 @@ class Output(NamedTuple):
     """
 
     heatmaps: Tensor | None = None  # [B, K, H, W]
-    coarse: Tensor | None = None  # [B, K, H, W], an intermediate prediction, also supervised
+    coarse: Tensor | None = None  # [B, K, h, w], an intermediate prediction, also supervised
     visibility: Tensor | None = None  # [B, K, 3] logits of ``truth.SEEN``
     classes: Tensor | None = None  # [B, C] logits
     attributes: Tensor | None = None  # [B, A, 2] logits of no and yes

@@ -19,8 +19,8 @@ def jpeg() -> bytes:
     return encoded.getvalue()
 
 
-def in_a_zip(folder: Path, data: bytes) -> str:
-    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+def in_a_zip(folder: Path, data: bytes, compression: int = zipfile.ZIP_STORED) -> str:
+    with zipfile.ZipFile(folder / "photos.zip", "w", compression) as archive:
         archive.writestr("a.jpg", data)
     return f"{folder}/photos.zip::a.jpg"
 
@@ -48,8 +48,19 @@ def test_as_much_as_there_is(
 )
 def test_what_is_not_there_has_no_picture(uri: str, tmp_path: Path) -> None:
     in_a_zip(tmp_path, jpeg())
+    plain(tmp_path, jpeg())
     (tmp_path / "x.zip").write_bytes(b"no archive")
     assert rejects.picture(uri.format(tmp_path)) is None
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_what_is_damaged_in_its_archive_has_no_picture(compression: int, tmp_path: Path) -> None:
+    uri = in_a_zip(tmp_path, jpeg(), compression)
+    data = bytearray((tmp_path / "photos.zip").read_bytes())
+    for i in range(60, 400):
+        data[i] ^= 0xA5
+    (tmp_path / "photos.zip").write_bytes(data)
+    assert rejects.picture(uri) is None
 
 
 def test_a_disk_that_refuses_is_no_missing_photo(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ SIZE = 32
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fpn": ("fpn", {"backbone": "test_resnet", "width": 16}),
     "fpn-embedded": ("fpn", {"width": 16}),
+    "fpn-one-head": ("fpn", {"backbone": "test_resnet", "width": 16, "refine": False}),
     "gle-1": ("gle", {"backbone": "test_resnet", "modules": 1, "start": "identity"}),
     "gle-vgg16": ("gle", {"backbone": "vgg16", "modules": 1, "width": 16}),
     "gle-0": ("gle", {"backbone": "test_resnet", "modules": 0, "width": 16}),

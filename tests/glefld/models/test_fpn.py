@@ -48,10 +48,22 @@ def test_the_second_head_refines_the_first_ones_distributions() -> None:
     assert not torch.allclose(model(images).heatmaps, found.heatmaps)
 
 
-def test_without_it_the_first_heads_are_the_answer() -> None:
+def test_without_refinement_one_head_is_all() -> None:
     model = fpn(refine=False)
-    assert model(torch.randn(2, 3, 64, 64)).coarse is None
+    found = model(torch.randn(2, 3, 64, 64))
+    assert found.coarse is None
+    assert found.heatmaps.shape == (2, 8, 16, 16)
     assert not any(name.startswith("coarse") for name in model.state_dict())
+
+
+def test_visibility_looks_where_the_map_is_likely() -> None:
+    """At stride 8, where a position's probability is that of its four map pixels."""
+    model = fpn()
+    looked: list[torch.Tensor] = []
+    model.visibility.register_forward_pre_hook(lambda module, inputs: looked.append(inputs[1]))
+    heatmaps = model(torch.randn(2, 3, 64, 64)).heatmaps
+    assert heatmaps is not None
+    torch.testing.assert_close(looked[0], (4 * F.avg_pool2d(heatmaps.exp(), 2)).log())
 
 
 @pytest.mark.parametrize("height", [0.0, 30.0, -2000.0])
