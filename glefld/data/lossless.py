@@ -23,6 +23,8 @@ GRIDS = {
     "411": (32, 8),
     "441": (8, 32),
 }
+#: What Huffman tables code, by class (DC, AC): categories, and run lengths with categories (T.81, F.1.2).
+SYMBOLS = (bytes(range(12)), bytes(symbol for symbol in range(256) if symbol % 16 <= 10))
 # Names and values of turbojpeg.h, which are the same in all of libjpeg-turbo 3.
 _INIT_TRANSFORM = 2
 _PARAM_STOP_ON_WARNING = 0
@@ -63,14 +65,39 @@ def version() -> str:
 def grid(data: bytes) -> tuple[int, int] | None:
     """Return width and height of a JPEG's MCUs, at whose corners its crops begin; None if it must be decoded.
 
-    Any JPEG may be asked for that Pillow opens. Only YCbCr and grey of 8 bits in the usual subsamplings have a grid.
+    Any JPEG may be asked for that Pillow opens. Only YCbCr and grey of 8 bits in the usual subsamplings have a grid,
+    and none whose Huffman tables are damaged.
     """
     assert library() is not None, "this machine has no pylibjxl, unlike the one that started the job"
     try:
         _, _, colour, subsampling = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    return GRIDS.get(subsampling) if colour in ("YCbCr", "Gray") else None
+    return GRIDS.get(subsampling) if colour in ("YCbCr", "Gray") and _has_usual_tables(data) else None
+
+
+def _has_usual_tables(data: bytes) -> bool:
+    """Return whether all Huffman tables code ``SYMBOLS`` only.
+
+    Others make coefficients of more bits than 8-bit pictures have. Decoders take them, but TurboJPEG's encoder does not
+    check, and writes what is no JPEG.
+    """
+    found = data.find(b"\xff\xc4")  # in entropy code 0xff is followed by 0
+    while found >= 0:
+        if not _are_usual(data[found + 4 : found + 2 + int.from_bytes(data[found + 2 : found + 4])]):
+            return False
+        found = data.find(b"\xff\xc4", found + 2)
+    return True
+
+
+@functools.lru_cache(256)  # most photos have the same ones
+def _are_usual(tables: bytes) -> bool:
+    while tables:
+        kind, symbols = tables[0] >> 4, sum(tables[1:17])
+        if kind >= len(SYMBOLS) or tables[17 : 17 + symbols].translate(None, SYMBOLS[kind]):
+            return False
+        tables = tables[17 + symbols :]
+    return True
 
 
 def on_grid(

@@ -1,7 +1,9 @@
 """The rows that ingest set aside: how many for which reason, and the photos of some."""
 
 import io
+import lzma
 import zipfile
+import zlib
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -10,7 +12,6 @@ from PIL import Image, ImageFile, ImageOps
 
 from glefld import storage
 from glefld.data.photos import FORMATS, MAX_PIXELS
-from glefld.datasets.lists import DAMAGED
 
 FOLDER = "_rejects"
 #: Files that are read. Each shard has one, so a few tell enough of a large data set; counts come from the manifest.
@@ -18,6 +19,8 @@ MOST_FILES = 64
 #: A larger file is not opened, for a picture.
 MOST_BYTES = 64 << 20
 SIDE = 320
+#: Errors of a damaged archive, and RuntimeError of an encrypted member or an unknown compression.
+DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
 class Reject(NamedTuple):
@@ -52,7 +55,7 @@ def picture(uri: str) -> Image.Image | None:
         return None
     try:
         data = _bytes(uri)
-    except (FileNotFoundError, LookupError, *DAMAGED):
+    except (FileNotFoundError, LookupError, *DAMAGED_ARCHIVE):
         return None  # it is gone, or its archive or its place in there is damaged, which may be why it was rejected
     if data is None:
         return None

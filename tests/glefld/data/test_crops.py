@@ -176,3 +176,29 @@ def test_damage_is_found_as_by_decoding() -> None:
         assert reason(bad, True) == reason(bad, False) == checked(bad) == verdicts[-1]
     assert {"", "damaged_photo", "truncated_photo"} <= set(verdicts)
     assert not any(reason(data, True) for data in whole)
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+def test_damaged_huffman_tables_give_no_crop_that_cannot_be_decoded(optimize: bool) -> None:
+    """A symbol of more bits than pictures have may decode without a warning; TurboJPEG's encoder does not check it.
+
+    Each symbol of each table in turn: the crop is decoded, or the photo is refused.
+    """
+    good = encoded(photo(3, 40, 56), quality=90, optimize=optimize)
+    answered, places = 0, []
+    found = good.find(b"\xff\xc4")
+    while found >= 0:
+        length = int.from_bytes(good[found + 2 : found + 4])
+        places += range(found + 4 + 17, found + 2 + length)
+        found = good.find(b"\xff\xc4", found + 2)
+    for place in places:
+        data = good[:place] + b"\xff" + good[place + 1 :]
+        try:
+            decode_rgb(data)
+        except BadPhoto:
+            continue
+        for box in ((0, 0, 40, 56), (20, 30, 40, 56)):
+            cut, (x1, y1, x2, y2) = Crops(data, lossless=True).cut(box)
+            assert decode_rgb(cut).size == (x2 - x1, y2 - y1)
+            answered += 1
+    assert answered > 50
