@@ -5,7 +5,7 @@ Read in one pass and checked value by value; what the landmarks of several files
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from typing import Any
 
@@ -127,12 +127,18 @@ def _object(file: File, kind: str, value: Any) -> dict[str, Any]:
     return value
 
 
+def _new_id(file: File, one: str, kind: str, item: Mapping[str, Any], taken: Container[str]) -> str:
+    """Return the id of an image or category; UserError if it is none, or that of another one."""
+    if (key := _identity(item.get("id"))) is None:
+        raise UserError(f"{file.path}: {one} has the id {shown(repr(item.get('id')))}")
+    if key in taken:
+        raise UserError(f"{file.path}: two {kind} have the id {key}: export the annotations again")
+    return key
+
+
 def _add_image(file: File, value: Any) -> None:
     image = _object(file, "images", value)
-    if (key := _identity(image.get("id"))) is None:
-        raise UserError(f"{file.path}: an image has the id {shown(repr(image.get('id')))}")
-    if key in file.images:
-        raise UserError(f"{file.path}: two images have the id {key}: export the annotations again")
+    key = _new_id(file, "an image", "images", image, file.images)
     name = image.get("file_name")
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise UserError(f"{file.path}: image {key} has no file_name")
@@ -143,10 +149,7 @@ def _add_image(file: File, value: Any) -> None:
 
 def _add_category(file: File, value: Any) -> None:
     category = _object(file, "categories", value)
-    if (key := _identity(category.get("id"))) is None:
-        raise UserError(f"{file.path}: a category has the id {shown(repr(category.get('id')))}")
-    if key in file.categories:
-        raise UserError(f"{file.path}: two categories have the id {key}: export the annotations again")
+    key = _new_id(file, "a category", "categories", category, file.categories)
     name = category.get("name", key)
     names = category.get("keypoints") or []
     where = f"{file.path}: category {shown(str(name))}"
